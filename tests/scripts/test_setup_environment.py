@@ -1,0 +1,31 @@
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+from experiments.robot.libero.simulator import APT_COMMAND
+from scripts import setup_environment
+
+
+def test_the_simulator_names_the_same_packages() -> None:
+    assert APT_COMMAND.endswith("install -y " + " ".join(setup_environment.EGL_PACKAGES))
+
+
+@pytest.mark.parametrize("version", [(3, 9, 18), (3, 13, 0)])
+def test_an_unfit_python_is_named_with_the_remedy(monkeypatch: pytest.MonkeyPatch, version: tuple[int, ...]) -> None:
+    monkeypatch.setattr(sys, "version_info", version)
+    with pytest.raises(SystemExit, match=r"3\.10 to 3\.12 is needed.*make setup PYTHON="):
+        setup_environment.check_python()
+
+
+@pytest.mark.skipif(shutil.which("dpkg-query") is None, reason="not a Debian system")
+def test_only_missing_packages_are_installed() -> None:
+    assert setup_environment.missing_packages(["dpkg", "lightvla-no-such-package"]) == ["lightvla-no-such-package"]
+    assert not setup_environment.install_packages(["dpkg"])
+
+
+def test_a_renderer_that_does_not_work_is_reported_not_raised() -> None:
+    name, error = setup_environment.render(Path(sys.executable), "no-such-backend")
+    assert name is None
+    assert "no-such-backend" in error and APT_COMMAND in error
