@@ -1,0 +1,83 @@
+"""Configuration of Prismatic vision-language-action models, under the published names."""
+
+from typing import Any
+
+from transformers import LlamaConfig, PreTrainedConfig
+
+from prismatic.models.pruners.registry import PrunerSpec
+from prismatic.vla.prompt import TokenIds
+from prismatic.vla.robots import LIBERO, RobotSpec
+
+READOUTS = ("aligned", "tail")
+LLAMA2_7B = {
+    "pad_token_id": 32000,
+    "vocab_size": 32064,
+    "rms_norm_eps": 1e-6,
+}  # what published text configs leave unsaid
+
+
+class OpenVLAConfig(PreTrainedConfig):
+    """`config.json` of an OpenVLA / OpenVLA-OFT / LightVLA checkpoint.
+
+    Published keys keep their names. Ours, with defaults that keep published checkpoints valid: `timm_model_kwargs`
+    (small backbones), `pruner` ({name, multiplicity, noise, ...}; None: not recorded), `action_readout` ("aligned" or
+    "tail"), `robot` (a `RobotSpec`), `token_ids`, `center_crop`, `num_images_in_input`, `use_proprio`,
+    `base_fingerprint`.
+    """
+
+    model_type = "openvla"
+    sub_configs = {"text_config": LlamaConfig}
+
+    vision_backbone_id: str = "dinosiglip-vit-so-224px"
+    timm_model_ids: list[str] | None = None
+    timm_override_act_layers: list[str | None] | None = None
+    timm_model_kwargs: list[dict[str, Any]] | None = None
+    image_sizes: list[int] | None = None
+    use_fused_vision_backbone: bool | None = None
+    llm_backbone_id: str = "llama2-7b-pure"
+    llm_max_length: int = 2048
+    arch_specifier: str = "no-align+fused-gelu-mlp"
+    image_resize_strategy: str = "resize-naive"
+    n_action_bins: int = 256
+    norm_stats: dict[str, Any] | None = None
+    pad_to_multiple_of: int = 64
+    pad_token_id: int | None = 32000
+    text_config: dict[str, Any] | PreTrainedConfig | None = None
+    pruner: dict[str, Any] | None = None
+    action_readout: str = "aligned"
+    robot: dict[str, Any] | None = None
+    token_ids: dict[str, int] | None = None
+    center_crop: bool | None = None
+    num_images_in_input: int | None = None
+    use_proprio: bool | None = None
+    base_fingerprint: str | None = None
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        if self.timm_model_ids is None:
+            self.timm_model_ids = ["vit_large_patch14_reg4_dinov2.lvd142m", "vit_so400m_patch14_siglip_224"]
+        if self.use_fused_vision_backbone is None:
+            self.use_fused_vision_backbone = len(self.timm_model_ids) > 1
+        self.image_sizes = self.image_sizes or [224] * len(self.timm_model_ids)
+        if not isinstance(self.text_config, PreTrainedConfig):
+            given = {key: value for key, value in (self.text_config or {}).items() if key != "model_type"}
+            self.text_config = LlamaConfig(**{**LLAMA2_7B, **given})
+        super().__post_init__(**kwargs)
+        if self.action_readout not in READOUTS:
+            raise ValueError(f"config.json: action_readout {self.action_readout!r} is not one of {READOUTS}")
+
+    @property
+    def robot_spec(self) -> RobotSpec:
+        """The robot this checkpoint was trained for; LIBERO where none is recorded."""
+        return LIBERO if self.robot is None else RobotSpec.from_json(self.robot)
+
+    @property
+    def special_tokens(self) -> TokenIds:
+        """The token ids that the action sequence needs."""
+        return TokenIds.from_json(self.token_ids)
+
+    @property
+    def pruner_spec(self) -> PrunerSpec:
+        """The recorded pruner; LightVLA over a set of tokens, as published checkpoints mean, where none is recorded."""
+        if self.pruner is None:
+            return PrunerSpec("lightvla", {"multiplicity": "set"})
+        return PrunerSpec.from_json(self.pruner)

@@ -1,0 +1,41 @@
+"""Control: as many tokens as LightVLA would keep, chosen at random."""
+
+import dataclasses
+
+import torch
+
+from prismatic.models.token_pruner import Multiplicity, TokenPruner, TokenSelection, gather_tokens
+
+
+class RandomTokens(TokenPruner):
+    """Keeps, per sample, the same number of tokens (and the same weights) as LightVLA, drawn without replacement.
+
+    For evaluation only: shows what the choice itself is worth.
+
+    Args:
+        seed: of the draws; one stream per pruner.
+        multiplicity: as in `TokenPruner`.
+    """
+
+    needs_noise = False
+
+    def __init__(self, seed: int = 0, multiplicity: Multiplicity = "weighted") -> None:
+        super().__init__(multiplicity)
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def forward(
+        self,
+        patches: torch.Tensor,
+        context: torch.Tensor,
+        context_mask: torch.Tensor | None = None,
+        score_noise: torch.Tensor | None = None,
+    ) -> TokenSelection:
+        """As `TokenPruner.forward`; raises RuntimeError in training mode."""
+        if self.training:
+            raise RuntimeError("pruner 'random' is a control for evaluation; train with 'lightvla' or 'none'")
+        chosen = super().forward(patches, context, context_mask)
+        index = torch.zeros_like(chosen.index)
+        for row, number in enumerate(chosen.valid.sum(1).tolist()):
+            draw = torch.randperm(chosen.num_visual, generator=self._generator)[:number]
+            index[row, :number] = draw.sort().values.to(index.device)
+        return dataclasses.replace(chosen, index=index, tokens=gather_tokens(patches, index, chosen.valid))

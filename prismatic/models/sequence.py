@@ -1,0 +1,104 @@
+"""The sequence: BOS | visual | proprio | prompt | action placeholders | stop | padding. One owner for its positions."""
+
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional as F
+
+from prismatic.models.token_pruner import TokenSelection
+from prismatic.vla.prompt import TokenIds
+
+
+@dataclass
+class Context:
+    """Everything behind the visual tokens.
+
+    Attributes:
+        embeddings: (B, C, D).
+        mask: (B, C) bool, false for padding.
+        prefix: number of tokens before the prompt (1 with proprio, else 0).
+        prompt_length: (B,) prompt tokens without BOS.
+    """
+
+    embeddings: torch.Tensor
+    mask: torch.Tensor
+    prefix: int
+    prompt_length: torch.Tensor
+
+
+def tail_ids(
+    input_ids: torch.Tensor, attention_mask: torch.Tensor, num_actions: int, ids: TokenIds
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Prompt without BOS, `num_actions` placeholders, stop, padding behind the stop.
+
+    Args:
+        input_ids: (B, T) BOS, prompt, empty piece, right-padded.
+        attention_mask: (B, T), false for padding.
+
+    Returns:
+        ids (B, L) with -1 for placeholders, mask (B, L), prompt length (B,).
+    """
+    length = attention_mask.long().sum(1) - 1
+    width = int(length.max()) + num_actions + 1
+    at = torch.arange(width, device=input_ids.device)[None]
+    prompt = F.pad(input_ids[:, 1:], (0, max(0, width - input_ids.shape[1] + 1)), value=ids.pad)[:, :width]
+    actions_end = length[:, None] + num_actions
+    tail = torch.where(at < length[:, None], prompt, torch.full_like(prompt, -1))
+    tail = torch.where(at == actions_end, ids.stop, tail)
+    tail = torch.where(at > actions_end, ids.pad, tail)
+    return tail, at <= actions_end, length
+
+
+def build_context(
+    embed: torch.nn.Embedding,
+    tail: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+    proprio_token: torch.Tensor | None,
+) -> Context:
+    """Embed the tail (placeholders are zero) behind the proprio token (B, 1, D), if there is one."""
+    ids, mask, length = tail
+    embeddings = embed(ids.clamp(min=0)).masked_fill((ids < 0)[..., None], 0.0)
+    if proprio_token is None:
+        return Context(embeddings, mask, 0, length)
+    embeddings = torch.cat([proprio_token.to(embeddings.dtype), embeddings], dim=1)
+    return Context(embeddings, F.pad(mask, (1, 0), value=True), 1, length)
+
+
+@dataclass
+class Sequence:
+    """What the LLM runs over.
+
+    Attributes:
+        embeddings: (B, S, D).
+        position_ids: (B, S): kept visual tokens have their own original position, the text stands behind all V.
+        key_bias: (B, S) float32 added to the attention logits of each key; -inf for padding.
+        action_start: (B,) where the first action placeholder stands.
+    """
+
+    embeddings: torch.Tensor
+    position_ids: torch.Tensor
+    key_bias: torch.Tensor
+    action_start: torch.Tensor
+
+    def action_rows(self, hidden: torch.Tensor, num_actions: int, readout: str) -> torch.Tensor:
+        """Rows of hidden (B, S, D) that predict the actions, (B, num_actions, D).
+
+        `aligned` reads the row before each action token: last prompt row, a0 .. a54. `tail` reads the last rows of the
+        sequence, a1 .. stop, as the LightVLA research code does at inference.
+        """
+        first = self.action_start + (-1 if readout == "aligned" else 1)
+        rows = first[:, None] + torch.arange(num_actions, device=hidden.device)
+        return hidden.gather(1, rows[..., None].expand(-1, -1, hidden.shape[-1]))
+
+
+def lay_out(bos: torch.Tensor, selection: TokenSelection, context: Context) -> Sequence:
+    """Put BOS (B, 1, D), the selected visual tokens and the context in order."""
+    batch, kept = selection.index.shape
+    width = context.embeddings.shape[1]
+    dtype = context.embeddings.dtype
+    device = selection.index.device
+    embeddings = torch.cat([bos.to(dtype), selection.tokens.to(dtype), context.embeddings], dim=1)
+    behind = 1 + selection.num_visual + torch.arange(width, device=device).expand(batch, -1)
+    positions = torch.cat([torch.zeros(batch, 1, dtype=torch.long, device=device), 1 + selection.index, behind], dim=1)
+    text_bias = torch.zeros(batch, width, device=device).masked_fill(~context.mask, float("-inf"))
+    key_bias = torch.cat([torch.zeros(batch, 1, device=device), selection.key_bias(), text_bias], dim=1)
+    return Sequence(embeddings, positions, key_bias, 1 + kept + context.prefix + context.prompt_length)

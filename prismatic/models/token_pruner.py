@@ -1,0 +1,180 @@
+"""LightVLA's differentiable token pruner (arXiv 2509.12594, section 3): score, select, keep the union of the picks.
+
+The pruner has no parameters. Every visual token, informed by the instruction and the state, becomes a query; each query
+scores all visual tokens and picks one; the distinct picks stay. In training the pick is a straight-through argmax, so
+that the action loss teaches the scores which tokens to keep.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+Multiplicity = Literal["weighted", "set"]
+
+
+@dataclass
+class TokenSelection:
+    """Which visual tokens the LLM sees, padded to the batch's largest number.
+
+    Attributes:
+        tokens: (B, K, D) embeddings, zero where not valid.
+        index: (B, K) which of the V visual tokens each is (ascending), 0 where not valid.
+        valid: (B, K) bool.
+        count: (B, K) how many queries picked it, 0 where not valid.
+        num_visual: V.
+        multiplicity: "weighted" lets a token count as often as it was picked, "set" once.
+    """
+
+    tokens: torch.Tensor
+    index: torch.Tensor
+    valid: torch.Tensor
+    count: torch.Tensor
+    num_visual: int
+    multiplicity: Multiplicity = "set"
+
+    def kept(self) -> torch.Tensor:
+        """(B, V) bool: the tokens that stay."""
+        mask = torch.zeros(len(self.index), self.num_visual, dtype=torch.int32, device=self.index.device)
+        return mask.scatter_add_(1, self.index, self.valid.int()) > 0
+
+    def distinct(self) -> torch.Tensor:
+        """(B,) number of tokens that stay."""
+        return self.kept().sum(1)
+
+    def key_bias(self) -> torch.Tensor:
+        """(B, K) float32 to add to attention logits: log(count) when weighted, 0 for a set, -inf where not valid."""
+        weighted = self.multiplicity == "weighted"
+        weight = self.count.clamp(min=1).log() if weighted else torch.zeros_like(self.count)
+        return weight.masked_fill(~self.valid, float("-inf"))
+
+
+def rms_normalize(x: torch.Tensor) -> torch.Tensor:
+    """x / sqrt(mean(x^2) + 1e-6) over the last axis, computed in float32."""
+    y = x.float()
+    return (y * torch.rsqrt(y.square().mean(-1, keepdim=True) + 1e-6)).to(x.dtype)
+
+
+def score_tokens(
+    patches: torch.Tensor, context: torch.Tensor, context_mask: torch.Tensor | None = None
+) -> torch.Tensor:
+    """How much each query wants each visual token (equations 1 and 2).
+
+    Args:
+        patches: (B, V, D) visual tokens.
+        context: (B, C, D) everything that follows them in the sequence.
+        context_mask: (B, C) bool, false for padding; None lets every position take part.
+
+    Returns:
+        (B, V, V): row i holds the scores of query i over all tokens.
+    """
+    scale = patches.shape[-1] ** -0.5
+    keys, context_keys = rms_normalize(patches), rms_normalize(context)
+    attention = keys @ context_keys.transpose(1, 2) * scale
+    if context_mask is not None:
+        attention = attention.masked_fill(~context_mask[:, None], float("-inf"))
+    queries = rms_normalize(attention.softmax(-1) @ context_keys)
+    return queries @ keys.transpose(1, 2) * scale
+
+
+def group_picks(picks: torch.Tensor, num_tokens: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The distinct picks of each sample, in token order.
+
+    Args:
+        picks: (B, Q) token index that each query picked.
+        num_tokens: V.
+
+    Returns:
+        index (B, K), valid (B, K) and count (B, K) as in `TokenSelection`; K is the largest number of distinct picks.
+    """
+    counts = torch.zeros(len(picks), num_tokens, device=picks.device)
+    counts.scatter_add_(1, picks, torch.ones_like(picks, dtype=counts.dtype))
+    largest = int((counts > 0).sum(1).max())
+    index = torch.argsort((counts == 0).to(torch.int8), dim=1, stable=True)[:, :largest]
+    count = counts.gather(1, index)
+    valid = count > 0
+    return index.masked_fill(~valid, 0), valid, count
+
+
+def gather_tokens(patches: torch.Tensor, index: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+    """(B, V, D), (B, K) -> (B, K, D), zero where not valid."""
+    return patches.gather(1, index[..., None].expand(-1, -1, patches.shape[-1])) * valid[..., None]
+
+
+class TokenPruner(nn.Module):
+    """LightVLA: keeps the union of what all queries pick.
+
+    Args:
+        multiplicity: whether a token picked n times weighs like n tokens ("weighted", as n duplicates do in the
+            paper's training) or like one ("set"). Inference must use what training used.
+        compact: in training, one row per distinct pick (the mean of its group's straight-through rows) instead of one
+            row per query. Equal in loss and gradient when weighted, since duplicates of a token at one position have
+            equal hidden states under full attention; about V / K times less work.
+    """
+
+    needs_noise = True
+
+    def __init__(self, multiplicity: Multiplicity = "weighted", compact: bool = True) -> None:
+        super().__init__()
+        self.multiplicity = multiplicity
+        self.compact = compact
+
+    def forward(
+        self,
+        patches: torch.Tensor,
+        context: torch.Tensor,
+        context_mask: torch.Tensor | None = None,
+        score_noise: torch.Tensor | None = None,
+    ) -> TokenSelection:
+        """Select tokens of (B, V, D) `patches`; `score_noise` (B, V, V) is added to the scores in training only."""
+        device = patches.device.type
+        if torch.is_autocast_enabled(device):
+            patches, context = patches.float(), context.float()
+        with torch.autocast(device, enabled=False):
+            scores = score_tokens(patches, context.to(patches.dtype), context_mask)
+            if self.training and score_noise is not None:
+                scores = scores + score_noise
+            if self.training and not self.compact:
+                return self._duplicated(patches, scores)
+            picks = scores.argmax(-1)
+            index, valid, count = group_picks(picks, patches.shape[1])
+            tokens = gather_tokens(patches, index, valid)
+            if self.training:
+                groups = (picks[:, None] == index[..., None]) & valid[..., None]  # (B, K, V): queries of each token
+                mean = groups.to(scores.dtype) / count.clamp(min=1)[..., None].to(scores.dtype)
+                soft = mean @ scores.softmax(-1)
+                tokens = tokens + (soft - soft.detach()) @ patches.detach()
+        return TokenSelection(tokens, index, valid, count, patches.shape[1], self.multiplicity)
+
+    def _duplicated(self, patches: torch.Tensor, scores: torch.Tensor) -> TokenSelection:
+        """One row per query, duplicates staying, as the paper trains (equation 4)."""
+        if self.multiplicity == "set":
+            raise ValueError(
+                "multiplicity 'set' weighs every kept token once, which duplicated rows cannot: use compact=True"
+            )
+        picks, soft = scores.argmax(-1), scores.softmax(-1)
+        rows = F.one_hot(picks, scores.shape[-1]).to(soft.dtype) + soft - soft.detach()
+        ones = torch.ones_like(picks, dtype=torch.float32)
+        return TokenSelection(rows @ patches, picks, ones.bool(), ones, patches.shape[1], "weighted")
+
+
+class KeepAllTokens(nn.Module):
+    """No pruning (OpenVLA-OFT): every visual token stays."""
+
+    needs_noise = False
+    multiplicity: Multiplicity = "set"
+
+    def forward(
+        self,
+        patches: torch.Tensor,
+        context: torch.Tensor,
+        context_mask: torch.Tensor | None = None,
+        score_noise: torch.Tensor | None = None,
+    ) -> TokenSelection:
+        """All of (B, V, D) `patches`; the other arguments are ignored."""
+        batch, num_tokens, _ = patches.shape
+        index = torch.arange(num_tokens, device=patches.device).expand(batch, -1)
+        valid = torch.ones_like(index, dtype=torch.bool)
+        return TokenSelection(patches, index, valid, valid.float(), num_tokens)

@@ -1,0 +1,243 @@
+"""`Policy`: observations and instructions in, chunks of actions out. What an integrator, the evaluator and a server call."""
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from prismatic.checkpoint import Checkpoint, LoadOptions, load_checkpoint
+from prismatic.models.pruners.registry import PrunerSpec
+from prismatic.models.token_pruner import TokenSelection
+from prismatic.vla.datasets.collate import collate
+from prismatic.vla.robots import RobotSpec
+from prismatic.vla.transform import PolicyTransform
+
+logger = logging.getLogger(__name__)
+
+Observation = Mapping[str, Any]
+
+
+@dataclass
+class PolicyOutput:
+    """Attributes:
+    actions: (B, chunk, action_dim) float64 in the robot's units; LIBERO's gripper is 1 = open, 0 = closed.
+    selection: the visual tokens that the LLM saw.
+    timing: seconds per stage of this call (preprocessing, vision, pruner, llm, total).
+    """
+
+    actions: np.ndarray
+    selection: TokenSelection
+    timing: dict[str, float] = field(default_factory=dict)
+
+
+class Policy:
+    """A loaded checkpoint that acts. Make one by `Policy.from_pretrained`.
+
+    Attributes:
+        model, action_head, proprio_projector, processor: the parts, for those who need them.
+        norm_stats: dataset statistics by dataset.
+        transform: from observation to model inputs.
+        unnorm_key: the dataset whose statistics apply.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, transform: PolicyTransform, unnorm_key: str) -> None:
+        if checkpoint.action_head is None:
+            raise FileNotFoundError(
+                f"{checkpoint.path} has no action_head--*_checkpoint.pt; fine-tune with use_l1_regression to make one"
+            )
+        self.checkpoint = checkpoint
+        self.model = checkpoint.model.eval()
+        self.action_head = checkpoint.action_head.eval()
+        self.proprio_projector = checkpoint.proprio_projector
+        self.processor = checkpoint.processor
+        self.norm_stats = checkpoint.dataset_statistics
+        self.transform = transform
+        self.unnorm_key = unnorm_key
+        self._clock = _StageClock(self.model)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path_or_hub_id: str | Path,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype | None = None,
+        unnorm_key: str | None = None,
+        pruner: str | None = None,
+        action_readout: str | None = None,
+        center_crop: bool | None = None,
+        **options: Any,
+    ) -> "Policy":
+        """Load a checkpoint directory or hub id.
+
+        Args:
+            path_or_hub_id: what to load.
+            device: where to run.
+            dtype: None: bfloat16 on a GPU, float32 on a CPU.
+            unnorm_key: dataset whose statistics apply; may be left out where there is only one.
+            pruner: overrides the checkpoint's, e.g. "none", "lightvla:multiplicity=set".
+            action_readout: "aligned" (as trained) or "tail" (as the LightVLA research code infers).
+            center_crop: None follows the checkpoint, and crops where it does not say.
+            options: `num_images_in_input`, `use_proprio`, `robot` of `LoadOptions`.
+        """
+        dtype = dtype or (torch.bfloat16 if torch.device(device).type == "cuda" else torch.float32)
+        spec = PrunerSpec.parse(pruner) if pruner else None
+        checkpoint = load_checkpoint(path_or_hub_id, LoadOptions(device, dtype, spec, action_readout, **options))
+        key = choose_unnorm_key(checkpoint, unnorm_key)
+        if center_crop is None:
+            recorded = checkpoint.model.config.center_crop
+            center_crop = True if recorded is None else recorded
+            if recorded is None:
+                checkpoint.assumptions.append("config.json records no center_crop: assumed True")
+        return cls(checkpoint, checkpoint.transform(key, center_crop), key)
+
+    @property
+    def robot(self) -> RobotSpec:
+        """The robot this policy drives."""
+        return self.model.robot
+
+    def act(self, observation: Observation, instruction: str) -> np.ndarray:
+        """One observation -> (chunk, action_dim) actions. See `act_batch` for what is checked."""
+        return self.act_batch([observation], [instruction]).actions[0]
+
+    @torch.inference_mode()
+    def act_batch(
+        self, observations: Sequence[Observation], instructions: Sequence[str], sessions: Sequence[Any] | None = None
+    ) -> PolicyOutput:
+        """Several observations at once; samples do not influence each other.
+
+        Args:
+            observations: each with the robot's camera keys, uint8 (H, W, 3), and its state key, (P,).
+            instructions: as many sentences.
+            sessions: for pruners with a memory; none of the present ones has.
+
+        Raises ValueError naming the observation's key, what came and what was expected.
+        """
+        if len(observations) != len(instructions) or not observations:
+            raise ValueError(
+                f"{len(observations)} observations came with {len(instructions)} instructions; give one each"
+            )
+        start = time.perf_counter()
+        samples = [self.model_inputs(o, i) for o, i in zip(observations, instructions, strict=True)]
+        batch = collate(samples, self.transform.pad_token_id)
+        prepared = time.perf_counter()
+        device = self.model.device
+        self._clock.reset()
+        proprio = batch["proprio"].to(device) if "proprio" in batch else None
+        hidden = self.model.action_hidden(
+            batch["input_ids"].to(device), batch["attention_mask"].to(device), batch["pixel_values"].to(device),
+            proprio, self.proprio_projector,
+        )  # fmt: skip
+        head_dtype = next(self.action_head.parameters()).dtype
+        normalized = self.action_head.predict_action(hidden.rows.to(head_dtype)).float().cpu().numpy()
+        timing = {"preprocessing": prepared - start, **self._clock.seconds, "total": time.perf_counter() - start}
+        return PolicyOutput(self.transform.unnormalize_actions(normalized), hidden.selection, timing)
+
+    def model_inputs(self, observation: Observation, instruction: str) -> dict[str, Any]:
+        """One observation as the model takes it; the same keys as a training sample, without actions."""
+        check_observation(observation, self.robot, self.transform)
+        inputs: dict[str, Any] = {
+            "input_ids": self.transform.input_ids(instruction),
+            "pixel_values": self.transform.pixel_values(self.transform.prepare_images(observation)),
+        }
+        if self.transform.use_proprio:
+            inputs["proprio"] = self.transform.proprio(np.asarray(observation[self.robot.state_key]))
+        return inputs
+
+    def set_pruner(self, spec: str | PrunerSpec) -> None:
+        """Run with another pruner from now on (`none`, `random:seed=3`). Weights tokens as the checkpoint does."""
+        spec = PrunerSpec.parse(spec) if isinstance(spec, str) else spec
+        recorded = self.model.config.pruner_spec.options.get("multiplicity", "weighted")
+        if spec.name != "none" and "multiplicity" not in spec.options:
+            spec = PrunerSpec(spec.name, {**spec.options, "multiplicity": recorded})
+        self.model.pruner = spec.build().eval()
+        self.model.config.pruner = spec.to_json()
+        self._clock = _StageClock(self.model)
+
+    def description(self) -> dict[str, Any]:
+        """What this policy is, for results and reports."""
+        config = self.model.config
+        return {
+            "checkpoint": str(self.checkpoint.path),
+            "pruner": str(config.pruner_spec),
+            "action_readout": config.action_readout,
+            "unnorm_key": self.unnorm_key,
+            "center_crop": self.transform.center_crop,
+            "image_size": self.transform.image_size,
+            "num_images": self.transform.num_images,
+            "use_proprio": self.transform.use_proprio,
+            "num_visual_tokens": self.model.num_visual_tokens,
+            "parameters": sum(p.numel() for p in self.model.parameters()),
+            "robot": self.robot.to_json(),
+            "dtype": str(self.model.dtype).removeprefix("torch."),
+            "device": str(self.model.device),
+            "assumptions": list(self.checkpoint.assumptions),
+        }
+
+
+def choose_unnorm_key(checkpoint: Checkpoint, unnorm_key: str | None) -> str:
+    """The dataset whose statistics apply. Raises ValueError listing the known ones."""
+    known = sorted(checkpoint.dataset_statistics)
+    if unnorm_key is None and len(known) == 1:
+        return known[0]
+    if unnorm_key not in known:
+        listed = ", ".join(known) or "none: the checkpoint has no dataset_statistics.json"
+        raise ValueError(f"unnorm_key={unnorm_key!r} names no dataset of {checkpoint.path}; known: {listed}")
+    return unnorm_key
+
+
+def check_observation(observation: Observation, robot: RobotSpec, transform: PolicyTransform) -> None:
+    """Raises ValueError naming the key, what came and what the robot's policy expects."""
+    needed = [*robot.cameras[: transform.num_images], *([robot.state_key] if transform.use_proprio else [])]
+    if missing := [key for key in needed if key not in observation]:
+        raise ValueError(f"observation lacks {missing}; robot {robot.name!r} needs {needed}, got {sorted(observation)}")
+    for key in robot.cameras[: transform.num_images]:
+        image = np.asarray(observation[key])
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
+            raise ValueError(
+                f"observation[{key!r}] is {image.dtype} {image.shape}; expected uint8 (H, W, 3) RGB in 0..255"
+            )
+    if transform.use_proprio:
+        state = np.asarray(observation[robot.state_key])
+        if state.shape != (robot.proprio_dim,):
+            raise ValueError(
+                f"observation[{robot.state_key!r}] has shape {state.shape}; expected ({robot.proprio_dim},)"
+            )
+        if not np.isfinite(state).all():
+            raise ValueError(f"observation[{robot.state_key!r}] holds NaN or infinity: {state.tolist()}")
+
+
+class _StageClock:
+    """Seconds spent in the vision, pruner and LLM modules of a model, by forward hooks."""
+
+    def __init__(self, model: Any) -> None:
+        self.seconds: dict[str, float] = {}
+        stages: dict[str, tuple[nn.Module, nn.Module]] = {
+            "vision": (model.vision_backbone, model.projector),
+            "pruner": (model.pruner, model.pruner),
+            "llm": (model.language_model.model, model.language_model.model),
+        }
+        self._handles = []
+        for name, (first, last) in stages.items():
+            self._handles.append(first.register_forward_pre_hook(lambda module, args, name=name: self._start(name)))
+            self._handles.append(last.register_forward_hook(lambda module, args, output, name=name: self._stop(name)))
+
+    def reset(self) -> None:
+        self.seconds = {}
+
+    def _start(self, name: str) -> None:
+        self.seconds[name] = -_now()
+
+    def _stop(self, name: str) -> None:
+        self.seconds[name] += _now()
+
+
+def _now() -> float:
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+    return time.perf_counter()

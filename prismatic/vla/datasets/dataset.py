@@ -1,0 +1,160 @@
+"""Frames of a dataset as training samples: (episode, step) -> images, state, action chunk -> model inputs."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from prismatic.vla.augmentation import AugmentationParameters, augment
+from prismatic.vla.datasets.catalog import DatasetSpec
+from prismatic.vla.datasets.rlds import RldsIndex
+from prismatic.vla.datasets.sampler import SampleRequest
+from prismatic.vla.images import decode_jpeg, resize_lanczos3
+from prismatic.vla.transform import PolicyTransform
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One step of an episode as stored, before any transform.
+
+    Attributes:
+        images: camera name -> (H, W, 3) uint8 at the stored resolution, in the robot's order.
+        state: (proprio_dim,) float32, or None.
+        actions: (chunk_length, action_dim) float32 from this step on, gripper in [0, 1].
+        instruction: the sentence.
+        episode: number of the episode in the index.
+        step: step of the episode.
+    """
+
+    images: Mapping[str, np.ndarray]
+    state: np.ndarray | None
+    actions: np.ndarray
+    instruction: str
+    episode: int
+    step: int
+
+
+class FrameDataset(torch.utils.data.Dataset[dict[str, Any]]):
+    """All frames that have a whole chunk of actions ahead: 0 .. T - chunk_length of every episode.
+
+    Chunks are never padded; the last steps of an episode are only targets. Indexing takes a `SampleRequest`; what is
+    random about a sample depends on (seed, position) alone.
+    """
+
+    def __init__(
+        self,
+        index: RldsIndex,
+        spec: DatasetSpec,
+        transform: PolicyTransform,
+        augment: bool,
+        seed: int = 0,
+        episodes: Sequence[int] | None = None,
+    ):
+        """Args:
+            index: the episodes.
+            spec: how they map to the robot.
+            transform: to model inputs.
+            augment: whether images are augmented (training) or left as they are (validation).
+            seed: of the augmentation.
+            episodes: numbers of the episodes to use; all of them by default.
+
+        Raises:
+            ValueError: the dataset has too few cameras, no state though the transform wants one, or no episode is as
+                long as one chunk.
+        """
+        self.index = index
+        self.spec = spec
+        self.transform = transform
+        self.augment = augment
+        self.seed = seed
+        self.cameras = index.check_cameras(transform.num_images)
+        if transform.use_proprio and spec.state_key is None:
+            raise ValueError(f"dataset {spec.name!r} has no state: train with use_proprio False")
+        self._episodes = np.asarray(range(len(index.episodes)) if episodes is None else episodes, np.int64)
+        self._actions = {number: spec.map_actions(index.episodes[number].action) for number in self._episodes.tolist()}
+        lengths = [len(self._actions[number]) for number in self._episodes.tolist()]
+        chunk = transform.robot.chunk_length
+        self._ends = np.cumsum([max(length - chunk + 1, 0) for length in lengths])
+        if not len(self):
+            raise ValueError(
+                f"no episode of dataset {spec.name!r} is as long as one chunk of {chunk} actions: the longest of "
+                f"{len(lengths)} has {max(lengths, default=0)} steps"
+            )
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    def frame(self, index: int) -> Frame:
+        """The stored frame of that number. Raises IndexError outside 0 .. len - 1."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"frame {index} is not in 0 .. {len(self) - 1}")
+        place = int(np.searchsorted(self._ends, index, side="right"))
+        step = index - (int(self._ends[place - 1]) if place else 0)
+        number = int(self._episodes[place])
+        episode = self.index.episodes[number]
+        return Frame(
+            images={camera: self._decode(number, camera, step) for camera in self.cameras},
+            state=None if episode.state is None else episode.state[step],
+            actions=self._actions[number][step : step + self.transform.robot.chunk_length],
+            instruction=episode.instruction,
+            episode=number,
+            step=step,
+        )
+
+    def _decode(self, number: int, camera: str, step: int) -> np.ndarray:
+        episode = self.index.episodes[number]
+        try:
+            return decode_jpeg(episode.image_bytes(camera, step))
+        except ValueError as error:
+            raise ValueError(
+                f"image of camera {camera!r} at byte {episode.image_ranges[camera][step][0]} of shard "
+                f"{episode.shards.paths[episode.shard]} (episode {number}, step {step}): {error}"
+            ) from error
+
+    def __getitem__(self, request: SampleRequest) -> dict[str, Any]:
+        """Model inputs and targets of one frame.
+
+        Returns:
+            input_ids (T,) int64, pixel_values (3*n*I, S, S) float32, actions (chunk_length, action_dim) float32 and
+            proprio (proprio_dim,) float32 (if used), both normalised; position and dataset_name.
+        """
+        frame = self.frame(request.index)
+        images = np.stack([resize_lanczos3(image, self.transform.image_size) for image in frame.images.values()])
+        if self.augment:
+            rng = np.random.default_rng([self.seed, request.position])
+            images = augment(images, AugmentationParameters.draw(rng, len(images))).numpy()
+        sample = {
+            "input_ids": self.transform.input_ids(frame.instruction),
+            "pixel_values": self.transform.pixel_values(images),
+            "actions": self.transform.actions(frame.actions),
+            "position": request.position,
+            "dataset_name": self.spec.name,
+        }
+        if self.transform.use_proprio and frame.state is not None:
+            sample["proprio"] = self.transform.proprio(frame.state)
+        return sample
+
+
+def split_episodes(num_episodes: int, fraction: float, seed: int = 0) -> tuple[list[int], list[int]]:
+    """Hold out a fraction of the episodes, at least one: (training, validation), both sorted.
+
+    Raises ValueError if there are fewer than two episodes or the fraction is not between 0 and 1.
+    """
+    if num_episodes < 2 or not 0 < fraction < 1:
+        raise ValueError(
+            f"cannot hold out a fraction {fraction} of {num_episodes} episodes: there must be at least 2 episodes and "
+            "a fraction between 0 and 1"
+        )
+    count = min(max(round(fraction * num_episodes), 1), num_episodes - 1)
+    order = np.random.default_rng(seed).permutation(num_episodes).tolist()
+    return sorted(order[count:]), sorted(order[:count])
+
+
+def train_and_val_episodes(index: RldsIndex, fraction: float = 0.05, seed: int = 0) -> tuple[list[int], list[int]]:
+    """Numbers of the training and validation episodes: the dataset's split `val` if it has one, else held-out ones."""
+    validation = set(index.numbers_of("val"))
+    if validation:
+        return [number for number in range(len(index.episodes)) if number not in validation], sorted(validation)
+    return split_episodes(len(index.episodes), fraction, seed)

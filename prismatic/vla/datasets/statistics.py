@@ -1,0 +1,58 @@
+"""Statistics of a dataset, computed once and kept as JSON beside its shards in the published format."""
+
+import hashlib
+import json
+import logging
+import os
+from typing import Any
+
+import numpy as np
+
+from prismatic.vla.datasets.catalog import DatasetSpec
+from prismatic.vla.datasets.rlds import RldsIndex
+from prismatic.vla.normalization import fit_statistics
+
+logger = logging.getLogger(__name__)
+
+
+def dataset_statistics(index: RldsIndex, spec: DatasetSpec | None = None) -> dict[str, Any]:
+    """Statistics over all frames of all splits, gripper already mapped.
+
+    They are read from `dataset_statistics_<hash>.json` in the dataset's folder if it is there, else written to it. The
+    hash covers every state and action, so changed shards get a new file. A folder that cannot be written is only
+    logged.
+
+    Args:
+        index: the dataset.
+        spec: how actions are mapped; the index's own by default.
+
+    Returns:
+        `{"action": ..., "proprio": ..., "num_transitions", "num_trajectories"}`.
+    """
+    spec = spec or index.spec
+    actions = np.concatenate([spec.map_actions(episode.action) for episode in index.episodes])
+    found = [episode.state for episode in index.episodes if episode.state is not None]
+    states = np.concatenate(found) if found else None
+    path = index.directory / f"dataset_statistics_{_fingerprint(actions, states, len(index.episodes))}.json"
+    try:
+        return json.loads(path.read_text())[spec.name]
+    except (OSError, ValueError, KeyError, TypeError):
+        pass  # not there, or not what we write: made anew
+    statistics = fit_statistics(actions, states, spec.robot.action_mask, len(index.episodes))
+    partial = path.with_suffix(f".{os.getpid()}.partial")  # several ranks may write at once
+    try:
+        partial.write_text(json.dumps({spec.name: statistics}, indent=2) + "\n")
+        partial.replace(path)
+    except OSError as error:
+        logger.warning(
+            "cannot keep the statistics of %s at %s (%s): computing them at every start", spec.name, path, error
+        )
+    return statistics
+
+
+def _fingerprint(actions: np.ndarray, states: np.ndarray | None, trajectories: int) -> str:
+    digest = hashlib.sha256(f"1 {trajectories} {actions.shape}".encode())  # 1: version of the computation
+    digest.update(np.ascontiguousarray(actions).tobytes())
+    if states is not None:
+        digest.update(np.ascontiguousarray(states).tobytes())
+    return digest.hexdigest()[:16]

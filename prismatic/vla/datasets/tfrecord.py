@@ -1,0 +1,175 @@
+"""TFRecord files of `tf.train.Example` messages, read in place and without TensorFlow.
+
+A file is a chain of records (length, checksum of the length, data, checksum of the data). Only the framing and the
+fields that are asked for are looked at, so a walk over a shard touches a few bytes per image.
+"""
+
+import mmap
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+_HEADER = struct.Struct("<QI")
+_FOOTER_BYTES = 4
+_FIXED_BYTES = {1: 8, 5: 4}  # protobuf wire type -> size of a value
+_BYTES_LIST, _FLOAT_LIST = 1, 2  # field numbers of tf.train.Feature
+
+
+class _WireError(Exception):
+    """Bytes that are not the expected protobuf message."""
+
+
+def _crc32c_table() -> list[int]:
+    table = []
+    for value in range(256):
+        for _ in range(8):
+            value = value >> 1 ^ (0x82F63B78 if value & 1 else 0)
+        table.append(value)
+    return table
+
+
+_CRC32C = _crc32c_table()
+
+
+def masked_crc32c(data: bytes) -> int:
+    """TFRecord's checksum of a few bytes."""
+    crc = 0xFFFFFFFF
+    for byte in data:
+        crc = _CRC32C[(crc ^ byte) & 0xFF] ^ crc >> 8
+    crc ^= 0xFFFFFFFF
+    return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
+
+
+@dataclass(frozen=True)
+class Example:
+    """One record, with the place of every feature's values.
+
+    Attributes:
+        data: the whole file.
+        path: its name, for messages.
+        start: first byte of the record.
+        features: feature name -> first byte and the byte after the last of its serialised value list.
+    """
+
+    data: mmap.mmap = field(repr=False)
+    path: Path
+    start: int
+    features: dict[str, tuple[int, int]] = field(repr=False)
+
+    def __contains__(self, key: str) -> bool:
+        return key in self.features
+
+    def byte_ranges(self, key: str) -> np.ndarray:
+        """(N, 2) int64: first byte and the byte after the last of each of N byte strings."""
+        return np.array(self._values(key, _BYTES_LIST), np.int64).reshape(-1, 2)
+
+    def text(self, key: str) -> str:
+        """The first string of a list."""
+        ranges = self._values(key, _BYTES_LIST)
+        if not ranges:
+            raise ValueError(f"{key!r} is empty in the record at byte {self.start} of {self.path}")
+        return self.data[slice(*ranges[0])].decode()
+
+    def floats(self, key: str) -> np.ndarray:
+        """(N,) float32."""
+        parts = [np.frombuffer(self.data[start:end], "<f4") for start, end in self._values(key, _FLOAT_LIST)]
+        return np.concatenate(parts) if parts else np.zeros(0, np.float32)
+
+    def _values(self, key: str, kind: int) -> list[tuple[int, int]]:
+        try:
+            lists = list(_fields(self.data, *self.features[key]))
+            if any(number != kind for number, _, _ in lists):
+                noun = "byte strings" if kind == _BYTES_LIST else "floats"
+                raise ValueError(f"{key!r} does not hold {noun} (the record at byte {self.start} of {self.path})")
+            return [(first, last) for _, start, end in lists for _, first, last in _fields(self.data, start, end)]
+        except _WireError:
+            raise _damaged(self.path, self.start) from None
+
+
+def read_examples(data: mmap.mmap, path: Path) -> Iterator[Example]:
+    """All records of a file.
+
+    Args:
+        data: the file's bytes.
+        path: its name, for messages.
+
+    Raises:
+        ValueError: the file is cut off or damaged; names it and the byte where the record starts.
+    """
+    for start, first, last in _records(data, path):
+        try:
+            yield Example(data, path, start, _features(data, first, last))
+        except (_WireError, UnicodeDecodeError):
+            raise _damaged(path, start) from None
+
+
+def _damaged(path: Path, start: int) -> ValueError:
+    return ValueError(
+        f"shard {path} is damaged: the record at byte {start} is no tf.train.Example. Copy the shard again"
+    )
+
+
+def _records(data: mmap.mmap, path: Path) -> Iterator[tuple[int, int, int]]:
+    """First byte of every record, then first byte and the byte after the last of its data."""
+    start, size = 0, len(data)
+    while start < size:
+        first = start + _HEADER.size
+        end = size + 1  # an incomplete header is a cut as well
+        if first <= size:
+            length, checksum = _HEADER.unpack_from(data, start)
+            if masked_crc32c(data[start : start + 8]) != checksum:
+                raise ValueError(f"shard {path} is damaged: no TFRecord starts at byte {start}. Copy the shard again")
+            end = first + length + _FOOTER_BYTES
+        if end > size:
+            raise ValueError(
+                f"shard {path} is cut off: the record that starts at byte {start} goes on past the file's end at "
+                f"byte {size}. Copy the shard again"
+            )
+        yield start, first, end - _FOOTER_BYTES
+        start = end
+
+
+def _features(data: mmap.mmap, start: int, end: int) -> dict[str, tuple[int, int]]:
+    features = {}
+    for _, features_start, features_end in _fields(data, start, end):
+        for _, entry_start, entry_end in _fields(data, features_start, features_end):
+            entry = {number: (first, last) for number, first, last in _fields(data, entry_start, entry_end)}
+            if 1 not in entry or 2 not in entry:
+                raise _WireError
+            features[data[slice(*entry[1])].decode()] = entry[2]
+    return features
+
+
+def _fields(data: mmap.mmap, position: int, end: int) -> Iterator[tuple[int, int, int]]:
+    """Field number, first byte and the byte after the last of every field that is not a varint."""
+    while position < end:
+        tag, position = _varint(data, position, end)
+        wire_type = tag & 7
+        if wire_type == 0:
+            _, position = _varint(data, position, end)
+            continue
+        if wire_type == 2:
+            length, position = _varint(data, position, end)
+        elif wire_type in _FIXED_BYTES:
+            length = _FIXED_BYTES[wire_type]
+        else:
+            raise _WireError
+        if position + length > end:
+            raise _WireError
+        yield tag >> 3, position, position + length
+        position += length
+
+
+def _varint(data: mmap.mmap, position: int, end: int) -> tuple[int, int]:
+    value = shift = 0
+    while position < end and shift < 64:
+        byte = data[position]
+        position += 1
+        value |= (byte & 127) << shift
+        if byte < 128:
+            return value, position
+        shift += 7
+    raise _WireError

@@ -1,0 +1,202 @@
+"""JPEG round trip, lanczos3 resize and crop: equal to the TensorFlow pipeline of published policies, without it.
+
+Published checkpoints were trained and evaluated on pixels that TensorFlow resized. These functions give the same
+uint8 values.
+"""
+
+import functools
+import io
+import math
+
+import numpy as np
+import simplejpeg
+import torch
+from PIL import Image
+
+_JPEG_QUALITY = 95  # TensorFlow's default
+_LANCZOS_RADIUS = 3.0
+
+
+def check_image(image: np.ndarray, name: str = "image") -> np.ndarray:
+    """Return `image` if it is a (H, W, 3) uint8 array; raise ValueError naming dtype and shape otherwise."""
+    if not isinstance(image, np.ndarray):
+        raise ValueError(f"{name} must be a (height, width, 3) uint8 NumPy array, but is a {type(image).__name__}")
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
+        raise ValueError(
+            f"{name} must have shape (height, width, 3) and dtype uint8 (RGB, 0 to 255), but has shape {image.shape} "
+            f"and dtype {image.dtype}"
+        )
+    return image
+
+
+def encode_jpeg(image: np.ndarray) -> bytes:
+    """(H, W, 3) uint8 -> JPEG bytes, quality 95 with 4:2:0 chroma, as TensorFlow encodes."""
+    buffer = io.BytesIO()
+    Image.fromarray(check_image(image)).save(buffer, "JPEG", quality=_JPEG_QUALITY)
+    return buffer.getvalue()
+
+
+def decode_jpeg(data: bytes | memoryview) -> np.ndarray:
+    """JPEG bytes -> (H, W, 3) uint8. Raises ValueError if `data` is no whole JPEG.
+
+    The fast inverse transform is the one TensorFlow decodes with; the accurate one differs by a few grey levels.
+    """
+    try:
+        return simplejpeg.decode_jpeg(data, fastdct=True)
+    except ValueError as error:
+        raise ValueError(
+            f"cannot decode {len(data)} bytes as JPEG (they start with {bytes(data[:4])!r}): {error}"
+        ) from None
+
+
+# float32 sine as C libraries compute it: a short polynomial per quadrant, not always the nearest float32. Its last bit
+# decides the weights' last bit, and with it how a sum that lies half-way between two grey levels is rounded.
+_SINE = (-0.16666654943701084, 0.008332178146138854, -0.00019517298981385725)
+_COSINE = (-0.49999999725108224, 0.041666623324344516, -0.001388676379437604, 2.4390450703564542e-05)
+
+
+def _sin_float32(angle: np.float32) -> np.float32:
+    x = float(angle)
+    quadrant = round(x / (math.pi / 2))
+    x -= quadrant * (math.pi / 2)
+    square = x * x
+    if quadrant % 2:
+        value = 1.0 + square * (_COSINE[0] + square * (_COSINE[1] + square * (_COSINE[2] + square * _COSINE[3])))
+    else:
+        value = x + x * square * (_SINE[0] + square * (_SINE[1] + square * _SINE[2]))
+    return np.float32(-value if quadrant % 4 >= 2 else value)
+
+
+def _lanczos3_kernel(x: np.float32) -> np.float32:
+    pi, radius = np.float32(math.pi), np.float32(_LANCZOS_RADIUS)
+    if x > radius:
+        return np.float32(0)
+    if x <= np.float32(1e-3):
+        return np.float32(1)
+    return radius * _sin_float32(pi * x) * _sin_float32(pi * x / radius) / (pi * pi * x * x)
+
+
+@functools.lru_cache(maxsize=64)
+def lanczos3_taps(size_in: int, size_out: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Resampling of one axis, antialiased when shrinking, in TensorFlow's float32 arithmetic.
+
+    Returns:
+        Source positions (T, size_out) int64 and weights (T, size_out, 1) float32 of the T taps of every output
+        position. An output position with fewer taps ends in weights of 0.
+    """
+    inverse_scale = np.float32(1) / (np.float32(size_out) / np.float32(size_in))
+    stretch = max(inverse_scale, np.float32(1))  # antialias: a wider kernel when shrinking
+    reach, half = np.float32(_LANCZOS_RADIUS) * stretch, np.float32(0.5)
+    count = min(2 * math.ceil(reach) + 1, size_in)
+    positions = np.zeros((count, size_out), np.int64)
+    weights = np.zeros((count, size_out, 1), np.float32)
+    for out in range(size_out):
+        centre = inverse_scale * (np.float32(out) + half)
+        start = max(math.ceil(centre - reach - half), 0)
+        stop = min(math.floor(centre + reach - half) + 1, size_in)
+        distances = np.abs(np.arange(start, stop).astype(np.float32) + half - centre) * (np.float32(1) / stretch)
+        taps = [_lanczos3_kernel(distance) for distance in distances]
+        total = functools.reduce(np.add, taps, np.float32(0))
+        weights[: len(taps), out, 0] = np.asarray(taps) * (np.float32(1) / total)
+        positions[:, out] = np.minimum(start + np.arange(count), size_in - 1)
+    return torch.from_numpy(positions), torch.from_numpy(weights)
+
+
+def _resample_rows(rows: torch.Tensor, size: int) -> torch.Tensor:
+    """(H, N) float32 -> (size, N). Tap after tap, because the order of a float32 sum decides exact ties."""
+    positions, weights = lanczos3_taps(len(rows), size)
+    total = rows.index_select(0, positions[0]).mul_(weights[0])
+    term = torch.empty_like(total)
+    for position, weight in zip(positions[1:], weights[1:], strict=True):
+        torch.index_select(rows, 0, position, out=term)
+        total.add_(term.mul_(weight))
+    return total
+
+
+def resize_lanczos3(image: np.ndarray, size: int) -> np.ndarray:
+    """(H, W, 3) uint8 -> (size, size, 3) uint8, as `tf.image.resize(..., "lanczos3", antialias=True)` then round.
+
+    The aspect ratio is not kept. Raises ValueError on any other dtype or shape.
+    """
+    height, width = check_image(image).shape[:2]
+    if height == width == size:
+        return image.copy()  # every weight falls on its own pixel: the identity
+    x = torch.from_numpy(np.ascontiguousarray(image)).view(height, width * 3).float()
+    x = _resample_rows(x, size).view(size, width, 3).transpose(0, 1).reshape(width, size * 3)
+    x = _resample_rows(x, size).round_().clamp_(0, 255).to(torch.uint8)
+    return x.view(size, size, 3).transpose(0, 1).contiguous().numpy()
+
+
+def to_planes(images: torch.Tensor) -> torch.Tensor:
+    """(I, H, W, 3) uint8 -> (I, 3, H, W) float32 in [0, 1], as `tf.image.convert_image_dtype` scales."""
+    return images.permute(0, 3, 1, 2).contiguous().float().mul_(float(np.float32(1 / 255)))
+
+
+def from_planes(planes: torch.Tensor) -> torch.Tensor:
+    """(I, 3, H, W) float32 -> (I, H, W, 3) uint8, as `tf.image.convert_image_dtype` scales back (it truncates).
+
+    Works in place on `planes`.
+    """
+    return planes.mul_(255.5).clamp_(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+
+
+def crop_and_resize(planes: torch.Tensor, top: torch.Tensor, left: torch.Tensor, extent: float) -> torch.Tensor:
+    """Cut a square box out of every image and enlarge it bilinearly to the full size, as `tf.image.crop_and_resize`.
+
+    Args:
+        planes: (I, 3, H, W) float32.
+        top, left: (I,) float32, the box's first row and column as fractions of height and width.
+        extent: side of the box as a fraction of the image's side.
+
+    Returns:
+        (I, 3, H, W) float32.
+    """
+    count, channels, height, width = planes.shape
+    first, second, weight = _bilinear(top, extent, height)
+    shape = (count, channels, height, width)
+    # Whole rows are copied from a list of all rows: several times faster than a gather along the height.
+    offsets = torch.arange(0, count * channels * height, height, device=planes.device).view(count, channels, 1)
+    every_row = planes.reshape(-1, width)
+    upper = every_row.index_select(0, (offsets + first[:, None]).flatten()).view(shape)
+    lower = every_row.index_select(0, (offsets + second[:, None]).flatten()).view(shape)
+    rows = upper.lerp_(lower, weight[:, None, :, None])
+    first, second, weight = _bilinear(left, extent, width)
+    before = rows.gather(3, first[:, None, None, :].expand(shape))
+    after = rows.gather(3, second[:, None, None, :].expand(shape))
+    return before.lerp_(after, weight[:, None, None, :])
+
+
+def _bilinear(start: torch.Tensor, extent: float, size: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Per output position of one axis: the two source positions and the weight of the second; each (I, size)."""
+    step = ((start + extent) - start) * (size - 1) / max(size - 1, 1)  # rounds as TensorFlow's y2 - y1 does
+    outputs = torch.arange(size, dtype=torch.float32, device=start.device)
+    positions = start[:, None] * (size - 1) + outputs * step[:, None]
+    low = positions.floor()
+    return low.long(), positions.ceil().long().clamp_(max=size - 1), positions - low
+
+
+def center_crop(image: np.ndarray, area: float = 0.9) -> np.ndarray:
+    """The central `area` of a (H, W, 3) uint8 image, enlarged bilinearly back to (H, W, 3) uint8."""
+    extent = np.sqrt(np.float32(area))
+    start = torch.full((1,), float((np.float32(1) - extent) / np.float32(2)))
+    planes = to_planes(torch.from_numpy(np.ascontiguousarray(check_image(image)))[None])
+    return from_planes(crop_and_resize(planes, start, start, float(extent)).clamp_(0, 1))[0].numpy()
+
+
+def prepare_image(image: np.ndarray, size: int, crop: bool) -> np.ndarray:
+    """Raw camera image -> what the model was trained to see: JPEG round trip, lanczos3, and the centre crop if `crop`.
+
+    An image that already has the model's size counts as compressed and resized before (published evaluation does the
+    same), so it is only cropped.
+
+    Args:
+        image: (H, W, 3) uint8.
+        size: side of the model's input in pixels.
+        crop: whether to take the central 0.9 of the area.
+
+    Returns:
+        (size, size, 3) uint8, never a view of `image`. Raises ValueError on any other dtype or shape.
+    """
+    if check_image(image).shape[:2] != (size, size):
+        image = resize_lanczos3(decode_jpeg(encode_jpeg(image)), size)
+    return center_crop(image) if crop else image.copy()

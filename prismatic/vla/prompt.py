@@ -1,0 +1,62 @@
+"""The only instruction template, and the token ids that surround it."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class TokenIds:
+    """Token ids that the action sequence needs; the defaults are Llama-2's as published checkpoints use them.
+
+    Attributes:
+        bos: starts the sequence.
+        empty: the empty piece that the tokenizer puts between `Out:` and the first action token.
+        action_end: one past the highest action token; bin 1 of the action tokenizer is `action_end - 1`.
+        stop: ends the sequence.
+        pad: fills short rows of a batch.
+    """
+
+    bos: int = 1
+    empty: int = 29871
+    action_end: int = 32000
+    stop: int = 2
+    pad: int = 32000
+
+    def to_json(self) -> dict[str, int]:
+        """Plain dictionary for `config.json`."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any] | None) -> "TokenIds":
+        """Inverse of `to_json`; None gives Llama-2's ids."""
+        return cls(**(data or {}))
+
+
+def format_prompt(instruction: str) -> str:
+    """The instruction in the words that every OpenVLA-style policy was trained with.
+
+    Raises ValueError for an empty instruction.
+    """
+    if not instruction.strip():
+        raise ValueError("the instruction is empty; say what the robot should do, e.g. 'put the bowl on the plate'")
+    return f"In: What action should the robot take to {instruction.lower()}?\nOut:"
+
+
+def prompt_ids(tokenize: Callable[[str], Sequence[int]], instruction: str, ids: TokenIds) -> list[int]:
+    """BOS, the prompt and the empty piece: all that stands before the action tokens.
+
+    Args:
+        tokenize: text -> token ids, with or without BOS.
+        instruction: what the robot should do.
+        ids: the tokenizer's special ids.
+    """
+    prompt = list(tokenize(format_prompt(instruction)))
+    if not prompt or prompt[0] != ids.bos:
+        prompt.insert(0, ids.bos)
+    return with_empty_piece(prompt, ids)
+
+
+def with_empty_piece(input_ids: Sequence[int], ids: TokenIds) -> list[int]:
+    """`input_ids` ending in the empty piece, appended where it is missing."""
+    return list(input_ids) if input_ids[-1] == ids.empty else [*input_ids, ids.empty]

@@ -1,0 +1,70 @@
+"""Fixtures that many tests share: real small models and checkpoints, built once per session."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+from reference_checkpoint import write_reference_checkpoint
+
+from prismatic.checkpoint import Checkpoint, LoadOptions, load_checkpoint, save_checkpoint
+from prismatic.models.action_heads import L1RegressionActionHead
+from prismatic.models.projectors import ProprioProjector
+from prismatic.models.pruners.registry import PrunerSpec
+from prismatic.vla.normalization import fit_statistics
+from scripts.build_small_model import SmallModelConfig, build
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def reference_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny checkpoint in the published layout on which the reference's numbers were recorded. Read only."""
+    return write_reference_checkpoint(tmp_path_factory.mktemp("reference") / "checkpoint")
+
+
+@pytest.fixture(scope="session")
+def reference_numbers() -> dict[str, np.ndarray]:
+    """Numbers recorded from the reference on `reference_directory`."""
+    with np.load(Path(__file__).parent / "data" / "reference.npz") as data:
+        return dict(data)
+
+
+@pytest.fixture
+def reference_checkpoint(reference_directory: Path) -> Checkpoint:
+    """A fresh copy in float32 with the LightVLA pruner over a set, as the reference infers."""
+    spec = PrunerSpec("lightvla", {"multiplicity": "set"})
+    return load_checkpoint(reference_directory, LoadOptions(dtype=torch.float32, pruner=spec))
+
+
+@pytest.fixture(scope="session")
+def small_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An untrained small checkpoint (no head yet), as `scripts/build_small_model.py` writes it, even smaller. Read only."""
+    sizes = SmallModelConfig(
+        output_dir=tmp_path_factory.mktemp("small") / "base", image_size=64, vision_dim=32, vision_depth=2, llm_dim=32,
+        llm_layers=2, llm_heads=2, llm_mlp=64, vision_heads=2,
+    )  # fmt: skip
+    return build(sizes)
+
+
+@pytest.fixture(scope="session")
+def small_policy_directory(small_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small checkpoint with an (untrained) head, proprio projector and statistics, ready for `Policy`. Read only."""
+    torch.manual_seed(1)
+    checkpoint = load_checkpoint(small_base)
+    checkpoint.action_head = L1RegressionActionHead(32, 7, 8)
+    checkpoint.proprio_projector = ProprioProjector(32, 8)
+    rng = np.random.default_rng(0)
+    statistics = fit_statistics(
+        rng.uniform(-1, 1, (50, 7)), rng.uniform(-1, 1, (50, 8)), checkpoint.model.robot.action_mask, 2
+    )
+    checkpoint.dataset_statistics = {"libero_test_no_noops": statistics}
+    checkpoint.model.config.center_crop = True
+    return save_checkpoint(tmp_path_factory.mktemp("policy") / "small--0_chkpt", checkpoint, 0)

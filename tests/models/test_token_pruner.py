@@ -1,0 +1,126 @@
+"""Selection against brute force, and the straight-through gradient against the paper's duplicated form."""
+
+import pytest
+import torch
+
+from prismatic.models.pruners.registry import PrunerSpec
+from prismatic.models.token_pruner import KeepAllTokens, TokenPruner, group_picks, rms_normalize, score_tokens
+
+
+def brute_force_scores(patches, context):
+    dim = patches.shape[-1]
+    keys, words = rms_normalize(patches), rms_normalize(context)
+    rows = []
+    for key in keys:
+        weights = torch.stack([key @ word / dim**0.5 for word in words]).softmax(0)
+        query = rms_normalize((weights[:, None] * words).sum(0))
+        rows.append(torch.stack([query @ other / dim**0.5 for other in keys]))
+    return torch.stack(rows)
+
+
+def test_scores_equal_brute_force():
+    patches, context = torch.randn(2, 12, 16), torch.randn(2, 5, 16)
+    mask = torch.tensor([[True] * 5, [True, True, True, False, False]])
+    scores = score_tokens(patches, context, mask)
+    torch.testing.assert_close(scores[0], brute_force_scores(patches[0], context[0]))
+    torch.testing.assert_close(scores[1], brute_force_scores(patches[1], context[1, :3]))
+
+
+def test_group_picks_equals_python_sets():
+    picks = torch.randint(0, 9, (5, 7))
+    index, valid, count = group_picks(picks, 9)
+    for row in range(5):
+        distinct = sorted(set(picks[row].tolist()))
+        assert index[row][valid[row]].tolist() == distinct
+        assert count[row][valid[row]].tolist() == [picks[row].tolist().count(token) for token in distinct]
+        assert not count[row][~valid[row]].any()
+    assert valid.any(0).all(), "padded to the largest number of picks, not beyond"
+
+
+def test_selection_keeps_the_union_in_patch_order():
+    patches, context = torch.randn(3, 20, 8), torch.randn(3, 4, 8)
+    pruner = TokenPruner("weighted").eval()
+    selection = pruner(patches, context)
+    picks = score_tokens(patches, context).argmax(-1)
+    for row in range(3):
+        kept = sorted(set(picks[row].tolist()))
+        assert selection.kept()[row].nonzero()[:, 0].tolist() == kept
+        torch.testing.assert_close(selection.tokens[row, : len(kept)], patches[row, kept])
+        bias = selection.key_bias()[row]
+        expected = torch.tensor([float(picks[row].tolist().count(token)) for token in kept]).log()
+        torch.testing.assert_close(bias[: len(kept)], expected)
+        assert torch.isneginf(bias[len(kept) :]).all()
+
+
+def test_set_weighs_every_token_once():
+    selection = TokenPruner("set").eval()(torch.randn(2, 20, 8), torch.randn(2, 4, 8))
+    assert (selection.key_bias()[selection.valid] == 0).all()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_compact_training_equals_duplicated_rows(seed):
+    """One attention read over compact tokens with log(count) bias = the same read over duplicates; all gradients too."""
+    torch.manual_seed(seed)
+    patches = torch.randn(2, 24, 8, dtype=torch.float64)
+    context = torch.randn(2, 5, 8, dtype=torch.float64)
+    query = torch.randn(2, 3, 8, dtype=torch.float64)
+    noise = torch.rand(2, 24, 24, dtype=torch.float64)
+    results = []
+    for compact in (False, True):
+        inputs = [patches.clone().requires_grad_(), context.clone().requires_grad_()]
+        selection = TokenPruner("weighted", compact).train()(*inputs, None, noise)
+        logits = query @ selection.tokens.transpose(1, 2) + selection.key_bias().double()[:, None]
+        read = logits.softmax(-1) @ selection.tokens
+        gradients = torch.autograd.grad(read.square().sum(), inputs)
+        results.append((read.detach(), *gradients))
+    for duplicated, compacted in zip(*results, strict=True):
+        torch.testing.assert_close(compacted, duplicated, atol=1e-6, rtol=1e-6)
+        assert duplicated.abs().max() > 0
+
+
+def test_gradient_reaches_the_scores_only_through_the_straight_through_path():
+    patches = torch.randn(1, 10, 8)
+    context = torch.randn(1, 3, 8, requires_grad=True)
+    selection = TokenPruner("set").train()(patches, context)
+    torch.testing.assert_close(
+        selection.tokens.detach(), patches.gather(1, selection.index[..., None].expand(-1, -1, 8))
+    )
+    selection.tokens.square().sum().backward()
+    assert context.grad is not None and context.grad.abs().max() > 0
+
+
+def test_keep_all_keeps_all():
+    patches = torch.randn(2, 6, 4)
+    selection = KeepAllTokens()(patches, torch.randn(2, 3, 4))
+    assert selection.kept().all() and torch.equal(selection.tokens, patches) and (selection.key_bias() == 0).all()
+
+
+def test_random_control_keeps_as_many_but_other_tokens():
+    patches, context = torch.randn(4, 40, 8), torch.randn(4, 4, 8)
+    chosen = TokenPruner("weighted").eval()(patches, context)
+    random = PrunerSpec.parse("random:seed=3").build().eval()(patches, context)
+    assert torch.equal(random.distinct(), chosen.distinct())
+    assert not torch.equal(random.kept(), chosen.kept())
+    for row in range(4):
+        index = random.index[row][random.valid[row]]
+        torch.testing.assert_close(random.tokens[row][random.valid[row]], patches[row, index])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("lightvlaa", "unknown pruner 'lightvlaa'; known: lightvla, none, random"),
+        ("lightvla:queries=3", "no option 'queries'"),
+        ("lightvla:noise=pink", "noise=pink is not one of"),
+        ("lightvla:noise", "has no value"),
+    ],
+)
+def test_bad_flags_say_what_is_known(text, message):
+    with pytest.raises(ValueError, match=message):
+        PrunerSpec.parse(text)
+
+
+def test_flag_grammar_round_trip():
+    spec = PrunerSpec.parse("lightvla:multiplicity=set,noise=gumbel,compact=true")
+    assert PrunerSpec.parse(str(spec)) == spec == PrunerSpec.from_json(spec.to_json())
+    assert spec.noise == "gumbel"

@@ -1,0 +1,147 @@
+"""Round trips, atomic writes, and what a user is told about a broken checkpoint."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForImageTextToText
+
+from prismatic.checkpoint import (
+    PENDING,
+    LoadOptions,
+    finish_pending,
+    load_checkpoint,
+    load_training_state,
+    save_checkpoint,
+)
+from prismatic.models.action_heads import L1RegressionActionHead
+from prismatic.models.projectors import ProprioProjector
+from prismatic.models.pruners.registry import PrunerSpec
+
+
+@pytest.fixture
+def broken(reference_directory: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(reference_directory, tmp_path / "copy"))
+
+
+def test_round_trip_is_equal_tensor_by_tensor(reference_directory, tmp_path):
+    original = load_checkpoint(reference_directory, LoadOptions(pruner=PrunerSpec("lightvla")))
+    directory = save_checkpoint(tmp_path / "run--100_chkpt", original, 100, training_state={"step": 100})
+    again = load_checkpoint(directory)
+    state = original.model.state_dict()
+    stored = {name: value for file in directory.glob("*.safetensors") for name, value in load_file(file).items()}
+    published = {name for file in reference_directory.glob("*.safetensors") for name in load_file(file)}
+    assert set(stored) == published, "state-dict names are exactly the published ones"
+    assert all(torch.equal(stored[name], state[name]) and stored[name].dtype == state[name].dtype for name in stored)
+    for part in ("action_head", "proprio_projector"):
+        for name, value in getattr(original, part).state_dict().items():
+            assert torch.equal(getattr(again, part).state_dict()[name], value)
+    assert again.dataset_statistics == original.dataset_statistics
+    assert again.model.config.pruner_spec == original.model.config.pruner_spec
+    assert again.assumptions == []
+    assert load_training_state(directory) == {"step": 100}
+    for name in ("tokenizer.json", "preprocessor_config.json"):
+        assert (directory / name).read_bytes() == (reference_directory / name).read_bytes()
+
+
+def test_auto_class_and_loader_agree(reference_directory):
+    ours = load_checkpoint(reference_directory, LoadOptions(dtype=torch.float32)).model.eval()
+    auto = AutoModelForImageTextToText.from_pretrained(reference_directory, dtype=torch.float32).eval()
+    ids, pixels = torch.tensor([[1, 400, 500, 29871]]), torch.randn(1, 12, 224, 224)
+    with torch.no_grad():
+        assert torch.equal(ours(ids, pixels).rows, auto(ids, pixels).rows)
+
+
+def test_small_model_is_complete_and_usable(small_base):
+    checkpoint = load_checkpoint(small_base)
+    assert checkpoint.action_head is None and checkpoint.proprio_projector is None
+    assert checkpoint.assumptions == [], "a checkpoint of ours says everything itself"
+    ids = checkpoint.processor.tokenizer("In: What action should the robot take to turn on the stove?\nOut:")[
+        "input_ids"
+    ]
+    assert checkpoint.processor.tokenizer.decode(ids[1:]).startswith("In: What action")
+    assert len(set(checkpoint.model.config.token_ids.values())) == 5
+
+
+def test_saving_over_a_checkpoint_keeps_other_files(small_base, tmp_path):
+    checkpoint = load_checkpoint(small_base)
+    checkpoint.action_head = L1RegressionActionHead(32, 7, 8)
+    checkpoint.proprio_projector = ProprioProjector(32, 8)
+    directory = tmp_path / "run"
+    save_checkpoint(directory, checkpoint, 10)
+    (directory / "metrics.jsonl").write_text("kept\n")
+    with torch.no_grad():
+        checkpoint.action_head.model.fc2.bias.fill_(3.0)
+    save_checkpoint(directory, checkpoint, 20)
+    again = load_checkpoint(directory)
+    assert (again.action_head.model.fc2.bias == 3.0).all()
+    assert [file.name for file in directory.glob("action_head--*")] == ["action_head--20_checkpoint.pt"]
+    assert (directory / "metrics.jsonl").read_text() == "kept\n"
+
+
+def test_a_save_killed_while_moving_is_finished_by_the_next_reader(small_base, tmp_path):
+    checkpoint = load_checkpoint(small_base)
+    old, new = tmp_path / "run", tmp_path / "new"
+    save_checkpoint(old, checkpoint, 10)
+    with torch.no_grad():
+        checkpoint.model.projector.fc1.bias.fill_(5.0)
+    save_checkpoint(new, checkpoint, 20)
+    new.rename(old / PENDING)
+    (old / PENDING / "config.json").replace(old / "config.json")
+    assert (load_checkpoint(old).model.projector.fc1.bias == 5.0).all()
+    assert not (old / PENDING).exists()
+    finish_pending(old)
+
+
+def test_a_save_killed_while_writing_leaves_the_old_one(small_base, tmp_path):
+    checkpoint = load_checkpoint(small_base)
+    save_checkpoint(tmp_path / "run", checkpoint, 10)
+    half = tmp_path / ".run.saving"
+    half.mkdir()
+    (half / "config.json").write_text("{")
+    load_checkpoint(tmp_path / "run")
+    save_checkpoint(tmp_path / "run", checkpoint, 20)
+    assert not half.exists()
+
+
+@pytest.mark.parametrize(
+    "name", ["config.json", "tokenizer.json", "preprocessor_config.json", "model-00002-of-00002.safetensors"]
+)
+def test_a_missing_file_is_named(broken, name):
+    (broken / name).unlink()
+    with pytest.raises(FileNotFoundError, match=f"lacks .*{name}"):
+        load_checkpoint(broken)
+
+
+def test_a_missing_directory_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere does not exist"):
+        load_checkpoint(tmp_path / "nowhere")
+
+
+def test_weights_that_do_not_fit_the_config_are_named(broken):
+    config = json.loads((broken / "config.json").read_text())
+    config["text_config"]["num_hidden_layers"] = 5
+    (broken / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"lack 9 tensors .*first 'language_model.model.layers.4"):
+        load_checkpoint(broken)
+
+
+def test_a_head_of_another_robot_is_named(broken):
+    torch.save(L1RegressionActionHead(128, 14, 25).state_dict(), broken / "action_head--100_checkpoint.pt")
+    with pytest.raises(ValueError, match=r"model.fc1.weight.*made for another robot"):
+        load_checkpoint(broken)
+
+
+def test_two_heads_are_refused(broken):
+    shutil.copyfile(broken / "action_head--100_checkpoint.pt", broken / "action_head--200_checkpoint.pt")
+    with pytest.raises(ValueError, match="holds 2 action_head files"):
+        load_checkpoint(broken)
+
+
+def test_what_was_assumed_is_said(reference_directory):
+    checkpoint = load_checkpoint(reference_directory)
+    assert any("assumed lightvla:multiplicity=set" in text for text in checkpoint.assumptions)
+    assert checkpoint.model.pruner.multiplicity == "set"

@@ -1,0 +1,118 @@
+"""`Policy` as an integrator uses it."""
+
+import numpy as np
+import pytest
+import torch
+from reference_checkpoint import reference_sample
+
+from prismatic.policy import Policy
+from prismatic.vla.images import prepare_image
+
+
+def observation(index: int) -> dict:
+    sample = reference_sample(index)
+    return {"full_image": sample["images"][0], "wrist_image": sample["images"][1], "state": sample["state"]}
+
+
+@pytest.fixture
+def policy(reference_directory) -> Policy:
+    return Policy.from_pretrained(reference_directory, pruner="lightvla:multiplicity=set")
+
+
+@pytest.fixture
+def small_policy(small_policy_directory) -> Policy:
+    return Policy.from_pretrained(small_policy_directory)
+
+
+def test_a_batch_gives_what_each_sample_gives_alone(policy):
+    instructions = ["turn on the stove", "put the bowl on the plate", "pick up the milk and place it in the basket"]
+    observations = [observation(i) for i in range(3)]
+    together = policy.act_batch(observations, instructions)
+    assert together.actions.shape == (3, 8, 7)
+    for index in range(3):
+        alone = policy.act_batch([observations[index]], [instructions[index]])
+        assert torch.equal(alone.selection.kept()[0], together.selection.kept()[index])
+        np.testing.assert_allclose(alone.actions[0], together.actions[index], atol=1e-5)
+    np.testing.assert_allclose(policy.act(observations[1], instructions[1]), together.actions[1], atol=1e-5)
+
+
+def test_act_equals_the_published_way_of_calling(policy):
+    """Processor and `predict_action` by hand, as existing scripts do, against `Policy.act`."""
+    obs, instruction = observation(0), "turn on the stove"
+    prompt = f"In: What action should the robot take to {instruction}?\nOut:"
+    images = [prepare_image(obs[key], 224, crop=True) for key in ("full_image", "wrist_image")]
+    inputs = policy.processor(prompt, images[0])
+    wrist = policy.processor(prompt, images[1])["pixel_values"]
+    inputs["pixel_values"] = torch.cat([inputs["pixel_values"], wrist], dim=1)
+    state = policy.transform.proprio(obs["state"])
+    actions, rows = policy.model.predict_action(
+        **inputs,
+        proprio=state,
+        proprio_projector=policy.proprio_projector,
+        action_head=policy.action_head,
+        unnorm_key="libero_tiny_no_noops",
+    )
+    np.testing.assert_allclose(policy.act(obs, instruction), actions, atol=1e-6)
+    assert rows.shape == (1, 56, 128)
+
+
+def test_the_observation_is_left_alone(small_policy):
+    obs = observation(2)
+    before = {key: value.copy() for key, value in obs.items()}
+    small_policy.act(obs, "turn on the stove")
+    assert all(np.array_equal(obs[key], before[key]) for key in obs)
+
+
+def test_timing_and_description(small_policy):
+    timing = small_policy.act_batch([observation(0)], ["turn on the stove"]).timing
+    assert set(timing) == {"preprocessing", "vision", "pruner", "llm", "total"}
+    assert all(value > 0 for value in timing.values())
+    assert sum(timing[stage] for stage in ("preprocessing", "vision", "pruner", "llm")) <= timing["total"]
+    description = small_policy.description()
+    assert description["pruner"] == "lightvla:multiplicity=weighted" and description["assumptions"] == []
+
+
+def test_pruners_can_be_exchanged(small_policy):
+    pruned = small_policy.act_batch([observation(0)], ["turn on the stove"])
+    small_policy.set_pruner("none")
+    everything = small_policy.act_batch([observation(0)], ["turn on the stove"])
+    assert everything.selection.kept().all() and not pruned.selection.kept().all()
+    small_policy.set_pruner("random:seed=3")
+    random = small_policy.act_batch([observation(0)], ["turn on the stove"])
+    assert random.selection.distinct().equal(pruned.selection.distinct())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"full_image": np.zeros((224, 224, 3), np.float32)}, "full_image.*float32.*expected uint8"),
+        ({"wrist_image": np.zeros((224, 224), np.uint8)}, r"wrist_image.*\(224, 224\).*expected uint8 \(H, W, 3\)"),
+        ({"state": np.zeros(7)}, r"state.*shape \(7,\); expected \(8,\)"),
+        ({"state": np.array([0, 0, np.nan, 0, 0, 0, 0, 0])}, "state.*NaN"),
+    ],
+)
+def test_bad_observations_are_named(small_policy, change, message):
+    with pytest.raises(ValueError, match=message):
+        small_policy.act({**observation(0), **change}, "turn on the stove")
+
+
+def test_missing_keys_are_named(small_policy):
+    obs = observation(0)
+    del obs["wrist_image"]
+    with pytest.raises(ValueError, match=r"lacks \['wrist_image'\]"):
+        small_policy.act(obs, "turn on the stove")
+
+
+def test_wrong_unnorm_key_lists_the_known(small_policy_directory):
+    with pytest.raises(ValueError, match="'bridge' names no dataset.*known: libero_test_no_noops"):
+        Policy.from_pretrained(small_policy_directory, unnorm_key="bridge")
+
+
+def test_a_checkpoint_without_a_head_says_so(small_base):
+    with pytest.raises(ValueError, match="names no dataset"):
+        Policy.from_pretrained(small_base)
+
+
+def test_too_many_images(small_policy_directory):
+    with pytest.raises(ValueError, match="num_images_in_input=3: robot 'libero' has 2 cameras"):
+        Policy.from_pretrained(small_policy_directory, num_images_in_input=3)
