@@ -139,7 +139,7 @@ def resolve(path_or_hub_id: str | Path) -> Path:
 
 
 def check_complete(directory: Path) -> list[Path]:
-    """The weight files. Raises FileNotFoundError naming the first file that a usable checkpoint needs and this lacks."""
+    """The weight files. Raises FileNotFoundError naming the first needed file that is not there."""
     for name in REQUIRED_FILES:
         if not (directory / name).is_file():
             raise FileNotFoundError(
@@ -184,7 +184,8 @@ def load_checkpoint(path_or_hub_id: str | Path, options: LoadOptions | None = No
     dtype = options.dtype or getattr(
         torch, str(config_json.get("torch_dtype") or config_json.get("dtype") or "bfloat16")
     )
-    model = OpenVLAForActionPrediction.from_pretrained(directory, config=config, dtype=dtype).to(options.device)
+    model = OpenVLAForActionPrediction.from_pretrained(directory, config=config, dtype=dtype)
+    model.to(options.device)  # type: ignore[arg-type]
     model.language_model.set_attn_implementation(options.attention)
     head = _load_head(directory, model, options)
     projector = None
@@ -360,7 +361,7 @@ def load_training_state(directory: Path) -> dict[str, Any]:
     file = directory / "training_state" / "state.pt"
     if not file.is_file():
         raise FileNotFoundError(
-            f"{directory} has no training_state/state.pt, so training cannot resume from it; start anew from it by vla_path"
+            f"{directory} has no training_state/state.pt, so training cannot resume from it; start anew by vla_path"
         )
     return torch.load(file, map_location="cpu", weights_only=True)
 

@@ -1,4 +1,4 @@
-"""`Policy`: observations and instructions in, chunks of actions out. What an integrator, the evaluator and a server call."""
+"""`Policy`: observations and instructions in, chunks of actions out."""
 
 import logging
 import time

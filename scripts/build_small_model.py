@@ -3,7 +3,7 @@
     python scripts/build_small_model.py --output_dir runs/small-base
 
 Writes the published layout: one or two tiny ViTs at reduced resolution, a tiny Llama, a tokenizer trained here, and
-initialisation suited to training from scratch. `vla-scripts/finetune.py --vla_path runs/small-base` takes it from there.
+initialisation suited to training from scratch. `vla-scripts/finetune.py --vla_path runs/small-base` takes it on.
 """
 
 import json
@@ -90,13 +90,11 @@ def build_tokenizer(vocab_size: int = 640) -> tuple[PreTrainedTokenizerFast, Tok
     )
     tokenizer.train_from_iterator([format_prompt(sentence) for sentence in SENTENCES], trainer)
     tokenizer.add_special_tokens([f"<action_{i}>" for i in range(ACTION_BINS)])
-    bos = tokenizer.token_to_id("<s>")
+    vocabulary = tokenizer.get_vocab()
+    bos = vocabulary["<s>"]
     tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", bos)])
-    ids = {
-        name: tokenizer.token_to_id(token)
-        for name, token in zip(("bos", "stop", "pad", "empty"), specials, strict=True)
-    }
-    action_end = tokenizer.token_to_id(f"<action_{ACTION_BINS - 1}>") + 1
+    ids = {name: vocabulary[token] for name, token in zip(("bos", "stop", "pad", "empty"), specials, strict=True)}
+    action_end = vocabulary[f"<action_{ACTION_BINS - 1}>"] + 1
     wrapped = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>", padding_side="right"
     )

@@ -46,7 +46,7 @@ def reference_checkpoint(reference_directory: Path) -> Checkpoint:
 
 @pytest.fixture(scope="session")
 def small_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An untrained small checkpoint (no head yet), as `scripts/build_small_model.py` writes it, even smaller. Read only."""
+    """An untrained checkpoint as `scripts/build_small_model.py` writes it, even smaller. Read only."""
     sizes = SmallModelConfig(
         output_dir=tmp_path_factory.mktemp("small") / "base", image_size=64, vision_dim=32, vision_depth=2, llm_dim=32,
         llm_layers=2, llm_heads=2, llm_mlp=64, vision_heads=2,
@@ -56,7 +56,7 @@ def small_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def small_policy_directory(small_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The small checkpoint with an (untrained) head, proprio projector and statistics, ready for `Policy`. Read only."""
+    """The small checkpoint with a random head, proprio projector and statistics, for `Policy`. Read only."""
     torch.manual_seed(1)
     checkpoint = load_checkpoint(small_base)
     checkpoint.action_head = L1RegressionActionHead(32, 7, 8)

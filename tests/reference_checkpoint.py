@@ -125,14 +125,18 @@ def proprio_weights() -> dict[str, torch.Tensor]:
 
 def _statistics() -> dict[str, Any]:
     action = {
-        "q01": [-0.75, -0.66, -0.9375, -0.107, -0.207, -0.184, 0.0], "q99": [0.9375, 0.857, 0.931, 0.108, 0.177, 0.146, 1.0],
-        "min": [-0.9375, -0.9, -0.93, -0.2, -0.36, -0.36, 0.0], "max": [0.9375, 0.92, 0.93, 0.2, 0.36, 0.375, 1.0],
+        "q01": [-0.75, -0.66, -0.9375, -0.107, -0.207, -0.184, 0.0],
+        "q99": [0.9375, 0.857, 0.931, 0.108, 0.177, 0.146, 1.0],
+        "min": [-0.9375, -0.9, -0.93, -0.2, -0.36, -0.36, 0.0],
+        "max": [0.9375, 0.92, 0.93, 0.2, 0.36, 0.375, 1.0],
         "mask": [True] * 6 + [False],
-    }  # fmt: skip
+    }
     proprio = {
-        "q01": [-0.46, -0.31, 0.46, 2.25, -3.1, -1.5, 0.0015, -0.04], "q99": [0.15, 0.38, 1.32, 3.55, 3.2, 0.9, 0.0399, -0.0016],
-        "min": [-0.48, -0.33, 0.45, 1.6, -3.6, -1.8, -0.001, -0.042], "max": [0.2, 0.4, 1.37, 3.6, 3.5, 1.4, 0.042, 0.001],
-    }  # fmt: skip
+        "q01": [-0.46, -0.31, 0.46, 2.25, -3.1, -1.5, 0.0015, -0.04],
+        "q99": [0.15, 0.38, 1.32, 3.55, 3.2, 0.9, 0.0399, -0.0016],
+        "min": [-0.48, -0.33, 0.45, 1.6, -3.6, -1.8, -0.001, -0.042],
+        "max": [0.2, 0.4, 1.37, 3.6, 3.5, 1.4, 0.042, 0.001],
+    }
     for part in (action, proprio):
         part["mean"], part["std"] = [0.0] * len(part["q01"]), [1.0] * len(part["q01"])
     return {
@@ -142,20 +146,40 @@ def _statistics() -> dict[str, Any]:
 
 def _config() -> dict[str, Any]:
     return {
-        "architectures": ["OpenVLAForActionPrediction"], "arch_specifier": "no-align+fused-gelu-mlp", "model_type": "openvla",
-        "hf_llm_id": "meta-llama/Llama-2-7b-hf", "image_resize_strategy": "resize-naive", "image_sizes": [224, 224],
-        "llm_backbone_id": "llama2-7b-pure", "llm_max_length": 2048, "n_action_bins": 256, "norm_stats": _statistics(),
-        "pad_to_multiple_of": 64, "pad_token_id": 32000, "timm_override_act_layers": [None, None],
+        "architectures": ["OpenVLAForActionPrediction"],
+        "arch_specifier": "no-align+fused-gelu-mlp",
+        "model_type": "openvla",
+        "hf_llm_id": "meta-llama/Llama-2-7b-hf",
+        "image_resize_strategy": "resize-naive",
+        "image_sizes": [224, 224],
+        "llm_backbone_id": "llama2-7b-pure",
+        "llm_max_length": 2048,
+        "n_action_bins": 256,
+        "norm_stats": _statistics(),
+        "pad_to_multiple_of": 64,
+        "pad_token_id": 32000,
+        "timm_override_act_layers": [None, None],
         "timm_model_ids": ["vit_large_patch14_reg4_dinov2.lvd142m", "vit_so400m_patch14_siglip_224"],
         "timm_model_kwargs": [{"embed_dim": dim, "depth": depth, "num_heads": 4} for dim, depth, _, _ in VITS.values()],
         "text_config": {
-            "model_type": "llama", "hidden_size": LLM_DIM, "intermediate_size": LLM_MLP, "num_hidden_layers": LLM_LAYERS,
-            "num_attention_heads": 4, "num_key_value_heads": 4, "max_position_embeddings": 2048, "rms_norm_eps": 1e-6,
-            "rope_theta": 10000.0, "pad_token_id": 32000, "torch_dtype": "bfloat16", "vocab_size": VOCABULARY,
+            "model_type": "llama",
+            "hidden_size": LLM_DIM,
+            "intermediate_size": LLM_MLP,
+            "num_hidden_layers": LLM_LAYERS,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 4,
+            "max_position_embeddings": 2048,
+            "rms_norm_eps": 1e-6,
+            "rope_theta": 10000.0,
+            "pad_token_id": 32000,
+            "torch_dtype": "bfloat16",
+            "vocab_size": VOCABULARY,
         },
-        "torch_dtype": "bfloat16", "transformers_version": "4.40.1", "use_fused_vision_backbone": True,
+        "torch_dtype": "bfloat16",
+        "transformers_version": "4.40.1",
+        "use_fused_vision_backbone": True,
         "vision_backbone_id": "dinosiglip-vit-so-224px",
-    }  # fmt: skip
+    }
 
 
 def _write_tokenizer(folder: Path) -> None:
@@ -199,10 +223,15 @@ def write_reference_checkpoint(folder: Path, step: int = 100) -> Path:
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     imagenet, half = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]), ([0.5] * 3, [0.5] * 3)
     preprocessor = {
-        "image_processor_type": "PrismaticImageProcessor", "image_resize_strategy": "resize-naive", "input_sizes": [[3, 224, 224]] * 2,
-        "interpolations": ["bicubic"] * 2, "means": [imagenet[0], half[0]], "stds": [imagenet[1], half[1]],
-        "processor_class": "PrismaticProcessor", "use_fused_vision_backbone": True,
-    }  # fmt: skip
+        "image_processor_type": "PrismaticImageProcessor",
+        "image_resize_strategy": "resize-naive",
+        "input_sizes": [[3, 224, 224]] * 2,
+        "interpolations": ["bicubic"] * 2,
+        "means": [imagenet[0], half[0]],
+        "stds": [imagenet[1], half[1]],
+        "processor_class": "PrismaticProcessor",
+        "use_fused_vision_backbone": True,
+    }
     files = {
         "config.json": _config(),
         "preprocessor_config.json": preprocessor,

@@ -1,6 +1,7 @@
 """Exact floating-point operations (two per multiply-add) of one forward pass, by component.
 
-Counts matrix products and convolutions, as `torch.utils.flop_counter` does; norms, activations and softmax are left out.
+Counts matrix products and convolutions, as `torch.utils.flop_counter` does; norms, activations and softmax count
+nothing.
 """
 
 from dataclasses import dataclass

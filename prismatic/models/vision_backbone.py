@@ -1,4 +1,4 @@
-"""One or two ViTs -> patch features, all images of a batch in one pass, stopping at the block whose features are used."""
+"""One or two ViTs -> patch features: all images of a batch in one pass, stopping at the block that is used."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -30,7 +30,7 @@ def create_vit(timm_id: str, image_size: int, timm_kwargs: dict[str, Any]) -> Vi
     Raises ValueError where timm does not know the id.
     """
     try:
-        vit = timm.create_model(timm_id, pretrained=False, num_classes=0, img_size=image_size, **timm_kwargs)
+        vit: Any = timm.create_model(timm_id, pretrained=False, num_classes=0, img_size=image_size, **timm_kwargs)
     except RuntimeError as error:
         raise ValueError(f"timm has no model {timm_id!r} (config.json: timm_model_ids): {error}") from error
     for block in vit.blocks:

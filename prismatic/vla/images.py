@@ -186,8 +186,7 @@ def center_crop(image: np.ndarray, area: float = 0.9) -> np.ndarray:
 def prepare_image(image: np.ndarray, size: int, crop: bool) -> np.ndarray:
     """Raw camera image -> what the model was trained to see: JPEG round trip, lanczos3, and the centre crop if `crop`.
 
-    An image that already has the model's size counts as compressed and resized before (published evaluation does the
-    same), so it is only cropped.
+    The round trip happens at any size: stored training images were compressed once, whatever their size.
 
     Args:
         image: (H, W, 3) uint8.
@@ -197,6 +196,5 @@ def prepare_image(image: np.ndarray, size: int, crop: bool) -> np.ndarray:
     Returns:
         (size, size, 3) uint8, never a view of `image`. Raises ValueError on any other dtype or shape.
     """
-    if check_image(image).shape[:2] != (size, size):
-        image = resize_lanczos3(decode_jpeg(encode_jpeg(image)), size)
-    return center_crop(image) if crop else image.copy()
+    image = resize_lanczos3(decode_jpeg(encode_jpeg(check_image(image))), size)
+    return center_crop(image) if crop else image

@@ -140,9 +140,10 @@ def test_training_loss_and_gradients(reference_checkpoint, reference_numbers, co
     np.testing.assert_allclose(predicted.detach(), expected["predicted_actions"], atol=1e-4)
     assert out.selection.distinct().tolist() == expected["distinct_selected"].tolist()
     gradients = {
-        "projector_fc3": model.projector.fc3.weight, "dino_bias": model.vision_backbone.featurizer.patch_embed.proj.bias,
+        "projector_fc3": model.projector.fc3.weight,
+        "dino_bias": model.vision_backbone.featurizer.patch_embed.proj.bias,
         "proprio": projector.fc1.weight,
-    }  # fmt: skip
+    }
     for part, parameter in gradients.items():
         reference = reference_numbers[f"train/{name}/grad_{part}"]
         error = np.linalg.norm(parameter.grad.numpy() - reference) / np.linalg.norm(reference)
@@ -168,9 +169,12 @@ def test_picks_do_not_depend_on_the_batch(reference_checkpoint, training):
     for row in range(len(ids)):
         length = int(mask[row].sum())
         alone = model.action_hidden(
-            ids[row : row + 1, :length], mask[row : row + 1, :length], pixels[row : row + 1], inputs["states"][row : row + 1],
+            ids[row : row + 1, :length],
+            mask[row : row + 1, :length],
+            pixels[row : row + 1],
+            inputs["states"][row : row + 1],
             reference_checkpoint.proprio_projector,
-        )  # fmt: skip
+        )
         assert torch.equal(alone.selection.kept()[0], together.selection.kept()[row])
         torch.testing.assert_close(alone.rows[0], together.rows[row], atol=2e-5, rtol=1e-4)
     assert len(set(together.selection.distinct().tolist())) > 1, "the samples should keep different numbers of tokens"

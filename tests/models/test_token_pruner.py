@@ -59,7 +59,7 @@ def test_set_weighs_every_token_once():
 
 @pytest.mark.parametrize("seed", range(5))
 def test_compact_training_equals_duplicated_rows(seed):
-    """One attention read over compact tokens with log(count) bias = the same read over duplicates; all gradients too."""
+    """One attention read over compact tokens with log(count) bias equals that over duplicates; gradients too."""
     torch.manual_seed(seed)
     patches = torch.randn(2, 24, 8, dtype=torch.float64)
     context = torch.randn(2, 5, 8, dtype=torch.float64)

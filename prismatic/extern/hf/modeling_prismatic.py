@@ -1,4 +1,4 @@
-"""The vision-language-action model under its published names: encode, project, prune, lay out, run the LLM, read out."""
+"""The vision-language-action model under its published names: encode, project, prune, lay out, run, read out."""
 
 from dataclasses import dataclass
 from typing import Any

@@ -55,7 +55,8 @@ class PrismaticImageProcessor(BaseImageProcessor):
         self, images: ImageInput | Sequence[ImageInput], return_tensors: str = "pt", **kwargs: Any
     ) -> BatchFeature:
         """One or several RGB images -> {"pixel_values": (n, 3 * ViTs, S, S) float32}."""
-        batch = [images] if isinstance(images, Image.Image) or getattr(images, "ndim", 0) == 3 else list(images)
+        single = isinstance(images, Image.Image) or getattr(images, "ndim", 0) == 3
+        batch: Any = [images] if single else images
         size = self.pixels.size
         values = torch.stack([normalize_pixels(self._resize(image, size)[None], self.pixels) for image in batch])
         return BatchFeature({"pixel_values": values}, tensor_type=return_tensors)
@@ -67,7 +68,9 @@ class PrismaticImageProcessor(BaseImageProcessor):
             picture = picture.resize((size, size), _INTERPOLATION[self.interpolations[0]])
         return np.asarray(picture)
 
-    def __call__(self, images: ImageInput | Sequence[ImageInput], *args: Any, **kwargs: Any) -> BatchFeature:
+    def __call__(  # type: ignore[override]
+        self, images: ImageInput | Sequence[ImageInput], *args: Any, **kwargs: Any
+    ) -> BatchFeature:
         """As `preprocess`."""
         return self.preprocess(images, *args, **kwargs)
 

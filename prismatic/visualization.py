@@ -1,0 +1,189 @@
+"""Pictures of what the pruner kept: overlays, captioned frames, picture strips and videos.
+
+Everything here works on uint8 RGB arrays (H, W, 3) and the boolean mask (V,) that `TokenSelection.kept()` gives per
+sample. Visual tokens are ordered image by image and, inside an image, row by row over a square grid of patches.
+"""
+
+import base64
+import io
+import math
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+Picture = NDArray[np.uint8]
+Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
+
+CROP_AREA = 0.9
+"""Share of the image that a centre-cropping policy sees."""
+
+PANEL_SIZE = 256
+"""Side of one camera view in a composed frame, in pixels."""
+
+_MARGIN = 8
+_BACKGROUND = (24, 26, 31)
+_TEXT = (226, 228, 233)
+_MUTED = (150, 155, 165)
+_OUTCOME = {True: (92, 201, 128), False: (235, 111, 100)}
+
+
+def kept_grids(kept: NDArray[np.bool_], num_images: int) -> NDArray[np.bool_]:
+    """Mask over all visual tokens (V,) -> one square grid per image (I, G, G).
+
+    Raises:
+        ValueError: when V is not `num_images` squares.
+    """
+    kept = np.asarray(kept, dtype=bool).reshape(-1)
+    per_image, rest = divmod(kept.size, num_images)
+    grid = math.isqrt(per_image)
+    if rest or grid * grid != per_image or per_image == 0:
+        raise ValueError(f"{kept.size} visual tokens are not {num_images} square grids of patches")
+    return kept.reshape(num_images, grid, grid)
+
+
+def dim_pruned(image: Picture, grid: NDArray[np.bool_], center_crop: bool = False, strength: float = 0.7) -> Picture:
+    """The image with every patch darkened and greyed that the pruner dropped.
+
+    Args:
+        image: uint8 (H, W, 3), the full camera view.
+        grid: bool (G, G), True where the patch was kept.
+        center_crop: The policy saw only the central `CROP_AREA` of the image: the grid is laid over that part, and the
+            border, which it never saw, counts as dropped.
+        strength: 0 leaves pruned patches alone, 1 makes them black.
+    """
+    height, width = image.shape[:2]
+    side = math.sqrt(CROP_AREA) if center_crop else 1.0
+    rows = _patch_of_pixel(height, grid.shape[0], side)
+    columns = _patch_of_pixel(width, grid.shape[1], side)
+    padded = np.pad(grid, ((0, 1), (0, 1)))  # The extra row and column stand for "outside".
+    seen = padded[rows[:, None], columns[None, :]]
+    grey = image.mean(axis=2, keepdims=True)
+    dimmed = (1.0 - strength) * (0.5 * image + 0.5 * grey)
+    return np.where(seen[..., None], image, dimmed.round()).astype(np.uint8)
+
+
+def _patch_of_pixel(pixels: int, patches: int, side: float) -> NDArray[np.int64]:
+    """For every pixel along one axis the index of its patch; `patches` (one too many) where no patch covers it."""
+    position = ((np.arange(pixels) + 0.5) / pixels - 0.5) / side + 0.5
+    index = np.floor(position * patches).astype(np.int64)
+    return np.where((index >= 0) & (index < patches), index, patches)
+
+
+def resize(image: Picture, size: int) -> Picture:
+    """To (size, size, 3) for looking at; not the policy's own resize."""
+    if image.shape[:2] == (size, size):
+        return image
+    return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC))
+
+
+@dataclass(frozen=True)
+class Caption:
+    """The words above a composed frame.
+
+    Args:
+        title: The instruction, say.
+        detail: What changes over time: the step, the number of tokens kept.
+        success: None while it is open; otherwise it is said, in colour.
+    """
+
+    title: str
+    detail: str
+    success: bool | None = None
+
+
+def compose_frame(
+    live: Sequence[Picture], seen: Sequence[Picture], caption: Caption, size: int = PANEL_SIZE
+) -> Picture:
+    """One video frame: a caption, then the camera views as they are, then the views with the pruned patches dimmed.
+
+    Args:
+        live: Current camera views, uint8 (H, W, 3) each.
+        seen: The views of the policy's last look with pruned patches dimmed; may be empty.
+
+    Returns:
+        uint8 (H', W', 3) with even sides, as video codecs want them.
+    """
+    panels = [resize(image, size) for image in (*live, *seen)]
+    strip = 60
+    width = _MARGIN + len(panels) * (size + _MARGIN) + (2 * _MARGIN if seen else 0)
+    canvas = Image.new("RGB", (width + width % 2, strip + size + _MARGIN), _BACKGROUND)
+    x = _MARGIN
+    for position, panel in enumerate(panels):
+        x += 2 * _MARGIN if seen and position == len(live) else 0
+        canvas.paste(Image.fromarray(panel), (x, strip))
+        x += size + _MARGIN
+    _draw_caption(ImageDraw.Draw(canvas), caption, canvas.width)
+    return np.asarray(canvas)
+
+
+def _draw_caption(draw: ImageDraw.ImageDraw, caption: Caption, width: int) -> None:
+    title_font, detail_font = ImageFont.load_default(20), ImageFont.load_default(16)
+    outcome = "" if caption.success is None else ("success" if caption.success else "not solved")
+    room = width - 2 * _MARGIN - draw.textlength(outcome, title_font) - 2 * _MARGIN
+    draw.text((_MARGIN, 7), _shorten(draw, caption.title, title_font, room), font=title_font, fill=_TEXT)
+    draw.text((_MARGIN, 34), _shorten(draw, caption.detail, detail_font, room), font=detail_font, fill=_MUTED)
+    if caption.success is not None:
+        draw.text((width - _MARGIN, 7), outcome, font=title_font, fill=_OUTCOME[caption.success], anchor="ra")
+
+
+def _shorten(draw: ImageDraw.ImageDraw, text: str, font: Font, room: float) -> str:
+    if draw.textlength(text, font) <= room:
+        return text
+    while text and draw.textlength(text + "...", font) > room:
+        text = text[:-1]
+    return text.rstrip() + "..."
+
+
+def sheet(rows: Sequence[Sequence[Picture]], size: int = PANEL_SIZE, gap: int = _MARGIN) -> Picture:
+    """Rows of square pictures, for reports. Shorter rows end empty."""
+    columns = max(len(row) for row in rows)
+    pitch = size + gap
+    canvas = np.empty((len(rows) * pitch - gap, columns * pitch - gap, 3), dtype=np.uint8)
+    canvas[:] = _BACKGROUND
+    for top, row in enumerate(rows):
+        for left, image in enumerate(row):
+            canvas[top * pitch : top * pitch + size, left * pitch : left * pitch + size] = resize(image, size)
+    return canvas
+
+
+def write_mp4(path: str | Path, frames: Sequence[Picture], fps: float) -> Path:
+    """H.264 in MP4, playable in any browser. Frames are uint8 (H, W, 3), all of one even-sided shape.
+
+    Raises:
+        ValueError: without frames, or when their shapes differ or have odd sides.
+        ImportError: when imageio-ffmpeg is missing.
+        RuntimeError: when ffmpeg fails, with its words.
+    """
+    shapes = {frame.shape for frame in frames}
+    if len(shapes) != 1 or any(side % 2 for side in next(iter(shapes))[:2]):
+        raise ValueError(f"a video needs frames of one shape with even sides, got {sorted(shapes)}")
+    try:
+        import imageio_ffmpeg
+    except ImportError as error:
+        raise ImportError("writing videos needs imageio-ffmpeg: pip install 'imageio[ffmpeg]'") from error
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    height, width = frames[0].shape[:2]
+    source = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", f"{fps:g}", "-i", "-"]
+    target = ["-c:v", "libx264", "-pix_fmt", "yuv420p", "-crf", "25", "-preset", "veryfast", "-movflags", "+faststart"]
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-loglevel", "error", "-y", *source, *target, str(path)]
+    run = subprocess.run(command, input=b"".join(frame.tobytes() for frame in frames), capture_output=True)
+    if run.returncode:
+        raise RuntimeError(f"ffmpeg could not write {path}: {run.stderr.decode(errors='replace').strip()}")
+    return path
+
+
+def encode_png(image: Picture) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, format="PNG", optimize=True)
+    return buffer.getvalue()
+
+
+def data_uri(content: bytes, mime: str) -> str:
+    """`data:` address that carries the content itself, so that a page needs no second file."""
+    return f"data:{mime};base64,{base64.b64encode(content).decode('ascii')}"

@@ -1,0 +1,74 @@
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+
+from prismatic.checkpoint import LoadOptions, load_checkpoint
+from prismatic.extern.hf.modeling_prismatic import OpenVLAForActionPrediction
+from prismatic.models.lora import attach_lora, lora_targets, merged, save_adapter
+
+
+def load(directory: Path) -> OpenVLAForActionPrediction:
+    return load_checkpoint(directory, LoadOptions(dtype=torch.float32)).model
+
+
+def rows(model: OpenVLAForActionPrediction) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(3)
+    ids = torch.randint(300, 400, (2, 9), generator=generator)
+    size = model.config.image_sizes[0]
+    pixels = torch.randn(2, 2 * model.vision_backbone.channels_per_image, size, size, generator=generator)
+    with torch.no_grad():
+        return model.action_hidden(ids, torch.ones_like(ids), pixels).rows
+
+
+def stir(model: OpenVLAForActionPrediction) -> None:
+    """Give the adapters an effect, as training would."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.05)
+
+
+def test_targets_are_the_layers_that_actions_depend_on(small_base: Path):
+    names = lora_targets(load(small_base))
+    ends = {name.rpartition(".")[2] for name in names}
+    assert ends == {
+        "qkv", "proj", "fc1", "fc2", "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"
+    }  # fmt: skip
+    assert "vision_backbone.featurizer.patch_embed.proj" in names
+    assert not [name for name in names if "blocks.1." in name or "lm_head" in name], "the last block is never run"
+
+
+def test_adapters_start_as_the_identity_and_are_all_that_trains(small_base: Path):
+    model = load(small_base)
+    before = rows(model)
+    config = attach_lora(model, rank=4)
+    assert torch.equal(rows(model), before)
+    assert config.lora_alpha == 4 and attach_lora(load(small_base), rank=32).lora_alpha == 16
+    assert all(("lora_" in name) == parameter.requires_grad for name, parameter in model.named_parameters())
+
+
+def test_merging_keeps_the_outputs_and_gives_everything_back(small_base: Path):
+    published = set(load(small_base).state_dict())
+    model = load(small_base)
+    attach_lora(model, rank=4)
+    stir(model)
+    with_adapters = rows(model)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with merged(model):
+        assert set(model.state_dict()) == published
+        torch.testing.assert_close(rows(model), with_adapters, atol=1e-4, rtol=1e-4)
+    after = model.state_dict()
+    assert set(after) == set(before) and all(torch.equal(after[name], before[name]) for name in before)
+
+
+# PEFT asks transformers for an attribute by its old name.
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
+def test_a_saved_adapter_is_one_that_peft_loads(small_base: Path, tmp_path: Path):
+    model = load(small_base)
+    config = attach_lora(model, rank=4)
+    stir(model)
+    save_adapter(model, config, tmp_path, base=str(small_base))
+    reloaded = PeftModel.from_pretrained(load(small_base), str(tmp_path))
+    assert torch.equal(rows(reloaded.base_model.model), rows(model))
