@@ -153,7 +153,7 @@ def find_version(root: Path, name: str) -> Path:
         )
     folder = root / name
     if not folder.is_dir():
-        present = sorted(path.name for path in root.iterdir() if path.is_dir())
+        present = sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
         raise FileNotFoundError(
             f"there is no dataset folder {folder}; {root} holds {', '.join(present) or 'no folders'}. Download the "
             "dataset there, collect it, or correct dataset_name"

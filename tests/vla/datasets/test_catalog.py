@@ -1,0 +1,40 @@
+"""Names of datasets, and the gripper's convention."""
+
+import numpy as np
+import pytest
+
+from prismatic.vla.datasets import catalog
+from prismatic.vla.datasets.catalog import DatasetSpec, get_dataset_spec, invert_libero_gripper, keep_actions, register
+
+
+def test_published_names_are_known_and_libero_like_names_follow_them() -> None:
+    for suite in ("spatial", "object", "goal", "10"):
+        assert get_dataset_spec(f"libero_{suite}_no_noops").robot.name == "libero"
+    own = get_dataset_spec("libero_my_demos")
+    assert own.name == "libero_my_demos" and own.image_keys == get_dataset_spec("libero_goal_no_noops").image_keys
+
+
+def test_an_unknown_name_lists_the_known_and_says_how_to_register() -> None:
+    with pytest.raises(ValueError, match="unknown dataset 'bridge'.*libero_goal_no_noops.*register"):
+        get_dataset_spec("bridge")
+
+
+def test_users_register_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(catalog, "CATALOG", dict(catalog.CATALOG))
+    mine = DatasetSpec("kitchen", image_keys={"full_image": "steps/observation/front"}, map_actions=keep_actions)
+    assert register(mine) is register(mine) is get_dataset_spec("kitchen")
+    with pytest.raises(ValueError, match="'kitchen' is registered already"):
+        register(DatasetSpec("kitchen"))
+    with pytest.raises(ValueError, match=r"'kitchen' cannot serve 2 images .*\['full_image'\]"):
+        mine.camera_keys(2)
+
+
+def test_the_gripper_becomes_one_when_open_and_the_stored_actions_stay() -> None:
+    actions = np.tile(np.arange(7, dtype=np.float32), (4, 1))
+    actions[:, 6] = [-1, 1, 0.25, 0]
+    before = actions.copy()
+    mapped = invert_libero_gripper(actions)
+    np.testing.assert_array_equal(mapped[:, 6], [1, 0, 0.75, 1])
+    np.testing.assert_array_equal(mapped[:, :6], before[:, :6])
+    np.testing.assert_array_equal(actions, before)
+    np.testing.assert_array_equal(keep_actions(actions), before)

@@ -1,0 +1,108 @@
+"""Pixels against numbers recorded from TensorFlow 2.15, and against the TensorFlow that is installed."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from prismatic.vla.images import center_crop, decode_jpeg, encode_jpeg, prepare_image, resize_lanczos3
+
+
+@pytest.fixture(scope="module")
+def recorded() -> dict[str, np.ndarray]:
+    with np.load(Path(__file__).parents[1] / "data" / "tensorflow_images.npz") as data:
+        return dict(data)
+
+
+@pytest.fixture(scope="module")
+def tf():
+    return pytest.importorskip("tensorflow")
+
+
+def assert_same_pixels(ours: np.ndarray, theirs: np.ndarray) -> None:
+    """At most one grey level off, on at most 0.01 % of the values."""
+    assert ours.dtype == np.uint8 and ours.shape == theirs.shape
+    difference = np.abs(ours.astype(int) - theirs.astype(int))
+    assert difference.max() <= 1
+    assert (difference > 0).mean() <= 1e-4
+
+
+def noise_image(height: int, width: int, seed: int = 0) -> np.ndarray:
+    """Blocks of random colour: hard edges, and sums that fall exactly between two grey levels."""
+    blocks = np.random.default_rng(seed).integers(0, 256, (height // 4 + 1, width // 4 + 1, 3), dtype=np.uint8)
+    return np.ascontiguousarray(blocks.repeat(4, 0).repeat(4, 1)[:height, :width])
+
+
+def test_each_stage_equals_the_recorded_tensorflow_pipeline(recorded: dict[str, np.ndarray]) -> None:
+    image, resized = recorded["camera_256"], recorded["jpeg_lanczos3_224"]
+    assert_same_pixels(resize_lanczos3(decode_jpeg(encode_jpeg(image)), 224), resized)
+    assert_same_pixels(prepare_image(image, 224, crop=False), resized)
+    assert_same_pixels(center_crop(resized), recorded["jpeg_lanczos3_cropped_224"])
+    assert_same_pixels(prepare_image(image, 224, crop=True), recorded["jpeg_lanczos3_cropped_224"])
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "size"), [(256, 256, 224), (128, 128, 112), (480, 640, 224), (50, 37, 112), (113, 112, 112)]
+)
+def test_lanczos3_equals_tensorflow(tf, height: int, width: int, size: int) -> None:
+    image = noise_image(height, width)
+    theirs = tf.image.resize(image, (size, size), method="lanczos3", antialias=True)
+    theirs = tf.cast(tf.clip_by_value(tf.round(theirs), 0, 255), tf.uint8).numpy()
+    assert_same_pixels(resize_lanczos3(image, size), theirs)
+
+
+@pytest.mark.parametrize("size", [112, 224, 97])
+def test_center_crop_equals_tensorflow(tf, size: int) -> None:
+    image = noise_image(size, size, seed=1)
+    extent = tf.sqrt(tf.constant(0.9))
+    box = tf.stack([(1 - extent) / 2, (1 - extent) / 2, (1 + extent) / 2, (1 + extent) / 2])[None]
+    pixels = tf.image.convert_image_dtype(image, tf.float32)[None]
+    theirs = tf.clip_by_value(tf.image.crop_and_resize(pixels, box, [0], (size, size)), 0, 1)
+    assert_same_pixels(center_crop(image), tf.image.convert_image_dtype(theirs, tf.uint8, saturate=True)[0].numpy())
+
+
+def test_jpeg_equals_tensorflow(tf) -> None:
+    image = noise_image(131, 90, seed=2)
+    assert_same_pixels(decode_jpeg(encode_jpeg(image)), tf.io.decode_jpeg(tf.io.encode_jpeg(image, quality=95)).numpy())
+
+
+def test_an_image_of_the_models_size_is_compressed_too() -> None:
+    """Training images were compressed when they were stored, whatever their size."""
+    image = noise_image(64, 64)
+    before = image.copy()
+    prepared = prepare_image(image, 64, crop=False)
+    np.testing.assert_array_equal(prepared, decode_jpeg(encode_jpeg(image)))
+    prepared[:] = 0  # no view
+    np.testing.assert_array_equal(image, before)
+
+
+def test_views_and_read_only_arrays_are_fine() -> None:
+    image = noise_image(70, 90)
+    image.flags.writeable = False
+    rotated = image[::-1, ::-1]
+    np.testing.assert_array_equal(prepare_image(rotated, 32, True), prepare_image(rotated.copy(), 32, True))
+
+
+@pytest.mark.parametrize(
+    ("image", "words"),
+    [
+        (np.zeros((64, 64, 3), np.float32), ["float32", "(64, 64, 3)", "uint8"]),
+        (np.zeros((64, 64), np.uint8), ["(64, 64)"]),
+        (np.zeros((3, 64, 64), np.uint8), ["(3, 64, 64)"]),
+        (np.zeros((64, 64, 4), np.uint8), ["(64, 64, 4)"]),
+        (np.zeros((0, 64, 3), np.uint8), ["(0, 64, 3)"]),
+        ([[1, 2, 3]], ["list"]),
+    ],
+)
+@pytest.mark.parametrize(
+    "function", [lambda x: prepare_image(x, 32, False), lambda x: resize_lanczos3(x, 32), center_crop]
+)
+def test_wrong_images_are_named(function, image, words: list[str]) -> None:
+    with pytest.raises(ValueError) as error:
+        function(image)
+    assert all(word in str(error.value) for word in words)
+
+
+def test_a_broken_jpeg_is_named() -> None:
+    with pytest.raises(ValueError, match="cannot decode 9 bytes as JPEG"):
+        decode_jpeg(b"not a jpg")
