@@ -105,7 +105,7 @@ class LoadOptions:
         num_images_in_input: images per sample.
         use_proprio: whether the state is read; None: when the checkpoint has a proprio projector.
         robot: overrides the recorded robot.
-        attention: of the LLM: "sdpa", or "eager", which is faster for small models on a CPU.
+        attention: of the LLM, "sdpa" or "eager"; None: eager on a CPU, where it is the faster one, else sdpa.
     """
 
     device: str | torch.device = "cpu"
@@ -115,7 +115,7 @@ class LoadOptions:
     num_images_in_input: int | None = None
     use_proprio: bool | None = None
     robot: RobotSpec | None = None
-    attention: str = "sdpa"
+    attention: str | None = None
 
 
 def resolve(path_or_hub_id: str | Path) -> Path:
@@ -186,7 +186,8 @@ def load_checkpoint(path_or_hub_id: str | Path, options: LoadOptions | None = No
     )
     model = OpenVLAForActionPrediction.from_pretrained(directory, config=config, dtype=dtype)
     model.to(options.device)  # type: ignore[arg-type]
-    model.language_model.set_attn_implementation(options.attention)
+    on_cpu = torch.device(options.device).type == "cpu"
+    model.language_model.set_attn_implementation(options.attention or ("eager" if on_cpu else "sdpa"))
     head = _load_head(directory, model, options)
     projector = None
     if options.use_proprio is not False:

@@ -1,0 +1,225 @@
+"""From flags to the parts of a run: model, adapters, head, data, optimiser, restored state."""
+
+import json
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader
+
+from prismatic.checkpoint import Checkpoint, LoadOptions, load_checkpoint, resolve
+from prismatic.models.action_heads import L1RegressionActionHead
+from prismatic.models.lora import attach_lora
+from prismatic.models.projectors import ProprioProjector
+from prismatic.models.token_pruner import TokenPruner
+from prismatic.training.config import FinetuneConfig
+from prismatic.training.distributed import Ranks
+from prismatic.training.ema import WeightAverage
+from prismatic.training.pruning import recorded_pruner, training_pruner
+from prismatic.training.saving import Training, find_resumable
+from prismatic.training.step import TrainableVLA, choose_trained, make_optimizer
+from prismatic.vla.datasets.catalog import get_dataset_spec
+from prismatic.vla.datasets.collate import collate
+from prismatic.vla.datasets.dataset import FrameDataset, train_and_val_episodes
+from prismatic.vla.datasets.rlds import RldsIndex
+from prismatic.vla.datasets.sampler import GlobalBatchSampler, SampleRequest
+from prismatic.vla.datasets.statistics import dataset_statistics
+from prismatic.vla.robots import RobotSpec
+
+log = logging.getLogger(__name__)
+
+PREFETCH = 4
+"""Batches that each worker holds ready."""
+
+
+@dataclass
+class Run:
+    """Everything that the loop needs.
+
+    Attributes:
+        config: the flags.
+        ranks: this process among the others.
+        module: what is trained; its forward pass is the loss.
+        parallel: `module`, wrapped for several processes where there are several.
+        training: what changes, and survives in checkpoints.
+        noise: kind of the pruner's noise.
+        train_data: frames to learn from.
+        val_data: held-out frames, or None.
+    """
+
+    config: FinetuneConfig
+    ranks: Ranks
+    module: TrainableVLA
+    parallel: nn.Module
+    training: Training
+    noise: str
+    train_data: FrameDataset
+    val_data: FrameDataset | None
+
+
+def uses_bf16(config: FinetuneConfig, device: torch.device) -> bool:
+    """Whether to compute under bfloat16 autocast. `auto`: on GPUs, and on CPUs with instructions for it."""
+    if config.precision != "auto":
+        return config.precision == "bf16"
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
+def build(config: FinetuneConfig, ranks: Ranks) -> Run:
+    """Load and connect all parts; restores the state of the run that `--resume` means.
+
+    Raises:
+        ValueError, FileNotFoundError: for checkpoints or data that do not fit, with the remedy.
+    """
+    torch.manual_seed(config.seed)
+    folder, state = find_resumable(config) if config.resume else (resolve(config.vla_path), None)
+    # Averaged or merged weights are no basis to go on from: the raw ones are in the training state, and what adapters
+    # leave alone is in the checkpoint that the run began with.
+    base = resolve(state["base"]) if state is not None and config.use_lora else folder
+    index = RldsIndex.open(config.data_root_dir, config.dataset_name)
+    checkpoint = _load(config, base, ranks.device)
+    lora = attach_lora(checkpoint.model, config.lora_rank, config.lora_dropout) if config.use_lora else None
+    pruner = checkpoint.model.pruner
+    if lora is not None and config.lora_dropout > 0 and isinstance(pruner, TokenPruner):
+        pruner.compact = False
+        log.info("--lora_dropout > 0: duplicates of a token differ, so training keeps one row per query (slower)")
+    train_data, val_data = _datasets(config, checkpoint, index)
+    module = TrainableVLA(
+        checkpoint.model,
+        checkpoint.action_head,  # type: ignore[arg-type]
+        checkpoint.proprio_projector,
+        uses_bf16(config, ranks.device),
+    ).to(ranks.device)
+    trained = choose_trained(module)
+    training = Training(
+        checkpoint=checkpoint,
+        trained=trained,
+        optimizer=make_optimizer(trained, config),
+        average=WeightAverage(trained, config.ema_decay) if config.ema_decay > 0 else None,
+        lora=lora,
+        base=state["base"] if state is not None else str(config.vla_path),
+        stored_dtype=_stored_dtype(checkpoint),
+    )
+    if state is not None:
+        training.load_state_dict(state)
+        log.info("resuming %s behind step %d", folder, training.step)
+    torch.manual_seed(config.seed * 1000 + ranks.rank)  # dropout differs between processes
+    noise = checkpoint.model.config.pruner_spec.noise
+    return Run(config, ranks, module, _parallel(module, ranks), training, noise, train_data, val_data)
+
+
+def _load(config: FinetuneConfig, folder: Path, device: torch.device) -> Checkpoint:
+    """Model, head and projector, in the dtype that training needs; missing parts are new."""
+    spec = get_dataset_spec(config.dataset_name)
+    recorded = json.loads((folder / "config.json").read_text())
+    keep_stored = config.use_lora and uses_bf16(config, device)  # frozen weights may stay small
+    options = LoadOptions(
+        dtype=None if keep_stored else torch.float32,
+        pruner=training_pruner(config, recorded_pruner(folder)),
+        num_images_in_input=config.num_images_in_input,
+        use_proprio=None if config.use_proprio else False,
+        robot=None if recorded.get("robot") else spec.robot,
+        action_readout="aligned",
+        device=device,
+    )
+    checkpoint = load_checkpoint(folder, options)
+    _check_robot(checkpoint.model.robot, spec.robot, config)
+    robot, width = checkpoint.model.robot, int(checkpoint.model.config.text_config.hidden_size)  # type: ignore[union-attr]
+    loaded = {"action head": checkpoint.action_head is not None}
+    if checkpoint.action_head is None:
+        checkpoint.action_head = L1RegressionActionHead(width, robot.action_dim, robot.chunk_length)
+    if config.use_proprio:
+        loaded["proprio projector"] = checkpoint.proprio_projector is not None
+        checkpoint.proprio_projector = checkpoint.proprio_projector or ProprioProjector(width, robot.proprio_dim)
+    for name, found in loaded.items():
+        log.info("%s: %s", name, f"loaded from {folder}" if found else "new, with random weights")
+    checkpoint.model.config.center_crop = config.image_aug
+    if device.type == "cpu":
+        _prefer_plain_attention(checkpoint)
+    return checkpoint
+
+
+def _check_robot(recorded: RobotSpec, data: RobotSpec, config: FinetuneConfig) -> None:
+    """The checkpoint's robot stays what it is, but the data must fit it."""
+    for name in ("cameras", "proprio_dim", "action_dim", "action_mask", "normalization"):
+        ours, theirs = getattr(recorded, name), getattr(data, name)
+        if ours != theirs:
+            raise ValueError(
+                f"{config.vla_path} was made for robot {recorded.name!r} ({name} {ours}), but dataset "
+                f"{config.dataset_name!r} is of {data.name!r} ({name} {theirs}); take another checkpoint"
+            )
+
+
+def _prefer_plain_attention(checkpoint: Checkpoint) -> None:
+    """torch's fused attention in the ViTs is the slower one on CPUs, above all backwards."""
+    for vit in checkpoint.model.vision_backbone.vits:
+        for block in vit.blocks:
+            block.attn.fused_attn = False  # type: ignore[union-attr]
+
+
+def _stored_dtype(checkpoint: Checkpoint) -> torch.dtype:
+    recorded = checkpoint.config_json.get("torch_dtype") or checkpoint.config_json.get("dtype") or "bfloat16"
+    return getattr(torch, str(recorded))
+
+
+def _datasets(
+    config: FinetuneConfig, checkpoint: Checkpoint, index: RldsIndex
+) -> tuple[FrameDataset, FrameDataset | None]:
+    statistics = dataset_statistics(index)
+    checkpoint.dataset_statistics = {config.dataset_name: statistics}
+    transform = checkpoint.transform(config.dataset_name, config.image_aug, use_proprio=config.use_proprio)
+    make = partial(FrameDataset, index, index.spec, transform, seed=config.seed)
+    if not config.use_val_set:
+        numbers = index.numbers_of("train") or None
+        data = make(augment=config.image_aug, episodes=numbers)
+        log.info("%s: %d frames to learn from", config.dataset_name, len(data))
+        return data, None
+    train, val = train_and_val_episodes(index, config.val_fraction, config.seed)
+    data, held_out = make(augment=config.image_aug, episodes=train), make(augment=False, episodes=val)
+    log.info("%s: %d frames to learn from, %d held out", config.dataset_name, len(data), len(held_out))
+    return data, held_out
+
+
+def _parallel(module: TrainableVLA, ranks: Ranks) -> nn.Module:
+    if ranks.world_size == 1:
+        return module
+    devices = [ranks.device] if ranks.device.type == "cuda" else None
+    return DistributedDataParallel(module, device_ids=devices, gradient_as_bucket_view=True)
+
+
+def train_batches(run: Run) -> Iterator[dict[str, Any]]:
+    """Endless collated batches of this process, from the position at which the run stands."""
+    config, ranks = run.config, run.ranks
+    sampler = GlobalBatchSampler(
+        len(run.train_data), config.batch_size, ranks.rank, ranks.world_size, config.seed, run.training.position
+    )
+    return iter(_loader(run, run.train_data, sampler))
+
+
+def val_batches(run: Run, data: FrameDataset) -> Iterator[dict[str, Any]]:
+    """Every held-out frame once, dealt to the processes in a fixed shuffled order: a part of it is representative."""
+    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(run.config.seed)).tolist()
+    requests = [SampleRequest(position, index) for position, index in enumerate(order)]
+    mine = requests[run.ranks.rank :: run.ranks.world_size]
+    size = run.config.batch_size
+    return iter(_loader(run, data, [mine[first : first + size] for first in range(0, len(mine), size)]))
+
+
+def _loader(run: Run, data: FrameDataset, batches: Any) -> DataLoader[dict[str, Any]]:
+    workers = run.config.num_workers
+    return DataLoader(
+        data,
+        batch_sampler=batches,
+        num_workers=workers,
+        prefetch_factor=PREFETCH if workers else None,
+        collate_fn=partial(collate, pad_token_id=data.transform.pad_token_id),
+        pin_memory=run.ranks.device.type == "cuda",
+    )

@@ -1,0 +1,103 @@
+"""The flags of `vla-scripts/finetune.py`. Published names keep working; what this project adds stands last."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass
+class FinetuneConfig:
+    """Fine-tune a checkpoint on an RLDS dataset. A step is an optimiser step, whatever the gradient accumulation."""
+
+    # Model and data
+    vla_path: str = "openvla/openvla-7b"  # checkpoint folder or hub id
+    data_root_dir: Path = Path("datasets/rlds")  # folder that holds the dataset's folder
+    dataset_name: str = "libero_spatial_no_noops"
+    run_root_dir: Path = Path("runs")  # run folders go below it
+    shuffle_buffer_size: int = 100_000  # accepted and unneeded: the order is a global shuffle
+
+    # What the policy is
+    use_l1_regression: bool = True
+    use_diffusion: bool = False
+    num_diffusion_steps_train: int = 50
+    use_film: bool = False
+    num_images_in_input: int = 1
+    use_proprio: bool = False
+
+    # Optimisation
+    batch_size: int = 8  # per process and micro-step
+    learning_rate: float = 5e-4
+    lr_warmup_steps: int = 0
+    num_steps_before_decay: int = 100_000  # for --lr_schedule step
+    grad_accumulation_steps: int = 1
+    max_steps: int = 200_000
+    use_val_set: bool = False
+    val_freq: int = 10_000
+    val_time_limit: int = 180  # seconds per validation
+    save_freq: int = 10_000
+    save_latest_checkpoint_only: bool = False  # one checkpoint, in the run folder itself, instead of one per save
+    resume: bool = False
+    resume_step: int | None = None  # None: the newest
+    image_aug: bool = True
+    diffusion_sample_freq: int = 50
+
+    # LoRA
+    use_lora: bool = True
+    lora_rank: int = 32
+    lora_dropout: float = 0.0
+    merge_lora_during_training: bool = True
+
+    # Logging
+    log_freq: int = 10
+    tensorboard_log_dir: Path | None = None  # None: `tensorboard` in the run folder
+    tensorboard_log_freq: int = 10
+    use_wandb: bool = False
+    wandb_entity: str | None = None
+    wandb_project: str = "lightvla"
+    wandb_log_freq: int = 10
+    run_id_note: str | None = None
+    run_id_override: str | None = None
+
+    # This project's own
+    pruner: str | None = None  # `lightvla:noise=uniform,multiplicity=weighted`, `none`; None: the checkpoint's
+    noise_end_fraction: float = 1.0  # the pruner's noise reaches 0 at this fraction of max_steps
+    lr_schedule: str = "step"  # step or cosine
+    weight_decay: float = 0.01  # on matrices only
+    adam_beta1: float = 0.9
+    adam_beta2: float = 0.999
+    max_grad_norm: float = 0.0  # clip the gradient's norm; 0: off
+    ema_decay: float = 0.0  # average of the weights, validated and saved; 0: off
+    val_fraction: float = 0.05  # of the episodes, held out where the dataset has no `val` split
+    seed: int = 7
+    device: str = "auto"  # auto, cpu or cuda
+    precision: str = "auto"  # bf16 (autocast) or fp32; auto: bf16 where the processor computes in it
+    num_workers: int = 2  # processes per rank that read and augment; 0: none
+    num_threads: int = 0  # computing threads per process; 0: torch's choice
+
+    @property
+    def run_id(self) -> str:
+        """Name of the run, from the override or from what distinguishes it."""
+        base = Path(self.vla_path).name
+        if self.run_id_override is not None:
+            return self.run_id_override
+        if self.resume and base.endswith("_chkpt") and "--" in base:
+            return base.rpartition("--")[0]
+        parts = [
+            f"{base}+{self.dataset_name}+b{self.batch_size * self.grad_accumulation_steps}+lr-{self.learning_rate}"
+        ]
+        if self.use_lora:
+            parts.append(f"lora-r{self.lora_rank}+dropout-{self.lora_dropout}")
+        suffix = "".join(f"--{note}" for note in ("image_aug" if self.image_aug else None, self.run_id_note) if note)
+        return "+".join(parts) + suffix
+
+    def samples_per_step(self, world_size: int) -> int:
+        """Samples that one optimiser step sees, all processes together."""
+        return self.batch_size * self.grad_accumulation_steps * world_size
+
+    @property
+    def run_dir(self) -> Path:
+        """Folder of logs, and of the checkpoint under `save_latest_checkpoint_only`."""
+        return self.run_root_dir / self.run_id
+
+    def checkpoint_dir(self, step: int) -> Path:
+        """Where the checkpoint of finished step `step` goes."""
+        return self.run_dir if self.save_latest_checkpoint_only else Path(f"{self.run_dir}--{step}_chkpt")

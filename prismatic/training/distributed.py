@@ -1,0 +1,90 @@
+"""One process or many: the same calls work under torchrun (nccl on GPUs, gloo on CPUs) and without it."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+TIMEOUT = timedelta(hours=2)
+"""How long ranks wait for each other: rank 0 merges and writes a 7B checkpoint while the others stand at a barrier."""
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Which process this is, among how many, and the device it computes on."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        """True in the one process that writes files and shows progress."""
+        return self.rank == 0
+
+    def barrier(self) -> None:
+        """Wait for all processes."""
+        if self.world_size > 1:
+            dist.barrier()
+
+    def sum(self, values: torch.Tensor) -> torch.Tensor:
+        """The element-wise sum of `values` over all processes; `values` itself is left alone."""
+        if self.world_size == 1:
+            return values
+        total = values.to(self.device, copy=True)
+        dist.all_reduce(total)
+        return total
+
+    def max(self, values: torch.Tensor) -> torch.Tensor:
+        """The element-wise maximum of `values` over all processes."""
+        if self.world_size == 1:
+            return values
+        largest = values.to(self.device, copy=True)
+        dist.all_reduce(largest, dist.ReduceOp.MAX)
+        return largest
+
+    def mean(self, values: torch.Tensor) -> torch.Tensor:
+        """The element-wise mean of `values` over all processes."""
+        return self.sum(values) / self.world_size
+
+
+def resolve_device(name: str) -> torch.device:
+    """`auto` takes this process's own GPU if there is one, `cpu` and `cuda` say so.
+
+    Raises:
+        ValueError: for another name, for `cuda` on a machine without a usable GPU, or with more processes than GPUs.
+    """
+    if name not in ("auto", "cpu", "cuda"):
+        raise ValueError(f"device {name!r} is unknown; choose auto, cpu or cuda")
+    available = torch.cuda.is_available()
+    if name == "cuda" and not available:
+        raise ValueError(
+            "device 'cuda' was asked for, but torch sees no GPU; pass --device cpu or install a CUDA torch"
+        )
+    if name == "cpu" or not available:
+        return torch.device("cpu")
+    local_rank, count = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    if local_rank >= count:
+        raise ValueError(f"process {local_rank} has no GPU: {count} visible; pass --nproc-per-node {count} or less")
+    return torch.device("cuda", local_rank)
+
+
+@contextmanager
+def ranks(device_name: str) -> Iterator[Ranks]:
+    """Join torchrun's process group if its variables are set, and leave it at the end."""
+    device = resolve_device(device_name)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    if "RANK" not in os.environ:
+        yield Ranks(0, 1, device)
+        return
+    is_gpu = device.type == "cuda"
+    dist.init_process_group("nccl" if is_gpu else "gloo", timeout=TIMEOUT, device_id=device if is_gpu else None)
+    try:
+        yield Ranks(dist.get_rank(), dist.get_world_size(), device)
+    finally:
+        dist.destroy_process_group()

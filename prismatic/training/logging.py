@@ -1,0 +1,282 @@
+"""What a run tells while it runs: a progress bar, JSON lines, TensorBoard, Weights & Biases."""
+
+import json
+import logging
+import os
+import socket
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol
+
+import torch
+from rich import get_console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from prismatic.training.config import FinetuneConfig
+from prismatic.training.distributed import Ranks
+from prismatic.training.step import StepMetrics
+
+log = logging.getLogger(__name__)
+
+METRICS_FILE = "metrics.jsonl"
+LINE_INTERVAL_S = 30.0
+"""Without a terminal, a log line at most this often stands in for the bar."""
+
+Values = dict[str, Any]
+
+
+class Window:
+    """Metrics of the micro-steps since the last flush. Nothing is copied from the device before that."""
+
+    def __init__(self) -> None:
+        self._pending: list[StepMetrics] = []
+
+    def add(self, metrics: StepMetrics) -> None:
+        """Take in one micro-step of this process."""
+        self._pending.append(metrics)
+
+    def flush(self, ranks: Ranks) -> Values:
+        """Means over all micro-steps, samples and processes since the last flush; every process must call it.
+
+        Keys: `loss`, `l1_current`, `l1_next`, `tokens_kept` (per sample; also `_min`, `_max`) and
+        `tokens_kept_per_image` (list in camera order).
+        """
+        pending, self._pending = self._pending, []
+        kept = torch.cat([metrics.kept for metrics in pending]).float()
+        scalars = [
+            torch.stack([torch.stack((m.loss, m.current_l1, m.next_l1)) for m in pending]).mean(0),
+            kept.mean(0),
+        ]
+        per_sample = kept.sum(1)
+        mean = ranks.mean(torch.cat(scalars)).tolist()
+        low, high = ranks.max(torch.stack((-per_sample.min(), per_sample.max()))).tolist()
+        return {
+            "loss": mean[0],
+            "l1_current": mean[1],
+            "l1_next": mean[2],
+            "tokens_kept": sum(mean[3:]),
+            "tokens_kept_min": -low,
+            "tokens_kept_max": high,
+            "tokens_kept_per_image": mean[3:],
+        }
+
+
+class Sink(Protocol):
+    """Takes named values of a step."""
+
+    def write(self, step: int, values: Mapping[str, Any]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class JsonLines:
+    """`metrics.jsonl`: one object per line. Lines behind `resume_step` (of a run that went further) are dropped."""
+
+    def __init__(self, path: Path, resume_step: int = 0) -> None:
+        kept = []
+        if resume_step and path.exists():
+            lines = path.read_text().splitlines(keepends=True)
+            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= resume_step]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = path.open("w", buffering=1)
+        self._file.writelines(kept)
+
+    def write(self, step: int, values: Mapping[str, Any]) -> None:
+        """Append one line."""
+        self._file.write(json.dumps({"step": step, **values}) + "\n")
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def flat(values: Mapping[str, Any]) -> dict[str, float]:
+    """Lists become `name/0`, `name/1`, ..., for sinks that know only numbers."""
+    numbers: dict[str, float] = {}
+    for name, value in values.items():
+        if isinstance(value, list):
+            numbers.update({f"{name}/{index}": item for index, item in enumerate(value)})
+        else:
+            numbers[name] = value
+    return numbers
+
+
+class TensorBoard:
+    """Scalars for TensorBoard.
+
+    The event file is written record by record: torch's own writer imports TensorFlow wherever that is installed.
+    """
+
+    def __init__(self, directory: Path, resume_step: int = 0) -> None:
+        from tensorboard.compat.proto import event_pb2, summary_pb2
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        self._event, self._summary = event_pb2.Event, summary_pb2.Summary
+        directory.mkdir(parents=True, exist_ok=True)
+        name = f"events.out.tfevents.{time.time_ns() // 1000}.{socket.gethostname()}.{os.getpid()}"
+        self._records = RecordWriter((directory / name).open("wb"))
+        self._write(file_version="brain.Event:2")
+        if resume_step:  # TensorBoard drops what an earlier, longer run told of these steps
+            session = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+            self._write(step=resume_step + 1, session_log=session)
+
+    def _write(self, **fields: Any) -> None:
+        self._records.write(self._event(wall_time=time.time(), **fields).SerializeToString())
+        self._records.flush()
+
+    def write(self, step: int, values: Mapping[str, Any]) -> None:
+        """Add every value as a scalar."""
+        scalars = [self._summary.Value(tag=name, simple_value=value) for name, value in flat(values).items()]
+        self._write(step=step, summary=self._summary(value=scalars))
+
+    def close(self) -> None:
+        """Close the file."""
+        self._records.close()
+
+
+class Wandb:
+    """Weights & Biases."""
+
+    def __init__(self, config: FinetuneConfig) -> None:
+        import wandb
+
+        self._run = wandb.init(
+            entity=config.wandb_entity,
+            project=config.wandb_project,
+            name=config.run_id,
+            dir=str(config.run_dir),
+            config={name: str(value) for name, value in vars(config).items()},
+        )
+
+    def write(self, step: int, values: Mapping[str, Any]) -> None:
+        """Log the values of one step."""
+        self._run.log(flat(values), step=step)
+
+    def close(self) -> None:
+        """Finish the run."""
+        self._run.finish()
+
+
+def make_sinks(config: FinetuneConfig, resume_step: int) -> list[tuple[int, Sink]]:
+    """The sinks of the main process with how often (in steps) each is written."""
+    sinks: list[tuple[int, Sink]] = [(config.log_freq, JsonLines(config.run_dir / METRICS_FILE, resume_step))]
+    directory = config.tensorboard_log_dir or config.run_dir / "tensorboard"
+    try:
+        sinks.append((config.tensorboard_log_freq, TensorBoard(directory, resume_step)))
+    except ImportError:
+        log.warning("tensorboard is not installed, so no curves are written for it: pip install 'lightvla[train]'")
+    if config.use_wandb:
+        sinks.append((config.wandb_log_freq, Wandb(config)))
+    return sinks
+
+
+class RunLog:
+    """Collects the metrics of every step and passes them on when they are due.
+
+    Used as a context manager; every process makes one, the main process writes.
+    """
+
+    def __init__(self, config: FinetuneConfig, ranks: Ranks, start_step: int) -> None:
+        self.config = config
+        self.ranks = ranks
+        frequencies = {config.log_freq, config.tensorboard_log_freq}
+        frequencies |= {config.wandb_log_freq} if config.use_wandb else set()
+        self._windows = {frequency: Window() for frequency in sorted(frequencies)}
+        self._sinks = make_sinks(config, start_step) if ranks.is_main else []
+        self._started = dict.fromkeys(self._windows, (start_step, time.perf_counter()))
+        self._waited = dict.fromkeys(self._windows, 0.0)
+        self._last_line = 0.0
+        self._bar = Progress(
+            TextColumn("fine-tuning"),
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[told]}"),
+            TextColumn("elapsed"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(elapsed_when_finished=False),
+            console=get_console(),
+            refresh_per_second=4,
+            expand=True,
+            disable=not (ranks.is_main and get_console().is_terminal),
+        )
+        self._task = self._bar.add_task("fine-tuning", total=config.max_steps, completed=start_step, told="starting")
+
+    def __enter__(self) -> "RunLog":
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+        for _, sink in self._sinks:
+            sink.close()
+
+    def add(self, metrics: StepMetrics, waited: float) -> None:
+        """Take in one micro-step, which waited that many seconds for its data."""
+        for frequency, window in self._windows.items():
+            window.add(metrics)
+            self._waited[frequency] += waited
+
+    def step(self, step: int, facts: Mapping[str, Any]) -> None:
+        """Finish step `step` (1, 2, ...); `facts` (numbers, or tensors of one) are told along with the metrics.
+
+        Raises:
+            FloatingPointError: if the loss is not finite.
+        """
+        self._bar.update(self._task, completed=step)
+        last = step == self.config.max_steps
+        due = [frequency for frequency in self._windows if step % frequency == 0 or step == 1 or last]
+        for frequency in due:
+            values = self._windows[frequency].flush(self.ranks) | {name: float(fact) for name, fact in facts.items()}
+            values |= self._speed(frequency, step)
+            for sink_frequency, sink in self._sinks:
+                if sink_frequency == frequency:
+                    sink.write(step, values)
+            if not torch.isfinite(torch.tensor(values["loss"])):
+                raise FloatingPointError(
+                    f"the loss is {values['loss']} at or before step {step}; lower --learning_rate "
+                    f"({self.config.learning_rate}), set --max_grad_norm 1 or --precision fp32, and resume"
+                )
+            if frequency == self.config.log_freq:
+                self._tell(step, values, force=last)
+
+    def _speed(self, frequency: int, step: int) -> Values:
+        """Seconds per step and samples per second since the last call for this frequency."""
+        began, since = self._started[frequency]
+        now, steps = time.perf_counter(), step - began
+        step_time = (now - since) / steps
+        values = {
+            "step_time_s": step_time,
+            "data_wait_s": self._waited[frequency] / steps,
+            "samples_per_s": self.config.samples_per_step(self.ranks.world_size) / step_time,
+        }
+        self._started[frequency], self._waited[frequency] = (step, now), 0.0
+        return values
+
+    def _tell(self, step: int, values: Values, force: bool) -> None:
+        told = (
+            f"loss {values['loss']:.4f}  tokens {values['tokens_kept']:.1f}  lr {values['learning_rate']:.1e}  "
+            f"{values['samples_per_s']:.0f} samples/s"
+        )
+        self._bar.update(self._task, told=told)
+        now = time.perf_counter()
+        if self.ranks.is_main and self._bar.disable and (force or now - self._last_line > LINE_INTERVAL_S):
+            self._last_line = now
+            left = (self.config.max_steps - step) * values["step_time_s"]
+            log.info("step %d/%d  %s  %.0f s left", step, self.config.max_steps, told, left)
+
+    def validation(self, step: int, values: Mapping[str, Any]) -> None:
+        """Write the result of a validation after step `step`, under names that begin with `val_`."""
+        named = {f"val_{name}": value for name, value in values.items()}
+        for _, sink in self._sinks:
+            sink.write(step, named)
+        if self.ranks.is_main:
+            log.info("step %d  validation loss %.4f  tokens %.1f", step, values["loss"], values["tokens_kept"])
+
+    def exclude(self, seconds: float) -> None:
+        """Do not count `seconds` (of validating or saving) as time of steps."""
+        self._started = {key: (step, since + seconds) for key, (step, since) in self._started.items()}

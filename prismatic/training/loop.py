@@ -1,0 +1,143 @@
+"""The loop: batches to steps, steps to metrics, validations and checkpoints."""
+
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import draccus
+import torch
+
+from prismatic.training.build import Run, build, train_batches, val_batches
+from prismatic.training.config import FinetuneConfig
+from prismatic.training.distributed import ranks as join_ranks
+from prismatic.training.logging import RunLog
+from prismatic.training.preflight import preflight
+from prismatic.training.pruning import score_noise
+from prismatic.training.saving import save
+from prismatic.training.schedules import noise_scale
+from prismatic.training.step import learning_rate, to_device
+
+log = logging.getLogger(__name__)
+
+
+class BadInput(ValueError):
+    """Flags, a checkpoint or data that cannot be trained with; the message says what to change."""
+
+
+def finetune(config: FinetuneConfig) -> Path:
+    """Fine-tune as the flags say; every process of a `torchrun` calls this.
+
+    Returns:
+        The folder of the last checkpoint.
+
+    Raises:
+        BadInput: before the first step, for whatever is wrong with flags, checkpoint, data or folders.
+        FloatingPointError: when the loss stops being finite.
+    """
+    if config.num_threads:
+        torch.set_num_threads(config.num_threads)
+    try:
+        preflight(config)
+    except (ValueError, OSError) as error:
+        raise BadInput(str(error)) from error
+    with join_ranks(config.device) as ranks:
+        try:
+            run = build(config, ranks)
+        except (ValueError, OSError) as error:
+            raise BadInput(str(error)) from error
+        return train(run)
+
+
+def train(run: Run) -> Path:
+    """Run all steps that are left; returns the folder of the last checkpoint."""
+    config, training = run.config, run.training
+    if run.ranks.is_main:
+        (config.run_dir / "finetune.yaml").write_text(str(draccus.dump(config)))
+        count = sum(parameter.numel() for parameter in training.trained.values())
+        precision = "bf16" if run.module.bf16 else "fp32"
+        place = f"{run.ranks.world_size} x {run.ranks.device.type}"
+        log.info("training %.2f M parameters on %s in %s", count / 1e6, place, precision)
+    target = config.checkpoint_dir(training.step)
+    batches = train_batches(run)
+    with RunLog(config, run.ranks, training.step) as run_log:
+        while training.step < config.max_steps:
+            facts = train_step(run, batches, run_log)
+            run_log.step(training.step, facts)
+            began = time.perf_counter()
+            last = training.step == config.max_steps
+            if run.val_data is not None and (training.step % config.val_freq == 0 or last):
+                run_log.validation(training.step, validate(run))
+            if training.step % config.save_freq == 0 or last:
+                if run.ranks.is_main:
+                    target = save(training, config)
+                run.ranks.barrier()
+            run_log.exclude(time.perf_counter() - began)
+    return config.checkpoint_dir(training.step) if run.ranks.world_size > 1 else target
+
+
+def train_step(run: Run, batches: Iterator[dict[str, Any]], run_log: RunLog) -> dict[str, Any]:
+    """One optimiser step over `grad_accumulation_steps` micro-batches; returns the facts to tell."""
+    config, training, optimizer = run.config, run.training, run.training.optimizer
+    run.module.train()
+    rate = learning_rate(config, training.step)
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    scale = noise_scale(training.step, config.max_steps, config.noise_end_fraction)
+    tokens = training.checkpoint.model.num_visual_tokens
+    for micro_step in range(config.grad_accumulation_steps):
+        waiting = time.perf_counter()
+        batch = next(batches)
+        noise = score_noise(run.noise, config.seed, batch["positions"], tokens, scale)
+        waited = time.perf_counter() - waiting
+        batch = to_device(batch, run.ranks.device)
+        noise = None if noise is None else noise.to(run.ranks.device, non_blocking=True)
+        is_last = micro_step == config.grad_accumulation_steps - 1
+        # Gradients are exchanged once per optimiser step.
+        with nullcontext() if is_last or run.ranks.world_size == 1 else run.parallel.no_sync():  # type: ignore[operator]
+            loss, metrics = run.parallel(
+                batch, None if noise is None else noise.to(run.ranks.device, non_blocking=True)
+            )
+            (loss / config.grad_accumulation_steps).backward()
+        run_log.add(metrics, waited)
+    facts: dict[str, Any] = {"learning_rate": rate, "noise_scale": scale if run.noise != "none" else 0.0}
+    if config.max_grad_norm > 0:
+        facts["grad_norm"] = torch.nn.utils.clip_grad_norm_(training.trained.values(), config.max_grad_norm)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    training.step += 1
+    training.position += config.samples_per_step(run.ranks.world_size)
+    if training.average is not None:
+        training.average.update(training.step)
+    return facts
+
+
+@torch.no_grad()
+def validate(run: Run) -> dict[str, float]:
+    """Means over the held-out frames, as inference computes: no noise, no straight-through rows, averaged weights.
+
+    Every process takes its share and stops after `val_time_limit` seconds. Keys: `loss`, `l1_current`, `l1_next`,
+    `tokens_kept`, `frames`.
+    """
+    assert run.val_data is not None
+    deadline = time.monotonic() + run.config.val_time_limit
+    total = torch.zeros(5, dtype=torch.float64, device=run.ranks.device)
+    average = run.training.average
+    run.module.eval()
+    with average.applied() if average else nullcontext():
+        for batch in val_batches(run, run.val_data):
+            _, metrics = run.module(to_device(batch, run.ranks.device))
+            frames = len(batch["positions"])
+            kept = metrics.kept.sum(1).double().mean()
+            means = torch.stack([metrics.loss, metrics.current_l1, metrics.next_l1, kept, torch.ones_like(kept)])
+            total += means.double() * frames
+            if time.monotonic() > deadline:
+                break
+    run.module.train()
+    *sums, frames_seen = run.ranks.sum(total).tolist()
+    if not frames_seen:
+        return {}
+    names = ("loss", "l1_current", "l1_next", "tokens_kept")
+    return {**{name: value / frames_seen for name, value in zip(names, sums, strict=True)}, "frames": frames_seen}

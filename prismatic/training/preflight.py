@@ -1,0 +1,126 @@
+"""Bad input is found before anything heavy is loaded."""
+
+import logging
+import math
+import tempfile
+
+from prismatic.checkpoint import check_complete, resolve
+from prismatic.training.config import FinetuneConfig
+from prismatic.training.distributed import resolve_device
+from prismatic.training.pruning import recorded_pruner, training_pruner
+from prismatic.training.saving import find_resumable, saved_checkpoints
+from prismatic.training.schedules import SCHEDULES
+from prismatic.vla.datasets.catalog import get_dataset_spec
+from prismatic.vla.datasets.rlds import find_shards, find_version
+
+log = logging.getLogger(__name__)
+
+_FREQUENCIES = ("val_freq", "save_freq", "log_freq", "tensorboard_log_freq", "wandb_log_freq")
+_POSITIVE = ("batch_size", "grad_accumulation_steps", "max_steps", "lora_rank", "num_images_in_input", *_FREQUENCIES)
+_NOT_NEGATIVE = ("lr_warmup_steps", "num_workers", "num_threads", "seed", "weight_decay", "max_grad_norm")
+_SHARES = ("ema_decay", "lora_dropout", "adam_beta1", "adam_beta2")
+
+
+def check_flags(config: FinetuneConfig) -> None:
+    """Raises ValueError naming the flag, its value and the remedy. Needs no file."""
+    _check_method(config)
+    _check_ranges(config)
+    training_pruner(config, None)
+    if config.resume_step is not None and not config.resume:
+        raise ValueError(f"--resume_step {config.resume_step} without --resume True; pass both to continue a run")
+    if config.shuffle_buffer_size != FinetuneConfig.shuffle_buffer_size:
+        log.info("--shuffle_buffer_size is not needed: all frames are shuffled globally")
+
+
+def _check_method(config: FinetuneConfig) -> None:
+    if config.use_l1_regression and config.use_diffusion:
+        raise ValueError("--use_l1_regression and --use_diffusion exclude each other; set one of them to False")
+    if config.use_diffusion:
+        raise ValueError("--use_diffusion True is not supported yet; train with --use_l1_regression True")
+    if not config.use_l1_regression:
+        raise ValueError("--use_l1_regression False (discrete action tokens) is not supported yet; set it to True")
+    if config.use_film:
+        raise ValueError("--use_film True is not supported yet; set it to False")
+    if config.lr_schedule not in SCHEDULES:
+        raise ValueError(f"--lr_schedule {config.lr_schedule!r} is unknown; choose one of {', '.join(SCHEDULES)}")
+    if config.precision not in ("auto", "bf16", "fp32"):
+        raise ValueError(f"--precision {config.precision!r} is unknown; choose auto, bf16 or fp32")
+
+
+def _check_ranges(config: FinetuneConfig) -> None:
+    for name in _POSITIVE:
+        if (value := getattr(config, name)) < 1:
+            raise ValueError(f"--{name} {value}: expected at least 1")
+    for name in _NOT_NEGATIVE:
+        if not (value := getattr(config, name)) >= 0:
+            raise ValueError(f"--{name} {value}: expected 0 or more")
+    for name in _SHARES:
+        if not 0 <= (value := getattr(config, name)) < 1:
+            raise ValueError(f"--{name} {value}: expected at least 0 and less than 1")
+    if not (config.learning_rate > 0 and math.isfinite(config.learning_rate)):
+        raise ValueError(f"--learning_rate {config.learning_rate}: expected a positive number")
+    if not 0 <= config.noise_end_fraction <= 1:
+        raise ValueError(f"--noise_end_fraction {config.noise_end_fraction}: expected 0 to 1")
+    if config.use_val_set and not 0 < config.val_fraction < 1:
+        raise ValueError(f"--val_fraction {config.val_fraction}: expected between 0 and 1")
+
+
+def check_dataset(config: FinetuneConfig) -> None:
+    """The dataset is known and can serve what the flags ask for.
+
+    Raises:
+        ValueError: for an unknown dataset, or one with fewer images or no state where the flags ask for them.
+        FileNotFoundError: if the dataset's folder or its shards are missing.
+    """
+    spec = get_dataset_spec(config.dataset_name)
+    spec.camera_keys(config.num_images_in_input)
+    if config.use_proprio and spec.state_key is None:
+        raise ValueError(f"--use_proprio True: dataset {config.dataset_name!r} has no state; set it to False")
+    find_shards(find_version(config.data_root_dir, config.dataset_name))
+
+
+def check_checkpoint(config: FinetuneConfig) -> None:
+    """The checkpoint to start from is complete, and its pruner can be trained with these flags.
+
+    Raises:
+        FileNotFoundError: naming the missing folder or file.
+        ValueError: for a pruner that cannot be trained so.
+    """
+    if config.resume:
+        find_resumable(config)
+        return
+    folder = resolve(config.vla_path)
+    check_complete(folder)
+    spec = training_pruner(config, recorded_pruner(folder))
+    if config.lora_dropout > 0 and config.use_lora and spec.options.get("multiplicity") == "set":
+        raise ValueError(
+            f"--lora_dropout {config.lora_dropout} needs one row per query, which multiplicity=set cannot weigh; set "
+            "--lora_dropout 0 or --pruner lightvla:multiplicity=weighted"
+        )
+
+
+def check_run_folder(config: FinetuneConfig) -> None:
+    """Raises ValueError if the run exists already and is not resumed, OSError if nothing can be written."""
+    if not config.resume and (found := saved_checkpoints(config)):
+        name, folder = list(found.items())[-1]
+        raise ValueError(
+            f"run {config.run_id!r} already has a checkpoint ({name}: {folder}). To continue it pass --resume True "
+            "with the same flags; to start anew pass another --run_id_note or --run_id_override, or remove the run"
+        )
+    try:
+        config.run_dir.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=config.run_dir):
+            pass
+    except OSError as error:
+        raise OSError(
+            f"cannot write into {config.run_dir} ({error.strerror}); choose another --run_root_dir"
+        ) from error
+
+
+def preflight(config: FinetuneConfig) -> None:
+    """All checks, cheapest first. Raises ValueError, FileNotFoundError or OSError with the remedy."""
+    check_flags(config)
+    resolve_device(config.device)
+    check_dataset(config)
+    check_checkpoint(config)
+    check_run_folder(config)

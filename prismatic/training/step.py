@@ -1,0 +1,117 @@
+"""One training step's computation: what is trained, the loss, the optimiser."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from prismatic.models.action_heads import L1RegressionActionHead
+from prismatic.models.lora import has_lora, unused_modules
+from prismatic.models.projectors import ProprioProjector
+from prismatic.training.config import FinetuneConfig
+from prismatic.training.schedules import decay_factor, warmup_factor
+
+
+@dataclass
+class StepMetrics:
+    """What one batch says, on the model's device and without gradient.
+
+    Attributes:
+        loss: (), mean absolute error over all B * chunk * action_dim normalised values.
+        current_l1: () of the chunk's first action.
+        next_l1: () of the others.
+        kept: (B, I) visual tokens that stay, per sample and image.
+    """
+
+    loss: torch.Tensor
+    current_l1: torch.Tensor
+    next_l1: torch.Tensor
+    kept: torch.Tensor
+
+
+class TrainableVLA(nn.Module):
+    """Everything that is trained, as one module: the forward pass is the loss.
+
+    Args:
+        model: `OpenVLAForActionPrediction`.
+        action_head: hidden rows -> actions.
+        proprio_projector: state -> token, or None where the model does not read the state.
+        bf16: compute under bfloat16 autocast; weights stay as they are.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        action_head: L1RegressionActionHead,
+        proprio_projector: ProprioProjector | None,
+        bf16: bool = False,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.action_head = action_head
+        self.proprio_projector = proprio_projector
+        self.bf16 = bf16
+
+    def forward(self, batch: Mapping[str, Any], noise: torch.Tensor | None = None) -> tuple[torch.Tensor, StepMetrics]:
+        """Loss and metrics of one collated batch; `noise` (B, V, V) is added to the pruner's scores when training."""
+        device_type = batch["pixel_values"].device.type
+        with torch.autocast(device_type, torch.bfloat16, enabled=self.bf16):
+            hidden = self.model.action_hidden(  # type: ignore[operator]
+                input_ids=batch["input_ids"],
+                attention_mask=batch["attention_mask"],
+                pixel_values=batch["pixel_values"],
+                proprio=batch["proprio"] if self.proprio_projector is not None else None,
+                proprio_projector=self.proprio_projector,
+                score_noise=noise,
+            )
+            rows = hidden.rows.to(next(self.action_head.parameters()).dtype)
+            predicted = self.action_head.predict_action(rows)
+        error = (predicted.float() - batch["actions"].float()).abs()
+        loss = error.mean()
+        with torch.no_grad():
+            images = batch["pixel_values"].shape[1] // self.model.vision_backbone.channels_per_image  # type: ignore[union-attr, operator]
+            kept = hidden.selection.kept().unflatten(1, (images, -1)).sum(-1)
+            metrics = StepMetrics(loss.detach(), error[:, 0].mean(), error[:, 1:].mean(), kept)
+        return loss, metrics
+
+
+def choose_trained(module: TrainableVLA) -> dict[str, nn.Parameter]:
+    """Mark what is trained, make it float32, and return it by name.
+
+    With adapters attached: those, the action head and the projector. Without: everything that actions depend on.
+    Parameters without influence stay frozen, so every trained one gets a gradient in every step.
+    """
+    if not has_lora(module.model):
+        module.model.requires_grad_(True)
+        for part in unused_modules(module.model):
+            part.requires_grad_(False)
+    trained = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
+    for parameter in trained.values():
+        # Small updates vanish in bfloat16 weights; autocast still computes in bfloat16.
+        parameter.data = parameter.data.float()
+    return trained
+
+
+def make_optimizer(trained: Mapping[str, nn.Parameter], config: FinetuneConfig) -> torch.optim.AdamW:
+    """AdamW; matrices decay, vectors (biases, norms, scales) do not."""
+    matrices = [parameter for parameter in trained.values() if parameter.ndim > 1]
+    vectors = [parameter for parameter in trained.values() if parameter.ndim <= 1]
+    groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    betas = (config.adam_beta1, config.adam_beta2)
+    return torch.optim.AdamW([group for group in groups if group["params"]], config.learning_rate, betas, fused=True)
+
+
+def learning_rate(config: FinetuneConfig, step: int) -> float:
+    """The rate of step `step` (0, 1, ...)."""
+    decay = decay_factor(step, config.lr_schedule, config.max_steps, config.num_steps_before_decay)
+    return config.learning_rate * warmup_factor(step, config.lr_warmup_steps) * decay
+
+
+def to_device(batch: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
+    """The batch with its tensors on `device`."""
+    return {
+        key: value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value
+        for key, value in batch.items()
+    }

@@ -1,0 +1,52 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from prismatic.training.config import FinetuneConfig
+from prismatic.training.distributed import resolve_device
+
+SCRIPT = Path(__file__).resolve().parents[2] / "vla-scripts" / "finetune.py"
+
+
+def launch(config: FinetuneConfig, processes: int) -> list[dict]:
+    """Run finetune.py as users do and return its metrics."""
+    arguments = [
+        part for name, value in vars(config).items() if value is not None for part in (f"--{name}", str(value))
+    ]
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    command = [sys.executable, *(torchrun if processes > 1 else []), str(SCRIPT), *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    return [json.loads(line) for line in (config.run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_two_processes_learn_what_one_with_the_doubled_batch_learns(flags):
+    shared = {"max_steps": 3, "use_val_set": True, "val_freq": 3, "ema_decay": 0.9}
+    one = launch(flags(run_id_override="one", batch_size=4, **shared), processes=1)
+    two = launch(flags(run_id_override="two", batch_size=2, **shared), processes=2)
+    assert one[0]["loss"] == pytest.approx(two[0]["loss"], abs=1e-5)
+    for a, b in zip(one, two, strict=True):
+        assert a["step"] == b["step"]
+        for name in set(a) - {"step_time_s", "data_wait_s", "samples_per_s"}:
+            assert a[name] == pytest.approx(b[name], abs=1e-4), (a["step"], name)
+
+
+def test_a_gpu_that_is_not_there_is_said(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(ValueError, match="torch sees no GPU; pass --device cpu"):
+        resolve_device("cuda")
+    assert resolve_device("auto").type == "cpu"
+
+
+def test_bad_flags_end_with_one_message_and_status_2(flags):
+    config = flags()
+    command = [sys.executable, str(SCRIPT), "--vla_path", config.vla_path, "--use_diffusion", "True"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2
+    told = done.stdout + done.stderr
+    assert "--use_l1_regression and --use_diffusion exclude each other" in told and "Traceback" not in told

@@ -1,0 +1,82 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from prismatic.training.distributed import Ranks
+from prismatic.training.logging import JsonLines, RunLog, TensorBoard, Window
+from prismatic.training.step import StepMetrics
+
+ALONE = Ranks(0, 1, torch.device("cpu"))
+
+
+def metrics(loss: float, kept: list[list[int]]) -> StepMetrics:
+    value = torch.tensor(loss)
+    return StepMetrics(value, value / 2, value / 4, torch.tensor(kept))
+
+
+def test_a_window_averages_micro_steps_and_samples():
+    window = Window()
+    window.add(metrics(1.0, [[1, 2], [3, 4]]))
+    window.add(metrics(3.0, [[5, 6], [7, 8]]))
+    values = window.flush(ALONE)
+    assert (values["loss"], values["l1_current"], values["l1_next"]) == (2.0, 1.0, 0.5)
+    assert values["tokens_kept"] == 9.0 and values["tokens_kept_per_image"] == [4.0, 5.0]
+    assert (values["tokens_kept_min"], values["tokens_kept_max"]) == (3.0, 15.0)
+    window.add(metrics(5.0, [[1, 1]]))
+    assert window.flush(ALONE)["loss"] == 5.0
+
+
+def test_json_lines_of_a_resumed_run_continue_behind_its_step(tmp_path: Path):
+    path = tmp_path / "metrics.jsonl"
+    first = JsonLines(path)
+    for step in (1, 2, 3):
+        first.write(step, {"loss": float(step)})
+    first.close()
+    path.write_text(path.read_text() + '{"step": 4, "lo')  # killed while writing
+    second = JsonLines(path, resume_step=2)
+    second.write(3, {"loss": 30.0})
+    second.close()
+    assert [json.loads(line) for line in path.read_text().splitlines()] == [
+        {"step": 1, "loss": 1.0},
+        {"step": 2, "loss": 2.0},
+        {"step": 3, "loss": 30.0},
+    ]
+
+
+def test_tensorboard_reads_back_what_was_written(tmp_path: Path):
+    writer = TensorBoard(tmp_path)
+    writer.write(1, {"loss": 0.5, "tokens_kept_per_image": [3.0, 4.0]})
+    writer.write(2, {"loss": 0.25})
+    writer.close()
+    program = """
+import sys, types
+sys.modules["tensorboard.compat.notf"] = types.ModuleType("notf")  # read without TensorFlow: it takes seconds to import
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+events = EventAccumulator(sys.argv[1]).Reload()
+print(events.Tags()["scalars"], [(e.step, e.value) for e in events.Scalars("loss")])
+"""
+    shown = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert shown.stdout.strip() == (
+        "['loss', 'tokens_kept_per_image/0', 'tokens_kept_per_image/1'] [(1, 0.5), (2, 0.25)]"
+    )
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_says_what_to_do(flags):
+    with RunLog(flags(), ALONE, 0) as run_log:
+        run_log.add(metrics(float("nan"), [[1, 1]]), waited=0.0)
+        with pytest.raises(FloatingPointError, match="lower --learning_rate"):
+            run_log.step(1, {"learning_rate": 1e-3, "noise_scale": 0.0})
+
+
+def test_every_frequency_has_its_own_window(flags):
+    config = flags(log_freq=2, tensorboard_log_freq=3, max_steps=6)
+    with RunLog(config, ALONE, 0) as run_log:
+        for step in range(1, 7):
+            run_log.add(metrics(float(step), [[1, 1]]), waited=0.0)
+            run_log.step(step, {"learning_rate": 1e-3, "noise_scale": 0.0})
+    lines = [json.loads(line) for line in (config.run_dir / "metrics.jsonl").read_text().splitlines()]
+    assert [(line["step"], line["loss"]) for line in lines] == [(1, 1.0), (2, 2.0), (4, 3.5), (6, 5.5)]

@@ -1,0 +1,71 @@
+import shutil
+from pathlib import Path
+
+import pytest
+
+from prismatic.training.loop import BadInput, finetune
+from prismatic.training.preflight import preflight
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"use_diffusion": True}, "use_l1_regression and --use_diffusion exclude each other"),
+        ({"use_diffusion": True, "use_l1_regression": False}, "use_diffusion True is not supported yet"),
+        ({"use_l1_regression": False}, "discrete action tokens. is not supported yet"),
+        ({"use_film": True}, "use_film True is not supported yet"),
+        ({"batch_size": 0}, "--batch_size 0: expected at least 1"),
+        ({"grad_accumulation_steps": 0}, "--grad_accumulation_steps 0"),
+        ({"ema_decay": 1.0}, "--ema_decay 1.0: expected at least 0 and less than 1"),
+        ({"learning_rate": float("nan")}, "--learning_rate nan"),
+        ({"noise_end_fraction": 1.5}, "--noise_end_fraction 1.5"),
+        ({"lr_schedule": "linear"}, "'linear' is unknown; choose one of step, cosine"),
+        ({"precision": "fp16"}, "'fp16' is unknown; choose auto, bf16 or fp32"),
+        ({"device": "tpu"}, "'tpu' is unknown; choose auto, cpu or cuda"),
+        ({"pruner": "lightvla:nois=uniform"}, "no option 'nois'"),
+        ({"pruner": "random"}, "control for evaluation"),
+        ({"resume_step": 3}, "--resume_step 3 without --resume True"),
+        ({"dataset_name": "bridge"}, "unknown dataset 'bridge'.*libero_goal_no_noops"),
+        ({"dataset_name": "libero_missing"}, "libero_missing.*libero_tiny_no_noops"),
+        ({"num_images_in_input": 3}, "cannot serve 3 images"),
+        ({"lora_dropout": 0.1, "use_lora": True, "pruner": "lightvla:multiplicity=set"}, "--lora_dropout 0.1 needs"),
+    ],
+)
+def test_bad_input_is_named_with_its_remedy(flags, overrides, message):
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        preflight(flags(**overrides))
+
+
+def test_good_flags_pass_and_make_the_run_folder(flags):
+    config = flags()
+    preflight(config)
+    assert config.run_dir.is_dir() and not list(config.run_dir.iterdir())
+
+
+def test_a_missing_checkpoint_is_named(flags, tmp_path: Path):
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        preflight(flags(vla_path=str(tmp_path / "nowhere")))
+
+
+def test_half_a_checkpoint_names_the_missing_file(flags, small_base: Path, tmp_path: Path):
+    half = tmp_path / "half"
+    shutil.copytree(small_base, half)
+    (half / "model.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match="lacks the weight file model.safetensors"):
+        preflight(flags(vla_path=str(half)))
+
+
+def test_a_folder_that_cannot_be_written_is_named(flags, tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="cannot write into .*--run_root_dir"):
+        preflight(flags(run_root_dir=tmp_path / "file"))
+
+
+def test_nothing_to_resume_is_said(flags):
+    with pytest.raises(FileNotFoundError, match="nor a checkpoint of run 'run'"):
+        preflight(flags(resume=True))
+
+
+def test_finetune_turns_bad_input_into_one_kind_of_error(flags):
+    with pytest.raises(BadInput, match="--batch_size 0"):
+        finetune(flags(batch_size=0))

@@ -1,0 +1,55 @@
+"""Fine-tune a policy, with its token pruner, on an RLDS dataset.
+
+    torchrun --standalone --nproc-per-node 8 vla-scripts/finetune.py --vla_path openvla/openvla-7b \
+        --data_root_dir datasets/rlds --dataset_name libero_spatial_no_noops --run_root_dir runs
+
+One process needs no torchrun. `--help` lists the flags; `prismatic/training/config.py` says what they mean.
+"""
+
+import os
+
+# OpenMP threads that spin while they wait take the cores from the data-loading processes: on two cores shared with
+# them a step then takes up to ten times as long. Must be said before torch loads OpenMP.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import logging
+import sys
+
+import draccus
+import huggingface_hub.utils.logging
+from draccus.utils import DecodingError
+from rich import get_console
+from rich.logging import RichHandler
+
+from prismatic.training.config import FinetuneConfig
+from prismatic.training.loop import BadInput, finetune
+
+
+def main() -> int:
+    """Returns the exit status: 2 for bad input, which is told in one message."""
+    is_main = os.environ.get("RANK", "0") == "0"
+    if get_console().is_terminal:
+        logging.basicConfig(format="%(message)s", handlers=[RichHandler(show_path=False)])
+    else:
+        logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s")
+    logging.getLogger().setLevel(logging.INFO if is_main else logging.ERROR)
+    huggingface_hub.utils.logging.set_verbosity_warning()
+    log = logging.getLogger("finetune")
+    try:
+        folder = finetune(draccus.parse(config_class=FinetuneConfig))
+    except (BadInput, DecodingError) as error:
+        if is_main:
+            log.error("%s", error)
+        return 2
+    except FloatingPointError as error:
+        log.error("%s", error)
+        return 1
+    except KeyboardInterrupt:
+        log.error("stopped; --resume True continues from the last checkpoint")
+        return 130
+    log.info("done: %s", folder)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
