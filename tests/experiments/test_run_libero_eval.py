@@ -1,0 +1,156 @@
+"""The evaluation's flags, plan and command, on the real simulator and a real (untrained) checkpoint."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from experiments.robot.libero.config import EvaluationConfig, check_flags, parse_indices
+from experiments.robot.libero.environment import load_task
+from experiments.robot.libero.evaluation import load_policy, make_plan, scene_of, swap_partners
+from experiments.robot.libero.results import Results
+from experiments.robot.libero.run_libero_eval import UNUSABLE, main
+
+TASKS = "1,4,8"  # bowl on the stove, on the cabinet, on the plate: one scene
+
+
+def config(**flags: Any) -> EvaluationConfig:
+    return EvaluationConfig(
+        **{"pretrained_checkpoint": "x", "task_suite_name": "libero_goal", "task_ids": TASKS, **flags}
+    )
+
+
+def blind(**flags: Any) -> EvaluationConfig:
+    """A plan that needs no rendering, so that making it is quick."""
+    return config(control="blank_images", **flags)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), [("1,4,8", [1, 4, 8]), ("30-33", [30, 31, 32, 33]), ("7", [7]), ("0-1, 5", [0, 1, 5])]
+)
+def test_parse_indices(text: str, expected: list[int]) -> None:
+    assert parse_indices(text, "task_ids") == expected
+
+
+@pytest.mark.parametrize("text", ["", "a", "3-1", "1,,2", "-1", "1,1", "0-3,2"])
+def test_parse_indices_refuses_nonsense(text: str) -> None:
+    with pytest.raises(ValueError, match="--task_ids"):
+        parse_indices(text, "task_ids")
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ({"pretrained_checkpoint": ""}, "--pretrained_checkpoint is missing"),
+        ({"use_diffusion": True}, "exclude each other"),
+        ({"use_diffusion": True, "use_l1_regression": False}, "use_diffusion is not supported yet"),
+        ({"use_film": True}, "use_film is not supported yet"),
+        ({"load_in_8bit": True}, "load_in_8bit is not supported yet"),
+        ({"use_l1_regression": False}, "only the L1"),
+        ({"task_suite_name": "libero_kitchen"}, "libero_spatial, libero_object"),
+        ({"control": "upside_down"}, "none, blank_images"),
+        ({"renderer": "opengl"}, "robosuite, fast"),
+        ({"dtype": "int8"}, "bfloat16"),
+        ({"num_trials_per_task": 0}, "at least 1"),
+        ({"num_open_loop_steps": 0}, "at least 1"),
+        ({"wide_starts_m": -0.1}, "negative"),
+    ],
+)
+def test_bad_flags_are_named(flags: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        check_flags(config(**flags))
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ({"task_ids": "3,10"}, "no task 10; expected 0 to 9"),
+        ({"initial_states": "48-50"}, "no initial state 50; it has 50"),
+        ({"num_trials_per_task": 51}, "has 50 states"),
+        ({"wide_starts_m": 0.9}, "at most 0.3"),
+    ],
+)
+def test_a_plan_names_what_does_not_exist(flags: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        make_plan(blind(**flags))
+
+
+def test_plan_lays_out_the_starts() -> None:
+    plan = make_plan(blind(initial_states="30-41", wide_starts_m=0.06))
+    assert plan.max_steps == 300 and not plan.renders
+    assert [[start.task.index for start in starts] for starts in plan.starts] == [[1] * 12, [4] * 12, [8] * 12]
+    assert [start.initial_state for start in plan.starts[1]] == list(range(30, 42))
+    assert [start.trial for start in plan.starts[2]] == list(range(12))
+    assert all(start.displacement is not None and start.displacement.trial == 0 for start in plan.starts[0])
+    assert plan.starts[0][0].instruction == "put the bowl on the stove"
+
+
+def test_wide_starts_may_repeat_initial_states() -> None:
+    (starts,) = make_plan(blind(task_ids="1", num_trials_per_task=52, wide_starts_m=0.06)).starts
+    assert [start.initial_state for start in starts[48:]] == [48, 49, 0, 1]
+    assert [start.displacement.trial for start in starts[48:] if start.displacement] == [0, 0, 1, 1]
+
+
+def test_initial_states_from_a_file(tmp_path: Path) -> None:
+    task = load_task("libero_goal", 1)
+    path = tmp_path / "states.json"
+    with pytest.raises(FileNotFoundError, match="initial_states_path"):
+        make_plan(blind(initial_states_path=str(path)))
+    entries = {f"demo_{i}": {"success": i != 1, "initial_state": task.init_states[i].tolist()} for i in range(4)}
+    path.write_text(json.dumps({"put_the_bowl_on_the_stove": entries}))
+    (starts,) = make_plan(blind(task_ids="1", initial_states_path=str(path), num_trials_per_task=3)).starts
+    assert [start.initial_state for start in starts] == [0, 2, 3]
+    assert starts[1].state is not None and np.array_equal(starts[1].state, task.init_states[2])
+    with pytest.raises(ValueError, match="has no task 'put_the_bowl_on_the_plate'"):
+        make_plan(blind(task_ids="8", initial_states_path=str(path), num_trials_per_task=1))
+
+
+def test_swapped_instructions_go_round_the_circle() -> None:
+    tasks = [load_task("libero_goal", index) for index in (1, 4, 8)]
+    assert len({scene_of(task) for task in tasks}) == 1
+    assert [other.index for other in swap_partners(tasks) if other] == [4, 8, 1]
+    with pytest.raises(ValueError, match="shares its scene"):
+        swap_partners(tasks[:1])
+    with pytest.raises(ValueError, match="shares its scene"):
+        swap_partners([load_task("libero_object", 0), load_task("libero_object", 1)])
+
+
+def test_policy_follows_suite_and_flags(untrained_checkpoint: Path) -> None:
+    path = str(untrained_checkpoint)
+    policy = load_policy(config(pretrained_checkpoint=path, device="cpu", center_crop=False))
+    assert policy.unnorm_key == "libero_goal_no_noops" and not policy.transform.center_crop
+    random = load_policy(config(pretrained_checkpoint=path, device="cpu", control="random_tokens"))
+    assert random.description()["pruner"].startswith("random")
+    with pytest.raises(ValueError, match="was trained with 2"):
+        load_policy(config(pretrained_checkpoint=path, num_images_in_input=1))
+    with pytest.raises(ValueError, match="a chunk has 8"):
+        load_policy(config(pretrained_checkpoint=path, device="cpu", num_open_loop_steps=9))
+    with pytest.raises(ValueError, match="libero_goal_no_noops"):
+        load_policy(config(pretrained_checkpoint=path, device="cpu", unnorm_key="bridge"))
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        load_policy(config(pretrained_checkpoint=path + "-missing"))
+
+
+def test_command_refuses_with_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(config(task_suite_name="libero_kitchen"), ["eval"]) == UNUSABLE
+    output = " ".join(capsys.readouterr().out.split())
+    assert output.startswith("error: ValueError: unknown --task_suite_name 'libero_kitchen'; known: libero_spatial")
+    assert "Traceback" not in output
+
+
+def test_command_evaluates_and_writes_results(untrained_checkpoint: Path, tmp_path: Path) -> None:
+    flags = {"initial_states": "30", "wide_starts_m": 0.06, "renderer": "fast", "env_img_res": 64, "device": "cpu"}
+    flags |= {"pretrained_checkpoint": str(untrained_checkpoint), "output_dir": str(tmp_path), "task_ids": "1,8"}
+    assert main(config(**flags, control="swapped_instruction"), ["eval", "--flag"]) == 0
+    results = Results.load(tmp_path)
+    assert results.run["complete"] and results.run["command"] == ["eval", "--flag"]
+    assert results.policy["unnorm_key"] == "libero_goal_no_noops"
+    first, second = results.episodes
+    assert (first.task_index, first.other_task, first.instruction) == (1, 8, "put the bowl on the plate")
+    assert (second.task_index, second.other_task) == (8, 1)
+    for episode in results.episodes:
+        assert episode.invalid is None and episode.success is False
+        assert episode.steps == 300 and len(episode.latency_ms) == 38 and episode.num_visual_tokens == 98
+        assert episode.displacement is not None and episode.displacement["split"] == "evaluation"
