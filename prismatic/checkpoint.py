@@ -10,6 +10,7 @@ import logging
 import os
 import re
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -299,6 +300,7 @@ def save_checkpoint(
     step: int | str,
     model_state: dict[str, torch.Tensor] | None = None,
     training_state: dict[str, Any] | None = None,
+    extra: Callable[[Path], None] | None = None,
 ) -> Path:
     """Write a checkpoint in the published layout, atomically: a killed process leaves the old one or the new one.
 
@@ -306,18 +308,19 @@ def save_checkpoint(
         directory: where to; may hold an older checkpoint and other files, which stay.
         checkpoint: the parts to write; processor files are copied byte for byte from `checkpoint.path`.
         step: in the names of component files, or "latest".
-        model_state: weights to write instead of the model's own (merged or averaged ones).
+        model_state: weights to write instead of the model's own (merged or averaged ones); {} writes none.
         training_state: tensors and plain data for resuming, written to `training_state/`.
+        extra: writes further files into the folder it is given, which become part of the same atomic write.
     """
     directory.parent.mkdir(parents=True, exist_ok=True)
     staging = directory.parent / f".{directory.name}.saving"
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir()
-    state = model_state or checkpoint.model.state_dict()
-    save_torch_state_dict(
-        {k: v.detach().cpu() for k, v in state.items()}, staging, max_shard_size="5GB", metadata={"format": "pt"}
-    )
-    dtype = next(iter(state.values())).dtype
+    state = checkpoint.model.state_dict() if model_state is None else model_state
+    if state:
+        tensors = {k: v.detach().cpu() for k, v in state.items()}
+        save_torch_state_dict(tensors, staging, max_shard_size="5GB", metadata={"format": "pt"})
+    dtype = next(iter((state or checkpoint.model.state_dict()).values())).dtype
     (staging / "config.json").write_text(json.dumps(config_to_write(checkpoint, dtype), indent=2))
     (staging / STATISTICS_FILE).write_text(json.dumps(checkpoint.dataset_statistics, indent=2))
     for name in PROCESSOR_FILES:
@@ -335,6 +338,8 @@ def save_checkpoint(
     if training_state is not None:
         (staging / "training_state").mkdir()
         torch.save(training_state, staging / "training_state" / "state.pt")
+    if extra is not None:
+        extra(staging)
     _commit(staging, directory)
     return directory
 
@@ -343,7 +348,7 @@ def config_to_write(checkpoint: Checkpoint, dtype: torch.dtype) -> dict[str, Any
     """`config.json` of a checkpoint: the one it came from, plus what we record."""
     config = checkpoint.model.config
     return {
-        **checkpoint.config_json,
+        **{key: value for key, value in checkpoint.config_json.items() if key != "dtype"},  # the newer torch_dtype
         "norm_stats": checkpoint.dataset_statistics,
         "torch_dtype": str(dtype).removeprefix("torch."),
         "pruner": config.pruner_spec.to_json(),

@@ -1,5 +1,6 @@
 """The demo's settings, where its parts lie, and the commands of its stages."""
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -89,48 +90,40 @@ def stage_commands(config: DemoConfig, stage: str) -> list[list[str]]:
     """The commands of a stage, as a person would type them from the repository's root."""
     paths = Paths(config.output_dir, config.suffix)
     if stage == "collect":
-        return [
-            [
-                "python", "scripts/collect_libero_demos.py", "--output_dir", str(paths.data), "--dataset_name", DATASET,
-                "--task_suite_name", "libero_goal", "--task_ids", TASKS, "--initial_states", config.train_states,
-                "--num_demos_per_task", str(config.num_demos_per_task), "--resolution", str(config.resolution),
-                "--renderer", "fast", "--num_processes", str(config.num_processes), "--recovery_pushes", "True",
-                "--wide_starts_m", str(config.wide_starts_m), "--canonical_quaternion", "True",
-                "--seed", str(config.seed),
-            ]
-        ]  # fmt: skip
-    if stage == "build":
-        return [
-            ["python", "scripts/build_small_model.py", "--output_dir", str(paths.base),
-             "--canonical_quaternion", "True", "--seed", str(config.seed)]
-        ]  # fmt: skip
-    if stage == "finetune":
-        return [
-            [
-                "torchrun", "--standalone", "--nproc-per-node", "1", "vla-scripts/finetune.py",
-                "--vla_path", str(paths.base), "--data_root_dir", str(paths.data), "--dataset_name", DATASET,
-                "--run_root_dir", str(paths.run.parent), "--run_id_override", paths.run.name,
-                "--use_lora", "False", "--use_l1_regression", "True", "--num_images_in_input", "2",
-                "--use_proprio", "True",
-                "--image_aug", "True", "--pruner", "lightvla:noise=uniform,multiplicity=weighted",
-                "--noise_end_fraction", "0.7", "--batch_size", str(config.batch_size),
-                "--max_steps", str(config.max_steps),
-                "--learning_rate", "1e-3", "--lr_schedule", "cosine", "--lr_warmup_steps", "100",
-                "--weight_decay", "0.02",
-                "--adam_beta2", "0.98", "--max_grad_norm", "1.0", "--ema_decay", "0.99", "--precision", "bf16", "--num_workers", "1", "--num_threads", "2", "--use_val_set", "True",
-                "--val_freq", "500", "--save_freq", "1000", "--save_latest_checkpoint_only", "True",
-                "--seed", str(config.seed),
-            ]
-        ]  # fmt: skip
-    if stage == "evaluate":
+        command = f"""python scripts/collect_libero_demos.py
+            --output_dir {quote(paths.data)} --dataset_name {DATASET} --task_suite_name libero_goal --task_ids {TASKS}
+            --initial_states {config.train_states} --num_demos_per_task {config.num_demos_per_task}
+            --resolution {config.resolution} --renderer fast --num_processes {config.num_processes}
+            --recovery_pushes True --wide_starts_m {config.wide_starts_m} --canonical_quaternion True
+            --seed {config.seed}"""
+    elif stage == "build":
+        command = f"""python scripts/build_small_model.py
+            --output_dir {quote(paths.base)} --canonical_quaternion True --seed {config.seed}"""
+    elif stage == "finetune":
+        command = f"""torchrun --standalone --nproc-per-node 1 vla-scripts/finetune.py
+            --vla_path {quote(paths.base)} --data_root_dir {quote(paths.data)} --dataset_name {DATASET}
+            --run_root_dir {quote(paths.run.parent)} --run_id_override {paths.run.name} --use_lora False
+            --use_l1_regression True --num_images_in_input 2 --use_proprio True --image_aug True
+            --pruner lightvla:noise=uniform,multiplicity=weighted --noise_end_fraction 0.7
+            --batch_size {config.batch_size} --max_steps {config.max_steps} --learning_rate 1e-3 --lr_schedule cosine
+            --lr_warmup_steps 100 --weight_decay 0.02 --adam_beta2 0.98 --max_grad_norm 1.0 --ema_decay 0.99
+            --precision bf16 --num_workers 1 --num_threads 2 --use_val_set True --val_freq 500 --save_freq 1000
+            --save_latest_checkpoint_only True --seed {config.seed}"""
+    elif stage == "evaluate":
         return [_evaluation_command(config, paths, evaluation) for evaluation in evaluations(config)]
-    return []
+    else:
+        return []
+    return [shlex.split(command)]
 
 
 def _evaluation_command(config: DemoConfig, paths: Paths, evaluation: Evaluation) -> list[str]:
-    return [
-        "python", "experiments/robot/libero/run_libero_eval.py", "--pretrained_checkpoint", str(paths.run),
-        "--task_suite_name", "libero_goal", "--task_ids", TASKS, "--initial_states", config.held_out_states,
-        "--env_img_res", str(config.resolution), "--renderer", "fast", "--seed", str(config.seed),
-        "--output_dir", str(paths.evaluation(evaluation.name)), *evaluation.flags,
-    ]  # fmt: skip
+    command = f"""python experiments/robot/libero/run_libero_eval.py
+        --pretrained_checkpoint {quote(paths.run)} --task_suite_name libero_goal --task_ids {TASKS}
+        --initial_states {config.held_out_states} --env_img_res {config.resolution} --renderer fast
+        --seed {config.seed} --output_dir {quote(paths.evaluation(evaluation.name))}"""
+    return [*shlex.split(command), *evaluation.flags]
+
+
+def quote(path: Path) -> str:
+    """A path as one word of a command."""
+    return shlex.quote(str(path))

@@ -1,12 +1,11 @@
 """Checkpoints of a run: writing them, finding them again, and continuing exactly where one was written."""
 
 import logging
-import os
 import re
-import shutil
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -86,33 +85,20 @@ def save(training: Training, config: FinetuneConfig) -> Path:
     suffix = LATEST if config.save_latest_checkpoint_only else training.step
     state = training.state_dict(config)  # the raw weights, hence before the average is put in their place
     model = training.checkpoint.model
+    adapter = partial(_write_adapter, model, training.lora, training.base) if training.lora is not None else None
+    merge = training.lora is None or config.merge_lora_during_training
     with training.average.applied() if training.average else nullcontext():
-        if training.lora is None or config.merge_lora_during_training:
-            with merged(model):
-                weights = {name: value.to("cpu", training.stored_dtype) for name, value in model.state_dict().items()}
-                save_checkpoint(target, training.checkpoint, suffix, weights, state)
-        else:
-            _save_without_weights(target, training, suffix, state)
-        if training.lora is not None:
-            _replace_adapter(target, training.lora, model, training.base)
+        with merged(model) if merge else nullcontext():
+            # Without merging, the base weights stay where `base` says until the adapter is merged.
+            weights = model.state_dict() if merge else {}
+            weights = {name: value.to("cpu", training.stored_dtype) for name, value in weights.items()}
+        save_checkpoint(target, training.checkpoint, suffix, weights, state, adapter)
     log.info("saved step %d to %s", training.step, target)
     return target
 
 
-def _save_without_weights(target: Path, training: Training, suffix: int | str, state: dict[str, Any]) -> None:
-    """Everything but the base weights, which stay where `base` says until the adapter is merged."""
-    name, value = next((n, p) for n, p in training.checkpoint.model.named_parameters() if "lora_" not in n)
-    save_checkpoint(target, training.checkpoint, suffix, {name: value.to(training.stored_dtype)}, state)
-    for file in target.glob("model*.safetensors*"):
-        file.unlink()
-
-
-def _replace_adapter(target: Path, lora: LoraConfig, model: nn.Module, base: str) -> None:
-    staging = target / f".{ADAPTER_FOLDER}.saving"
-    shutil.rmtree(staging, ignore_errors=True)
-    save_adapter(model, lora, staging, base)
-    shutil.rmtree(target / ADAPTER_FOLDER, ignore_errors=True)
-    os.replace(staging, target / ADAPTER_FOLDER)
+def _write_adapter(model: nn.Module, lora: LoraConfig, base: str, folder: Path) -> None:
+    save_adapter(model, lora, folder / ADAPTER_FOLDER, base)
 
 
 def saved_checkpoints(config: FinetuneConfig) -> dict[str, Path]:
