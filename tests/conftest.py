@@ -1,6 +1,8 @@
 """Fixtures that many tests share: real small models and checkpoints, built once per session."""
 
 import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +11,7 @@ import torch
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import tensorflow_process
 from reference_checkpoint import write_reference_checkpoint
 
 from prismatic.checkpoint import Checkpoint, LoadOptions, load_checkpoint, save_checkpoint
@@ -68,3 +71,30 @@ def small_policy_directory(small_base: Path, tmp_path_factory: pytest.TempPathFa
     checkpoint.dataset_statistics = {"libero_test_no_noops": statistics}
     checkpoint.model.config.center_crop = True
     return save_checkpoint(tmp_path_factory.mktemp("policy") / "small--0_chkpt", checkpoint, 0)
+
+
+@pytest.fixture(scope="session")
+def tensorflow() -> Iterator[tensorflow_process.TensorFlow]:
+    """Calls functions of `tensorflow_process`, all in one process beside this one."""
+    if not tensorflow_process.INSTALLED:
+        pytest.skip("TensorFlow or tensorflow-datasets is not installed")
+    with tensorflow_process.started() as call:
+        yield call
+
+
+def pytest_collection_finish() -> None:
+    _refuse_tensorflow("collecting the tests")
+
+
+def pytest_runtest_logfinish(nodeid: str) -> None:
+    _refuse_tensorflow(nodeid)
+
+
+def _refuse_tensorflow(where: str) -> None:
+    """Ends the session by name of the culprit, before a crash in some later test ends it without a word."""
+    if "tensorflow" in sys.modules:
+        pytest.exit(
+            f"TensorFlow was imported into the process of the tests ({where}), where Mesa's renderer then crashes: "
+            "call it through the fixture `tensorflow`",
+            returncode=1,
+        )

@@ -1,19 +1,17 @@
 """The RLDS writer against tensorflow-datasets' own reader."""
 
 import io
-import pickle
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from tensorflow_process import INSTALLED, TensorFlow, read_rlds
 
 from experiments.robot.libero.rlds_writer import Episode, write_rlds
 
-pytest.importorskip("tensorflow_datasets")
+pytestmark = pytest.mark.skipif(not INSTALLED, reason="TensorFlow or tensorflow-datasets is not installed")
 
 SIZE = 32
 
@@ -32,26 +30,7 @@ def to_jpeg(picture: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-_READ = """
-import pickle, sys
-import tensorflow_datasets as tfds
-dataset = tfds.builder_from_directory(sys.argv[1]).as_dataset(split="train")
-episodes = [
-    {"steps": list(tfds.as_numpy(episode["steps"])), "path": episode["episode_metadata"]["file_path"].numpy().decode()}
-    for episode in dataset
-]
-pickle.dump(sorted(episodes, key=lambda episode: episode["path"]), open(sys.argv[2], "wb"))
-"""
-
-
-def read(folder: Path) -> list[dict]:
-    """Reads with tensorflow-datasets, in a process of its own: TensorFlow and the simulator cannot share one."""
-    found = folder.parents[2] / "found.pickle"
-    subprocess.run([sys.executable, "-c", _READ, str(folder), str(found)], check=True, capture_output=True)
-    return pickle.loads(found.read_bytes())
-
-
-def test_what_is_written_is_read_back_in_the_published_format(tmp_path: Path) -> None:
+def test_what_is_written_is_read_back_in_the_published_format(tensorflow: TensorFlow, tmp_path: Path) -> None:
     written = [make_episode(seed, steps=10 + seed) for seed in range(3)]
     folder = write_rlds(tmp_path / "data", "libero_tiny", iter(written), SIZE)
 
@@ -59,7 +38,8 @@ def test_what_is_written_is_read_back_in_the_published_format(tmp_path: Path) ->
     assert {path.name for path in folder.iterdir()} >= {"features.json", "dataset_info.json"}
     assert list(folder.glob("libero_tiny-train.tfrecord-*"))
     assert [path.name for path in (tmp_path / "data").iterdir()] == ["libero_tiny"]
-    for episode, found in zip(written, read(folder), strict=True):
+    episodes = sorted(tensorflow(read_rlds, folder), key=lambda episode: episode["path"])
+    for episode, found in zip(written, episodes, strict=True):
         steps = found["steps"]
         assert found["path"] == episode.metadata["file_path"]
         assert len(steps) == len(episode.actions)

@@ -5,6 +5,7 @@ from dataclasses import fields, replace
 import numpy as np
 import pytest
 import torch
+from tensorflow_process import TensorFlow, augmented
 
 from prismatic.vla.augmentation import AugmentationParameters, augment
 
@@ -28,24 +29,11 @@ def nothing(count: int) -> AugmentationParameters:
 
 
 @pytest.mark.parametrize(("height", "width"), [(112, 112), (96, 136)])
-def test_equals_tensorflow(height: int, width: int) -> None:
-    tf = pytest.importorskip("tensorflow")
+def test_equals_tensorflow(tensorflow: TensorFlow, height: int, width: int) -> None:
     images, parameters = picture_batch(12, height, width), draw(12)
-    side = np.sqrt(np.float32(0.9))
-    expected = []
-    for i, image in enumerate(images):
-        top, left, brightness, contrast, saturation, hue = (
-            getattr(parameters, f.name)[i].item() for f in fields(parameters)
-        )
-        x = tf.image.convert_image_dtype(image, tf.float32)
-        box = np.float32([[top, left, np.float32(top) + side, np.float32(left) + side]])
-        x = tf.clip_by_value(tf.image.crop_and_resize(x[None], box, [0], (height, width))[0], 0, 1)
-        x = tf.clip_by_value(tf.image.adjust_brightness(x, brightness), 0, 1)
-        x = tf.clip_by_value(tf.image.adjust_contrast(x, contrast), 0, 1)
-        x = tf.clip_by_value(tf.image.adjust_saturation(x, saturation), 0, 1)
-        x = tf.clip_by_value(tf.image.adjust_hue(x, hue), 0, 1)
-        expected.append(tf.image.convert_image_dtype(x, tf.uint8, saturate=True).numpy())
-    difference = np.abs(augment(images, parameters).numpy().astype(int) - np.stack(expected))
+    values = [{f.name: getattr(parameters, f.name)[i].item() for f in fields(parameters)} for i in range(12)]
+    expected = tensorflow(augmented, images, values)
+    difference = np.abs(augment(images, parameters).numpy().astype(int) - expected)
     assert difference.max() <= 1
     assert (difference > 0).mean() <= 1e-4
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tensorflow_process import TensorFlow, center_cropped, compressed, resized
 
 from prismatic.vla.images import center_crop, decode_jpeg, encode_jpeg, prepare_image, resize_lanczos3
 
@@ -12,11 +13,6 @@ from prismatic.vla.images import center_crop, decode_jpeg, encode_jpeg, prepare_
 def recorded() -> dict[str, np.ndarray]:
     with np.load(Path(__file__).parents[1] / "data" / "tensorflow_images.npz") as data:
         return dict(data)
-
-
-@pytest.fixture(scope="module")
-def tf():
-    return pytest.importorskip("tensorflow")
 
 
 def assert_same_pixels(ours: np.ndarray, theirs: np.ndarray) -> None:
@@ -44,26 +40,20 @@ def test_each_stage_equals_the_recorded_tensorflow_pipeline(recorded: dict[str, 
 @pytest.mark.parametrize(
     ("height", "width", "size"), [(256, 256, 224), (128, 128, 112), (480, 640, 224), (50, 37, 112), (113, 112, 112)]
 )
-def test_lanczos3_equals_tensorflow(tf, height: int, width: int, size: int) -> None:
+def test_lanczos3_equals_tensorflow(tensorflow: TensorFlow, height: int, width: int, size: int) -> None:
     image = noise_image(height, width)
-    theirs = tf.image.resize(image, (size, size), method="lanczos3", antialias=True)
-    theirs = tf.cast(tf.clip_by_value(tf.round(theirs), 0, 255), tf.uint8).numpy()
-    assert_same_pixels(resize_lanczos3(image, size), theirs)
+    assert_same_pixels(resize_lanczos3(image, size), tensorflow(resized, image, size))
 
 
 @pytest.mark.parametrize("size", [112, 224, 97])
-def test_center_crop_equals_tensorflow(tf, size: int) -> None:
+def test_center_crop_equals_tensorflow(tensorflow: TensorFlow, size: int) -> None:
     image = noise_image(size, size, seed=1)
-    extent = tf.sqrt(tf.constant(0.9))
-    box = tf.stack([(1 - extent) / 2, (1 - extent) / 2, (1 + extent) / 2, (1 + extent) / 2])[None]
-    pixels = tf.image.convert_image_dtype(image, tf.float32)[None]
-    theirs = tf.clip_by_value(tf.image.crop_and_resize(pixels, box, [0], (size, size)), 0, 1)
-    assert_same_pixels(center_crop(image), tf.image.convert_image_dtype(theirs, tf.uint8, saturate=True)[0].numpy())
+    assert_same_pixels(center_crop(image), tensorflow(center_cropped, image))
 
 
-def test_jpeg_equals_tensorflow(tf) -> None:
+def test_jpeg_equals_tensorflow(tensorflow: TensorFlow) -> None:
     image = noise_image(131, 90, seed=2)
-    assert_same_pixels(decode_jpeg(encode_jpeg(image)), tf.io.decode_jpeg(tf.io.encode_jpeg(image, quality=95)).numpy())
+    assert_same_pixels(decode_jpeg(encode_jpeg(image)), tensorflow(compressed, image))
 
 
 def test_an_image_of_the_models_size_is_compressed_too() -> None:

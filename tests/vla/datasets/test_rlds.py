@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tensorflow_process import TensorFlow, read_rlds, write_shard
 
 from prismatic.vla.datasets.catalog import get_dataset_spec
 from prismatic.vla.datasets.rlds import RldsIndex
@@ -29,12 +30,8 @@ def only_shard(root: Path) -> Path:
     return shard
 
 
-def test_equals_what_tensorflow_datasets_reads(tiny_root: Path, tiny_index: RldsIndex) -> None:
-    tfds = pytest.importorskip("tensorflow_datasets")
-    builder = tfds.builder_from_directory(str(tiny_root / NAME / "1.0.0"))
-    theirs = [
-        list(tfds.as_numpy(episode["steps"])) for episode in builder.as_dataset(split="train", shuffle_files=False)
-    ]
+def test_equals_what_tensorflow_datasets_reads(tensorflow: TensorFlow, tiny_root: Path, tiny_index: RldsIndex) -> None:
+    theirs = [episode["steps"] for episode in tensorflow(read_rlds, tiny_root / NAME / "1.0.0")]
     assert len(tiny_index.episodes) == len(theirs) == 3
     for ours, steps in zip(tiny_index.episodes, theirs, strict=True):
         assert ours.num_frames == len(steps) and ours.split == "train"
@@ -127,25 +124,6 @@ def test_missing_folders_and_shards_say_what_is_there(copied_root: Path) -> None
         RldsIndex.open(copied_root, NAME)
 
 
-def write_shard(path: Path, features: dict[str, list]) -> None:
-    """One episode, written by TensorFlow."""
-    tf = pytest.importorskip("tensorflow")
-
-    def feature(values: list):
-        if isinstance(values[0], bytes):
-            return tf.train.Feature(bytes_list=tf.train.BytesList(value=values))
-        if isinstance(values[0], int):
-            return tf.train.Feature(int64_list=tf.train.Int64List(value=values))
-        return tf.train.Feature(float_list=tf.train.FloatList(value=values))
-
-    example = tf.train.Example(
-        features=tf.train.Features(feature={key: feature(values) for key, values in features.items()})
-    )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tf.io.TFRecordWriter(str(path)) as writer:
-        writer.write(example.SerializeToString())
-
-
 def episode_features(steps: int = 9) -> dict[str, list]:
     return {
         "steps/observation/image": [b"jpeg"] * steps,
@@ -168,21 +146,23 @@ def episode_features(steps: int = 9) -> dict[str, list]:
         ("steps/observation/image", [b"jpeg"] * 8, ["8 images", "full_image", "9 steps"]),
     ],
 )
-def test_features_that_do_not_fit_are_named(tmp_path: Path, key: str, values: list | None, words: list[str]) -> None:
+def test_features_that_do_not_fit_are_named(
+    tensorflow: TensorFlow, tmp_path: Path, key: str, values: list | None, words: list[str]
+) -> None:
     features = episode_features()
     del features[key]
     if values is not None:
         features[key] = values
-    write_shard(tmp_path / NAME / "1.0.0" / f"{NAME}-train.tfrecord-00000-of-00001", features)
+    tensorflow(write_shard, tmp_path / NAME / "1.0.0" / f"{NAME}-train.tfrecord-00000-of-00001", features)
     with pytest.raises(ValueError) as error:
         RldsIndex.open(tmp_path, NAME)
     assert all(word in str(error.value) for word in words), str(error.value)
 
 
-def test_a_missing_camera_matters_only_when_it_is_wanted(tmp_path: Path) -> None:
+def test_a_missing_camera_matters_only_when_it_is_wanted(tensorflow: TensorFlow, tmp_path: Path) -> None:
     features = episode_features()
     del features["steps/observation/wrist_image"]
-    write_shard(tmp_path / NAME / "1.0.0" / f"{NAME}-train.tfrecord-00000-of-00001", features)
+    tensorflow(write_shard, tmp_path / NAME / "1.0.0" / f"{NAME}-train.tfrecord-00000-of-00001", features)
     index = RldsIndex.open(tmp_path, NAME)
     assert index.check_cameras(1) == ("full_image",)
     with pytest.raises(ValueError, match="lacks 'steps/observation/wrist_image'.*it has .*steps/observation/image"):
