@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,8 +37,13 @@ PROCESSOR_FILES = (
     "special_tokens_map.json", "added_tokens.json", "generation_config.json",
 )  # fmt: skip
 REQUIRED_FILES = ("config.json", "preprocessor_config.json", "tokenizer.json")
+HUB_FILES = ("*.json", "*.safetensors", "*.pt", "*.model")
+NOT_FROM_HUB = ("training_state/*", "lora_adapter/*")
 STATISTICS_FILE = "dataset_statistics.json"
 PENDING = ".pending"
+MANIFEST = "manifest.json"
+REPLACED = ("*--*_checkpoint.pt", "model*.safetensors*", "lora_adapter")
+"""What a new checkpoint replaces altogether; other files of the folder stay."""
 
 
 @dataclass
@@ -131,7 +137,7 @@ def resolve(path_or_hub_id: str | Path) -> Path:
         )
     try:
         return Path(
-            snapshot_download(str(path_or_hub_id), allow_patterns=["*.json", "*.safetensors", "*.pt", "*.model"])
+            snapshot_download(str(path_or_hub_id), allow_patterns=list(HUB_FILES), ignore_patterns=list(NOT_FROM_HUB))
         )
     except Exception as error:
         raise FileNotFoundError(
@@ -151,6 +157,10 @@ def check_complete(directory: Path) -> list[Path]:
         names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
     else:
         names = ["model.safetensors"]
+    if (directory / "lora_adapter").is_dir() and not (directory / names[0]).is_file():
+        raise FileNotFoundError(
+            f"checkpoint {directory} holds an adapter without weights (merge_lora_during_training False)"
+        )
     for name in names:
         if not (directory / name).is_file():
             raise FileNotFoundError(f"checkpoint {directory} lacks the weight file {name}; fetch it again")
@@ -178,10 +188,13 @@ def load_checkpoint(path_or_hub_id: str | Path, options: LoadOptions | None = No
     options = options or LoadOptions()
     directory = resolve(path_or_hub_id)
     weight_files = check_complete(directory)
+    _check_components(directory, options)
     config_json = json.loads((directory / "config.json").read_text())
     config = OpenVLAConfig.from_pretrained(directory)
     assumptions = _apply(options, config, config_json)
     _check_weights(weight_files, config)
+    statistics = read_statistics(directory, config_json)
+    processor = PrismaticProcessor.from_pretrained(directory)
     dtype = options.dtype or getattr(
         torch, str(config_json.get("torch_dtype") or config_json.get("dtype") or "bfloat16")
     )
@@ -190,37 +203,51 @@ def load_checkpoint(path_or_hub_id: str | Path, options: LoadOptions | None = No
     on_cpu = torch.device(options.device).type == "cpu"
     model.language_model.set_attn_implementation(options.attention or ("eager" if on_cpu else "sdpa"))
     head = _load_head(directory, model, options)
-    projector = None
-    if options.use_proprio is not False:
-        projector = _load_proprio(directory, model, options)
-        if projector is None and options.use_proprio:
-            raise FileNotFoundError(
-                f"{directory} has no proprio_projector--*_checkpoint.pt, which use_proprio=True needs"
-            )
-    statistics_file = directory / STATISTICS_FILE
-    statistics = json.loads(statistics_file.read_text()) if statistics_file.is_file() else dict(config.norm_stats or {})
-    processor = PrismaticProcessor.from_pretrained(directory)
+    projector = _load_proprio(directory, model, options) if options.use_proprio is not False else None
     return Checkpoint(directory, config_json, model, head, projector, processor, statistics, assumptions)
+
+
+def read_statistics(directory: Path, config_json: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Dataset statistics by dataset: `dataset_statistics.json`, else what `config.json` holds."""
+    file = directory / STATISTICS_FILE
+    if file.is_file():
+        return json.loads(file.read_text())
+    config_json = config_json or json.loads((directory / "config.json").read_text())
+    return dict(config_json.get("norm_stats") or {})
+
+
+def _check_components(directory: Path, options: LoadOptions) -> None:
+    """What can be said about component files before the weights are read."""
+    component_file(directory, "action_head")
+    if component_file(directory, "proprio_projector") is None and options.use_proprio:
+        raise FileNotFoundError(f"{directory} has no proprio_projector--*_checkpoint.pt, which use_proprio=True needs")
+    for component, kind in (("vision_backbone", "FiLM"), ("noisy_action_projector", "diffusion")):
+        if file := component_file(directory, component):
+            raise ValueError(
+                f"{file} belongs to a {kind} checkpoint, which is not supported yet; use an L1 one without"
+            )
 
 
 def _apply(options: LoadOptions, config: OpenVLAConfig, config_json: dict[str, Any]) -> list[str]:
     """Write the options into the configuration; returns what had to be assumed."""
     assumptions = []
     recorded = config_json.get("pruner")
+    weighs = (recorded or {}).get(
+        "multiplicity", "set"
+    )  # published training had no say in it, their inference means set
     if options.pruner is not None:
         given = options.pruner
-        if recorded and given.name == recorded["name"] and "multiplicity" not in given.options:
-            given = PrunerSpec(given.name, {**given.options, "multiplicity": recorded.get("multiplicity", "set")})
-        if recorded and given.options.get("multiplicity", "set") != recorded.get("multiplicity", "set"):
+        if given.name != "none" and "multiplicity" not in given.options:
+            given = PrunerSpec(given.name, {**given.options, "multiplicity": weighs})
+        if recorded and "none" not in (given.name, recorded["name"]) and given.options["multiplicity"] != weighs:
             logger.warning("trained with pruner %s, run with %s: tokens weigh differently", recorded, given)
-        if recorded is None and given.name == "lightvla" and "multiplicity" not in given.options:
-            given = PrunerSpec(given.name, {**given.options, "multiplicity": "set"})
         config.pruner = given.to_json()
     elif recorded is None:
         assumptions.append(
             "config.json records no pruner: assumed lightvla:multiplicity=set (choose OpenVLA-OFT by pruner=none)"
         )
         logger.warning(assumptions[-1])
+        config.pruner = config.pruner_spec.to_json()
     if options.action_readout is not None:
         config.action_readout = options.action_readout
     if options.robot is not None:
@@ -320,7 +347,7 @@ def save_checkpoint(
     if state:
         tensors = {k: v.detach().cpu() for k, v in state.items()}
         save_torch_state_dict(tensors, staging, max_shard_size="5GB", metadata={"format": "pt"})
-    dtype = next(iter((state or checkpoint.model.state_dict()).values())).dtype
+    dtype = next((value.dtype for value in state.values()), None)
     (staging / "config.json").write_text(json.dumps(config_to_write(checkpoint, dtype), indent=2))
     (staging / STATISTICS_FILE).write_text(json.dumps(checkpoint.dataset_statistics, indent=2))
     for name in PROCESSOR_FILES:
@@ -344,13 +371,14 @@ def save_checkpoint(
     return directory
 
 
-def config_to_write(checkpoint: Checkpoint, dtype: torch.dtype) -> dict[str, Any]:
-    """`config.json` of a checkpoint: the one it came from, plus what we record."""
+def config_to_write(checkpoint: Checkpoint, dtype: torch.dtype | None) -> dict[str, Any]:
+    """`config.json` of a checkpoint: the one it came from, plus what we record; `dtype` of the weights beside it."""
+    recorded = checkpoint.config_json.get("torch_dtype") or checkpoint.config_json.get("dtype") or "bfloat16"
     config = checkpoint.model.config
     return {
         **{key: value for key, value in checkpoint.config_json.items() if key != "dtype"},  # the newer torch_dtype
         "norm_stats": checkpoint.dataset_statistics,
-        "torch_dtype": str(dtype).removeprefix("torch."),
+        "torch_dtype": str(dtype or recorded).removeprefix("torch."),
         "pruner": config.pruner_spec.to_json(),
         "action_readout": config.action_readout,
         "robot": checkpoint.model.robot.to_json(),
@@ -369,7 +397,7 @@ def load_training_state(directory: Path) -> dict[str, Any]:
         raise FileNotFoundError(
             f"{directory} has no training_state/state.pt, so training cannot resume from it; start anew by vla_path"
         )
-    return torch.load(file, map_location="cpu", weights_only=True)
+    return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
 
 
 def _commit(staging: Path, directory: Path) -> None:
@@ -378,23 +406,37 @@ def _commit(staging: Path, directory: Path) -> None:
         os.replace(staging, directory)
         return
     finish_pending(directory)
+    (staging / MANIFEST).write_text(json.dumps(sorted(file.name for file in staging.iterdir())))
     os.replace(staging, directory / PENDING)
     finish_pending(directory)
 
 
 def finish_pending(directory: Path) -> None:
-    """Move the files of an interrupted save into place: what lies in `.pending` is complete."""
+    """Move the files of an interrupted save into place: what lies in `.pending` is complete.
+
+    Files of the older checkpoint that the new one does not have are removed. Several processes may do this at once.
+    """
     pending = directory / PENDING
-    if not pending.is_dir():
+    try:
+        new = set(json.loads((pending / MANIFEST).read_text()))
+    except FileNotFoundError:
+        shutil.rmtree(pending, ignore_errors=True)  # everything was moved before
         return
-    new = {file.name for file in pending.iterdir()}
-    for old in directory.glob("*--*_checkpoint.pt"):
-        component = old.name.split("--")[0]
-        if old.name not in new and any(name.startswith(f"{component}--") for name in new):
-            old.unlink()
-    for file in sorted(pending.iterdir()):
-        target = directory / file.name
-        if target.is_dir():
-            shutil.rmtree(target)
-        os.replace(file, target)
-    pending.rmdir()
+    for pattern in REPLACED:
+        for old in directory.glob(pattern):
+            if old.name not in new:
+                _remove(old)
+    for name in sorted(new):
+        with suppress(FileNotFoundError):  # moved already
+            target = directory / name
+            if target.is_dir() and (pending / name).is_dir():
+                _remove(target)
+            os.replace(pending / name, target)
+    shutil.rmtree(pending, ignore_errors=True)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -11,7 +11,15 @@ import numpy as np
 import torch
 from torch import nn
 
-from prismatic.checkpoint import Checkpoint, LoadOptions, load_checkpoint
+from prismatic.checkpoint import (
+    Checkpoint,
+    LoadOptions,
+    check_complete,
+    component_file,
+    load_checkpoint,
+    read_statistics,
+    resolve,
+)
 from prismatic.models.pruners.registry import PrunerSpec
 from prismatic.models.token_pruner import TokenSelection
 from prismatic.vla.datasets.collate import collate
@@ -21,6 +29,7 @@ from prismatic.vla.transform import PolicyTransform
 logger = logging.getLogger(__name__)
 
 Observation = Mapping[str, Any]
+NO_HEAD = "{} has no action_head--*_checkpoint.pt; fine-tune with use_l1_regression to make one"
 
 
 @dataclass
@@ -48,9 +57,7 @@ class Policy:
 
     def __init__(self, checkpoint: Checkpoint, transform: PolicyTransform, unnorm_key: str) -> None:
         if checkpoint.action_head is None:
-            raise FileNotFoundError(
-                f"{checkpoint.path} has no action_head--*_checkpoint.pt; fine-tune with use_l1_regression to make one"
-            )
+            raise FileNotFoundError(NO_HEAD.format(checkpoint.path))
         self.checkpoint = checkpoint
         self.model = checkpoint.model.eval()
         self.action_head = checkpoint.action_head.eval()
@@ -71,6 +78,7 @@ class Policy:
         pruner: str | None = None,
         action_readout: str | None = None,
         center_crop: bool | None = None,
+        engine: str = "eager",
         **options: Any,
     ) -> "Policy":
         """Load a checkpoint directory or hub id.
@@ -83,12 +91,20 @@ class Policy:
             pruner: overrides the checkpoint's, e.g. "none", "lightvla:multiplicity=set".
             action_readout: "aligned" (as trained) or "tail" (as the LightVLA research code infers).
             center_crop: None follows the checkpoint, and crops where it does not say.
+            engine: how the model is run; "eager" is the only one so far.
             options: `num_images_in_input`, `use_proprio`, `robot` of `LoadOptions`.
         """
         dtype = dtype or (torch.bfloat16 if torch.device(device).type == "cuda" else torch.float32)
         spec = PrunerSpec.parse(pruner) if pruner else None
-        checkpoint = load_checkpoint(path_or_hub_id, LoadOptions(device, dtype, spec, action_readout, **options))
-        key = choose_unnorm_key(checkpoint, unnorm_key)
+        if engine != "eager":
+            raise ValueError(f"engine {engine!r} is unknown; known: eager")
+        # What can be said early is said before gigabytes of weights are read.
+        directory = resolve(path_or_hub_id)
+        check_complete(directory)
+        key = choose_unnorm_key(directory, unnorm_key)
+        if component_file(directory, "action_head") is None:
+            raise FileNotFoundError(NO_HEAD.format(directory))
+        checkpoint = load_checkpoint(directory, LoadOptions(device, dtype, spec, action_readout, **options))
         if center_crop is None:
             recorded = checkpoint.model.config.center_crop
             center_crop = True if recorded is None else recorded
@@ -118,6 +134,8 @@ class Policy:
 
         Raises ValueError naming the observation's key, what came and what was expected.
         """
+        if sessions is not None and any(session is not None for session in sessions):
+            raise ValueError("sessions were given, but no pruner of this version keeps a memory; leave them out")
         if len(observations) != len(instructions) or not observations:
             raise ValueError(
                 f"{len(observations)} observations came with {len(instructions)} instructions; give one each"
@@ -152,11 +170,12 @@ class Policy:
     def set_pruner(self, spec: str | PrunerSpec) -> None:
         """Run with another pruner from now on (`none`, `random:seed=3`). Weights tokens as the checkpoint does."""
         spec = PrunerSpec.parse(spec) if isinstance(spec, str) else spec
-        recorded = self.model.config.pruner_spec.options.get("multiplicity", "weighted")
         if spec.name != "none" and "multiplicity" not in spec.options:
-            spec = PrunerSpec(spec.name, {**spec.options, "multiplicity": recorded})
+            recorded = self.checkpoint.config_json.get("pruner") or {}
+            spec = PrunerSpec(spec.name, {**spec.options, "multiplicity": recorded.get("multiplicity", "set")})
         self.model.pruner = spec.build().eval()
         self.model.config.pruner = spec.to_json()
+        self._clock.remove()
         self._clock = _StageClock(self.model)
 
     def description(self) -> dict[str, Any]:
@@ -180,14 +199,14 @@ class Policy:
         }
 
 
-def choose_unnorm_key(checkpoint: Checkpoint, unnorm_key: str | None) -> str:
+def choose_unnorm_key(directory: Path, unnorm_key: str | None) -> str:
     """The dataset whose statistics apply. Raises ValueError listing the known ones."""
-    known = sorted(checkpoint.dataset_statistics)
+    known = sorted(read_statistics(directory))
     if unnorm_key is None and len(known) == 1:
         return known[0]
     if unnorm_key not in known:
         listed = ", ".join(known) or "none: the checkpoint has no dataset_statistics.json"
-        raise ValueError(f"unnorm_key={unnorm_key!r} names no dataset of {checkpoint.path}; known: {listed}")
+        raise ValueError(f"unnorm_key={unnorm_key!r} names no dataset of {directory}; known: {listed}")
     return unnorm_key
 
 
@@ -229,6 +248,10 @@ class _StageClock:
 
     def reset(self) -> None:
         self.seconds = {}
+
+    def remove(self) -> None:
+        for handle in self._handles:
+            handle.remove()
 
     def _start(self, name: str) -> None:
         self.seconds[name] = -_now()

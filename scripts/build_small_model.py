@@ -141,6 +141,8 @@ def build(config: SmallModelConfig) -> Path:
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)
         image_processor.save_pretrained(folder)
+        generation = {"bos_token_id": ids.bos, "eos_token_id": ids.stop, "pad_token_id": ids.pad}
+        (Path(folder) / "generation_config.json").write_text(json.dumps(generation))
         processor = PrismaticProcessor(image_processor, tokenizer)
         checkpoint = Checkpoint(Path(folder), config_json, model, None, None, processor, {})
         save_checkpoint(config.output_dir, checkpoint, step=0)

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText
 
 from prismatic.checkpoint import (
+    MANIFEST,
     PENDING,
     LoadOptions,
     finish_pending,
@@ -48,7 +49,7 @@ def test_round_trip_is_equal_tensor_by_tensor(reference_directory, tmp_path):
 
 
 def test_auto_class_and_loader_agree(reference_directory):
-    ours = load_checkpoint(reference_directory, LoadOptions(dtype=torch.float32)).model.eval()
+    ours = load_checkpoint(reference_directory, LoadOptions(dtype=torch.float32, attention="sdpa")).model.eval()
     auto = AutoModelForImageTextToText.from_pretrained(reference_directory, dtype=torch.float32).eval()
     ids, pixels = torch.tensor([[1, 400, 500, 29871]]), torch.randn(1, 12, 224, 224)
     with torch.no_grad():
@@ -89,6 +90,8 @@ def test_a_save_killed_while_moving_is_finished_by_the_next_reader(small_base, t
     with torch.no_grad():
         checkpoint.model.projector.fc1.bias.fill_(5.0)
     save_checkpoint(new, checkpoint, 20)
+    names = sorted(file.name for file in new.iterdir())
+    (new / MANIFEST).write_text(json.dumps(names))
     new.rename(old / PENDING)
     (old / PENDING / "config.json").replace(old / "config.json")
     assert (load_checkpoint(old).model.projector.fc1.bias == 5.0).all()
@@ -145,3 +148,27 @@ def test_what_was_assumed_is_said(reference_directory):
     checkpoint = load_checkpoint(reference_directory)
     assert any("assumed lightvla:multiplicity=set" in text for text in checkpoint.assumptions)
     assert checkpoint.model.pruner.multiplicity == "set"
+
+
+def test_a_new_checkpoint_leaves_no_old_weights_behind(small_base, tmp_path):
+    checkpoint = load_checkpoint(small_base)
+    directory = save_checkpoint(tmp_path / "run", checkpoint, 10)
+    (directory / "lora_adapter").mkdir()
+    (directory / "model-00002-of-00002.safetensors").write_bytes(b"old")
+    save_checkpoint(directory, checkpoint, 20, model_state={}, extra=lambda folder: (folder / "lora_adapter").mkdir())
+    assert not list(directory.glob("model*.safetensors*")) and (directory / "lora_adapter").is_dir()
+    with pytest.raises(FileNotFoundError, match="holds an adapter without weights"):
+        load_checkpoint(directory)
+
+
+@pytest.mark.parametrize(("component", "kind"), [("vision_backbone", "FiLM"), ("noisy_action_projector", "diffusion")])
+def test_checkpoints_of_another_kind_are_refused_before_loading(broken, component, kind):
+    torch.save({}, broken / f"{component}--100_checkpoint.pt")
+    with pytest.raises(ValueError, match=f"{component}--100_checkpoint.pt belongs to a {kind} checkpoint"):
+        load_checkpoint(broken)
+
+
+def test_statistics_can_be_set_on_the_model(reference_directory):
+    model = load_checkpoint(reference_directory).model
+    model.norm_stats = {"other": {}}
+    assert model.norm_stats == {"other": {}} and model.config.norm_stats == {"other": {}}

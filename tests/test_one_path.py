@@ -13,6 +13,7 @@ from prismatic.vla.datasets.collate import collate
 from prismatic.vla.datasets.dataset import FrameDataset
 from prismatic.vla.datasets.rlds import RldsIndex
 from prismatic.vla.datasets.sampler import SampleRequest
+from prismatic.vla.images import center_crop
 
 NAME = "libero_tiny_no_noops"
 
@@ -53,10 +54,11 @@ def test_a_training_sample_equals_an_inference_call(small_policy_directory, rlds
     torch.testing.assert_close(picks[True].rows, picks[False].rows, atol=1e-5, rtol=1e-5)
 
 
-def test_the_centre_crop_is_the_only_difference_that_augmentation_asks_for(small_policy_directory):
+def test_inference_crops_the_centre_of_what_validation_sees(small_policy_directory):
     policy = Policy.from_pretrained(small_policy_directory)
     plain = dataclasses.replace(policy.transform, center_crop=False)
     episode = tiny_episodes(1, 12, 64)[0]
     observation = {"full_image": episode.images[0], "wrist_image": episode.wrist_images[0]}
     cropped, whole = policy.transform.prepare_images(observation), plain.prepare_images(observation)
-    assert cropped.shape == whole.shape and not np.array_equal(cropped, whole)
+    assert np.array_equal(cropped, np.stack([center_crop(image) for image in whole]))
+    assert not np.array_equal(cropped, whole)

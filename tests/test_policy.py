@@ -1,5 +1,7 @@
 """`Policy` as an integrator uses it."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -80,6 +82,10 @@ def test_pruners_can_be_exchanged(small_policy):
     small_policy.set_pruner("random:seed=3")
     random = small_policy.act_batch([observation(0)], ["turn on the stove"])
     assert random.selection.distinct().equal(pruned.selection.distinct())
+    assert small_policy.model.pruner.multiplicity == "weighted", "as the checkpoint was trained, whatever ran between"
+    hooks = len(small_policy.model.vision_backbone._forward_pre_hooks)
+    small_policy.set_pruner("none")
+    assert len(small_policy.model.vision_backbone._forward_pre_hooks) == hooks
 
 
 @pytest.mark.parametrize(
@@ -108,8 +114,15 @@ def test_wrong_unnorm_key_lists_the_known(small_policy_directory):
         Policy.from_pretrained(small_policy_directory, unnorm_key="bridge")
 
 
-def test_a_checkpoint_without_a_head_says_so(small_base):
-    with pytest.raises(ValueError, match="names no dataset"):
+def test_a_checkpoint_without_a_head_says_so(small_policy_directory, tmp_path):
+    directory = shutil.copytree(small_policy_directory, tmp_path / "headless")
+    next(directory.glob("action_head--*")).unlink()
+    with pytest.raises(FileNotFoundError, match=r"has no action_head--\*_checkpoint.pt; fine-tune with"):
+        Policy.from_pretrained(directory)
+
+
+def test_a_checkpoint_without_statistics_says_so(small_base):
+    with pytest.raises(ValueError, match="known: none: the checkpoint has no dataset_statistics.json"):
         Policy.from_pretrained(small_base)
 
 

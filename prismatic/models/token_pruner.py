@@ -129,11 +129,11 @@ class TokenPruner(nn.Module):
         score_noise: torch.Tensor | None = None,
     ) -> TokenSelection:
         """Select tokens of (B, V, D) `patches`; `score_noise` (B, V, V) is added to the scores in training only."""
-        device = patches.device.type
-        if torch.is_autocast_enabled(device):
-            patches, context = patches.float(), context.float()
-        with torch.autocast(device, enabled=False):
-            scores = score_tokens(patches, context.to(patches.dtype), context_mask)
+        # Scored in float32 whatever the model computes in: bfloat16 rows tie, and training (autocast) and inference
+        # (bfloat16 weights) would pick differently.
+        exact = torch.promote_types(patches.dtype, torch.float32)
+        with torch.autocast(patches.device.type, enabled=False):
+            scores = score_tokens(patches.to(exact), context.to(exact), context_mask)
             if self.training and score_noise is not None:
                 scores = scores + score_noise
             if self.training and not self.compact:
@@ -145,7 +145,7 @@ class TokenPruner(nn.Module):
                 groups = (picks[:, None] == index[..., None]) & valid[..., None]  # (B, K, V): queries of each token
                 mean = groups.to(scores.dtype) / count.clamp(min=1)[..., None].to(scores.dtype)
                 soft = mean @ scores.softmax(-1)
-                tokens = tokens + (soft - soft.detach()) @ patches.detach()
+                tokens = tokens + (soft - soft.detach()) @ patches.detach().to(exact)
         return TokenSelection(tokens, index, valid, count, patches.shape[1], self.multiplicity)
 
     def _duplicated(self, patches: torch.Tensor, scores: torch.Tensor) -> TokenSelection:
@@ -157,7 +157,7 @@ class TokenPruner(nn.Module):
         picks, soft = scores.argmax(-1), scores.softmax(-1)
         rows = F.one_hot(picks, scores.shape[-1]).to(soft.dtype) + soft - soft.detach()
         ones = torch.ones_like(picks, dtype=torch.float32)
-        return TokenSelection(rows @ patches, picks, ones.bool(), ones, patches.shape[1], "weighted")
+        return TokenSelection(rows @ patches.to(rows.dtype), picks, ones.bool(), ones, patches.shape[1], "weighted")
 
 
 class KeepAllTokens(nn.Module):
@@ -171,7 +171,6 @@ class KeepAllTokens(nn.Module):
         patches: torch.Tensor,
         context: torch.Tensor,
         context_mask: torch.Tensor | None = None,
-        score_noise: torch.Tensor | None = None,
     ) -> TokenSelection:
         """All of (B, V, D) `patches`; the other arguments are ignored."""
         batch, num_tokens, _ = patches.shape

@@ -85,6 +85,7 @@ def build(config: FinetuneConfig, ranks: Ranks) -> Run:
     # leave alone is in the checkpoint that the run began with.
     base = resolve(state["base"]) if state is not None and config.use_lora else folder
     index = RldsIndex.open(config.data_root_dir, config.dataset_name)
+    index.check_cameras(config.num_images_in_input)
     checkpoint = _load(config, base, ranks.device)
     lora = attach_lora(checkpoint.model, config.lora_rank, config.lora_dropout) if config.use_lora else None
     pruner = checkpoint.model.pruner

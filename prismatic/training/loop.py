@@ -97,9 +97,7 @@ def train_step(run: Run, batches: Iterator[dict[str, Any]], run_log: RunLog) -> 
         is_last = micro_step == config.grad_accumulation_steps - 1
         # Gradients are exchanged once per optimiser step.
         with nullcontext() if is_last or run.ranks.world_size == 1 else run.parallel.no_sync():  # type: ignore[operator]
-            loss, metrics = run.parallel(
-                batch, None if noise is None else noise.to(run.ranks.device, non_blocking=True)
-            )
+            loss, metrics = run.parallel(batch, noise)
             (loss / config.grad_accumulation_steps).backward()
         run_log.add(metrics, waited)
     facts: dict[str, Any] = {"learning_rate": rate, "noise_scale": scale if run.noise != "none" else 0.0}

@@ -22,7 +22,16 @@ log = logging.getLogger(__name__)
 
 ADAPTER_FOLDER = "lora_adapter"
 LATEST = "latest"
-MUST_MATCH = ("dataset_name", "pruner", "use_lora", "lora_rank", "use_proprio", "num_images_in_input", "seed")
+MUST_MATCH = (
+    "dataset_name",
+    "pruner",
+    "use_lora",
+    "merge_lora_during_training",
+    "lora_rank",
+    "use_proprio",
+    "num_images_in_input",
+    "seed",
+)
 """Flags that a resumed run must share with the one it continues."""
 
 

@@ -61,7 +61,20 @@ class RobotSpec:
 
 LIBERO = RobotSpec(name="libero")
 
-ROBOTS: dict[str, RobotSpec] = {robot.name: robot for robot in (LIBERO,)}
+ALOHA = RobotSpec(
+    name="aloha",
+    cameras=("full_image", "left_wrist_image", "right_wrist_image"),
+    image_rotation_degrees=0,
+    proprio_dim=14,
+    action_dim=14,
+    chunk_length=25,
+    open_loop_steps=25,
+    control_rate_hz=25.0,
+    action_mask=(True,) * 14,
+    normalization="bounds",
+)
+
+ROBOTS: dict[str, RobotSpec] = {robot.name: robot for robot in (LIBERO, ALOHA)}
 
 
 def get_robot(name: str) -> RobotSpec:

@@ -62,6 +62,10 @@ class OpenVLAConfig(PreTrainedConfig):
             given = {key: value for key, value in (self.text_config or {}).items() if key != "model_type"}
             self.text_config = LlamaConfig(**{**LLAMA2_7B, **given})
         super().__post_init__(**kwargs)
+        if any(layer is not None for layer in self.timm_override_act_layers or ()):
+            raise ValueError(
+                f"config.json: timm_override_act_layers {self.timm_override_act_layers} is not supported; only null is"
+            )
         if self.action_readout not in READOUTS:
             raise ValueError(f"config.json: action_readout {self.action_readout!r} is not one of {READOUTS}")
 

@@ -1,5 +1,6 @@
 """The vision-language-action model under its published names: encode, project, prune, lay out, run, read out."""
 
+import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +25,8 @@ from prismatic.models.token_pruner import TokenSelection
 from prismatic.models.vision_backbone import PrismaticVisionBackbone
 from prismatic.vla import normalization
 from prismatic.vla.action_tokenizer import ActionTokenizer
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -57,6 +60,10 @@ class OpenVLAForActionPrediction(PreTrainedModel):
 
     def __init__(self, config: OpenVLAConfig) -> None:
         super().__init__(config)
+        if config.pruner is None:
+            logger.warning(
+                "config.json records no pruner: assuming %s; set config.pruner to say otherwise", config.pruner_spec
+            )
         if config.timm_model_ids is None or config.image_sizes is None:
             raise ValueError("config.json names no timm_model_ids or image_sizes")
         self.vision_backbone = PrismaticVisionBackbone(
@@ -80,6 +87,10 @@ class OpenVLAForActionPrediction(PreTrainedModel):
     def norm_stats(self) -> dict[str, Any]:
         """The statistics recorded in `config.json`, by dataset."""
         return self.config.norm_stats or {}
+
+    @norm_stats.setter
+    def norm_stats(self, statistics: dict[str, Any]) -> None:
+        self.config.norm_stats = statistics
 
     @property
     def num_visual_tokens(self) -> int:
@@ -139,7 +150,8 @@ class OpenVLAForActionPrediction(PreTrainedModel):
         tail = tail_ids(input_ids, attention_mask, self.robot.num_action_tokens, ids)
         context = build_context(embed, tail, state_token)  # type: ignore[arg-type]
         context_mask = context.mask if mask_padding else None
-        selection = self.pruner(patches, context.embeddings, context_mask, score_noise)
+        noise = (score_noise,) if getattr(self.pruner, "needs_noise", False) else ()
+        selection = self.pruner(patches, context.embeddings, context_mask, *noise)
         sequence = lay_out(embed(input_ids[:, :1]), selection, context)
         hidden = run_llama(self.language_model.model, sequence.embeddings, sequence.position_ids, sequence.key_bias)
         rows = sequence.action_rows(hidden, self.robot.num_action_tokens, self.config.action_readout)

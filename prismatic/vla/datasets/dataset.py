@@ -156,5 +156,6 @@ def train_and_val_episodes(index: RldsIndex, fraction: float = 0.05, seed: int =
     """Numbers of the training and validation episodes: the dataset's split `val` if it has one, else held-out ones."""
     validation = set(index.numbers_of("val"))
     if validation:
-        return [number for number in range(len(index.episodes)) if number not in validation], sorted(validation)
+        rest = [number for number in range(len(index.episodes)) if number not in validation]
+        return index.numbers_of("train") or rest, sorted(validation)
     return split_episodes(len(index.episodes), fraction, seed)

@@ -1,0 +1,80 @@
+"""Prompt, action tokens, robots and normalisation against recorded ids and plain arithmetic."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from prismatic.vla.action_tokenizer import ActionTokenizer
+from prismatic.vla.normalization import fit_statistics, normalize, unnormalize
+from prismatic.vla.prompt import TokenIds, format_prompt, prompt_ids
+from prismatic.vla.robots import ALOHA, LIBERO, RobotSpec, get_robot
+
+CASES = json.loads((Path(__file__).parents[1] / "data" / "llama_tokenization.json").read_text())
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case["instruction"][:20])
+def test_ids_equal_the_real_llama_tokenizers(case):
+    ids = TokenIds()
+    assert format_prompt(case["instruction"].upper()) == case["prompt"]
+    recorded = {case["prompt"]: case["prompt_ids"]}
+    actions = ActionTokenizer(ids.action_end).encode(np.array(case["actions"])).reshape(-1).tolist()
+    assert actions == case["action_bins_ids"]
+    assert [*prompt_ids(recorded.__getitem__, case["instruction"], ids), *actions, ids.stop] == case["train_ids"]
+    without_bos = {case["prompt"]: case["prompt_ids"][1:]}
+    assert prompt_ids(without_bos.__getitem__, case["instruction"], ids)[0] == ids.bos
+
+
+def test_action_tokens_round_trip_within_a_bin():
+    tokenizer = ActionTokenizer()
+    actions = np.linspace(-1.2, 1.2, 1001)
+    decoded = tokenizer.decode(tokenizer.encode(actions))
+    assert np.abs(decoded - np.clip(actions, -1, 1)).max() <= 1 / 255 + 1e-9
+
+
+def test_an_empty_instruction_is_refused():
+    with pytest.raises(ValueError, match="instruction is empty"):
+        format_prompt("  ")
+
+
+def test_statistics_equal_numpy():
+    rng = np.random.default_rng(0)
+    actions, states = rng.normal(size=(101, 7)), rng.normal(size=(101, 8))
+    statistics = fit_statistics(actions, states, LIBERO.action_mask, 4)
+    assert statistics["action"]["q99"] == pytest.approx([sorted(column)[99] for column in actions.T])
+    assert statistics["proprio"]["std"] == pytest.approx(np.sqrt(((states - states.mean(0)) ** 2).mean(0)))
+    assert (statistics["num_transitions"], statistics["num_trajectories"]) == (101, 4)
+    assert statistics["action"]["mask"] == [True] * 6 + [False] and "mask" not in statistics["proprio"]
+
+
+@pytest.mark.parametrize("kind", ["bounds_q99", "bounds"])
+def test_normalise_and_back(kind):
+    rng = np.random.default_rng(1)
+    actions = rng.normal(size=(200, 7))
+    actions[:, 2] = 0.25
+    statistics = fit_statistics(actions, None, LIBERO.action_mask, 1)["action"]
+    low, high = ("q01", "q99") if kind == "bounds_q99" else ("min", "max")
+    scaled = normalize(actions, statistics, kind)
+    for dimension in (0, 1, 3):
+        a, b = statistics[low][dimension], statistics[high][dimension]
+        expected = np.clip(2 * (actions[:, dimension] - a) / (b - a) - 1, -1, 1)
+        np.testing.assert_allclose(scaled[:, dimension], expected, atol=1e-6)
+    assert (scaled[:, 2] == 0).all(), "a dimension that never varies says nothing"
+    np.testing.assert_allclose(scaled[:, 6], actions[:, 6], rtol=1e-6)
+    inside = np.abs(scaled[:, :2]).max(1) < 1
+    np.testing.assert_allclose(unnormalize(scaled, statistics, kind)[inside, :2], actions[inside, :2], atol=1e-6)
+
+
+def test_missing_quantiles_are_named():
+    with pytest.raises(ValueError, match=r"lack \['q01', 'q99'\]"):
+        normalize(np.zeros(2), {"min": [0, 0], "max": [1, 1]})
+
+
+def test_robots_survive_json():
+    for robot in (LIBERO, ALOHA):
+        assert RobotSpec.from_json(json.loads(json.dumps(robot.to_json()))) == robot
+    with pytest.raises(ValueError, match="unknown robot 'spot'; known: aloha, libero"):
+        get_robot("spot")
+    with pytest.raises(ValueError, match=r"unknown keys \['wheels'\]"):
+        RobotSpec.from_json({"name": "x", "wheels": 4})
