@@ -16,7 +16,7 @@ class DemoConfig:
     stage: str = "all"  # all, collect, build, finetune, evaluate or report
     output_dir: Path = Path("demo")  # everything the demo makes lies below it
     num_processes: int = 2  # simulator processes in collection and evaluation
-    num_demos_per_task: int = 36  # from training starts; evaluation has other initial states
+    num_demos_per_task: int = 48  # from training starts; evaluation has other initial states
     train_states: str = "0-29"  # initial states to collect from
     held_out_states: str = "30-41"  # initial states to evaluate on
     wide_starts_m: float = 0.06  # objects are moved anywhere free within so many metres
