@@ -58,8 +58,8 @@ def write_report(config: DemoConfig) -> Path:
         summary=(
             f"A {policy.description()['parameters'] / 1e6:.1f}-million-parameter policy, built from scratch and "
             "fine-tuned on scripted demonstrations of three tasks that share a scene, acts from two camera views, the "
-            "robot's state and a sentence. The pruner learned from the action loss alone which visual tokens the "
-            "language model needs.",
+            "robot's state and a sentence. It learned to act first; then the pruner learned, from the action loss "
+            f"alone, which visual tokens the language model needs (from step {config.unpruned_steps} on).",
         ),
         headlines=(
             Headline(f"{rows[0].successes} of {rows[0].trials}", "solved from LIBERO's standard starts"),
@@ -76,7 +76,7 @@ def write_report(config: DemoConfig) -> Path:
         ),
         pictures=pictures,
         clips=clips(paths, results["wide"]),
-        metrics=read_metrics(paths.run / "metrics.jsonl"),
+        metrics=training_log(config),
         curves=(
             Curve("Loss: L1 of normalised actions", {"training": "loss", "held out": "val_loss"}, "L1"),
             Curve("Visual tokens kept", {"training": "tokens_kept", "held out": "val_tokens_kept"}, "per sample"),
@@ -92,6 +92,14 @@ def write_report(config: DemoConfig) -> Path:
         notes=tuple(results["wide"].policy.get("assumptions", ())),
     )  # fmt: skip
     return write_html(data, paths.report)
+
+
+def training_log(config: DemoConfig) -> list[dict[str, Any]]:
+    """The records of both runs, the pruned one counted on from the unpruned one's last step."""
+    paths = Paths(config.output_dir, config.suffix)
+    later = read_metrics(paths.run / "metrics.jsonl")
+    moved = [{**record, "step": record["step"] + config.unpruned_steps} for record in later]
+    return [*read_metrics(paths.unpruned_run / "metrics.jsonl"), *moved]
 
 
 def success_rows(results: dict[str, Results]) -> list[SuccessRow]:

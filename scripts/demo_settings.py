@@ -21,7 +21,8 @@ class DemoConfig:
     held_out_states: str = "30-41"  # initial states to evaluate on
     wide_starts_m: float = 0.06  # objects are moved anywhere free within so many metres
     resolution: int = 128  # side of rendered pictures, pixels
-    max_steps: int = 3000  # optimiser steps
+    unpruned_steps: int = 2000  # optimiser steps with all visual tokens
+    max_steps: int = 2000  # optimiser steps with the pruner, from there
     batch_size: int = 32
     seed: int = 7  # of collection, initial weights, training and evaluation
     suffix: str = ""  # appended to the names of base, run and evaluation, to train another seed on the same data
@@ -74,6 +75,10 @@ class Paths:
     def run(self) -> Path:
         return self.root / "runs" / f"small{self.suffix}"
 
+    @property
+    def unpruned_run(self) -> Path:
+        return self.root / "runs" / f"small-unpruned{self.suffix}"
+
     def evaluation(self, name: str) -> Path:
         return self.root / f"evaluation{self.suffix}" / name
 
@@ -100,20 +105,29 @@ def stage_commands(config: DemoConfig, stage: str) -> list[list[str]]:
         command = f"""python scripts/build_small_model.py
             --output_dir {quote(paths.base)} --canonical_quaternion True --seed {config.seed}"""
     elif stage == "finetune":
-        command = f"""torchrun --standalone --nproc-per-node 1 vla-scripts/finetune.py
-            --vla_path {quote(paths.base)} --data_root_dir {quote(paths.data)} --dataset_name {DATASET}
-            --run_root_dir {quote(paths.run.parent)} --run_id_override {paths.run.name} --use_lora False
-            --use_l1_regression True --num_images_in_input 2 --use_proprio True --image_aug True
-            --pruner lightvla:noise=uniform,multiplicity=weighted --noise_end_fraction 0.7
-            --batch_size {config.batch_size} --max_steps {config.max_steps} --learning_rate 1e-3 --lr_schedule cosine
-            --lr_warmup_steps 100 --weight_decay 0.02 --adam_beta2 0.98 --max_grad_norm 1.0 --ema_decay 0.99
-            --precision bf16 --num_workers 1 --num_threads 2 --use_val_set True --val_freq 500 --save_freq 1000
-            --save_latest_checkpoint_only True --seed {config.seed}"""
+        return _finetune_commands(config, paths)
     elif stage == "evaluate":
         return [_evaluation_command(config, paths, evaluation) for evaluation in evaluations(config)]
     else:
         return []
     return [shlex.split(command)]
+
+
+def _finetune_commands(config: DemoConfig, paths: Paths) -> list[list[str]]:
+    """First without pruning, then with: a pruner that starts before the policy can act keeps too few tokens."""
+    common = f"""torchrun --standalone --nproc-per-node 1 vla-scripts/finetune.py
+        --data_root_dir {quote(paths.data)} --dataset_name {DATASET} --run_root_dir {quote(paths.run.parent)}
+        --use_lora False --use_l1_regression True --num_images_in_input 2 --use_proprio True --image_aug True
+        --state_noise 0.02 --batch_size {config.batch_size} --lr_schedule cosine --lr_warmup_steps 100
+        --weight_decay 0.02 --adam_beta2 0.98 --max_grad_norm 1.0 --ema_decay 0.99 --precision bf16 --num_workers 1
+        --num_threads 2 --use_val_set True --val_freq 500 --save_freq 1000 --save_latest_checkpoint_only True
+        --seed {config.seed}"""
+    unpruned = f"""--vla_path {quote(paths.base)} --run_id_override {paths.unpruned_run.name} --pruner none
+        --learning_rate 1e-3 --max_steps {config.unpruned_steps}"""
+    pruned = f"""--vla_path {quote(paths.unpruned_run)} --run_id_override {paths.run.name}
+        --pruner lightvla:noise=uniform,multiplicity=weighted --noise_end_fraction 0.7
+        --learning_rate 7e-4 --max_steps {config.max_steps}"""
+    return [shlex.split(f"{common} {own}") for own in (unpruned, pruned)]
 
 
 def _evaluation_command(config: DemoConfig, paths: Paths, evaluation: Evaluation) -> list[str]:

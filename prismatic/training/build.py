@@ -180,11 +180,12 @@ def _datasets(
     make = partial(FrameDataset, index, index.spec, transform, seed=config.seed)
     if not config.use_val_set:
         numbers = index.numbers_of("train") or None
-        data = make(augment=config.image_aug, episodes=numbers)
+        data = make(augment=config.image_aug, episodes=numbers, state_noise=config.state_noise)
         log.info("%s: %d frames to learn from", config.dataset_name, len(data))
         return data, None
     train, val = train_and_val_episodes(index, config.val_fraction, config.seed)
-    data, held_out = make(augment=config.image_aug, episodes=train), make(augment=False, episodes=val)
+    data = make(augment=config.image_aug, episodes=train, state_noise=config.state_noise)
+    held_out = make(augment=False, episodes=val)
     log.info("%s: %d frames to learn from, %d held out", config.dataset_name, len(data), len(held_out))
     return data, held_out
 

@@ -61,6 +61,7 @@ class FinetuneConfig:
     pruner: str | None = None  # `lightvla:noise=uniform,multiplicity=weighted`, `none`; None: the checkpoint's
     noise_end_fraction: float = 1.0  # the pruner's noise reaches 0 at this fraction of max_steps
     lr_schedule: str = "step"  # step or cosine
+    state_noise: float = 0.0  # deviation of Gaussian noise on the normalised robot state; 0: off
     weight_decay: float = 0.01  # on matrices only
     adam_beta1: float = 0.9
     adam_beta2: float = 0.999

@@ -14,6 +14,8 @@ from prismatic.vla.datasets.sampler import SampleRequest
 from prismatic.vla.images import decode_jpeg, resize_lanczos3
 from prismatic.vla.transform import PolicyTransform
 
+_STATE_STREAM = 3  # keeps this noise apart from the random numbers of the order, the images and the pruner
+
 
 @dataclass(frozen=True)
 class Frame:
@@ -51,6 +53,7 @@ class FrameDataset(torch.utils.data.Dataset[dict[str, Any]]):
         augment: bool,
         seed: int = 0,
         episodes: Sequence[int] | None = None,
+        state_noise: float = 0.0,
     ):
         """Args:
             index: the episodes.
@@ -59,6 +62,7 @@ class FrameDataset(torch.utils.data.Dataset[dict[str, Any]]):
             augment: whether images are augmented (training) or left as they are (validation).
             seed: of the augmentation.
             episodes: numbers of the episodes to use; all of them by default.
+            state_noise: deviation of Gaussian noise on the normalised state (training).
 
         Raises:
             ValueError: the dataset has too few cameras, no state though the transform wants one, or no episode is as
@@ -69,6 +73,7 @@ class FrameDataset(torch.utils.data.Dataset[dict[str, Any]]):
         self.transform = transform
         self.augment = augment
         self.seed = seed
+        self.state_noise = state_noise
         self.cameras = index.check_cameras(transform.num_images)
         if transform.use_proprio and spec.state_key is None:
             raise ValueError(f"dataset {spec.name!r} has no state: train with use_proprio False")
@@ -133,7 +138,11 @@ class FrameDataset(torch.utils.data.Dataset[dict[str, Any]]):
             "dataset_name": self.spec.name,
         }
         if self.transform.use_proprio and frame.state is not None:
-            sample["proprio"] = self.transform.proprio(frame.state)
+            state = self.transform.proprio(frame.state)
+            if self.state_noise > 0:
+                rng = np.random.default_rng([self.seed, request.position, _STATE_STREAM])
+                state = state + (self.state_noise * rng.standard_normal(state.shape)).astype(np.float32)
+            sample["proprio"] = state
         return sample
 
 

@@ -150,3 +150,12 @@ def test_a_broken_image_is_named_with_shard_and_byte(tiny_index: RldsIndex, tran
         ValueError, match="'wrist_image' at byte 1000 of shard .*tfrecord.*step 2.*cannot decode 200 bytes"
     ):
         FrameDataset(index, index.spec, transform, augment=False).frame(2)
+
+
+def test_state_noise_is_a_function_of_the_position(tiny_index: RldsIndex, transform: PolicyTransform) -> None:
+    plain = FrameDataset(tiny_index, tiny_index.spec, transform, augment=False, seed=5)
+    noisy = FrameDataset(tiny_index, tiny_index.spec, transform, augment=False, seed=5, state_noise=0.1)
+    requests = [SampleRequest(position, 3) for position in range(200)]
+    added = np.stack([noisy[request]["proprio"] - plain[request]["proprio"] for request in requests])
+    assert 0.09 < added.std() < 0.11 and len(np.unique(added[:, 0])) == len(requests)
+    np.testing.assert_array_equal(noisy[requests[7]]["proprio"], noisy[requests[7]]["proprio"])
