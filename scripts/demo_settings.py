@@ -21,8 +21,8 @@ class DemoConfig:
     held_out_states: str = "30-41"  # initial states to evaluate on
     wide_starts_m: float = 0.06  # objects are moved anywhere free within so many metres
     resolution: int = 128  # side of rendered pictures, pixels
-    unpruned_steps: int = 2000  # optimiser steps with all visual tokens
-    max_steps: int = 2000  # optimiser steps with the pruner, from there
+    unpruned_steps: int = 1800  # optimiser steps with all visual tokens
+    max_steps: int = 1600  # optimiser steps with the pruner, from there
     batch_size: int = 32
     seed: int = 7  # of collection, initial weights, training and evaluation
     suffix: str = ""  # appended to the names of base, run and evaluation, to train another seed on the same data
