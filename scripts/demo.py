@@ -21,6 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # `scripts` is no installed package
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # idle threads must not take the cores from other processes
 
 from scripts.demo_report import write_report  # noqa: E402
 from scripts.demo_settings import STAGES, TASKS, DemoConfig, Paths, evaluations, stage_commands  # noqa: E402
@@ -58,8 +59,7 @@ def run_stage(config: DemoConfig, stage: str, force: bool) -> None:
 def _start(command: list[str], log: Path | None = None) -> subprocess.Popen:
     """Start one of the project's commands with this interpreter; output goes to `log`, else to the terminal."""
     interpreter = {"python": [sys.executable], "torchrun": [sys.executable, "-m", "torch.distributed.run"]}
-    # Idle threads that spin would take the cores from the processes beside them.
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_WAIT_POLICY": "PASSIVE"}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     if log is not None:
         environment["OMP_NUM_THREADS"] = "1"  # as many evaluations run beside each other as there are cores
         log.parent.mkdir(parents=True, exist_ok=True)
