@@ -1,0 +1,69 @@
+"""The demo's commands are ones that the project's command lines understand, and stages are skipped when done."""
+
+import json
+from pathlib import Path
+
+import draccus
+import pytest
+
+from experiments.robot.libero.collection_config import CollectionConfig
+from experiments.robot.libero.config import EvaluationConfig, check_flags
+from prismatic.models.pruners.registry import PrunerSpec
+from prismatic.training.config import FinetuneConfig
+from scripts import demo
+from scripts.build_small_model import SmallModelConfig
+from scripts.demo_settings import DemoConfig, Paths, evaluations, stage_commands
+
+PARSERS = {
+    "scripts/collect_libero_demos.py": CollectionConfig,
+    "scripts/build_small_model.py": SmallModelConfig,
+    "vla-scripts/finetune.py": FinetuneConfig,
+    "experiments/robot/libero/run_libero_eval.py": EvaluationConfig,
+}
+
+
+def parsed(config: DemoConfig, stage: str) -> list:
+    found = []
+    for command in stage_commands(config, stage):
+        script = next(word for word in command if word in PARSERS)
+        flags = command[command.index(script) + 1 :]
+        found.append(draccus.parse(PARSERS[script], args=flags))
+    return found
+
+
+def test_every_command_is_understood_and_the_stages_fit_together():
+    config = DemoConfig(output_dir=Path("a folder/demo"))
+    [collection], [model] = parsed(config, "collect"), parsed(config, "build")
+    unpruned, pruned = parsed(config, "finetune")
+    runs = parsed(config, "evaluate")
+    assert unpruned.vla_path == str(model.output_dir) and pruned.vla_path == str(unpruned.run_dir)
+    assert unpruned.data_root_dir == collection.output_dir and unpruned.dataset_name == collection.dataset_name
+    assert PrunerSpec.parse(unpruned.pruner).name == "none" and PrunerSpec.parse(pruned.pruner).name == "lightvla"
+    for evaluation, run in zip(evaluations(config), runs, strict=True):
+        check_flags(run)
+        assert Path(run.pretrained_checkpoint) == pruned.run_dir
+        assert (run.env_img_res, run.renderer) == (collection.resolution, collection.renderer)
+        assert Path(run.output_dir) == Paths(config.output_dir).evaluation(evaluation.name)
+    assert collection.canonical_quaternion == model.canonical_quaternion
+    first, last = map(int, config.held_out_states.split("-"))
+    assert first > int(config.train_states.split("-")[1]) and last - first + 1 == 12
+
+
+def test_a_finished_stage_is_skipped_unless_its_command_changed(tmp_path, monkeypatch):
+    config = DemoConfig(output_dir=tmp_path, seed=3)
+    record = Paths(tmp_path).stage("build")
+    monkeypatch.chdir(demo.ROOT)
+    demo.run_stage(config, "build", force=False)
+    made = (Paths(tmp_path).base / "model.safetensors").stat().st_mtime_ns
+    assert json.loads(record.read_text())["commands"] == stage_commands(config, "build")
+    demo.run_stage(config, "build", force=False)
+    assert (Paths(tmp_path).base / "model.safetensors").stat().st_mtime_ns == made
+    demo.run_stage(DemoConfig(output_dir=tmp_path, seed=4), "build", force=False)
+    assert (Paths(tmp_path).base / "model.safetensors").stat().st_mtime_ns != made
+
+
+def test_a_failing_command_ends_the_demo_and_is_named(tmp_path):
+    config = DemoConfig(output_dir=tmp_path, train_states="90-91")
+    with pytest.raises(SystemExit, match="collect_libero_demos.py"):
+        demo.run_stage(config, "collect", force=False)
+    assert not Paths(tmp_path).stage("collect").exists(), "a stage that failed is not done"
