@@ -10,6 +10,7 @@ that the same can be done with a 7B checkpoint.
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -23,6 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # `scripts` is no installed package
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # idle threads must not take the cores from other processes
 
+from prismatic.checkpoint import load_training_state  # noqa: E402
 from scripts.demo_report import write_report  # noqa: E402
 from scripts.demo_settings import STAGES, TASKS, DemoConfig, Paths, evaluations, stage_commands  # noqa: E402
 
@@ -32,28 +34,74 @@ console = Console()
 
 
 def run_stage(config: DemoConfig, stage: str, force: bool) -> None:
-    """Run one stage and record its time, unless it was done with the same commands before."""
-    record = Paths(config.output_dir, config.suffix).stage(stage)
+    """Run one stage and record its time, unless it was done with the same commands before.
+
+    A stage that was interrupted goes on where it stopped; one whose commands changed, or that is forced, starts anew,
+    and what was made from its outcome counts as not done any more.
+    """
+    paths = Paths(config.output_dir, config.suffix)
+    record = paths.stage(stage)
     commands = stage_commands(config, stage)
-    done = json.loads(record.read_text()) if record.is_file() else None
-    if done and done["commands"] == commands and not force and stage != "report":
-        console.print(f"[bold]{stage}[/]: already done ({done['seconds']:.0f} s); remove {record} to do it again")
+    known = json.loads(record.read_text()) if record.is_file() else {}
+    same = known.get("commands") == commands
+    if same and known["done"] and not force and stage != "report":
+        console.print(f"[bold]{stage}[/]: already done ({known['seconds']:.0f} s); remove {record} to do it again")
         return
+    goes_on = same and not known["done"]
+    if not goes_on:
+        _discard(paths, stage)
+    record.parent.mkdir(parents=True, exist_ok=True)
+    seconds = known.get("seconds", 0.0) if goes_on else 0.0
+    record.write_text(json.dumps({"commands": commands, "done": False, "seconds": seconds}, indent=1))
     console.rule(f"[bold]{stage}[/]")
     for command in commands:
         console.print(f"[dim]$ {shlex.join(command)}[/]", soft_wrap=True)
     began = time.perf_counter()
+    try:
+        _run_commands(config, stage, commands)
+        done = True
+    except BaseException:
+        done = False
+        raise
+    finally:
+        seconds += time.perf_counter() - began
+        record.write_text(json.dumps({"commands": commands, "done": done, "seconds": seconds}, indent=1))
+    console.print(f"[bold]{stage}[/]: {seconds:.0f} s")
+
+
+def _run_commands(config: DemoConfig, stage: str, commands: list[list[str]]) -> None:
     if stage == "evaluate":
         _run_evaluations(config, commands)
     elif stage == "report":
-        _report(config)
+        console.print(f"open [bold]{write_report(config).resolve()}[/] in a browser")
     else:
         for command in commands:
-            _check(_start(command).wait(), command)
-    seconds = time.perf_counter() - began
-    record.parent.mkdir(parents=True, exist_ok=True)
-    record.write_text(json.dumps({"commands": commands, "seconds": seconds}, indent=1))
-    console.print(f"[bold]{stage}[/]: {seconds:.0f} s")
+            left = _continued(command) if stage == "finetune" else command
+            if left is not None:
+                _check(_start(left).wait(), left)
+
+
+def _discard(paths: Paths, stage: str) -> None:
+    """Forget what a stage made and that later stages are done. Collection decides itself what it can keep."""
+    made = {"finetune": [paths.unpruned_run, paths.run], "evaluate": [paths.evaluation("wide").parent]}
+    for folder in made.get(stage, []):
+        shutil.rmtree(folder, ignore_errors=True)
+    for later in STAGES[STAGES.index(stage) :]:
+        paths.stage(later).unlink(missing_ok=True)
+
+
+def _continued(command: list[str]) -> list[str] | None:
+    """A fine-tuning command made to go on from its own newest checkpoint; None where it has nothing left to do."""
+    flags = dict(zip(command, command[1:], strict=False))
+    run = Path(flags["--run_root_dir"]) / flags["--run_id_override"]
+    if not (run / "training_state").is_dir():
+        return command
+    if load_training_state(run)["step"] >= int(flags["--max_steps"]):
+        return None
+    resumed = [
+        str(run) if before == "--vla_path" else word for before, word in zip(["", *command], command, strict=False)
+    ]
+    return [*resumed, "--resume", "True"]
 
 
 def _start(command: list[str], log: Path | None = None) -> subprocess.Popen:
@@ -81,7 +129,11 @@ def _check(returncode: int, command: list[str], log: Path | None = None) -> None
 def _run_evaluations(config: DemoConfig, commands: list[list[str]]) -> None:
     """Run the evaluations, `num_processes` at a time, under one progress bar each."""
     paths = Paths(config.output_dir, config.suffix)
-    waiting = list(zip(evaluations(config), commands, strict=True))
+    waiting = [
+        (evaluation, command)
+        for evaluation, command in zip(evaluations(config), commands, strict=True)
+        if not _is_complete(paths.evaluation(evaluation.name))
+    ]
     first, last = map(int, config.held_out_states.split("-"))
     trials = len(TASKS.split(",")) * (last - first + 1)
     running: dict[str, tuple[subprocess.Popen, list[str], Path]] = {}
@@ -111,6 +163,11 @@ def _run_evaluations(config: DemoConfig, commands: list[list[str]]) -> None:
                 process.terminate()
 
 
+def _is_complete(directory: Path) -> bool:
+    file = directory / "results.json"
+    return file.is_file() and json.loads(file.read_text())["run"]["complete"]
+
+
 def _show(progress: Progress, bar: TaskID, directory: Path) -> None:
     try:
         results = json.loads((directory / "results.json").read_text())
@@ -119,11 +176,6 @@ def _show(progress: Progress, bar: TaskID, directory: Path) -> None:
     episodes = results["episodes"]
     solved = sum(bool(episode["success"]) for episode in episodes)
     progress.update(bar, completed=len(episodes), solved=solved)
-
-
-def _report(config: DemoConfig) -> None:
-    path = write_report(config)
-    console.print(f"open [bold]{path.resolve()}[/] in a browser")
 
 
 def main() -> None:
