@@ -117,7 +117,7 @@ def _finetune_commands(config: DemoConfig, paths: Paths) -> list[list[str]]:
     """First without pruning, then with: a pruner that starts before the policy can act keeps too few tokens."""
     common = f"""torchrun --standalone --nproc-per-node 1 vla-scripts/finetune.py
         --data_root_dir {quote(paths.data)} --dataset_name {DATASET} --run_root_dir {quote(paths.run.parent)}
-        --use_lora False --use_l1_regression True --num_images_in_input 2 --use_proprio True --image_aug True
+        --use_lora False --use_l1_regression True --num_images_in_input 2 --use_proprio True --image_aug False
         --state_noise 0.02 --batch_size {config.batch_size} --lr_schedule cosine --lr_warmup_steps 100
         --weight_decay 0.02 --adam_beta2 0.98 --max_grad_norm 1.0 --ema_decay 0.99 --precision bf16 --num_workers 1
         --num_threads 2 --use_val_set True --val_freq 500 --save_freq 1000 --save_latest_checkpoint_only True
