@@ -7,6 +7,7 @@ from pathlib import Path
 STAGES = ("collect", "build", "finetune", "evaluate", "report")
 DATASET = "libero_goal_demo"
 TASKS = "1,4,8"  # put the bowl on the stove, on top of the cabinet, on the plate: one scene, so the words matter
+OPEN_LOOP_STEPS = 4  # of each chunk's 8 actions: looking twice as often makes up for small pictures
 
 
 @dataclass
@@ -21,8 +22,8 @@ class DemoConfig:
     held_out_states: str = "30-41"  # initial states to evaluate on
     wide_starts_m: float = 0.06  # objects are moved anywhere free within so many metres
     resolution: int = 128  # side of rendered pictures, pixels
-    unpruned_steps: int = 1800  # optimiser steps with all visual tokens
-    max_steps: int = 1600  # optimiser steps with the pruner, from there
+    unpruned_steps: int = 2200  # optimiser steps with all visual tokens
+    max_steps: int = 1800  # optimiser steps with the pruner, from there
     batch_size: int = 32
     seed: int = 7  # of collection, initial weights, training and evaluation
     suffix: str = ""  # appended to the names of base, run and evaluation, to train another seed on the same data
@@ -99,8 +100,8 @@ def stage_commands(config: DemoConfig, stage: str) -> list[list[str]]:
             --output_dir {quote(paths.data)} --dataset_name {DATASET} --task_suite_name libero_goal --task_ids {TASKS}
             --initial_states {config.train_states} --num_demos_per_task {config.num_demos_per_task}
             --resolution {config.resolution} --renderer fast --num_processes {config.num_processes}
-            --recovery_pushes True --wide_starts_m {config.wide_starts_m} --canonical_quaternion True
-            --seed {config.seed}"""
+            --recovery_pushes True --recovery_mistakes True --wide_starts_m {config.wide_starts_m}
+            --canonical_quaternion True --seed {config.seed}"""
     elif stage == "build":
         command = f"""python scripts/build_small_model.py
             --output_dir {quote(paths.base)} --canonical_quaternion True --seed {config.seed}"""
@@ -134,7 +135,8 @@ def _evaluation_command(config: DemoConfig, paths: Paths, evaluation: Evaluation
     command = f"""python experiments/robot/libero/run_libero_eval.py
         --pretrained_checkpoint {quote(paths.run)} --task_suite_name libero_goal --task_ids {TASKS}
         --initial_states {config.held_out_states} --env_img_res {config.resolution} --renderer fast
-        --seed {config.seed} --output_dir {quote(paths.evaluation(evaluation.name))}"""
+        --num_open_loop_steps {OPEN_LOOP_STEPS} --seed {config.seed}
+        --output_dir {quote(paths.evaluation(evaluation.name))}"""
     return [*shlex.split(command), *evaluation.flags]
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
-from experiments.robot.libero.demonstration import Pushes, demonstrate, segments
+from experiments.robot.libero.demonstration import Mistakes, Pushes, demonstrate, segments
 from experiments.robot.libero.environment import STEP_CAPS, LiberoEnvironment, load_task
 from experiments.robot.libero.experts import ATTEMPTS, Expert, ExpertFailed, rotation_vector
 from experiments.robot.libero.grasping import grasps, narrowest_yaw, nearest_yaw, pointing_down
@@ -51,6 +51,45 @@ def test_pushes_are_recorded_as_unwanted_and_recovered_from(environment: LiberoE
     assert not recording.wanted[first_wanted:].all()
     for part in segments(recording.wanted):
         assert recording.wanted[part].all()
+
+
+def test_a_missed_grasp_comes_first_and_is_made_good(environment: LiberoEnvironment) -> None:
+    environment.reset(1)
+    table_height = Scene(environment).position("akita_black_bowl_1")[2]
+    Mistakes(missed=1.0, misplaced=0.0).make(environment, 0, np.random.default_rng(2))
+    assert not environment.succeeded()
+    assert np.abs(environment.state()[6:]).max() < 0.005  # closed, on nothing
+    assert Scene(environment).position("akita_black_bowl_1")[2] < table_height + 0.02
+
+    environment.reset(1)
+    before = environment.state()
+    mistakes = Mistakes(missed=1.0, misplaced=0.0)
+    recording = demonstrate(environment, 0, np.random.default_rng(2), mistakes=mistakes)
+    assert environment.succeeded()
+    assert np.linalg.norm(recording.states[0, :3] - before[:3]) > 0.05
+    assert recording.actions[0, 6] == -1.0  # opens before it tries again
+    assert recording.wanted.all()
+
+
+def test_a_misplaced_object_is_picked_up_again(environment: LiberoEnvironment) -> None:
+    environment.reset(2)
+    mistakes = Mistakes(missed=0.0, misplaced=1.0)
+    mistakes.make(environment, 0, np.random.default_rng(0))
+    scene = Scene(environment)
+    gap = np.linalg.norm((scene.position("akita_black_bowl_1") - scene.position("plate_1"))[:2])
+    assert 0.03 < gap < 0.12
+    assert not environment.succeeded()
+
+    environment.reset(2)
+    demonstrate(environment, 0, np.random.default_rng(0), mistakes=mistakes)
+    assert environment.succeeded()
+
+
+def test_a_mistake_that_reaches_the_goal_is_no_demonstration(environment: LiberoEnvironment) -> None:
+    environment.reset(0)
+    mistakes = Mistakes(missed=0.0, misplaced=1.0, distance_m=(0.0, 0.0))
+    with pytest.raises(ExpertFailed, match="was to fail reached the goal"):
+        demonstrate(environment, 0, np.random.default_rng(0), mistakes=mistakes)
 
 
 def test_an_unsolvable_goal_is_said(environment: LiberoEnvironment) -> None:

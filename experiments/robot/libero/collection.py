@@ -25,7 +25,7 @@ from pathlib import Path
 import numpy as np
 
 from experiments.robot.libero.collection_config import CollectionConfig, choose_indices
-from experiments.robot.libero.demonstration import Pushes, demonstrate
+from experiments.robot.libero.demonstration import Mistakes, Pushes, demonstrate
 from experiments.robot.libero.demonstration_files import load_episodes, save_demonstration
 from experiments.robot.libero.environment import LiberoEnvironment, LiberoTask, get_suite, load_task
 from experiments.robot.libero.experts import ATTEMPTS, ExpertFailed
@@ -241,13 +241,15 @@ def _try_candidate(candidate: Candidate) -> Outcome:
     stem = _stem(config, task, candidate)
     stem.parent.mkdir(parents=True, exist_ok=True)
     reasons = []
-    for attempt in range(ATTEMPTS):
+    # Where a start after a mistake cannot be solved, the same attempt is made without one.
+    ways = (Mistakes(), None) if config.recovery_mistakes else (None,)
+    for number, (attempt, mistakes) in enumerate(itertools.product(range(ATTEMPTS), ways)):
         environment.reset(candidate.initial_state, displacement=config.displacement(candidate.trial))
-        where = (zlib.crc32(f"{task.suite}/{task.name}".encode()), candidate.initial_state, candidate.trial, attempt)
+        where = (zlib.crc32(f"{task.suite}/{task.name}".encode()), candidate.initial_state, candidate.trial, number)
         pushes = Pushes() if config.recovery_pushes else None
         try:
             rng = np.random.default_rng([config.seed, *where])
-            recording = demonstrate(environment, attempt, rng, pushes, config.steps_past_success)
+            recording = demonstrate(environment, attempt, rng, pushes, config.steps_past_success, mistakes)
         except ExpertFailed as failure:
             reasons.append(str(failure))
             continue

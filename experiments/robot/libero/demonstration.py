@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -9,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from experiments.robot.libero.environment import STEP_CAPS, LiberoEnvironment
-from experiments.robot.libero.experts import OPEN, Action, Expert, ExpertFailed
+from experiments.robot.libero.experts import CLOSED, OPEN, Action, Expert, ExpertFailed
 
 MIN_SEGMENT = 9
 """Fewest steps of a segment: a chunk of 8 actions from each of at least two frames."""
@@ -33,6 +34,40 @@ class Pushes:
         motion = np.concatenate([rng.uniform(-0.8, 0.8, 3), rng.uniform(-0.15, 0.15, 3), [gripper]])
         for _ in range(rng.integers(4, 15) if first else rng.integers(2, 7)):
             yield motion
+
+
+@dataclass(frozen=True)
+class Mistakes:
+    """Failed tries that come unrecorded before some demonstrations, so that these show how to try again.
+
+    A share `missed` of the demonstrations begins with the gripper closed on nothing, lifted beside the object, a share
+    `misplaced` with the object let go beside its place. Errors are `distance_m` (least, most) in a random direction.
+    """
+
+    missed: float = 0.35
+    misplaced: float = 0.15
+    distance_m: tuple[float, float] = (0.035, 0.07)
+
+    def make(self, environment: LiberoEnvironment, attempt: int, rng: np.random.Generator) -> None:
+        """Makes the mistake that comes before this demonstration, mostly none.
+
+        Raises:
+            ExpertFailed: when the try reaches the goal after all, and nothing is left to show.
+        """
+        kind, angle, distance = rng.random(), rng.uniform(0, 2 * np.pi), rng.uniform(*self.distance_m)
+        if kind >= self.missed + self.misplaced:
+            return
+        error = distance * np.array([np.cos(angle), np.sin(angle)])
+        errors = (error, np.zeros(2)) if kind < self.missed else (np.zeros(2), error)
+        solved = False
+        with contextlib.suppress(ExpertFailed):
+            for action in Expert(environment, attempt).mistake(*errors):
+                solved |= environment.step(action)
+        if solved:
+            raise ExpertFailed("the try that was to fail reached the goal")
+        if kind < self.missed:
+            for action in Pushes(burst=1.0).draw(rng, first=False, gripper=CLOSED):
+                environment.step(action)
 
 
 @dataclass(frozen=True)
@@ -60,14 +95,18 @@ def demonstrate(
     rng: np.random.Generator,
     pushes: Pushes | None = None,
     steps_past_success: int = 10,
+    mistakes: Mistakes | None = None,
 ) -> Recording:
     """Runs one attempt of the expert on an environment that was just reset.
 
-    The recording goes on for some steps after the goal first holds, because letting go comes after that.
+    The recording begins after the mistake, if one is made, and goes on for some steps after the goal first holds,
+    because letting go comes after that.
 
     Raises:
         ExpertFailed: when the goal is not reached within the suite's step cap.
     """
+    if mistakes is not None:
+        mistakes.make(environment, attempt, rng)
     recorder = _Recorder(environment)
     cap = STEP_CAPS[environment.task.suite]
     for action, wanted in _disturbed(Expert(environment, attempt), rng, pushes):

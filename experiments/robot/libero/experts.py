@@ -9,7 +9,7 @@ state.
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -27,6 +27,7 @@ Action = NDArray[np.float64]
 _FULL_SPEED_ERROR_M = 0.025
 """An error of the position beyond this is answered with a full action."""
 _NEIGHBOURHOOD_M = 0.2
+_EXACT = np.zeros(2)
 
 
 class ExpertFailed(RuntimeError):
@@ -59,6 +60,21 @@ class Expert:
         """
         for predicate in self._environment.task.goal:
             yield from self._solve(predicate)
+
+    def mistake(self, grasp_error: Points, place_error: Points) -> Iterator[Action]:
+        """Yields the actions of one try that goes wrong, at the first thing that the goal wants put somewhere.
+
+        Args:
+            grasp_error: (2,) metres by which the fingers miss; the try ends where the expert notices.
+            place_error: (2,) metres by which the thing is put beside its place.
+
+        Raises:
+            ExpertFailed: as `actions`; above all when the grasp misses.
+        """
+        for kind, *names in self._environment.task.goal:
+            if kind in ("on", "in"):
+                yield from self._pick_and_place(names[0], names[1], kind == "in", grasp_error, place_error)
+                return
 
     def _solve(self, predicate: Predicate) -> Iterator[Action]:
         kind, *names = predicate
@@ -99,13 +115,17 @@ class Expert:
 
     # Picking up and placing
 
-    def _pick_and_place(self, name: str, place: str, drop: bool) -> Iterator[Action]:
-        """`drop` lets go above the rim of a container instead of on its floor."""
+    def _pick_and_place(
+        self, name: str, place: str, drop: bool, grasp_error: Points = _EXACT, place_error: Points = _EXACT
+    ) -> Iterator[Action]:
+        """`drop` lets go above the rim of a container instead of on its floor; errors (2,) in metres."""
         candidates = grasps(self._scene, name)
         if not candidates:
             raise ExpertFailed(f"found no way to hold {name}")
         grasp = candidates[self._attempt % len(candidates)]
+        grasp = Grasp(grasp.position + np.append(grasp_error, 0.0), grasp.yaw)
         surface = self._surface(place)
+        surface = replace(surface, center=surface.center + place_error)
         lift = yield from self._pick(name, grasp, surface)
         yield from self._place(name, surface, lift, drop)
 
