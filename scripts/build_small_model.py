@@ -125,6 +125,29 @@ def build_config(config: SmallModelConfig, ids: TokenIds) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def grid_positions(side: int, dim: int) -> torch.Tensor:
+    """Sines and cosines of the columns and rows of a square grid, (side^2, dim), each feature with mean 0.
+
+    Frequencies are geometric from 1 to 1/10000, a quarter of the features each for sine and cosine of x and y.
+    """
+    frequencies = 10000.0 ** -(torch.arange(dim // 4) / (dim // 4))
+    y, x = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
+    angles = [place.reshape(-1, 1) * frequencies for place in (x, y)]
+    features = torch.cat([wave(angle) for angle in angles for wave in (torch.sin, torch.cos)], dim=1)
+    return features - features.mean(0)
+
+
+@torch.no_grad()
+def initialise_vit(vit: Any) -> None:
+    """For training from scratch: variance-preserving weights, and positions as strong as what the patches show.
+
+    With timm's small random positions a patch hardly knows where it is, and the policy learns to do without looking.
+    """
+    vit.init_weights("jax")
+    first = vit.pos_embed.shape[1] - vit.patch_embed.num_patches
+    vit.pos_embed[0, first:] = grid_positions(vit.patch_embed.grid_size[0], vit.embed_dim)
+
+
 def build(config: SmallModelConfig) -> Path:
     """Write the checkpoint; returns its directory."""
     torch.manual_seed(config.seed)
@@ -137,7 +160,7 @@ def build(config: SmallModelConfig) -> Path:
     )  # fmt: skip
     model = OpenVLAForActionPrediction(OpenVLAConfig(**{k: v for k, v in config_json.items() if k != "model_type"}))
     for vit in model.vision_backbone.vits:
-        vit.init_weights("jax")
+        initialise_vit(vit)
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)
         image_processor.save_pretrained(folder)
