@@ -232,15 +232,13 @@ def _apply(options: LoadOptions, config: OpenVLAConfig, config_json: dict[str, A
     """Write the options into the configuration; returns what had to be assumed."""
     assumptions = []
     recorded = config_json.get("pruner")
-    weighs = (recorded or {}).get(
-        "multiplicity", "set"
-    )  # published training had no say in it, their inference means set
     if options.pruner is not None:
-        given = options.pruner
-        if given.name != "none" and "multiplicity" not in given.options:
-            given = PrunerSpec(given.name, {**given.options, "multiplicity": weighs})
-        if recorded and "none" not in (given.name, recorded["name"]) and given.options["multiplicity"] != weighs:
-            logger.warning("trained with pruner %s, run with %s: tokens weigh differently", recorded, given)
+        given = options.pruner.following(recorded)
+        trained = PrunerSpec(given.name).following(recorded)
+        if recorded and recorded["name"] != "none" and {**given.options, **trained.options} != given.options:
+            logger.warning(
+                "trained with pruner %s, run with %s: other tokens, or other weights of them", recorded, given
+            )
         config.pruner = given.to_json()
     elif recorded is None:
         assumptions.append(

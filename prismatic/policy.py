@@ -168,11 +168,9 @@ class Policy:
         return inputs
 
     def set_pruner(self, spec: str | PrunerSpec) -> None:
-        """Run with another pruner from now on (`none`, `random:seed=3`). Weights tokens as the checkpoint does."""
+        """Run with another pruner from now on (`none`, `random:seed=3`); what it leaves unsaid is as in training."""
         spec = PrunerSpec.parse(spec) if isinstance(spec, str) else spec
-        if spec.name != "none" and "multiplicity" not in spec.options:
-            recorded = self.checkpoint.config_json.get("pruner") or {}
-            spec = PrunerSpec(spec.name, {**spec.options, "multiplicity": recorded.get("multiplicity", "set")})
+        spec = spec.following(self.checkpoint.config_json.get("pruner"))
         self.model.pruner = spec.build().eval()
         self.model.config.pruner = spec.to_json()
         self._clock.remove()

@@ -83,6 +83,8 @@ def test_pruners_can_be_exchanged(small_policy):
     random = small_policy.act_batch([observation(0)], ["turn on the stove"])
     assert random.selection.distinct().equal(pruned.selection.distinct())
     assert small_policy.model.pruner.multiplicity == "weighted", "as the checkpoint was trained, whatever ran between"
+    small_policy.set_pruner("random:seed=3,min_tokens=20")
+    assert small_policy.act_batch([observation(0)], ["turn on the stove"]).selection.distinct().item() == 20
     hooks = len(small_policy.model.vision_backbone._forward_pre_hooks)
     small_policy.set_pruner("none")
     assert len(small_policy.model.vision_backbone._forward_pre_hooks) == hooks

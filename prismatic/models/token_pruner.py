@@ -45,15 +45,16 @@ class TokenSelection:
         return self.kept().sum(1)
 
     def key_bias(self) -> torch.Tensor:
-        """(B, K) float32 to add to attention logits: log(count) when weighted, 0 for a set, -inf where not valid."""
+        """(B, K), float32 at least, to add to attention logits: log(count) when weighted, 0 for a set; else -inf."""
         weighted = self.multiplicity == "weighted"
-        weight = self.count.clamp(min=1).log() if weighted else torch.zeros_like(self.count)
+        count = self.count.to(torch.promote_types(self.tokens.dtype, torch.float32))
+        weight = count.clamp(min=1).log() if weighted else torch.zeros_like(count)
         return weight.masked_fill(~self.valid, float("-inf"))
 
 
 def rms_normalize(x: torch.Tensor) -> torch.Tensor:
-    """x / sqrt(mean(x^2) + 1e-6) over the last axis, computed in float32."""
-    y = x.float()
+    """x / sqrt(mean(x^2) + 1e-6) over the last axis, computed in float32 at least."""
+    y = x.to(torch.promote_types(x.dtype, torch.float32))
     return (y * torch.rsqrt(y.square().mean(-1, keepdim=True) + 1e-6)).to(x.dtype)
 
 
@@ -79,18 +80,51 @@ def score_tokens(
     return queries @ keys.transpose(1, 2) * scale
 
 
-def group_picks(picks: torch.Tensor, num_tokens: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def pick_tokens(scores: torch.Tensor, min_tokens: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Every query picks its best token; below the floor, the best tokens that nobody picked are picked as well.
+
+    Args:
+        scores: (B, Q, V).
+        min_tokens: least number of distinct picks per sample (V, where there are fewer tokens).
+
+    Returns:
+        picks (B, P) token index of each pick, queries (B, P) the query that made it, made (B, P) bool; P is Q plus the
+        largest number of further picks. A further pick belongs to the query that scores the token highest.
+    """
+    batch, num_queries, num_tokens = scores.shape
+    picks = scores.argmax(-1)
+    queries = torch.arange(num_queries, device=scores.device).expand(batch, -1)
+    made = torch.ones_like(picks, dtype=torch.bool)
+    if not min_tokens:
+        return picks, queries, made
+    picked = torch.zeros(batch, num_tokens, dtype=torch.bool, device=scores.device).scatter_(1, picks, True)
+    missing = (min(min_tokens, num_tokens) - picked.sum(1)).clamp(min=0)
+    best, best_query = scores.detach().max(1)
+    further = best.masked_fill(picked, float("-inf")).topk(int(missing.max()), dim=1).indices
+    is_made = torch.arange(further.shape[1], device=scores.device) < missing[:, None]
+    return (
+        torch.cat([picks, further], 1),
+        torch.cat([queries, best_query.gather(1, further)], 1),
+        torch.cat([made, is_made], 1),
+    )
+
+
+def group_picks(
+    picks: torch.Tensor, num_tokens: int, made: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The distinct picks of each sample, in token order.
 
     Args:
-        picks: (B, Q) token index that each query picked.
+        picks: (B, P) token index of each pick.
         num_tokens: V.
+        made: (B, P) bool, false for picks that do not count; None counts all.
 
     Returns:
         index (B, K), valid (B, K) and count (B, K) as in `TokenSelection`; K is the largest number of distinct picks.
     """
     counts = torch.zeros(len(picks), num_tokens, device=picks.device)
-    counts.scatter_add_(1, picks, torch.ones_like(picks, dtype=counts.dtype))
+    weight = torch.ones_like(picks, dtype=counts.dtype) if made is None else made.to(counts.dtype)
+    counts.scatter_add_(1, picks, weight)
     largest = int((counts > 0).sum(1).max())
     index = torch.argsort((counts == 0).to(torch.int8), dim=1, stable=True)[:, :largest]
     count = counts.gather(1, index)
@@ -112,14 +146,16 @@ class TokenPruner(nn.Module):
         compact: in training, one row per distinct pick (the mean of its group's straight-through rows) instead of one
             row per query. Equal in loss and gradient when weighted, since duplicates of a token at one position have
             equal hidden states under full attention; about V / K times less work.
+        min_tokens: fewest tokens that stay; 0: as many as the queries pick. Not part of the paper.
     """
 
     needs_noise = True
 
-    def __init__(self, multiplicity: Multiplicity = "weighted", compact: bool = True) -> None:
+    def __init__(self, multiplicity: Multiplicity = "weighted", compact: bool = True, min_tokens: int = 0) -> None:
         super().__init__()
         self.multiplicity = multiplicity
         self.compact = compact
+        self.min_tokens = min_tokens
 
     def forward(
         self,
@@ -136,28 +172,36 @@ class TokenPruner(nn.Module):
             scores = score_tokens(patches.to(exact), context.to(exact), context_mask)
             if self.training and score_noise is not None:
                 scores = scores + score_noise
-            if self.training and not self.compact:
-                return self._duplicated(patches, scores)
-            picks = scores.argmax(-1)
-            index, valid, count = group_picks(picks, patches.shape[1])
-            tokens = gather_tokens(patches, index, valid)
-            if self.training:
-                groups = (picks[:, None] == index[..., None]) & valid[..., None]  # (B, K, V): queries of each token
-                mean = groups.to(scores.dtype) / count.clamp(min=1)[..., None].to(scores.dtype)
-                soft = mean @ scores.softmax(-1)
-                tokens = tokens + (soft - soft.detach()) @ patches.detach().to(exact)
+            picks, queries, made = pick_tokens(scores, self.min_tokens)
+            if not self.training:
+                return self._select(patches, picks, made)
+            # (B, P, V): how softly each pick's query wants each token; its gradient stands in for the pick's.
+            soft = scores.softmax(-1).gather(1, queries[..., None].expand(-1, -1, scores.shape[-1]))
+            if not self.compact:
+                return self._duplicated(patches.to(exact), picks, made, soft)
+            selection = self._select(patches, picks, made)
+            groups = (picks[:, None] == selection.index[..., None]) & selection.valid[..., None] & made[:, None]
+            share = groups.to(exact) / selection.count.clamp(min=1)[..., None].to(exact)  # (B, K, P)
+            mean = share @ soft
+            selection.tokens = selection.tokens + (mean - mean.detach()) @ patches.detach().to(exact)
+            return selection
+
+    def _select(self, patches: torch.Tensor, picks: torch.Tensor, made: torch.Tensor) -> TokenSelection:
+        index, valid, count = group_picks(picks, patches.shape[1], made)
+        tokens = gather_tokens(patches, index, valid)
         return TokenSelection(tokens, index, valid, count, patches.shape[1], self.multiplicity)
 
-    def _duplicated(self, patches: torch.Tensor, scores: torch.Tensor) -> TokenSelection:
-        """One row per query, duplicates staying, as the paper trains (equation 4)."""
+    def _duplicated(
+        self, patches: torch.Tensor, picks: torch.Tensor, made: torch.Tensor, soft: torch.Tensor
+    ) -> TokenSelection:
+        """One row per pick, duplicates staying, as the paper trains (equation 4)."""
         if self.multiplicity == "set":
             raise ValueError(
                 "multiplicity 'set' weighs every kept token once, which duplicated rows cannot: use compact=True"
             )
-        picks, soft = scores.argmax(-1), scores.softmax(-1)
-        rows = F.one_hot(picks, scores.shape[-1]).to(soft.dtype) + soft - soft.detach()
-        ones = torch.ones_like(picks, dtype=torch.float32)
-        return TokenSelection(rows @ patches.to(rows.dtype), picks, ones.bool(), ones, patches.shape[1], "weighted")
+        rows = F.one_hot(picks, soft.shape[-1]).to(soft.dtype) + soft - soft.detach()
+        tokens = (rows @ patches) * made[..., None]
+        return TokenSelection(tokens, picks * made, made, made.float(), patches.shape[1], "weighted")
 
 
 class KeepAllTokens(nn.Module):

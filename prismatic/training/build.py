@@ -21,7 +21,7 @@ from prismatic.models.token_pruner import TokenPruner
 from prismatic.training.config import FinetuneConfig
 from prismatic.training.distributed import Ranks
 from prismatic.training.ema import WeightAverage
-from prismatic.training.pruning import recorded_pruner, training_pruner
+from prismatic.training.pruning import compact_form, recorded_pruner, training_pruner
 from prismatic.training.saving import Training, find_resumable
 from prismatic.training.step import TrainableVLA, choose_trained, make_optimizer
 from prismatic.vla.datasets.catalog import get_dataset_spec
@@ -89,9 +89,10 @@ def build(config: FinetuneConfig, ranks: Ranks) -> Run:
     checkpoint = _load(config, base, ranks.device)
     lora = attach_lora(checkpoint.model, config.lora_rank, config.lora_dropout) if config.use_lora else None
     pruner = checkpoint.model.pruner
-    if lora is not None and config.lora_dropout > 0 and isinstance(pruner, TokenPruner):
-        pruner.compact = False
-        log.info("--lora_dropout > 0: duplicates of a token differ, so training keeps one row per query (slower)")
+    if isinstance(pruner, TokenPruner):
+        pruner.compact = compact_form(config)
+        if config.compact_training and not pruner.compact:
+            log.info("--lora_dropout > 0: duplicates of a token differ, so training keeps one row per query (slower)")
     train_data, val_data = _datasets(config, checkpoint, index)
     module = TrainableVLA(
         checkpoint.model,

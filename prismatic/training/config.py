@@ -59,7 +59,9 @@ class FinetuneConfig:
 
     # This project's own
     pruner: str | None = None  # `lightvla:noise=uniform,multiplicity=weighted`, `none`; None: the checkpoint's
-    noise_end_fraction: float = 1.0  # the pruner's noise reaches 0 at this fraction of max_steps
+    compact_training: bool = True  # one row per distinct pick; False: one per query, as the reference (slower, equal)
+    noise_schedule: str = "linear"  # of the pruner's noise: linear (down to 0) or constant
+    noise_end_fraction: float = 1.0  # linear noise reaches 0 at this fraction of max_steps
     lr_schedule: str = "step"  # step or cosine
     state_noise: float = 0.0  # deviation of Gaussian noise on the normalised robot state; 0: off
     weight_decay: float = 0.01  # on matrices only

@@ -85,7 +85,7 @@ def train_step(run: Run, batches: Iterator[dict[str, Any]], run_log: RunLog) -> 
     rate = learning_rate(config, training.step)
     for group in optimizer.param_groups:
         group["lr"] = rate
-    scale = noise_scale(training.step, config.max_steps, config.noise_end_fraction)
+    scale = noise_scale(training.step, config.max_steps, config.noise_end_fraction, config.noise_schedule)
     tokens = training.checkpoint.model.num_visual_tokens
     for micro_step in range(config.grad_accumulation_steps):
         waiting = time.perf_counter()

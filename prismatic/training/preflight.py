@@ -7,9 +7,9 @@ import tempfile
 from prismatic.checkpoint import check_complete, resolve
 from prismatic.training.config import FinetuneConfig
 from prismatic.training.distributed import resolve_device
-from prismatic.training.pruning import recorded_pruner, training_pruner
+from prismatic.training.pruning import compact_form, recorded_pruner, training_pruner
 from prismatic.training.saving import find_resumable, saved_checkpoints
-from prismatic.training.schedules import SCHEDULES
+from prismatic.training.schedules import NOISE_SCHEDULES, SCHEDULES
 from prismatic.vla.datasets.catalog import get_dataset_spec
 from prismatic.vla.datasets.rlds import find_shards, find_version
 
@@ -43,6 +43,9 @@ def _check_method(config: FinetuneConfig) -> None:
         raise ValueError("--use_film True is not supported yet; set it to False")
     if config.lr_schedule not in SCHEDULES:
         raise ValueError(f"--lr_schedule {config.lr_schedule!r} is unknown; choose one of {', '.join(SCHEDULES)}")
+    if config.noise_schedule not in NOISE_SCHEDULES:
+        known = ", ".join(NOISE_SCHEDULES)
+        raise ValueError(f"--noise_schedule {config.noise_schedule!r} is unknown; choose one of {known}")
     if config.precision not in ("auto", "bf16", "fp32"):
         raise ValueError(f"--precision {config.precision!r} is unknown; choose auto, bf16 or fp32")
 
@@ -92,10 +95,12 @@ def check_checkpoint(config: FinetuneConfig) -> None:
     folder = resolve(config.vla_path)
     check_complete(folder)
     spec = training_pruner(config, recorded_pruner(folder))
-    if config.lora_dropout > 0 and config.use_lora and spec.options.get("multiplicity") == "set":
+    if not compact_form(config) and spec.options.get("multiplicity") == "set":
+        flag = f"--lora_dropout {config.lora_dropout}" if config.compact_training else "--compact_training False"
+        remedy = "--lora_dropout 0" if config.compact_training else "--compact_training True"
         raise ValueError(
-            f"--lora_dropout {config.lora_dropout} needs one row per query, which multiplicity=set cannot weigh; set "
-            "--lora_dropout 0 or --pruner lightvla:multiplicity=weighted"
+            f"{flag} trains one row per query, which multiplicity=set cannot weigh; set {remedy} or "
+            "--pruner lightvla:multiplicity=weighted"
         )
 
 

@@ -38,6 +38,11 @@ def training_pruner(config: FinetuneConfig, recorded: PrunerSpec | None) -> Prun
     return PrunerSpec(spec.name, {**HOUSE_OPTIONS, **inherited, **spec.options})
 
 
+def compact_form(config: FinetuneConfig) -> bool:
+    """Whether training runs over distinct picks; dropout in adapters makes duplicates of a token differ."""
+    return config.compact_training and not (config.use_lora and config.lora_dropout > 0)
+
+
 def score_noise(kind: str, seed: int, positions: torch.Tensor, num_tokens: int, scale: float) -> torch.Tensor | None:
     """The pruner's exploration noise, drawn per sample from (seed, global sample position).
 

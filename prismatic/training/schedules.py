@@ -8,6 +8,7 @@ COSINE_FLOOR = 0.02
 STEP_DECAY = 0.1
 WARMUP_START = 0.1
 SCHEDULES = ("step", "cosine")
+NOISE_SCHEDULES = ("linear", "constant")
 
 
 def warmup_factor(step: int, warmup_steps: int) -> float:
@@ -26,12 +27,15 @@ def decay_factor(step: int, schedule: str, max_steps: int, num_steps_before_deca
     raise ValueError(f"lr_schedule {schedule!r} is unknown; choose one of {', '.join(SCHEDULES)}")
 
 
-def noise_scale(step: int, max_steps: int, end_fraction: float = 1.0) -> float:
-    """Scale of the pruner's exploration noise: `1 - step / (end_fraction max_steps)`, never negative.
+def noise_scale(step: int, max_steps: int, end_fraction: float = 1.0, schedule: str = "linear") -> float:
+    """Scale of the pruner's exploration noise.
 
-    The paper anneals over the whole run (`end_fraction = 1`); ending earlier leaves steps in which the model sees the
-    picks that inference will make.
+    `linear`: `1 - step / (end_fraction max_steps)`, never negative. The paper anneals over the whole run
+    (`end_fraction = 1`); ending earlier leaves steps in which the model sees the picks that inference will make.
+    `constant`: 1 throughout.
     """
+    if schedule == "constant":
+        return 1.0
     if end_fraction <= 0:
         return 0.0
     return max(0.0, 1.0 - step / (end_fraction * max_steps))

@@ -68,7 +68,8 @@ class TrainableVLA(nn.Module):
             )
             rows = hidden.rows.to(next(self.action_head.parameters()).dtype)
             predicted = self.action_head.predict_action(rows)
-        error = (predicted.float() - batch["actions"].float()).abs()
+        exact = torch.promote_types(predicted.dtype, torch.float32)
+        error = (predicted.to(exact) - batch["actions"].to(exact)).abs()
         loss = error.mean()
         with torch.no_grad():
             images = batch["pixel_values"].shape[1] // self.model.vision_backbone.channels_per_image  # type: ignore[union-attr, operator]

@@ -120,7 +120,49 @@ def test_bad_flags_say_what_is_known(text, message):
         PrunerSpec.parse(text)
 
 
+def test_inference_follows_what_training_recorded():
+    recorded = {"name": "lightvla", "multiplicity": "weighted", "noise": "uniform", "min_tokens": 7}
+    assert PrunerSpec.parse("lightvla").following(recorded).options == {"multiplicity": "weighted", "min_tokens": 7}
+    assert PrunerSpec.parse("lightvla:multiplicity=set,min_tokens=2").following(recorded).options["min_tokens"] == 2
+    assert PrunerSpec.parse("random:seed=1").following(recorded).build().min_tokens == 7
+    assert PrunerSpec.parse("none").following(recorded).options == {}
+    assert PrunerSpec.parse("lightvla").following(None).options == {"multiplicity": "set"}
+
+
 def test_flag_grammar_round_trip():
-    spec = PrunerSpec.parse("lightvla:multiplicity=set,noise=gumbel,compact=true")
+    spec = PrunerSpec.parse("lightvla:multiplicity=set,noise=gumbel,min_tokens=4")
     assert PrunerSpec.parse(str(spec)) == spec == PrunerSpec.from_json(spec.to_json())
     assert spec.noise == "gumbel"
+
+
+@pytest.mark.parametrize("minimum", [1, 6, 24, 40])
+def test_the_floor_is_kept_by_the_best_tokens_nobody_picked(minimum):
+    patches, context = torch.randn(5, 24, 8), torch.randn(5, 4, 8)
+    free = TokenPruner("weighted").eval()(patches, context)
+    floored = TokenPruner("weighted", min_tokens=minimum).eval()(patches, context)
+    assert torch.equal(floored.distinct(), free.distinct().clamp(min=min(minimum, 24)))
+    scores = score_tokens(patches, context)
+    for row in range(5):
+        picked = set(free.index[row][free.valid[row]].tolist())
+        ranked = [token for token in scores[row].amax(0).argsort(descending=True).tolist() if token not in picked]
+        expected = picked | set(ranked[: max(minimum - len(picked), 0)])
+        assert set(floored.kept()[row].nonzero()[:, 0].tolist()) == expected
+        valid = floored.valid[row]
+        counts = dict(zip(floored.index[row][valid].tolist(), floored.count[row][valid].tolist(), strict=True))
+        assert all(counts[token] == 1 for token in expected - picked)
+
+
+def test_further_tokens_teach_the_scores_alike_in_both_training_forms():
+    torch.manual_seed(0)
+    patches, context = torch.randn(3, 24, 8, dtype=torch.float64), torch.randn(3, 5, 8, dtype=torch.float64)
+    query = torch.randn(3, 3, 8, dtype=torch.float64)
+    results = []
+    for compact in (False, True):
+        inputs = [patches.clone().requires_grad_(), context.clone().requires_grad_()]
+        selection = TokenPruner("weighted", compact, min_tokens=15).train()(*inputs)
+        logits = query @ selection.tokens.transpose(1, 2) + selection.key_bias().double()[:, None]
+        gradients = torch.autograd.grad((logits.softmax(-1) @ selection.tokens).square().sum(), inputs)
+        results.append((selection.kept().double(), *gradients))
+    for duplicated, compacted in zip(*results, strict=True):
+        torch.testing.assert_close(compacted, duplicated, atol=1e-6, rtol=1e-6)
+    assert results[0][0].sum(1).min() >= 15

@@ -28,7 +28,13 @@ from prismatic.training.preflight import preflight
         ({"dataset_name": "bridge"}, "unknown dataset 'bridge'.*libero_goal_no_noops"),
         ({"dataset_name": "libero_missing"}, "libero_missing.*libero_tiny_no_noops"),
         ({"num_images_in_input": 3}, "cannot serve 3 images"),
-        ({"lora_dropout": 0.1, "use_lora": True, "pruner": "lightvla:multiplicity=set"}, "--lora_dropout 0.1 needs"),
+        (
+            {"lora_dropout": 0.1, "use_lora": True, "pruner": "lightvla:multiplicity=set"},
+            "--lora_dropout 0.1 trains one row",
+        ),
+        ({"compact_training": False, "pruner": "lightvla:multiplicity=set"}, "set --compact_training True or"),
+        ({"noise_schedule": "cosine"}, "choose one of linear, constant"),
+        ({"pruner": "lightvla:min_tokens=-1"}, "expected a whole number, 0 or more"),
     ],
 )
 def test_bad_input_is_named_with_its_remedy(flags, overrides, message):

@@ -14,13 +14,13 @@ class RandomTokens(TokenPruner):
 
     Args:
         seed: of the draws; one stream per pruner.
-        multiplicity: as in `TokenPruner`.
+        multiplicity, min_tokens: as in `TokenPruner`.
     """
 
     needs_noise = False
 
-    def __init__(self, seed: int = 0, multiplicity: Multiplicity = "weighted") -> None:
-        super().__init__(multiplicity)
+    def __init__(self, seed: int = 0, multiplicity: Multiplicity = "weighted", min_tokens: int = 0) -> None:
+        super().__init__(multiplicity, min_tokens=min_tokens)
         self._generator = torch.Generator().manual_seed(seed)
 
     def forward(

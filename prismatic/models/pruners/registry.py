@@ -16,8 +16,8 @@ NOISE_KINDS = ("uniform", "gumbel", "none")
 class PrunerSpec:
     """A pruner by name with its options, as flags and `config.json` carry it.
 
-    Options of `lightvla`: `multiplicity` (weighted, set), `noise` (uniform, gumbel, none: training only), `compact`
-    (true, false: training only). Options of `random`: `seed`, `multiplicity`.
+    Options of `lightvla`: `multiplicity` (weighted, set), `noise` (uniform, gumbel, none: training only),
+    `min_tokens` (fewest tokens that stay). Options of `random`: `seed`, `multiplicity`, `min_tokens`.
     """
 
     name: str
@@ -60,12 +60,23 @@ class PrunerSpec:
         for key, value in self.options.items():
             if key not in known:
                 raise ValueError(f"pruner {self.name!r} has no option {key!r}; it has: {', '.join(known) or 'none'}")
-            if known[key] and value not in known[key]:
+            if known[key] is _NUMBER and not (type(value) is int and value >= 0):
+                raise ValueError(f"pruner option {key}={value}: expected a whole number, 0 or more")
+            if known[key] is not _NUMBER and value not in known[key]:
                 raise ValueError(f"pruner option {key}={value} is not one of {', '.join(map(str, known[key]))}")
 
     def build(self) -> nn.Module:
         """The pruner as a module."""
         return _PRUNERS[self.name][0](self.options)
+
+    def following(self, recorded: Mapping[str, Any] | None) -> "PrunerSpec":
+        """This pruner for inference, with what it must share with training taken from `config.json`'s `pruner`.
+
+        Options given here win. Without a record tokens weigh as a set, which is what published checkpoints mean.
+        """
+        shared = {"multiplicity": "set"} | {key: value for key, value in (recorded or {}).items() if key in _SHARED}
+        taken = {key: value for key, value in shared.items() if key in _PRUNERS[self.name][1]}
+        return PrunerSpec(self.name, {**taken, **self.options})
 
     @property
     def noise(self) -> str:
@@ -80,16 +91,19 @@ def _parse_value(value: str) -> Any:
 
 
 def _lightvla(options: Mapping[str, Any]) -> nn.Module:
-    return TokenPruner(options.get("multiplicity", "weighted"), options.get("compact", True))
+    return TokenPruner(options.get("multiplicity", "weighted"), min_tokens=options.get("min_tokens", 0))
 
 
 def _random(options: Mapping[str, Any]) -> nn.Module:
-    return RandomTokens(options.get("seed", 0), options.get("multiplicity", "weighted"))
+    multiplicity = options.get("multiplicity", "weighted")
+    return RandomTokens(options.get("seed", 0), multiplicity, options.get("min_tokens", 0))
 
 
+_SHARED = ("multiplicity", "min_tokens")
 _MULTIPLICITY = ("weighted", "set")
+_NUMBER: tuple[Any, ...] = ()
 _PRUNERS: dict[str, tuple[Callable[[Mapping[str, Any]], nn.Module], dict[str, tuple[Any, ...]]]] = {
-    "lightvla": (_lightvla, {"multiplicity": _MULTIPLICITY, "noise": NOISE_KINDS, "compact": (True, False)}),
+    "lightvla": (_lightvla, {"multiplicity": _MULTIPLICITY, "noise": NOISE_KINDS, "min_tokens": _NUMBER}),
     "none": (lambda options: KeepAllTokens(), {}),
-    "random": (_random, {"seed": (), "multiplicity": _MULTIPLICITY}),
+    "random": (_random, {"seed": _NUMBER, "multiplicity": _MULTIPLICITY, "min_tokens": _NUMBER}),
 }
