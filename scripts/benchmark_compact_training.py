@@ -179,12 +179,13 @@ def run(config: BenchmarkConfig, console: Console) -> list[dict[str, float]]:
 
 
 def show(rows: list[dict[str, float]], console: Console) -> None:
-    table = Table("distinct of 512", "s duplicated", "s compact", "time", "MiB duplicated", "MiB compact", "memory")
+    """Prints a table: step time and peak memory, duplicated against compact, and their ratios."""
+    table = Table("distinct", "duplicated", "compact", "time", "duplicated", "compact", "memory")
     for row in rows:
         table.add_row(
-            str(row["distinct"]), f"{row['duplicated_s']:.3f}", f"{row['compact_s']:.3f}",
-            f"{row['duplicated_s'] / row['compact_s']:.2f} x", f"{row['duplicated_mib']:.0f}",
-            f"{row['compact_mib']:.0f}", f"{row['duplicated_mib'] / row['compact_mib']:.2f} x",
+            str(row["distinct"]), f"{row['duplicated_s']:.3f} s", f"{row['compact_s']:.3f} s",
+            f"{row['duplicated_s'] / row['compact_s']:.2f} x", f"{row['duplicated_mib']:.0f} MiB",
+            f"{row['compact_mib']:.0f} MiB", f"{row['duplicated_mib'] / row['compact_mib']:.2f} x",
         )  # fmt: skip
     console.print(table)
 
