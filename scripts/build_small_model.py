@@ -15,6 +15,7 @@ from typing import Any
 
 import draccus
 import torch
+from timm.layers.pos_embed_sincos import build_sincos2d_pos_embed
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
@@ -126,14 +127,9 @@ def build_config(config: SmallModelConfig, ids: TokenIds) -> dict[str, Any]:
 
 
 def grid_positions(side: int, dim: int) -> torch.Tensor:
-    """Sines and cosines of the columns and rows of a square grid, (side^2, dim), each feature with mean 0.
-
-    Frequencies are geometric from 1 to 1/10000, a quarter of the features each for sine and cosine of x and y.
-    """
-    frequencies = 10000.0 ** -(torch.arange(dim // 4) / (dim // 4))
-    y, x = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
-    angles = [place.reshape(-1, 1) * frequencies for place in (x, y)]
-    features = torch.cat([wave(angle) for angle in angles for wave in (torch.sin, torch.cos)], dim=1)
+    """Sines and cosines of the columns, then of the rows, of a square grid: (side^2, dim), each feature with mean 0."""
+    rows_first = build_sincos2d_pos_embed([side, side], dim, interleave_sin_cos=True)
+    features = rows_first.roll(dim // 2, dims=1)
     return features - features.mean(0)
 
 

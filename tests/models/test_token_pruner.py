@@ -74,7 +74,7 @@ def test_compact_training_equals_duplicated_rows(seed):
         gradients = torch.autograd.grad(read.square().sum(), inputs)
         results.append((read.detach(), *gradients))
     for duplicated, compacted in zip(*results, strict=True):
-        torch.testing.assert_close(compacted, duplicated, atol=1e-6, rtol=1e-6)
+        torch.testing.assert_close(compacted, duplicated, atol=1e-12, rtol=1e-12)
         assert duplicated.abs().max() > 0
 
 
@@ -164,5 +164,5 @@ def test_further_tokens_teach_the_scores_alike_in_both_training_forms():
         gradients = torch.autograd.grad((logits.softmax(-1) @ selection.tokens).square().sum(), inputs)
         results.append((selection.kept().double(), *gradients))
     for duplicated, compacted in zip(*results, strict=True):
-        torch.testing.assert_close(compacted, duplicated, atol=1e-6, rtol=1e-6)
+        torch.testing.assert_close(compacted, duplicated, atol=1e-12, rtol=1e-12)
     assert results[0][0].sum(1).min() >= 15

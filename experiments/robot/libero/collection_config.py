@@ -29,7 +29,7 @@ class CollectionConfig:
     wide_starts_m: float = 0.0  # move the goal's objects anywhere free within so many metres; 0: standard starts
     wide_starts_objects: str = "goal"  # goal: all movable things that the goal names; manipulated: what is picked up
     recovery_pushes: bool = False  # push the robot now and then and keep only how it recovers
-    recovery_mistakes: bool = False  # begin half of the demonstrations behind a missed grasp or a misplaced object
+    recovery_mistakes: bool = False  # up to half of the demonstrations begin behind a missed grasp or misplaced object
     steps_past_success: int = 10  # recorded after the goal first holds, so that letting go is seen
     settle_steps: int = 10  # unrecorded steps after each reset
     canonical_quaternion: bool = False  # the state's quaternion with x >= 0; False in published datasets

@@ -49,7 +49,7 @@ class Mistakes:
     distance_m: tuple[float, float] = (0.035, 0.07)
 
     def make(self, environment: LiberoEnvironment, attempt: int, rng: np.random.Generator) -> None:
-        """Makes the mistake that comes before this demonstration, mostly none.
+        """Makes the mistake that comes before this demonstration, or none.
 
         Raises:
             ExpertFailed: when the try reaches the goal after all, and nothing is left to show.

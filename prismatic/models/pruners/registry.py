@@ -60,10 +60,10 @@ class PrunerSpec:
         for key, value in self.options.items():
             if key not in known:
                 raise ValueError(f"pruner {self.name!r} has no option {key!r}; it has: {', '.join(known) or 'none'}")
-            if known[key] is _NUMBER and not (type(value) is int and value >= 0):
+            if known[key] is None and not (type(value) is int and value >= 0):
                 raise ValueError(f"pruner option {key}={value}: expected a whole number, 0 or more")
-            if known[key] is not _NUMBER and value not in known[key]:
-                raise ValueError(f"pruner option {key}={value} is not one of {', '.join(map(str, known[key]))}")
+            if (allowed := known[key]) is not None and value not in allowed:
+                raise ValueError(f"pruner option {key}={value} is not one of {', '.join(map(str, allowed))}")
 
     def build(self) -> nn.Module:
         """The pruner as a module."""
@@ -101,9 +101,8 @@ def _random(options: Mapping[str, Any]) -> nn.Module:
 
 _SHARED = ("multiplicity", "min_tokens")
 _MULTIPLICITY = ("weighted", "set")
-_NUMBER: tuple[Any, ...] = ()
-_PRUNERS: dict[str, tuple[Callable[[Mapping[str, Any]], nn.Module], dict[str, tuple[Any, ...]]]] = {
-    "lightvla": (_lightvla, {"multiplicity": _MULTIPLICITY, "noise": NOISE_KINDS, "min_tokens": _NUMBER}),
+_PRUNERS: dict[str, tuple[Callable[[Mapping[str, Any]], nn.Module], dict[str, tuple[Any, ...] | None]]] = {
+    "lightvla": (_lightvla, {"multiplicity": _MULTIPLICITY, "noise": NOISE_KINDS, "min_tokens": None}),
     "none": (lambda options: KeepAllTokens(), {}),
-    "random": (_random, {"seed": _NUMBER, "multiplicity": _MULTIPLICITY, "min_tokens": _NUMBER}),
+    "random": (_random, {"seed": None, "multiplicity": _MULTIPLICITY, "min_tokens": None}),
 }
