@@ -41,9 +41,9 @@ def main(config: CollectionConfig) -> int:
     except KeyboardInterrupt:
         console.print("interrupted; run the same command again to continue")
         return INCOMPLETE
-    console.print(_table(summaries, config.num_demos_per_task))
+    console.print(_table(summaries))
     console.print(f"dataset: {config.dataset_dir}", soft_wrap=True)
-    complete = all(summary["demonstrations"] == config.num_demos_per_task for summary in summaries)
+    complete = all(summary["demonstrations"] == summary["wanted"] for summary in summaries)
     return 0 if complete else INCOMPLETE
 
 
@@ -58,7 +58,7 @@ def _collect_with_progress(config: CollectionConfig, tasks: list[LiberoTask], co
     )
     unsolved = 0
     with Progress(*columns, console=console) as progress:
-        bar = progress.add_task("demonstrations", total=len(tasks) * config.num_demos_per_task, unsolved="")
+        bar = progress.add_task("demonstrations", total=sum(config.demonstrations(len(tasks))), unsolved="")
 
         def on_outcome(task: LiberoTask, outcome: Outcome) -> None:
             nonlocal unsolved
@@ -76,7 +76,7 @@ def _collect_with_progress(config: CollectionConfig, tasks: list[LiberoTask], co
     return [result.summary() for result in results]
 
 
-def _table(summaries: list[dict], wanted: int) -> Table:
+def _table(summaries: list[dict]) -> Table:
     table = Table(title="demonstrations", title_justify="left")
     for heading in ("suite", "task", "instruction", "collected", "starts that could not be solved"):
         table.add_column(heading, justify="right" if heading in ("task", "collected") else "left")
@@ -87,7 +87,7 @@ def _table(summaries: list[dict], wanted: int) -> Table:
             summary["suite"],
             str(summary["task"]),
             summary["language"],
-            f"{summary['demonstrations']}/{wanted}",
+            f"{summary['demonstrations']}/{summary['wanted']}",
             f"{missing}: {reasons}" if reasons else missing,
         )
     return table

@@ -148,7 +148,7 @@ def _run_evaluations(config: DemoConfig, commands: list[list[str]]) -> None:
         try:
             while waiting or running:
                 while waiting and len(running) < config.num_processes:
-                    evaluation, command = waiting.pop(0)
+                    evaluation, command = waiting.pop()  # controls first: they fail, so they last longest
                     log = paths.evaluation(evaluation.name).with_suffix(".log")
                     running[evaluation.name] = (_start(command, log), command, log)
                     progress.start_task(bars[evaluation.name])

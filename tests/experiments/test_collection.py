@@ -26,7 +26,7 @@ def config(tmp_path: Path) -> CollectionConfig:
         dataset_name="libero_tiny",
         task_ids="8",
         initial_states="2-3",
-        num_demos_per_task=1,
+        num_demos_per_task="1",
         resolution=SIZE,
         renderer="fast",
         num_processes=1,
@@ -110,7 +110,7 @@ def test_saved_episodes_are_the_segments_drawn_from_their_poses(environment: Lib
 
 def test_candidate_names_sort_and_settings_that_matter_separate(config: CollectionConfig) -> None:
     assert Candidate(7, 2).name == "state007_trial2"
-    same = replace(config, num_demos_per_task=5, num_processes=3, initial_states="0-9", dataset_name="other")
+    same = replace(config, num_demos_per_task="5", num_processes=3, initial_states="0-9", dataset_name="other")
     assert same.fingerprint() == config.fingerprint()
     for change in ({"seed": 8}, {"renderer": "robosuite"}, {"wide_starts_m": 0.05}, {"resolution": 128}):
         assert replace(config, **change).fingerprint() != config.fingerprint()
@@ -149,9 +149,16 @@ def test_bad_flags_are_named(flags: dict, words: str) -> None:
         ),
         ({"task_ids": "10"}, "there is no 10; expected 0 to 9"),
         ({"initial_states": "50"}, "there is no 50; expected 0 to 49"),
-        ({"num_demos_per_task": 51}, "51 demonstrations per task need as many initial states, and 50 are chosen"),
+        ({"num_demos_per_task": "5,5"}, "num_demos_per_task is '5,5'; expected a number from 1 on, or 10 of them"),
+        ({"num_demos_per_task": "0"}, "num_demos_per_task is '0'; expected a number from 1 on"),
+        ({"num_demos_per_task": "51"}, "51 demonstrations per task need as many initial states, and 50 are chosen"),
     ],
 )
 def test_plans_that_do_not_fit_are_refused(tmp_path: Path, flags: dict, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         plan(CollectionConfig(output_dir=tmp_path, **flags))
+
+
+def test_tasks_may_have_different_numbers_of_demonstrations() -> None:
+    assert CollectionConfig(num_demos_per_task="4").demonstrations(3) == [4, 4, 4]
+    assert CollectionConfig(num_demos_per_task="4,5,60").demonstrations(3) == [4, 5, 60]

@@ -61,9 +61,10 @@ class Outcome:
 
 @dataclass
 class TaskResult:
-    """All outcomes of one task, in the order of its candidates."""
+    """All outcomes of one task, in the order of its candidates, and how many demonstrations it shall have."""
 
     task: LiberoTask
+    wanted: int
     outcomes: list[Outcome] = field(default_factory=list)
 
     @property
@@ -80,6 +81,7 @@ class TaskResult:
             "suite": self.task.suite,
             "task": self.task.index,
             "language": self.task.language,
+            "wanted": self.wanted,
             "demonstrations": len(self.files),
             "unsolved": [outcome.candidate.name for outcome in self.failed],
             "reasons": dict(Counter(reason for outcome in self.failed for reason in outcome.reasons)),
@@ -93,11 +95,11 @@ def plan(config: CollectionConfig) -> list[LiberoTask]:
     for suite in (name.strip() for name in config.task_suite_name.split(",")):
         count = get_suite(suite).get_num_tasks()
         tasks += [load_task(suite, index) for index in choose_indices(config.task_ids, count, "task_ids")]
-    for task in tasks:
+    for task, wanted in zip(tasks, config.demonstrations(len(tasks)), strict=True):
         starts = len(choose_indices(config.initial_states, len(task.init_states), "initial_states"))
-        if config.num_demos_per_task > starts and not config.randomised:
+        if wanted > starts and not config.randomised:
             raise ValueError(
-                f"{config.num_demos_per_task} demonstrations per task need as many initial states, and {starts} are "
+                f"{wanted} demonstrations per task need as many initial states, and {starts} are "
                 "chosen; choose more, or ask for wide starts or recovery pushes, which differ each time"
             )
     if config.dataset_dir.exists() and finished(config) is None:
@@ -131,10 +133,10 @@ def collect(
     """
     check_rendering()
     results = []
-    for task in tasks:
-        result = TaskResult(task)
+    for task, wanted in zip(tasks, config.demonstrations(len(tasks)), strict=True):
+        result = TaskResult(task, wanted)
         try:
-            for outcome in _outcomes(config, task):
+            for outcome in _outcomes(config, task, wanted):
                 result.outcomes.append(outcome)
                 on_outcome(task, outcome)
         except BrokenProcessPool as error:
@@ -164,26 +166,26 @@ def write(config: CollectionConfig, results: list[TaskResult]) -> Path:
     return folder
 
 
-def _candidates(config: CollectionConfig, task: LiberoTask) -> list[Candidate]:
+def _candidates(config: CollectionConfig, task: LiberoTask, wanted: int) -> list[Candidate]:
     states = choose_indices(config.initial_states, len(task.init_states), "initial_states")
-    trials = -(-_STARTS_PER_DEMO * config.num_demos_per_task // len(states)) if config.randomised else 1
+    trials = -(-_STARTS_PER_DEMO * wanted // len(states)) if config.randomised else 1
     return [Candidate(state, trial) for trial, state in itertools.product(range(trials), states)]
 
 
-def _outcomes(config: CollectionConfig, task: LiberoTask) -> Iterator[Outcome]:
+def _outcomes(config: CollectionConfig, task: LiberoTask, wanted: int) -> Iterator[Outcome]:
     """Tries starts in order, never more at once than demonstrations are missing: the choice depends on no timing."""
-    remaining = iter(_candidates(config, task))
+    remaining = iter(_candidates(config, task, wanted))
     solved = failed = 0
     running: set[Future[Outcome]] = set()
     with contextlib.ExitStack() as stack:
         pool: ProcessPoolExecutor | None = None
-        while solved < config.num_demos_per_task and (solved or failed < _HOPELESS):
+        while solved < wanted and (solved or failed < _HOPELESS):
             done: list[Outcome] = []
-            for candidate in itertools.islice(remaining, config.num_demos_per_task - solved - len(running)):
+            for candidate in itertools.islice(remaining, wanted - solved - len(running)):
                 if (saved := _saved(config, task, candidate)) is not None:
                     done.append(saved)
                     continue
-                pool = pool or _open_pool(stack, config, task)
+                pool = pool or _open_pool(stack, config, task, min(config.num_processes, wanted))
                 running.add(pool.submit(_try_candidate, candidate))
             if not done and not running:
                 return
@@ -195,9 +197,10 @@ def _outcomes(config: CollectionConfig, task: LiberoTask) -> Iterator[Outcome]:
             yield from done
 
 
-def _open_pool(stack: contextlib.ExitStack, config: CollectionConfig, task: LiberoTask) -> ProcessPoolExecutor:
+def _open_pool(
+    stack: contextlib.ExitStack, config: CollectionConfig, task: LiberoTask, workers: int
+) -> ProcessPoolExecutor:
     """Fresh processes for each task, because a process should never open a second renderer."""
-    workers = min(config.num_processes, config.num_demos_per_task)
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _open_worker, (config, task))
     stack.callback(pool.shutdown, wait=True, cancel_futures=True)
     return pool

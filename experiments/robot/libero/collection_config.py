@@ -22,7 +22,7 @@ class CollectionConfig:
     task_suite_name: str = "libero_goal"  # one suite, or several joined by commas
     task_ids: str = "all"  # like 1,4,8 or 0-4,7
     initial_states: str = "all"  # like 0-29; later starts stand in for those that could not be solved
-    num_demos_per_task: int = 30
+    num_demos_per_task: str = "30"  # one number, or one for each task like 40,40,80
     resolution: int = 256  # side of the stored pictures, pixels
     renderer: str = "robosuite"  # robosuite: the published datasets' pixels; fast: a third of the time
     num_processes: int = 2
@@ -39,13 +39,23 @@ class CollectionConfig:
         """Raises ValueError for a value out of range."""
         if self.renderer not in RENDERERS:
             raise ValueError(f"unknown renderer {self.renderer!r}; known: {', '.join(RENDERERS)}")
-        for name in ("num_demos_per_task", "num_processes"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; expected at least 1")
+        if self.num_processes < 1:
+            raise ValueError(f"num_processes is {self.num_processes}; expected at least 1")
         for name in ("steps_past_success", "settle_steps", "seed"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected 0 or more")
         self.displacement(trial=0)
+
+    def demonstrations(self, num_tasks: int) -> list[int]:
+        """How many each task shall have; raises ValueError unless that is one number, or one per task, from 1 on."""
+        words = str(self.num_demos_per_task).split(",")
+        numbers = [int(word) if word.strip().isdigit() else 0 for word in words]
+        if len(numbers) not in (1, num_tasks) or min(numbers) < 1:
+            raise ValueError(
+                f"num_demos_per_task is {self.num_demos_per_task!r}; expected a number from 1 on, or {num_tasks} of "
+                "them joined by commas, one for each task"
+            )
+        return numbers * num_tasks if len(numbers) == 1 else numbers
 
     def displacement(self, trial: int) -> Displacement | None:
         if self.wide_starts_m == 0:
