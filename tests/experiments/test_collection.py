@@ -159,6 +159,17 @@ def test_plans_that_do_not_fit_are_refused(tmp_path: Path, flags: dict, words: s
         plan(CollectionConfig(output_dir=tmp_path, **flags))
 
 
+def test_a_share_of_the_demonstrations_begins_at_wide_starts() -> None:
+    def wide(share: float) -> list[bool]:
+        config = CollectionConfig(wide_starts_m=0.06, wide_starts_share=share)
+        return [config.displacement(state, trial) is not None for state in range(50) for trial in range(10)]
+
+    assert all(wide(1.0)) and not any(wide(0.0))
+    assert 0.25 < np.mean(wide(0.3)) < 0.35
+    with pytest.raises(ValueError, match="wide_starts_share is 1.5; expected 0 to 1"):
+        CollectionConfig(wide_starts_share=1.5).validate()
+
+
 def test_tasks_may_have_different_numbers_of_demonstrations() -> None:
     assert CollectionConfig(num_demos_per_task="4").demonstrations(3) == [4, 4, 4]
     assert CollectionConfig(num_demos_per_task="4,5,60").demonstrations(3) == [4, 5, 60]

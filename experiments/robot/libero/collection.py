@@ -247,7 +247,8 @@ def _try_candidate(candidate: Candidate) -> Outcome:
     # Where a start after a mistake cannot be solved, the same attempt is made without one.
     ways = (Mistakes(), None) if config.recovery_mistakes else (None,)
     for number, (attempt, mistakes) in enumerate(itertools.product(range(ATTEMPTS), ways)):
-        environment.reset(candidate.initial_state, displacement=config.displacement(candidate.trial))
+        displacement = config.displacement(candidate.initial_state, candidate.trial)
+        environment.reset(candidate.initial_state, displacement=displacement)
         where = (zlib.crc32(f"{task.suite}/{task.name}".encode()), candidate.initial_state, candidate.trial, number)
         pushes = Pushes() if config.recovery_pushes else None
         try:

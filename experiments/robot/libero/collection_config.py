@@ -7,6 +7,8 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
+
 from experiments.robot.libero.config import parse_indices
 from experiments.robot.libero.rlds_writer import VERSION
 from experiments.robot.libero.simulator import RENDERERS
@@ -27,6 +29,7 @@ class CollectionConfig:
     renderer: str = "robosuite"  # robosuite: the published datasets' pixels; fast: a third of the time
     num_processes: int = 2
     wide_starts_m: float = 0.0  # move the goal's objects anywhere free within so many metres; 0: standard starts
+    wide_starts_share: float = 1.0  # of the demonstrations; the others begin at standard starts
     wide_starts_objects: str = "goal"  # goal: all movable things that the goal names; manipulated: what is picked up
     recovery_pushes: bool = False  # push the robot now and then and keep only how it recovers
     recovery_mistakes: bool = False  # up to half of the demonstrations begin behind a missed grasp or misplaced object
@@ -44,7 +47,9 @@ class CollectionConfig:
         for name in ("steps_past_success", "settle_steps", "seed"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected 0 or more")
-        self.displacement(trial=0)
+        if not 0 <= self.wide_starts_share <= 1:
+            raise ValueError(f"wide_starts_share is {self.wide_starts_share}; expected 0 to 1")
+        self._displacement(trial=0)
 
     def demonstrations(self, num_tasks: int) -> list[int]:
         """How many each task shall have; raises ValueError unless that is one number, or one per task, from 1 on."""
@@ -57,7 +62,12 @@ class CollectionConfig:
             )
         return numbers * num_tasks if len(numbers) == 1 else numbers
 
-    def displacement(self, trial: int) -> Displacement | None:
+    def displacement(self, initial_state: int, trial: int) -> Displacement | None:
+        """How objects are moved in a trial of an initial state; None for a standard start."""
+        is_wide = np.random.default_rng([self.seed, initial_state, trial]).random() < self.wide_starts_share
+        return self._displacement(trial) if is_wide else None
+
+    def _displacement(self, trial: int) -> Displacement | None:
         if self.wide_starts_m == 0:
             return None
         return Displacement(self.wide_starts_m, self.seed, "train", trial, self.wide_starts_objects)

@@ -44,8 +44,8 @@ class Mistakes:
     `misplaced` with the object let go beside its place. Errors are `distance_m` (least, most) in a random direction.
     """
 
-    missed: float = 0.25
-    misplaced: float = 0.25
+    missed: float = 0.35
+    misplaced: float = 0.15
     distance_m: tuple[float, float] = (0.035, 0.07)
 
     def make(self, environment: LiberoEnvironment, attempt: int, rng: np.random.Generator) -> None:
