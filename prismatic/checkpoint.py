@@ -19,14 +19,16 @@ from typing import Any
 import torch
 from huggingface_hub import save_torch_state_dict, snapshot_download
 from safetensors import safe_open
-from torch import nn
 
 from prismatic.extern.hf.configuration_prismatic import OpenVLAConfig
 from prismatic.extern.hf.modeling_prismatic import OpenVLAForActionPrediction
 from prismatic.extern.hf.processing_prismatic import PrismaticProcessor
-from prismatic.models.action_heads import L1RegressionActionHead
+from prismatic.models import film
+from prismatic.models.action_heads import DiscreteActionHead, L1RegressionActionHead
+from prismatic.models.diffusion import DiffusionActionHead
 from prismatic.models.projectors import ProprioProjector
 from prismatic.models.pruners.registry import PrunerSpec
+from prismatic.models.quantization import check_quantization, quantization_config
 from prismatic.vla.robots import RobotSpec
 from prismatic.vla.transform import PolicyTransform
 
@@ -44,6 +46,12 @@ PENDING = ".pending"
 MANIFEST = "manifest.json"
 REPLACED = ("*--*_checkpoint.pt", "model*.safetensors*", "lora_adapter")
 """What a new checkpoint replaces altogether; other files of the folder stay."""
+NO_HEAD = "{} has no action_head--*_checkpoint.pt; fine-tune it first, or read it as discrete action tokens if it is"
+HEAD_KINDS = ("l1", "diffusion", "discrete")
+PUBLISHED_FILM_RANK = 32
+"""The published FiLM loader expects adapters of this rank in the component, its default for `lora_rank`."""
+
+ActionHead = L1RegressionActionHead | DiffusionActionHead | DiscreteActionHead
 
 
 @dataclass
@@ -64,7 +72,7 @@ class Checkpoint:
     path: Path
     config_json: dict[str, Any]
     model: OpenVLAForActionPrediction
-    action_head: L1RegressionActionHead | None
+    action_head: ActionHead | None
     proprio_projector: ProprioProjector | None
     processor: PrismaticProcessor
     dataset_statistics: dict[str, Any]
@@ -113,6 +121,9 @@ class LoadOptions:
         use_proprio: whether the state is read; None: when the checkpoint has a proprio projector.
         robot: overrides the recorded robot.
         attention: of the LLM, "sdpa" or "eager"; None: eager on a CPU, where it is the faster one, else sdpa.
+        head: "l1", "diffusion" or "discrete", which the checkpoint must then hold; None: whichever it holds.
+        use_film: whether it must have FiLM (True) or must not (False); None: as it is.
+        quantization: "8bit" or "4bit" weights of the LLM, for inference on a GPU; None: as stored.
     """
 
     device: str | torch.device = "cpu"
@@ -123,6 +134,9 @@ class LoadOptions:
     use_proprio: bool | None = None
     robot: RobotSpec | None = None
     attention: str | None = None
+    head: str | None = None
+    use_film: bool | None = None
+    quantization: str | None = None
 
 
 def resolve(path_or_hub_id: str | Path) -> Path:
@@ -188,9 +202,10 @@ def load_checkpoint(path_or_hub_id: str | Path, options: LoadOptions | None = No
     options = options or LoadOptions()
     directory = resolve(path_or_hub_id)
     weight_files = check_complete(directory)
-    _check_components(directory, options)
     config_json = json.loads((directory / "config.json").read_text())
+    head_kind = _check_components(directory, options, config_json)
     config = OpenVLAConfig.from_pretrained(directory)
+    config.action_head = head_kind
     assumptions = _apply(options, config, config_json)
     _check_weights(weight_files, config)
     statistics = read_statistics(directory, config_json)
@@ -198,11 +213,18 @@ def load_checkpoint(path_or_hub_id: str | Path, options: LoadOptions | None = No
     dtype = options.dtype or getattr(
         torch, str(config_json.get("torch_dtype") or config_json.get("dtype") or "bfloat16")
     )
-    model = OpenVLAForActionPrediction.from_pretrained(directory, config=config, dtype=dtype)
-    model.to(options.device)  # type: ignore[arg-type]
+    if options.quantization is not None:
+        check_quantization(options.quantization)
+        quantized = {"quantization_config": quantization_config(options.quantization), "device_map": options.device}
+        model = OpenVLAForActionPrediction.from_pretrained(directory, config=config, dtype=dtype, **quantized)
+        _load_film(directory, model)
+    else:
+        model = OpenVLAForActionPrediction.from_pretrained(directory, config=config, dtype=dtype)
+        _load_film(directory, model)
+        model.to(options.device)  # type: ignore[arg-type]
     on_cpu = torch.device(options.device).type == "cpu"
     model.language_model.set_attn_implementation(options.attention or ("eager" if on_cpu else "sdpa"))
-    head = _load_head(directory, model, options)
+    head = _load_head(directory, model, options, head_kind)
     projector = _load_proprio(directory, model, options) if options.use_proprio is not False else None
     return Checkpoint(directory, config_json, model, head, projector, processor, statistics, assumptions)
 
@@ -216,16 +238,43 @@ def read_statistics(directory: Path, config_json: dict[str, Any] | None = None) 
     return dict(config_json.get("norm_stats") or {})
 
 
-def _check_components(directory: Path, options: LoadOptions) -> None:
-    """What can be said about component files before the weights are read."""
-    component_file(directory, "action_head")
+def _check_components(directory: Path, options: LoadOptions, config_json: dict[str, Any]) -> str | None:
+    """What can be said about component files before the weights are read; returns the kind of head, if any."""
     if component_file(directory, "proprio_projector") is None and options.use_proprio:
         raise FileNotFoundError(f"{directory} has no proprio_projector--*_checkpoint.pt, which use_proprio=True needs")
-    for component, kind in (("vision_backbone", "FiLM"), ("noisy_action_projector", "diffusion")):
-        if file := component_file(directory, component):
-            raise ValueError(
-                f"{file} belongs to a {kind} checkpoint, which is not supported yet; use an L1 one without"
-            )
+    film_file = component_file(directory, "vision_backbone")
+    if options.use_film is not None and options.use_film != (film_file is not None):
+        found = f"has FiLM ({film_file.name})" if film_file else "has no vision_backbone--*_checkpoint.pt"
+        raise ValueError(f"{directory} {found}; set use_film to {film_file is not None}")
+    return head_kind(directory, config_json, options.head)
+
+
+def head_kind(directory: Path, config_json: dict[str, Any], wanted: str | None = None) -> str | None:
+    """Which kind of action head a checkpoint holds; None where nothing says so and nothing is wanted.
+
+    A checkpoint without head files can be read as discrete action tokens where that is wanted or recorded.
+
+    Raises:
+        ValueError: where it is not the wanted kind, or files of a diffusion head are missing.
+    """
+    head, projector = (component_file(directory, name) for name in ("action_head", "noisy_action_projector"))
+    recorded = config_json.get("action_head")
+    if (projector is None) != (head is None) and (projector is not None or recorded == "diffusion"):
+        raise ValueError(
+            f"{directory} holds only one of action_head--* and noisy_action_projector--*; a diffusion head needs both"
+        )
+    held = "diffusion" if projector else "l1" if head else recorded if recorded == "discrete" else None
+    if wanted is not None and wanted not in HEAD_KINDS:
+        raise ValueError(f"unknown kind of action head {wanted!r}; known: {', '.join(HEAD_KINDS)}")
+    if wanted is None or wanted == held or (wanted == "discrete" and held is None):
+        return wanted or held
+    if held is None:
+        raise FileNotFoundError(NO_HEAD.format(directory))
+    flags = {"l1": "use_l1_regression", "diffusion": "use_diffusion", "discrete": "neither of the two"}
+    raise ValueError(
+        f"{directory} holds a head of kind {held!r}, but {wanted!r} was asked for; set {flags[held]} "
+        f"(and not {flags[wanted]})"
+    )
 
 
 def _apply(options: LoadOptions, config: OpenVLAConfig, config_json: dict[str, Any]) -> list[str]:
@@ -287,14 +336,47 @@ def load_component(file: Path) -> dict[str, torch.Tensor]:
     return {name.removeprefix("module."): value for name, value in state.items()}
 
 
+def new_head(model: OpenVLAForActionPrediction, kind: str) -> ActionHead:
+    """An untrained head of that kind, of the sizes that the model and its robot need."""
+    robot, llm_dim = model.robot, int(model.config.text_config.hidden_size)  # type: ignore[union-attr]
+    if kind == "discrete":
+        return model.discrete_head()
+    if kind == "diffusion":
+        steps = model.config.num_diffusion_steps_train
+        return DiffusionActionHead(llm_dim, robot.action_dim, robot.chunk_length, steps)
+    return L1RegressionActionHead(llm_dim, robot.action_dim, robot.chunk_length)
+
+
 def _load_head(
-    directory: Path, model: OpenVLAForActionPrediction, options: LoadOptions
-) -> L1RegressionActionHead | None:
-    if (file := component_file(directory, "action_head")) is None:
+    directory: Path, model: OpenVLAForActionPrediction, options: LoadOptions, kind: str | None
+) -> ActionHead | None:
+    if kind is None:
         return None
-    robot, llm_dim = model.robot, model.config.text_config.hidden_size  # type: ignore[union-attr]
-    head = L1RegressionActionHead(llm_dim, robot.action_dim, robot.chunk_length)
+    head = new_head(model, kind)
+    if (file := component_file(directory, "action_head")) is None:
+        return head
+    if isinstance(head, DiffusionActionHead):
+        projector_file = component_file(directory, "noisy_action_projector")
+        assert projector_file is not None  # head_kind has seen it
+        _fill(head.noise_predictor, file, options, options.dtype, prefix="noise_predictor.")
+        _fill(head.noisy_action_projector, projector_file, options, options.dtype)
+        return head.eval()
     return _fill(head, file, options, options.dtype)
+
+
+def _load_film(directory: Path, model: OpenVLAForActionPrediction) -> None:
+    """Where there is a FiLM component it takes the place of the whole vision backbone. Raises ValueError on misfits."""
+    model.config.use_film = (file := component_file(directory, "vision_backbone")) is not None
+    if file is None:
+        return
+    model.enable_film()
+    state = film.merge_published_state(load_component(file))
+    expected = {name: value.shape for name, value in model.vision_backbone.state_dict().items()}
+    if odd := sorted(
+        name for name in {*expected, *state} if expected.get(name) != getattr(state.get(name), "shape", 0)
+    ):
+        raise ValueError(f"{file} does not fit the vision backbone of {directory / 'config.json'}, e.g. {odd[0]!r}")
+    model.vision_backbone.load_state_dict(state)
 
 
 def _load_proprio(directory: Path, model: OpenVLAForActionPrediction, options: LoadOptions) -> ProprioProjector | None:
@@ -304,8 +386,8 @@ def _load_proprio(directory: Path, model: OpenVLAForActionPrediction, options: L
     return _fill(projector, file, options, options.dtype)
 
 
-def _fill(module: Any, file: Path, options: LoadOptions, dtype: torch.dtype | None) -> Any:
-    state = load_component(file)
+def _fill(module: Any, file: Path, options: LoadOptions, dtype: torch.dtype | None, prefix: str = "") -> Any:
+    state = {name.removeprefix(prefix): value for name, value in load_component(file).items()}
     expected = {name: tuple(value.shape) for name, value in module.state_dict().items()}
     found = {name: tuple(value.shape) for name, value in state.items()}
     if expected != found:
@@ -342,8 +424,11 @@ def save_checkpoint(
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir()
     state = checkpoint.model.state_dict() if model_state is None else model_state
-    if state:
-        tensors = {k: v.detach().cpu() for k, v in state.items()}
+    tensors = {k: v.detach().cpu() for k, v in state.items()}
+    film_state: dict[str, torch.Tensor] = {}
+    if film.has_film(checkpoint.model.vision_backbone):
+        tensors, film_state = film.split_state(tensors, PUBLISHED_FILM_RANK)
+    if tensors:
         save_torch_state_dict(tensors, staging, max_shard_size="5GB", metadata={"format": "pt"})
     dtype = next((value.dtype for value in state.values()), None)
     (staging / "config.json").write_text(json.dumps(config_to_write(checkpoint, dtype), indent=2))
@@ -351,15 +436,9 @@ def save_checkpoint(
     for name in PROCESSOR_FILES:
         if (checkpoint.path / name).is_file():
             shutil.copyfile(checkpoint.path / name, staging / name)
-    parts: dict[str, nn.Module | None] = {
-        "action_head": checkpoint.action_head, "proprio_projector": checkpoint.proprio_projector
-    }  # fmt: skip
-    suffix = f"{step}_checkpoint.pt"
-    for component, module in parts.items():
-        if module is not None:
-            torch.save(
-                {k: v.detach().cpu() for k, v in module.state_dict().items()}, staging / f"{component}--{suffix}"
-            )
+    for component, part in {**component_states(checkpoint), "vision_backbone": film_state}.items():
+        if part:
+            torch.save(part, staging / f"{component}--{step}_checkpoint.pt")
     if training_state is not None:
         (staging / "training_state").mkdir()
         torch.save(training_state, staging / "training_state" / "state.pt")
@@ -367,6 +446,21 @@ def save_checkpoint(
         extra(staging)
     _commit(staging, directory)
     return directory
+
+
+def component_states(checkpoint: Checkpoint) -> dict[str, dict[str, torch.Tensor]]:
+    """State dicts of the head and the projectors, as their files hold them; empty where there is no such part."""
+    head = checkpoint.action_head
+    states = {
+        "action_head": head.state_dict() if head is not None else {},
+        "noisy_action_projector": {},
+        "proprio_projector": checkpoint.proprio_projector.state_dict() if checkpoint.proprio_projector else {},
+    }
+    if isinstance(head, DiffusionActionHead):
+        own = "noisy_action_projector."
+        states["action_head"] = {k: v for k, v in head.state_dict().items() if not k.startswith(own)}
+        states["noisy_action_projector"] = head.noisy_action_projector.state_dict()
+    return {name: {k: v.detach().cpu() for k, v in state.items()} for name, state in states.items()}
 
 
 def config_to_write(checkpoint: Checkpoint, dtype: torch.dtype | None) -> dict[str, Any]:
@@ -384,6 +478,13 @@ def config_to_write(checkpoint: Checkpoint, dtype: torch.dtype | None) -> dict[s
         "center_crop": config.center_crop,
         "num_images_in_input": checkpoint.model.num_images_in_input,
         "use_proprio": checkpoint.proprio_projector is not None,
+        "action_head": checkpoint.action_head.kind if checkpoint.action_head is not None else None,
+        "use_film": film.has_film(checkpoint.model.vision_backbone),
+        **(
+            {"num_diffusion_steps_train": checkpoint.action_head.num_train_steps}
+            if isinstance(checkpoint.action_head, DiffusionActionHead)
+            else {}
+        ),
     }
 
 

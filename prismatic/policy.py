@@ -1,5 +1,6 @@
 """`Policy`: observations and instructions in, chunks of actions out."""
 
+import json
 import logging
 import time
 from collections.abc import Mapping, Sequence
@@ -12,10 +13,11 @@ import torch
 from torch import nn
 
 from prismatic.checkpoint import (
+    NO_HEAD,
     Checkpoint,
     LoadOptions,
     check_complete,
-    component_file,
+    head_kind,
     load_checkpoint,
     read_statistics,
     resolve,
@@ -29,7 +31,6 @@ from prismatic.vla.transform import PolicyTransform
 logger = logging.getLogger(__name__)
 
 Observation = Mapping[str, Any]
-NO_HEAD = "{} has no action_head--*_checkpoint.pt; fine-tune with use_l1_regression to make one"
 
 
 @dataclass
@@ -92,7 +93,7 @@ class Policy:
             action_readout: "aligned" (as trained) or "tail" (as the LightVLA research code infers).
             center_crop: None follows the checkpoint, and crops where it does not say.
             engine: how the model is run; "eager" is the only one so far.
-            options: `num_images_in_input`, `use_proprio`, `robot` of `LoadOptions`.
+            options: `num_images_in_input`, `use_proprio`, `robot`, `head`, `use_film`, `quantization` of `LoadOptions`.
         """
         dtype = dtype or (torch.bfloat16 if torch.device(device).type == "cuda" else torch.float32)
         spec = PrunerSpec.parse(pruner) if pruner else None
@@ -102,7 +103,8 @@ class Policy:
         directory = resolve(path_or_hub_id)
         check_complete(directory)
         key = choose_unnorm_key(directory, unnorm_key)
-        if component_file(directory, "action_head") is None:
+        config_json = json.loads((directory / "config.json").read_text())
+        if head_kind(directory, config_json, options.get("head")) is None:
             raise FileNotFoundError(NO_HEAD.format(directory))
         checkpoint = load_checkpoint(directory, LoadOptions(device, dtype, spec, action_readout, **options))
         if center_crop is None:
@@ -147,12 +149,12 @@ class Policy:
         device = self.model.device
         self._clock.reset()
         proprio = batch["proprio"].to(device) if "proprio" in batch else None
-        hidden = self.model.action_hidden(
+        encoded = self.model.encode(
             batch["input_ids"].to(device), batch["attention_mask"].to(device), batch["pixel_values"].to(device),
             proprio, self.proprio_projector,
         )  # fmt: skip
-        head_dtype = next(self.action_head.parameters()).dtype
-        normalized = self.action_head.predict_action(hidden.rows.to(head_dtype)).float().cpu().numpy()
+        actions, hidden = self.action_head.predict(self.model, encoded)
+        normalized = actions.cpu().numpy()
         timing = {"preprocessing": prepared - start, **self._clock.seconds, "total": time.perf_counter() - start}
         return PolicyOutput(self.transform.unnormalize_actions(normalized), hidden.selection, timing)
 
@@ -182,6 +184,8 @@ class Policy:
         return {
             "checkpoint": str(self.checkpoint.path),
             "pruner": str(config.pruner_spec),
+            "action_head": self.action_head.kind,
+            "use_film": config.use_film,
             "action_readout": config.action_readout,
             "unnorm_key": self.unnorm_key,
             "center_crop": self.transform.center_crop,
@@ -252,7 +256,7 @@ class _StageClock:
             handle.remove()
 
     def _start(self, name: str) -> None:
-        self.seconds[name] = -_now()
+        self.seconds[name] = self.seconds.get(name, 0.0) - _now()  # diffusion runs the LLM several times
 
     def _stop(self, name: str) -> None:
         self.seconds[name] += _now()

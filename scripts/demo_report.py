@@ -131,10 +131,10 @@ def measure_cost(config: DemoConfig, policy: Policy, results: Results) -> dict[s
             task,
             config.resolution,
             renderer="fast",
-            seed=config.seed,
+            seed=config.starts_seed,
             canonical_quaternion=policy.robot.canonical_quaternion,
         ) as environment:
-            environment.reset(first, displacement=Displacement(config.wide_starts_m, config.seed, "evaluation"))
+            environment.reset(first, displacement=Displacement(config.wide_starts_m, config.starts_seed, "evaluation"))
             observation = environment.observe()
         kept = policy.act_batch([observation], [task.language]).selection.kept()[0].numpy()
         views = [observation[key] for key in policy.robot.cameras]

@@ -26,7 +26,8 @@ class DemoConfig:
     unpruned_steps: int = 1900  # optimiser steps with all visual tokens
     max_steps: int = 1500  # optimiser steps with the pruner, from there
     batch_size: int = 32
-    seed: int = 7  # of collection, initial weights, training and evaluation
+    seed: int = 7  # of initial weights and training
+    starts_seed: int = 7  # of collection and evaluation
     suffix: str = ""  # appended to the names of base, run and evaluation, to train another seed on the same data
 
 
@@ -102,7 +103,7 @@ def stage_commands(config: DemoConfig, stage: str) -> list[list[str]]:
             --initial_states {config.train_states} --num_demos_per_task {config.num_demos_per_task}
             --resolution {config.resolution} --renderer fast --num_processes {config.num_processes}
             --recovery_pushes True --recovery_mistakes True --wide_starts_m {config.wide_starts_m}
-            --wide_starts_share {config.wide_starts_share} --canonical_quaternion True --seed {config.seed}"""
+            --wide_starts_share {config.wide_starts_share} --canonical_quaternion True --seed {config.starts_seed}"""
     elif stage == "build":
         command = f"""python scripts/build_small_model.py
             --output_dir {quote(paths.base)} --canonical_quaternion True --seed {config.seed}"""
@@ -136,7 +137,7 @@ def _evaluation_command(config: DemoConfig, paths: Paths, evaluation: Evaluation
     command = f"""python experiments/robot/libero/run_libero_eval.py
         --pretrained_checkpoint {quote(paths.run)} --task_suite_name libero_goal --task_ids {TASKS}
         --initial_states {config.held_out_states} --env_img_res {config.resolution} --renderer fast
-        --num_open_loop_steps {OPEN_LOOP_STEPS} --seed {config.seed}
+        --num_open_loop_steps {OPEN_LOOP_STEPS} --seed {config.starts_seed}
         --output_dir {quote(paths.evaluation(evaluation.name))}"""
     return [*shlex.split(command), *evaluation.flags]
 

@@ -5,6 +5,8 @@ tensor = base + std * RandomState(crc32(name)).standard_normal(shape), in bfloat
 """
 
 import json
+import re
+import shutil
 import zlib
 from pathlib import Path
 from typing import Any
@@ -33,10 +35,25 @@ class _Weights:
         tensor = base + std * torch.from_numpy(values.astype(np.float32))
         self.tensors[name] = tensor.reshape(shape).to(torch.bfloat16)
 
+    def draw_as(self, name: str, seed_name: str, shape: tuple[int, ...], std: float) -> None:
+        """`draw`, for a tensor whose numbers follow from another name than its own."""
+        self.draw(seed_name, shape, std)
+        self.tensors[name] = self.tensors.pop(seed_name)
+
     def linear(self, name: str, out: int, inp: int, gain: float = 1.0, bias: bool = True) -> None:
         self.draw(f"{name}.weight", (out, inp), gain / inp**0.5)
         if bias:
             self.draw(f"{name}.bias", (out,), 0.1)
+
+    def resnet(self, name: str) -> None:
+        """The network of a head."""
+        self.norm(f"{name}.layer_norm1", 7 * LLM_DIM)
+        self.linear(f"{name}.fc1", LLM_DIM, 7 * LLM_DIM)
+        for index in range(2):
+            self.norm(f"{name}.mlp_resnet_blocks.{index}.ffn.0", LLM_DIM)
+            self.linear(f"{name}.mlp_resnet_blocks.{index}.ffn.1", LLM_DIM, LLM_DIM)
+        self.norm(f"{name}.layer_norm2", LLM_DIM)
+        self.linear(f"{name}.fc2", 7, LLM_DIM)
 
     def norm(self, name: str, dim: int, bias: bool = True) -> None:
         self.draw(f"{name}.weight", (dim,), 0.1, base=1.0)
@@ -105,14 +122,48 @@ def model_weights() -> dict[str, torch.Tensor]:
 def head_weights() -> dict[str, torch.Tensor]:
     """The L1 head."""
     weights = _Weights()
-    weights.norm("model.layer_norm1", 7 * LLM_DIM)
-    weights.linear("model.fc1", LLM_DIM, 7 * LLM_DIM)
-    for index in range(2):
-        weights.norm(f"model.mlp_resnet_blocks.{index}.ffn.0", LLM_DIM)
-        weights.linear(f"model.mlp_resnet_blocks.{index}.ffn.1", LLM_DIM, LLM_DIM)
-    weights.norm("model.layer_norm2", LLM_DIM)
-    weights.linear("model.fc2", 7, LLM_DIM)
+    weights.resnet("model")
     return weights.tensors
+
+
+def diffusion_weights() -> dict[str, torch.Tensor]:
+    """The diffusion head."""
+    weights = _Weights()
+    weights.resnet("noise_predictor.mlp_resnet")
+    return weights.tensors
+
+
+def noisy_action_weights() -> dict[str, torch.Tensor]:
+    """The noisy-action projector, stored as float32."""
+    weights = _Weights()
+    weights.linear("fc1", LLM_DIM, 1)
+    weights.linear("fc2", LLM_DIM, LLM_DIM)
+    return {name: tensor.float() for name, tensor in weights.tensors.items()}
+
+
+def film_weights(rank: int = 32) -> dict[str, torch.Tensor]:
+    """The vision backbone with FiLM as published: adapters beside their base layers, everything else under its name."""
+    vits, film = _Weights(), _Weights()
+    for prefix, (dim, depth, mlp, dino) in VITS.items():
+        _vit(vits, prefix, dim, depth, mlp, dino)
+        for index in range(depth):
+            for name in ("scale", "shift"):
+                module = f"{prefix}.blocks.{index}.{name}"
+                film.draw_as(f"{module}.weight", f"film.{module}.weight", (dim, LLM_DIM), 0.15)
+                film.draw_as(f"{module}.bias", f"film.{module}.bias", (dim,), 0.05)
+    state: dict[str, torch.Tensor] = {}
+    for name, value in vits.tensors.items():
+        name = re.sub(r"\.blocks\.(\d+)\.", r".blocks.\1.block.", name)
+        module, leaf = name.rsplit(".", 1)
+        if not re.search(r"\.(qkv|q|kv|proj|fc1|fc2)$", module):
+            state[name] = value
+            continue
+        state[f"{module}.base_layer.{leaf}"] = value
+        if leaf == "weight":
+            down, up = f"{module}.lora_A", f"{module}.lora_B"
+            film.draw_as(f"{down}.default.weight", f"film.{down}", (rank, *value.shape[1:]), 1.0 / rank)
+            film.draw_as(f"{up}.default.weight", f"film.{up}", (len(value), rank, *[1] * (value.ndim - 2)), 0.05)
+    return {**state, **{name: tensor.float() for name, tensor in film.tensors.items()}}
 
 
 def proprio_weights() -> dict[str, torch.Tensor]:
@@ -247,6 +298,21 @@ def write_reference_checkpoint(folder: Path, step: int = 100) -> Path:
             {f"module.{name}": value for name, value in state.items()}, folder / f"{component}--{step}_checkpoint.pt"
         )
     return folder
+
+
+def write_variant(base: Path, folder: Path, components: dict[str, dict[str, torch.Tensor]]) -> Path:
+    """A copy of the checkpoint `base` with other component files."""
+    shutil.copytree(base, folder)
+    for component, state in components.items():
+        for old in folder.glob(f"{component}--*"):
+            old.unlink()
+        torch.save(state, folder / f"{component}--100_checkpoint.pt")
+    return folder
+
+
+def reference_gauss(shape: tuple[int, ...], seed: int) -> np.ndarray:
+    """The normal noise that the reference's diffusion numbers were recorded with."""
+    return np.random.RandomState(seed).standard_normal(shape).astype(np.float32)
 
 
 def reference_image(seed: int, size: int = 224) -> np.ndarray:

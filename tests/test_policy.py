@@ -119,7 +119,7 @@ def test_wrong_unnorm_key_lists_the_known(small_policy_directory):
 def test_a_checkpoint_without_a_head_says_so(small_policy_directory, tmp_path):
     directory = shutil.copytree(small_policy_directory, tmp_path / "headless")
     next(directory.glob("action_head--*")).unlink()
-    with pytest.raises(FileNotFoundError, match=r"has no action_head--\*_checkpoint.pt; fine-tune with"):
+    with pytest.raises(FileNotFoundError, match=r"has no action_head--\*_checkpoint.pt; fine-tune it first"):
         Policy.from_pretrained(directory)
 
 

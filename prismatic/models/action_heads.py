@@ -1,7 +1,33 @@
-"""Hidden rows of the action tokens -> actions."""
+"""Hidden rows of the action tokens -> actions: by regression, or by the most likely action tokens.
+
+Every head offers `loss` (training) and `predict` (inference) over a model and an encoded batch, because some need more
+than one pass of the LLM (see `prismatic.models.diffusion`).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional as F
+
+from prismatic.vla.action_tokenizer import ActionTokenizer
+
+
+@dataclass
+class HeadLoss:
+    """What a head says about a training batch.
+
+    Attributes:
+        loss: (), with gradient.
+        predicted: (B, chunk, action_dim) normalised actions, for metrics.
+        hidden: the `ActionHidden` they came from.
+    """
+
+    loss: torch.Tensor
+    predicted: torch.Tensor
+    hidden: Any
 
 
 class _ResidualBlock(nn.Module):
@@ -41,6 +67,8 @@ class L1RegressionActionHead(nn.Module):
         chunk_length: actions predicted at once.
     """
 
+    kind = "l1"
+
     def __init__(self, llm_dim: int, action_dim: int, chunk_length: int) -> None:
         super().__init__()
         self.action_dim = action_dim
@@ -52,3 +80,57 @@ class L1RegressionActionHead(nn.Module):
         return self.model(rows.reshape(rows.shape[0], self.chunk_length, -1))
 
     forward = predict_action
+
+    def loss(self, model: Any, encoded: Any, batch: Mapping[str, Any], score_noise: torch.Tensor | None) -> HeadLoss:
+        """Mean absolute error against `batch["actions"]` (B, chunk, action_dim), computed in float32 at least."""
+        hidden = model.run(encoded, score_noise=score_noise)
+        predicted = self.predict_action(hidden.rows.to(self.model.fc2.weight.dtype))
+        predicted = predicted.to(torch.promote_types(predicted.dtype, torch.float32))
+        return HeadLoss((predicted - batch["actions"].to(predicted.dtype)).abs().mean(), predicted, hidden)
+
+    def predict(self, model: Any, encoded: Any) -> tuple[torch.Tensor, Any]:
+        """Normalised actions (B, chunk, action_dim) float32 and the `ActionHidden` they came from."""
+        hidden = model.run(encoded)
+        return self.predict_action(hidden.rows.to(self.model.fc2.weight.dtype)).float(), hidden
+
+
+class DiscreteActionHead(nn.Module):
+    """Action tokens, all at once, by the LLM's own head (OpenVLA-OFT, section IV-A, parallel decoding).
+
+    Has no parameters: what is trained is the LLM's head.
+
+    Args:
+        tokenizer: actions <-> token ids.
+        action_dim: length of one action.
+        chunk_length: actions predicted at once.
+        stop: id of the token behind the actions, which the loss counts too.
+    """
+
+    kind = "discrete"
+
+    def __init__(self, tokenizer: ActionTokenizer, action_dim: int, chunk_length: int, stop: int) -> None:
+        super().__init__()
+        self.tokenizer = tokenizer
+        self.action_dim = action_dim
+        self.chunk_length = chunk_length
+        self.stop = stop
+
+    def loss(self, model: Any, encoded: Any, batch: Mapping[str, Any], score_noise: torch.Tensor | None) -> HeadLoss:
+        """Mean cross-entropy over the action tokens and the stop token, each predicted by the row before it."""
+        hidden = model.run(encoded, score_noise=score_noise, further_rows=1)
+        logits = model.language_model.lm_head(hidden.rows)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        ids = torch.from_numpy(self.tokenizer.encode(batch["actions"].double().cpu().numpy())).flatten(1)
+        labels = F.pad(ids, (0, 1), value=self.stop).to(logits.device)
+        loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten())
+        return HeadLoss(loss, self._actions(logits.detach()[:, :-1]), hidden)
+
+    def predict(self, model: Any, encoded: Any) -> tuple[torch.Tensor, Any]:
+        """Normalised actions (B, chunk, action_dim) float32 and the `ActionHidden` they came from."""
+        hidden = model.run(encoded)
+        return self._actions(model.language_model.lm_head(hidden.rows)), hidden
+
+    def _actions(self, logits: torch.Tensor) -> torch.Tensor:
+        """Most likely tokens over the whole vocabulary, (B, A, vocabulary) -> bin centres (B, chunk, action_dim)."""
+        actions = torch.from_numpy(self.tokenizer.decode(logits.argmax(-1).cpu().numpy())).float()
+        return actions.reshape(len(logits), self.chunk_length, self.action_dim).to(logits.device)

@@ -11,13 +11,16 @@ from peft.tuners.lora import LoraLayer
 from safetensors.torch import save_file
 from torch import nn
 
+from prismatic.models.film import is_film
+
 ADAPTER = "default"
 
 
 def unused_modules(model: nn.Module) -> list[nn.Module]:
-    """Parts that no action depends on: what the vision backbone never runs, and the language-model head."""
+    """Parts that no action depends on: what the vision backbone never runs, and mostly the language-model head."""
     parts: Any = model
-    return [*parts.vision_backbone.unused_modules(), parts.language_model.lm_head]
+    heads = [] if parts.config.action_head == "discrete" else [parts.language_model.lm_head]
+    return [*parts.vision_backbone.unused_modules(), *heads]
 
 
 def lora_targets(model: nn.Module) -> list[str]:
@@ -26,7 +29,7 @@ def lora_targets(model: nn.Module) -> list[str]:
     return [
         name
         for name, module in model.named_modules()
-        if isinstance(module, (nn.Linear, nn.Conv2d)) and id(module) not in unused
+        if isinstance(module, (nn.Linear, nn.Conv2d)) and id(module) not in unused and not is_film(name)
     ]
 
 
@@ -42,9 +45,10 @@ def attach_lora(model: nn.Module, rank: int, dropout: float = 0.0) -> LoraConfig
         target_modules=lora_targets(model),
         init_lora_weights="gaussian",
     )
+    unused = {id(parameter) for part in unused_modules(model) for parameter in part.parameters()}
     inject_adapter_in_model(config, model, ADAPTER)
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_("lora_" in name)
+        parameter.requires_grad_("lora_" in name or (is_film(name) and id(parameter) not in unused))
         if parameter.requires_grad:
             # bfloat16 has eight bits: an Adam step of 1e-4 on a weight near 1 would round to nothing.
             parameter.data = parameter.data.float()

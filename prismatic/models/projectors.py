@@ -33,3 +33,16 @@ class ProprioProjector(nn.Module):
         """(B, proprio_dim) -> (B, 1, llm_dim). Computed in the projector's own dtype."""
         x = proprio.to(self.fc1.weight.dtype)
         return self.fc2(F.gelu(self.fc1(x)))[:, None]
+
+
+class NoisyActionProjector(nn.Module):
+    """One noisy action value -> one token, under diffusion."""
+
+    def __init__(self, llm_dim: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(1, llm_dim)
+        self.fc2 = nn.Linear(llm_dim, llm_dim)
+
+    def forward(self, noisy_actions: torch.Tensor) -> torch.Tensor:
+        """(B, A, 1) -> (B, A, llm_dim). Computed in the projector's own dtype."""
+        return self.fc2(F.gelu(self.fc1(noisy_actions.to(self.fc1.weight.dtype))))

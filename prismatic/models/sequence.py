@@ -16,7 +16,7 @@ class Context:
     Attributes:
         embeddings: (B, C, D).
         mask: (B, C) bool, false for padding.
-        prefix: number of tokens before the prompt (1 with proprio, else 0).
+        prefix: number of tokens before the prompt: proprio, then the time step of diffusion, where there are such.
         prompt_length: (B,) prompt tokens without BOS.
     """
 
@@ -52,15 +52,23 @@ def tail_ids(
 def build_context(
     embed: torch.nn.Embedding,
     tail: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
-    proprio_token: torch.Tensor | None,
+    proprio_token: torch.Tensor | None = None,
+    timestep_token: torch.Tensor | None = None,
+    action_tokens: torch.Tensor | None = None,
 ) -> Context:
-    """Embed the tail (placeholders are zero) behind the proprio token (B, 1, D), if there is one."""
+    """Embed the tail behind the proprio token and the time step (B, 1, D each), where there are such.
+
+    `action_tokens` (B, A, D), the projected noisy actions of diffusion, take the places of the actions, else zeros.
+    """
     ids, mask, length = tail
-    embeddings = embed(ids.clamp(min=0)).masked_fill((ids < 0)[..., None], 0.0)
-    if proprio_token is None:
-        return Context(embeddings, mask, 0, length)
-    embeddings = torch.cat([proprio_token.to(embeddings.dtype), embeddings], dim=1)
-    return Context(embeddings, F.pad(mask, (1, 0), value=True), 1, length)
+    placeholder = (ids < 0)[..., None]
+    embeddings = embed(ids.clamp(min=0)).masked_fill(placeholder, 0.0)
+    if action_tokens is not None:
+        embeddings = embeddings.masked_scatter(placeholder, action_tokens.to(embeddings.dtype))
+    before = [token.to(embeddings.dtype) for token in (proprio_token, timestep_token) if token is not None]
+    return Context(
+        torch.cat([*before, embeddings], dim=1), F.pad(mask, (len(before), 0), value=True), len(before), length
+    )
 
 
 @dataclass

@@ -7,6 +7,7 @@ import timm
 import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 
 class LayerScale(nn.Module):
@@ -75,15 +76,19 @@ class PrismaticVisionBackbone(nn.Module):
         """Channels that one image takes in `pixel_values`: three per ViT."""
         return 3 * len(self.vits)
 
-    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+    def forward(self, pixel_values: torch.Tensor, language: torch.Tensor | None = None) -> torch.Tensor:
         """(B, I * channels_per_image, S, S) -> (B, I * patches_per_image, feature_dim).
 
         Features are those of each ViT's second-to-last block, prefix tokens dropped, without the final norm.
+        `language` (B, D) is what blocks with FiLM are modulated by.
         """
         batch = pixel_values.shape[0]
         images = pixel_values.reshape(-1, self.channels_per_image, *pixel_values.shape[2:])
+        if language is not None:
+            language = language.repeat_interleave(len(images) // batch, dim=0)
         features = [
-            _penultimate(vit, channels) for vit, channels in zip(self.vits, images.split(3, dim=1), strict=True)
+            _penultimate(vit, channels, language)
+            for vit, channels in zip(self.vits, images.split(3, dim=1), strict=True)
         ]
         return torch.cat(features, dim=-1).reshape(batch, -1, self.feature_dim)
 
@@ -93,8 +98,12 @@ class PrismaticVisionBackbone(nn.Module):
         return [module for group in parts for module in group if module is not None]
 
 
-def _penultimate(vit: VisionTransformer, x: torch.Tensor) -> torch.Tensor:
+def _penultimate(vit: VisionTransformer, x: torch.Tensor, language: torch.Tensor | None) -> torch.Tensor:
     x = vit.norm_pre(vit.patch_drop(vit._pos_embed(vit.patch_embed(x))))
+    inputs = () if language is None else (language,)
     for block in vit.blocks[:-1]:
-        x = block(x)
+        if vit.grad_checkpointing and vit.training:
+            x = checkpoint(block, x, *inputs, use_reentrant=False)
+        else:
+            x = block(x, *inputs)
     return x[:, vit.num_prefix_tokens :]

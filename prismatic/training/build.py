@@ -13,14 +13,14 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
-from prismatic.checkpoint import Checkpoint, LoadOptions, load_checkpoint, resolve
-from prismatic.models.action_heads import L1RegressionActionHead
+from prismatic.checkpoint import Checkpoint, LoadOptions, load_checkpoint, new_head, resolve
 from prismatic.models.lora import attach_lora
 from prismatic.models.projectors import ProprioProjector
 from prismatic.models.token_pruner import TokenPruner
 from prismatic.training.config import FinetuneConfig
 from prismatic.training.distributed import Ranks
 from prismatic.training.ema import WeightAverage
+from prismatic.training.heads import wanted_head
 from prismatic.training.pruning import compact_form, recorded_pruner, training_pruner
 from prismatic.training.saving import Training, find_resumable
 from prismatic.training.step import TrainableVLA, choose_trained, make_optimizer
@@ -87,6 +87,8 @@ def build(config: FinetuneConfig, ranks: Ranks) -> Run:
     index = RldsIndex.open(config.data_root_dir, config.dataset_name)
     index.check_cameras(config.num_images_in_input)
     checkpoint = _load(config, base, ranks.device)
+    if config.gradient_checkpointing:
+        checkpoint.model.enable_gradient_checkpointing()
     lora = attach_lora(checkpoint.model, config.lora_rank, config.lora_dropout) if config.use_lora else None
     pruner = checkpoint.model.pruner
     if isinstance(pruner, TokenPruner):
@@ -96,7 +98,7 @@ def build(config: FinetuneConfig, ranks: Ranks) -> Run:
     train_data, val_data = _datasets(config, checkpoint, index)
     module = TrainableVLA(
         checkpoint.model,
-        checkpoint.action_head,  # type: ignore[arg-type]
+        checkpoint.action_head,  # type: ignore[arg-type]  # _load has made one
         checkpoint.proprio_projector,
         uses_bf16(config, ranks.device),
     ).to(ranks.device)
@@ -134,19 +136,40 @@ def _load(config: FinetuneConfig, folder: Path, device: torch.device) -> Checkpo
     )
     checkpoint = load_checkpoint(folder, options)
     _check_robot(checkpoint.model.robot, spec.robot, config)
-    robot, width = checkpoint.model.robot, int(checkpoint.model.config.text_config.hidden_size)  # type: ignore[union-attr]
-    loaded = {"action head": checkpoint.action_head is not None}
-    if checkpoint.action_head is None:
-        checkpoint.action_head = L1RegressionActionHead(width, robot.action_dim, robot.chunk_length)
-    if config.use_proprio:
-        loaded["proprio projector"] = checkpoint.proprio_projector is not None
-        checkpoint.proprio_projector = checkpoint.proprio_projector or ProprioProjector(width, robot.proprio_dim)
-    for name, found in loaded.items():
-        log.info("%s: %s", name, f"loaded from {folder}" if found else "new, with random weights")
+    _add_new_parts(config, checkpoint, folder)
     checkpoint.model.config.center_crop = config.image_aug
     if device.type == "cpu":
         _prefer_plain_attention(checkpoint)
     return checkpoint
+
+
+def _add_new_parts(config: FinetuneConfig, checkpoint: Checkpoint, folder: Path) -> None:
+    """Give the checkpoint what the flags ask for and it does not hold, and say what was loaded and what is new."""
+    model, wanted = checkpoint.model, wanted_head(config)
+    robot, width = model.robot, int(model.config.text_config.hidden_size)  # type: ignore[union-attr]
+    held = checkpoint.action_head.kind if checkpoint.action_head is not None else None
+    origin = {} if wanted == "discrete" else {f"{wanted} action head": held == wanted}
+    if held != wanted:
+        if held is not None:
+            log.warning("the checkpoint's action head is of kind %s and is left out", held)
+        if wanted == "diffusion":
+            model.config.num_diffusion_steps_train = config.num_diffusion_steps_train
+        checkpoint.action_head = new_head(model, wanted)
+        model.config.action_head = wanted
+    if config.use_proprio:
+        origin["proprio projector"] = checkpoint.proprio_projector is not None
+        checkpoint.proprio_projector = checkpoint.proprio_projector or ProprioProjector(width, robot.proprio_dim)
+    if config.use_film:
+        origin["FiLM"] = model.config.use_film
+        model.enable_film()
+    for name, found in origin.items():
+        log.info("%s: %s", name, f"loaded from {folder}" if found else "new")
+    if held is None and not checkpoint.dataset_statistics and model.config.pruner_spec.name != "none":
+        log.warning(
+            "%s was never tuned to act, and a pruner that starts so keeps too few tokens: first fine-tune with "
+            "--pruner none, then with the pruner from that run, or set --pruner lightvla:min_tokens=64",
+            folder,
+        )
 
 
 def _check_robot(recorded: RobotSpec, data: RobotSpec, config: FinetuneConfig) -> None:
@@ -163,8 +186,9 @@ def _check_robot(recorded: RobotSpec, data: RobotSpec, config: FinetuneConfig) -
 def _prefer_plain_attention(checkpoint: Checkpoint) -> None:
     """torch's fused attention in the ViTs is the slower one on CPUs, above all backwards."""
     for vit in checkpoint.model.vision_backbone.vits:
-        for block in vit.blocks:
-            block.attn.fused_attn = False  # type: ignore[union-attr]
+        for module in vit.modules():
+            if hasattr(module, "fused_attn"):
+                module.fused_attn = False
 
 
 def _stored_dtype(checkpoint: Checkpoint) -> torch.dtype:

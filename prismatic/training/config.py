@@ -38,7 +38,7 @@ class FinetuneConfig:
     resume: bool = False
     resume_step: int | None = None  # None: the newest
     image_aug: bool = True
-    diffusion_sample_freq: int = 50
+    diffusion_sample_freq: int = 50  # every so many steps actions are sampled from a batch and their L1 is told
 
     # LoRA
     use_lora: bool = True
@@ -72,6 +72,7 @@ class FinetuneConfig:
     val_fraction: float = 0.05  # of the episodes, held out where the dataset has no `val` split
     seed: int = 7
     device: str = "auto"  # auto, cpu or cuda
+    gradient_checkpointing: bool = False  # compute activations twice instead of storing them: slower, less memory
     precision: str = "auto"  # bf16 (autocast) or fp32; auto: bf16 where the processor computes in it
     num_workers: int = 2  # processes per rank that read and augment; 0: none
     num_threads: int = 0  # computing threads per process; 0: torch's choice

@@ -13,6 +13,7 @@ import torch
 from prismatic.training.build import Run, build, train_batches, val_batches
 from prismatic.training.config import FinetuneConfig
 from prismatic.training.distributed import ranks as join_ranks
+from prismatic.training.heads import diffusion_draws
 from prismatic.training.logging import RunLog
 from prismatic.training.preflight import preflight
 from prismatic.training.pruning import score_noise
@@ -91,6 +92,7 @@ def train_step(run: Run, batches: Iterator[dict[str, Any]], run_log: RunLog) -> 
         waiting = time.perf_counter()
         batch = next(batches)
         noise = score_noise(run.noise, config.seed, batch["positions"], tokens, scale)
+        batch |= diffusion_draws(run.module.action_head, config.seed, batch["positions"])
         waited = time.perf_counter() - waiting
         batch = to_device(batch, run.ranks.device)
         noise = None if noise is None else noise.to(run.ranks.device, non_blocking=True)
@@ -101,6 +103,8 @@ def train_step(run: Run, batches: Iterator[dict[str, Any]], run_log: RunLog) -> 
             (loss / config.grad_accumulation_steps).backward()
         run_log.add(metrics, waited)
     facts: dict[str, Any] = {"learning_rate": rate, "noise_scale": scale if run.noise != "none" else 0.0}
+    if config.use_diffusion and training.step % config.diffusion_sample_freq == 0:
+        facts["sampled_l1"] = run.module.sampled_l1(batch)
     if config.max_grad_norm > 0:
         facts["grad_norm"] = torch.nn.utils.clip_grad_norm_(training.trained.values(), config.max_grad_norm)
     optimizer.step()
@@ -126,6 +130,7 @@ def validate(run: Run) -> dict[str, float]:
     run.module.eval()
     with average.applied() if average else nullcontext():
         for batch in val_batches(run, run.val_data):
+            batch |= diffusion_draws(run.module.action_head, run.config.seed, batch["positions"])
             _, metrics = run.module(to_device(batch, run.ranks.device))
             frames = len(batch["positions"])
             kept = metrics.kept.sum(1).double().mean()

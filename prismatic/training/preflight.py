@@ -1,5 +1,6 @@
 """Bad input is found before anything heavy is loaded."""
 
+import importlib.util
 import logging
 import math
 import tempfile
@@ -16,7 +17,16 @@ from prismatic.vla.datasets.rlds import find_shards, find_version
 log = logging.getLogger(__name__)
 
 _FREQUENCIES = ("val_freq", "save_freq", "log_freq", "tensorboard_log_freq", "wandb_log_freq")
-_POSITIVE = ("batch_size", "grad_accumulation_steps", "max_steps", "lora_rank", "num_images_in_input", *_FREQUENCIES)
+_POSITIVE = (
+    "batch_size",
+    "grad_accumulation_steps",
+    "max_steps",
+    "lora_rank",
+    "num_images_in_input",
+    "num_diffusion_steps_train",
+    "diffusion_sample_freq",
+    *_FREQUENCIES,
+)
 _NOT_NEGATIVE = ("lr_warmup_steps", "num_workers", "num_threads", "seed", "weight_decay", "max_grad_norm")
 _SHARES = ("ema_decay", "lora_dropout", "adam_beta1", "adam_beta2")
 
@@ -35,12 +45,13 @@ def check_flags(config: FinetuneConfig) -> None:
 def _check_method(config: FinetuneConfig) -> None:
     if config.use_l1_regression and config.use_diffusion:
         raise ValueError("--use_l1_regression and --use_diffusion exclude each other; set one of them to False")
-    if config.use_diffusion:
-        raise ValueError("--use_diffusion True is not supported yet; train with --use_l1_regression True")
-    if not config.use_l1_regression:
-        raise ValueError("--use_l1_regression False (discrete action tokens) is not supported yet; set it to True")
-    if config.use_film:
-        raise ValueError("--use_film True is not supported yet; set it to False")
+    if config.use_diffusion and importlib.util.find_spec("diffusers") is None:
+        raise ValueError("--use_diffusion True needs diffusers: pip install 'lightvla[diffusion]'")
+    if config.use_film and config.use_lora and not config.merge_lora_during_training:
+        raise ValueError(
+            "--use_film True with --merge_lora_during_training False: the FiLM component holds whole weights; leave "
+            "merging on"
+        )
     if config.lr_schedule not in SCHEDULES:
         raise ValueError(f"--lr_schedule {config.lr_schedule!r} is unknown; choose one of {', '.join(SCHEDULES)}")
     if config.noise_schedule not in NOISE_SCHEDULES:

@@ -14,6 +14,7 @@ from peft import LoraConfig
 from torch import nn
 
 from prismatic.checkpoint import Checkpoint, load_training_state, save_checkpoint
+from prismatic.models.film import is_film
 from prismatic.models.lora import merged, save_adapter
 from prismatic.training.config import FinetuneConfig
 from prismatic.training.ema import WeightAverage
@@ -29,6 +30,9 @@ MUST_MATCH = (
     "merge_lora_during_training",
     "lora_rank",
     "use_proprio",
+    "use_l1_regression",
+    "use_diffusion",
+    "use_film",
     "num_images_in_input",
     "seed",
 )
@@ -100,7 +104,11 @@ def save(training: Training, config: FinetuneConfig) -> Path:
         with merged(model) if merge else nullcontext():
             # Without merging, the base weights stay where `base` says until the adapter is merged.
             weights = model.state_dict() if merge else {}
-            weights = {name: value.to("cpu", training.stored_dtype) for name, value in weights.items()}
+            weights = {
+                # FiLM's maps are published in float32
+                name: value.cpu() if is_film(name) else value.to("cpu", training.stored_dtype)
+                for name, value in weights.items()
+            }
         save_checkpoint(target, training.checkpoint, suffix, weights, state, adapter)
     log.info("saved step %d to %s", training.step, target)
     return target

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from prismatic.models.action_heads import L1RegressionActionHead
 from prismatic.models.lora import has_lora, unused_modules
 from prismatic.models.projectors import ProprioProjector
 from prismatic.training.config import FinetuneConfig
@@ -19,8 +18,8 @@ class StepMetrics:
     """What one batch says, on the model's device and without gradient.
 
     Attributes:
-        loss: (), mean absolute error over all B * chunk * action_dim normalised values.
-        current_l1: () of the chunk's first action.
+        loss: (), the action head's.
+        current_l1: (), mean absolute error of the chunk's first action, over normalised values.
         next_l1: () of the others.
         kept: (B, I) visual tokens that stay, per sample and image.
     """
@@ -36,7 +35,7 @@ class TrainableVLA(nn.Module):
 
     Args:
         model: `OpenVLAForActionPrediction`.
-        action_head: hidden rows -> actions.
+        action_head: L1, diffusion or discrete head.
         proprio_projector: state -> token, or None where the model does not read the state.
         bf16: compute under bfloat16 autocast; weights stay as they are.
     """
@@ -44,7 +43,7 @@ class TrainableVLA(nn.Module):
     def __init__(
         self,
         model: nn.Module,
-        action_head: L1RegressionActionHead,
+        action_head: nn.Module,
         proprio_projector: ProprioProjector | None,
         bf16: bool = False,
     ) -> None:
@@ -58,24 +57,32 @@ class TrainableVLA(nn.Module):
         """Loss and metrics of one collated batch; `noise` (B, V, V) is added to the pruner's scores when training."""
         device_type = batch["pixel_values"].device.type
         with torch.autocast(device_type, torch.bfloat16, enabled=self.bf16):
-            hidden = self.model.action_hidden(  # type: ignore[operator]
-                input_ids=batch["input_ids"],
-                attention_mask=batch["attention_mask"],
-                pixel_values=batch["pixel_values"],
-                proprio=batch["proprio"] if self.proprio_projector is not None else None,
-                proprio_projector=self.proprio_projector,
-                score_noise=noise,
-            )
-            rows = hidden.rows.to(next(self.action_head.parameters()).dtype)
-            predicted = self.action_head.predict_action(rows)
-        exact = torch.promote_types(predicted.dtype, torch.float32)
-        error = (predicted.to(exact) - batch["actions"].to(exact)).abs()
-        loss = error.mean()
+            outcome = self.action_head.loss(self.model, self._encode(batch), batch, noise)  # type: ignore[operator]
         with torch.no_grad():
+            error = (outcome.predicted - batch["actions"].to(outcome.predicted.dtype)).abs()
             images = batch["pixel_values"].shape[1] // self.model.vision_backbone.channels_per_image  # type: ignore[union-attr, operator]
-            kept = hidden.selection.kept().unflatten(1, (images, -1)).sum(-1)
-            metrics = StepMetrics(loss.detach(), error[:, 0].mean(), error[:, 1:].mean(), kept)
-        return loss, metrics
+            kept = outcome.hidden.selection.kept().unflatten(1, (images, -1)).sum(-1)
+            metrics = StepMetrics(outcome.loss.detach(), error[:, 0].mean(), error[:, 1:].mean(), kept)
+        return outcome.loss, metrics
+
+    @torch.no_grad()
+    def sampled_l1(self, batch: Mapping[str, Any]) -> torch.Tensor:
+        """Mean absolute error () of the actions that inference would return for this batch."""
+        was_training = self.training
+        self.eval()
+        with torch.autocast(batch["pixel_values"].device.type, torch.bfloat16, enabled=self.bf16):
+            predicted, _ = self.action_head.predict(self.model, self._encode(batch))  # type: ignore[operator]
+        self.train(was_training)
+        return (predicted - batch["actions"].to(predicted.dtype)).abs().mean()
+
+    def _encode(self, batch: Mapping[str, Any]) -> Any:
+        return self.model.encode(  # type: ignore[operator]
+            input_ids=batch["input_ids"],
+            attention_mask=batch["attention_mask"],
+            pixel_values=batch["pixel_values"],
+            proprio=batch["proprio"] if self.proprio_projector is not None else None,
+            proprio_projector=self.proprio_projector,
+        )
 
 
 def choose_trained(module: TrainableVLA) -> dict[str, nn.Parameter]:

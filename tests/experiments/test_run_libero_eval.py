@@ -45,10 +45,9 @@ def test_parse_indices_refuses_nonsense(text: str) -> None:
     [
         ({"pretrained_checkpoint": ""}, "--pretrained_checkpoint is missing"),
         ({"use_diffusion": True}, "exclude each other"),
-        ({"use_diffusion": True, "use_l1_regression": False}, "use_diffusion is not supported yet"),
-        ({"use_film": True}, "use_film is not supported yet"),
-        ({"load_in_8bit": True}, "load_in_8bit is not supported yet"),
-        ({"use_l1_regression": False}, "only the L1"),
+        ({"load_in_8bit": True, "load_in_4bit": True}, "--load_in_8bit and --load_in_4bit exclude each other"),
+        ({"load_in_8bit": True}, "loading in 8bit needs"),
+        ({"num_diffusion_steps_inference": 0}, "--num_diffusion_steps_inference 0: expected at least 1"),
         ({"task_suite_name": "libero_kitchen"}, "libero_spatial, libero_object"),
         ({"control": "upside_down"}, "none, blank_images"),
         ({"renderer": "opengl"}, "robosuite, fast"),

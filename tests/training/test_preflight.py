@@ -11,9 +11,11 @@ from prismatic.training.preflight import preflight
     ("overrides", "message"),
     [
         ({"use_diffusion": True}, "use_l1_regression and --use_diffusion exclude each other"),
-        ({"use_diffusion": True, "use_l1_regression": False}, "use_diffusion True is not supported yet"),
-        ({"use_l1_regression": False}, "discrete action tokens. is not supported yet"),
-        ({"use_film": True}, "use_film True is not supported yet"),
+        (
+            {"use_film": True, "use_lora": True, "merge_lora_during_training": False},
+            "the FiLM component holds whole weights",
+        ),
+        ({"num_diffusion_steps_train": 0}, "--num_diffusion_steps_train 0: expected at least 1"),
         ({"batch_size": 0}, "--batch_size 0: expected at least 1"),
         ({"grad_accumulation_steps": 0}, "--grad_accumulation_steps 0"),
         ({"ema_decay": 1.0}, "--ema_decay 1.0: expected at least 0 and less than 1"),

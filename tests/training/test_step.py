@@ -3,19 +3,30 @@ import torch
 
 from prismatic.training.build import Run, build, train_batches
 from prismatic.training.distributed import Ranks
+from prismatic.training.heads import diffusion_draws
 from prismatic.training.step import learning_rate, make_optimizer
 
 ALONE = Ranks(0, 1, torch.device("cpu"))
 
 
 def first_batch(run: Run) -> dict:
-    return next(train_batches(run))
+    batch = next(train_batches(run))
+    return batch | diffusion_draws(run.module.action_head, run.config.seed, batch["positions"])
+
+
+HEADS = {
+    "l1": {},
+    "diffusion": {"use_l1_regression": False, "use_diffusion": True},
+    "discrete": {"use_l1_regression": False},
+    "film": {"use_film": True},
+}
 
 
 @pytest.mark.parametrize("use_lora", [False, True])
 @pytest.mark.parametrize("pruner", ["lightvla", "none"])
-def test_every_trained_parameter_gets_a_gradient(flags, use_lora, pruner):
-    run = build(flags(use_lora=use_lora, lora_rank=2, pruner=pruner), ALONE)
+@pytest.mark.parametrize("head", HEADS)
+def test_every_trained_parameter_gets_a_gradient(flags, use_lora, pruner, head):
+    run = build(flags(use_lora=use_lora, lora_rank=2, pruner=pruner, **HEADS[head]), ALONE)
     run.module.train()
     loss, _ = run.module(first_batch(run))
     loss.backward()

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from experiments.robot.libero.environment import RENDERERS, STEP_CAPS
+from prismatic.models.quantization import check_quantization
 
 CONTROLS = ("none", "blank_images", "swapped_instruction", "random_tokens")
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
@@ -66,6 +67,16 @@ class EvaluationConfig:
     output_dir: str | None = None  # None: a folder of its own below local_log_dir
 
 
+def quantization_of(config: EvaluationConfig) -> str | None:
+    """`8bit`, `4bit` or None. Raises ValueError where the flags contradict each other or bitsandbytes is missing."""
+    if config.load_in_8bit and config.load_in_4bit:
+        raise ValueError("--load_in_8bit and --load_in_4bit exclude each other; set one of them to False")
+    kind = "8bit" if config.load_in_8bit else "4bit" if config.load_in_4bit else None
+    if kind is not None:
+        check_quantization(kind)
+    return kind
+
+
 def parse_indices(text: str, name: str) -> list[int]:
     """`1,4,8-10` -> [1, 4, 8, 9, 10]. Raises ValueError for anything else, naming the flag."""
     found: list[int] = []
@@ -85,17 +96,14 @@ def check_flags(config: EvaluationConfig) -> None:
         raise ValueError("--pretrained_checkpoint is missing: give a checkpoint folder or a hub id such as user/name")
     if config.use_l1_regression and config.use_diffusion:
         raise ValueError("--use_l1_regression and --use_diffusion exclude each other; set one of them to False")
-    for flag in ("use_diffusion", "use_film", "load_in_8bit", "load_in_4bit"):
-        if getattr(config, flag):
-            raise ValueError(f"--{flag} is not supported yet; leave it False")
-    if not config.use_l1_regression:
-        raise ValueError("--use_l1_regression False: only the L1 regression head is supported yet; leave it True")
+    quantization_of(config)
     for flag, known in (("control", CONTROLS), ("renderer", RENDERERS), ("task_suite_name", tuple(STEP_CAPS))):
         if getattr(config, flag) not in known:
             raise ValueError(f"unknown --{flag} {getattr(config, flag)!r}; known: {', '.join(known)}")
     if config.dtype is not None and config.dtype not in DTYPES:
         raise ValueError(f"unknown --dtype {config.dtype!r}; known: {', '.join(DTYPES)}")
-    for flag in ("num_trials_per_task", "video_every_steps", "num_open_loop_steps", "num_images_in_input"):
+    counts = ("num_trials_per_task", "video_every_steps", "num_open_loop_steps", "num_images_in_input")
+    for flag in (*counts, "num_diffusion_steps_inference"):
         if getattr(config, flag) is not None and getattr(config, flag) < 1:
             raise ValueError(f"--{flag} {getattr(config, flag)}: expected at least 1")
     if config.num_steps_wait < 0 or config.wide_starts_m < 0:

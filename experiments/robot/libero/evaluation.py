@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from experiments.robot.libero.config import DTYPES, EvaluationConfig, check_flags, parse_indices
+from experiments.robot.libero.config import DTYPES, EvaluationConfig, check_flags, parse_indices, quantization_of
 from experiments.robot.libero.environment import (
     CAMERAS,
     STEP_CAPS,
@@ -29,6 +29,7 @@ from experiments.robot.libero.rollout import RolloutRecorder, RolloutSettings, S
 from experiments.robot.libero.simulator import simulator
 from experiments.robot.libero.starts import Displacement
 from prismatic.checkpoint import STATISTICS_FILE, resolve
+from prismatic.models.diffusion import DiffusionActionHead
 from prismatic.policy import Policy
 
 logger = logging.getLogger(__name__)
@@ -186,7 +187,12 @@ def load_policy(config: EvaluationConfig) -> Policy:
         center_crop=config.center_crop,
         num_images_in_input=config.num_images_in_input,
         use_proprio=config.use_proprio,
+        head="l1" if config.use_l1_regression else "diffusion" if config.use_diffusion else "discrete",
+        use_film=config.use_film,
+        quantization=quantization_of(config),
     )
+    if isinstance(policy.action_head, DiffusionActionHead):
+        policy.action_head.num_inference_steps = config.num_diffusion_steps_inference
     robot = policy.robot
     if missing := set(robot.cameras) - set(CAMERAS):
         raise ValueError(

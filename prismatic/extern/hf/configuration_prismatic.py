@@ -22,7 +22,7 @@ class OpenVLAConfig(PreTrainedConfig):
     Published keys keep their names. Ours, with defaults that keep published checkpoints valid: `timm_model_kwargs`
     (small backbones), `pruner` ({name, multiplicity, noise, ...}; None: not recorded), `action_readout` ("aligned" or
     "tail"), `robot` (a `RobotSpec`), `token_ids`, `center_crop`, `num_images_in_input`, `use_proprio`,
-    `base_fingerprint`.
+    `action_head` ("l1", "diffusion" or "discrete"), `num_diffusion_steps_train`, `use_film`, `base_fingerprint`.
     """
 
     model_type = "openvla"
@@ -50,6 +50,9 @@ class OpenVLAConfig(PreTrainedConfig):
     center_crop: bool | None = None
     num_images_in_input: int | None = None
     use_proprio: bool | None = None
+    action_head: str | None = None
+    num_diffusion_steps_train: int = 50
+    use_film: bool = False
     base_fingerprint: str | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:

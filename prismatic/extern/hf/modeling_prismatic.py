@@ -18,6 +18,8 @@ from transformers import (
 
 from prismatic.extern.hf.configuration_prismatic import OpenVLAConfig
 from prismatic.extern.hf.processing_prismatic import PrismaticImageProcessor, PrismaticProcessor
+from prismatic.models.action_heads import DiscreteActionHead
+from prismatic.models.film import apply_film, has_film
 from prismatic.models.llama import run_llama
 from prismatic.models.projectors import VisionProjector
 from prismatic.models.sequence import build_context, lay_out, tail_ids
@@ -30,11 +32,28 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass
+class EncodedBatch:
+    """A batch up to the LLM, which may run over it several times.
+
+    Attributes:
+        input_ids: (B, T) BOS, prompt, empty piece; right-padded.
+        attention_mask: (B, T), false for padding.
+        patches: (B, V, D) projected visual tokens.
+        state_token: (B, 1, D), or None where the state is not read.
+    """
+
+    input_ids: torch.Tensor
+    attention_mask: torch.Tensor
+    patches: torch.Tensor
+    state_token: torch.Tensor | None
+
+
+@dataclass
 class ActionHidden:
     """What the LLM says about the actions.
 
     Attributes:
-        rows: (B, A, D) hidden rows that predict the A action tokens, after the final norm.
+        rows: (B, A, D) hidden rows that predict the A action tokens, after the final norm; more where asked for.
         selection: the visual tokens the LLM saw.
         position_ids: (B, S) of the whole sequence.
     """
@@ -109,8 +128,26 @@ class OpenVLAForActionPrediction(PreTrainedModel):
         """The LLM's token embeddings."""
         return self.language_model.get_input_embeddings()
 
-    def encode_images(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """(B, I * channels, S, S) -> (B, V, D) projected patches."""
+    def enable_film(self) -> None:
+        """Let the instruction modulate the vision backbone; new maps change nothing until they are trained."""
+        if not has_film(self.vision_backbone):
+            apply_film(self.vision_backbone, int(self.config.text_config.hidden_size))  # type: ignore[union-attr]
+        self.config.use_film = True
+
+    def enable_gradient_checkpointing(self) -> None:
+        """Compute the activations of every LLM layer and ViT block anew in the backward pass: less memory, slower."""
+        self.language_model.model.gradient_checkpointing_enable({"use_reentrant": False})
+        for vit in self.vision_backbone.vits:
+            vit.set_grad_checkpointing()
+
+    def discrete_head(self) -> DiscreteActionHead:
+        """The head that reads actions off this model's own LM head."""
+        ids, robot = self.config.special_tokens, self.robot
+        tokenizer = ActionTokenizer(ids.action_end, self.config.n_action_bins)
+        return DiscreteActionHead(tokenizer, robot.action_dim, robot.chunk_length, ids.stop)
+
+    def encode_images(self, pixel_values: torch.Tensor, language: torch.Tensor | None = None) -> torch.Tensor:
+        """(B, I * channels, S, S) -> (B, V, D) projected patches; `language` (B, D) where there is FiLM."""
         expected = self.num_images_in_input * self.vision_backbone.channels_per_image
         if pixel_values.ndim != 4 or pixel_values.shape[1] != expected:
             raise ValueError(
@@ -118,7 +155,70 @@ class OpenVLAForActionPrediction(PreTrainedModel):
                 f"{self.num_images_in_input} images of {self.vision_backbone.channels_per_image} channels. "
                 "Pass all images, or call set_num_images_in_input"
             )
-        return self.projector(self.vision_backbone(pixel_values.to(self.projector.fc1.weight.dtype)))
+        pixels = pixel_values.to(self.projector.fc1.weight.dtype)
+        return self.projector(self.vision_backbone(pixels, language))
+
+    def encode(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        pixel_values: torch.Tensor,
+        proprio: torch.Tensor | None = None,
+        proprio_projector: nn.Module | None = None,
+    ) -> EncodedBatch:
+        """Everything before the LLM.
+
+        Args:
+            input_ids: (B, T) BOS, prompt, empty piece; right-padded.
+            attention_mask: (B, T), false for padding.
+            pixel_values: (B, I * channels, S, S).
+            proprio: (B, P) normalised state, with `proprio_projector`.
+            proprio_projector: maps the state to one token.
+        """
+        language = self._language(input_ids, attention_mask) if has_film(self.vision_backbone) else None
+        patches = self.encode_images(pixel_values, language)
+        state_token = None
+        if proprio is not None and proprio_projector is not None:
+            state_token = proprio_projector(proprio)
+        return EncodedBatch(input_ids, attention_mask, patches, state_token)
+
+    def run(
+        self,
+        encoded: EncodedBatch,
+        score_noise: torch.Tensor | None = None,
+        mask_padding: bool = True,
+        action_tokens: torch.Tensor | None = None,
+        timestep_token: torch.Tensor | None = None,
+        further_rows: int = 0,
+    ) -> ActionHidden:
+        """Prune, lay out, run the LLM; samples of a batch do not see each other.
+
+        Args:
+            encoded: from `encode`.
+            score_noise: (B, V, V) added to the pruner's scores in training.
+            mask_padding: false lets padding take part in the scores, as the reference does (a bug; for comparisons).
+            action_tokens: (B, A, D) noisy actions of diffusion in place of the zero placeholders.
+            timestep_token: (B, 1, D) of diffusion.
+            further_rows: rows to read behind the A that predict actions (1: the stop token's).
+        """
+        ids, num_actions = self.config.special_tokens, self.robot.num_action_tokens
+        embed = self.get_input_embeddings()
+        tail = tail_ids(encoded.input_ids, encoded.attention_mask, num_actions, ids)
+        context = build_context(embed, tail, encoded.state_token, timestep_token, action_tokens)  # type: ignore[arg-type]
+        context_mask = context.mask if mask_padding else None
+        noise = (score_noise,) if getattr(self.pruner, "needs_noise", False) else ()
+        selection = self.pruner(encoded.patches, context.embeddings, context_mask, *noise)
+        sequence = lay_out(embed(encoded.input_ids[:, :1]), selection, context)
+        hidden = run_llama(self.language_model.model, sequence.embeddings, sequence.position_ids, sequence.key_bias)
+        rows = sequence.action_rows(hidden, num_actions + further_rows, self.config.action_readout)
+        return ActionHidden(rows, selection, sequence.position_ids)
+
+    def _language(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """What FiLM modulates by: the mean embedding (B, D) of BOS, prompt, empty piece and stop."""
+        embed = self.get_input_embeddings()
+        words = (embed(input_ids) * attention_mask[..., None]).sum(1)
+        stop = embed(input_ids.new_tensor(self.config.special_tokens.stop))
+        return (words + stop) / (attention_mask.sum(1, keepdim=True) + 1).to(words.dtype)
 
     def action_hidden(
         self,
@@ -127,35 +227,10 @@ class OpenVLAForActionPrediction(PreTrainedModel):
         pixel_values: torch.Tensor,
         proprio: torch.Tensor | None = None,
         proprio_projector: nn.Module | None = None,
-        score_noise: torch.Tensor | None = None,
-        mask_padding: bool = True,
+        **options: Any,
     ) -> ActionHidden:
-        """Hidden rows that predict the actions; samples of a batch do not see each other.
-
-        Args:
-            input_ids: (B, T) BOS, prompt, empty piece; right-padded.
-            attention_mask: (B, T), false for padding.
-            pixel_values: (B, I * channels, S, S).
-            proprio: (B, P) normalised state, with `proprio_projector`.
-            proprio_projector: maps the state to one token.
-            score_noise: (B, V, V) added to the pruner's scores in training.
-            mask_padding: false lets padding take part in the scores, as the reference does (a bug; for comparisons).
-        """
-        ids = self.config.special_tokens
-        embed = self.get_input_embeddings()
-        patches = self.encode_images(pixel_values)
-        state_token = None
-        if proprio is not None and proprio_projector is not None:
-            state_token = proprio_projector(proprio)
-        tail = tail_ids(input_ids, attention_mask, self.robot.num_action_tokens, ids)
-        context = build_context(embed, tail, state_token)  # type: ignore[arg-type]
-        context_mask = context.mask if mask_padding else None
-        noise = (score_noise,) if getattr(self.pruner, "needs_noise", False) else ()
-        selection = self.pruner(patches, context.embeddings, context_mask, *noise)
-        sequence = lay_out(embed(input_ids[:, :1]), selection, context)
-        hidden = run_llama(self.language_model.model, sequence.embeddings, sequence.position_ids, sequence.key_bias)
-        rows = sequence.action_rows(hidden, self.robot.num_action_tokens, self.config.action_readout)
-        return ActionHidden(rows, selection, sequence.position_ids)
+        """`encode`, then one `run` with `options`: hidden rows that predict the actions."""
+        return self.run(self.encode(input_ids, attention_mask, pixel_values, proprio, proprio_projector), **options)
 
     def forward(
         self,
@@ -190,17 +265,17 @@ class OpenVLAForActionPrediction(PreTrainedModel):
             pixel_values: (B, I * channels, S, S).
             proprio: (P,) or (B, P) normalised state.
             proprio_projector: needed for the state to be read.
-            action_head: L1 head; None decodes discrete action tokens by the LM head.
-            noisy_action_projector: of diffusion checkpoints; not supported here.
+            action_head: L1 or diffusion head; None decodes discrete action tokens by the LM head.
+            noisy_action_projector: of a diffusion head; None: the one that the head already has.
             unnorm_key: dataset whose statistics apply; may be None where there is only one.
-            use_film: of FiLM checkpoints; not supported here.
+            use_film: accepted for compatibility; it is known from the checkpoint whether there is FiLM.
             do_sample: accepted for compatibility; actions are always the most likely ones.
 
         Returns:
             actions, (chunk, action_dim) for one sample and (B, chunk, action_dim) for more; hidden rows (B, A, D).
         """
-        if noisy_action_projector is not None or use_film:
-            raise NotImplementedError("diffusion heads and FiLM are not supported by predict_action in this version")
+        if use_film and not has_film(self.vision_backbone):
+            raise ValueError("use_film=True, but this model has no FiLM: load its vision_backbone--*_checkpoint.pt")
         if pixel_values is None:
             raise ValueError("predict_action needs pixel_values; make them with the processor")
         statistics = self._statistics(unnorm_key)["action"]
@@ -208,24 +283,12 @@ class OpenVLAForActionPrediction(PreTrainedModel):
         state = None
         if proprio is not None:
             state = torch.as_tensor(proprio, device=self.device).float().reshape(len(input_ids), -1)
-        hidden = self.action_hidden(input_ids, mask, pixel_values, state, proprio_projector)
-        if action_head is not None:
-            head_dtype = next(action_head.parameters()).dtype
-            normalized = action_head.predict_action(hidden.rows.to(head_dtype)).float().cpu().numpy()  # type: ignore[operator]
-        else:
-            normalized = self.decode_discrete(hidden.rows)
-        actions = normalization.unnormalize(normalized, statistics, self.robot.normalization)
+        head: Any = self.discrete_head() if action_head is None else action_head
+        if noisy_action_projector is not None:
+            head.noisy_action_projector = noisy_action_projector
+        normalized, hidden = head.predict(self, self.encode(input_ids, mask, pixel_values, state, proprio_projector))
+        actions = normalization.unnormalize(normalized.cpu().numpy(), statistics, self.robot.normalization)
         return (actions[0] if len(actions) == 1 else actions), hidden.rows
-
-    def discrete_token_ids(self, rows: torch.Tensor) -> torch.Tensor:
-        """(B, A, D) hidden rows -> (B, A) most likely token ids over the whole vocabulary."""
-        return self.language_model.lm_head(rows).argmax(-1)
-
-    def decode_discrete(self, rows: torch.Tensor) -> np.ndarray:
-        """(B, A, D) hidden rows -> (B, chunk, action_dim) normalised actions at bin centres."""
-        tokenizer = ActionTokenizer(self.config.special_tokens.action_end, self.config.n_action_bins)
-        actions = tokenizer.decode(self.discrete_token_ids(rows).cpu().numpy())
-        return actions.reshape(len(rows), self.robot.chunk_length, self.robot.action_dim)
 
     def _complete_prompt(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None

@@ -1,0 +1,125 @@
+"""Actions by denoising: the DDIM head (OpenVLA-OFT, section IV-B; DDIM, arXiv 2010.02502)."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from prismatic.models.action_heads import HeadLoss, MLPResNet
+from prismatic.models.projectors import NoisyActionProjector
+
+
+def timestep_token(timesteps: torch.Tensor, dim: int) -> torch.Tensor:
+    """Sines, then cosines, of the step at geometrically falling frequencies: (B,) -> (B, 1, dim) float32."""
+    half = dim // 2
+    frequencies = torch.exp(torch.arange(half, device=timesteps.device) * (-math.log(10000.0) / (half - 1)))
+    angles = timesteps.float()[:, None] * frequencies
+    return torch.cat([angles.sin(), angles.cos()], dim=-1)[:, None]
+
+
+class _NoisePredictor(nn.Module):
+    """Holds the network under its published name."""
+
+    def __init__(self, llm_dim: int, action_dim: int) -> None:
+        super().__init__()
+        self.mlp_resnet = MLPResNet(llm_dim * action_dim, llm_dim, action_dim)
+
+
+class DiffusionActionHead(nn.Module):
+    """Predicts the noise in noisy actions, and removes it step by step.
+
+    The LLM reads the noisy actions, one token per value, in the places of the action placeholders, and the time step
+    behind the robot state. It runs once per step, and the pruner picks anew each time.
+
+    Args:
+        llm_dim: width of a hidden row.
+        action_dim: length of one action.
+        chunk_length: actions predicted at once.
+        num_train_steps: steps from clean actions to noise.
+
+    Attributes:
+        noisy_action_projector: belongs to the head, but is stored as a component of its own.
+        num_inference_steps: LLM passes per prediction.
+    """
+
+    kind = "diffusion"
+
+    def __init__(self, llm_dim: int, action_dim: int, chunk_length: int, num_train_steps: int = 50) -> None:
+        super().__init__()
+        try:
+            from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+        except ImportError as error:
+            raise ImportError("diffusion heads need diffusers: pip install 'lightvla[diffusion]'") from error
+        self.llm_dim = llm_dim
+        self.action_dim = action_dim
+        self.chunk_length = chunk_length
+        self.noise_predictor = _NoisePredictor(llm_dim, action_dim)
+        self.noisy_action_projector = NoisyActionProjector(llm_dim)
+        self.scheduler = DDIMScheduler(num_train_timesteps=num_train_steps, beta_schedule="squaredcos_cap_v2")
+        self.num_inference_steps = num_train_steps
+
+    @property
+    def num_train_steps(self) -> int:
+        """Steps from clean actions to noise."""
+        return int(self.scheduler.config.num_train_timesteps)
+
+    def predict_noise(self, rows: torch.Tensor) -> torch.Tensor:
+        """(B, chunk * action_dim, llm_dim) hidden rows -> (B, chunk, action_dim)."""
+        network = self.noise_predictor.mlp_resnet
+        return network(rows.reshape(len(rows), self.chunk_length, -1).to(network.fc2.weight.dtype))
+
+    def loss(self, model: Any, encoded: Any, batch: Mapping[str, Any], score_noise: torch.Tensor | None) -> HeadLoss:
+        """Mean squared error of the predicted noise.
+
+        `batch` brings `actions` and `diffusion_noise`, (B, chunk, action_dim) each, and `diffusion_timesteps` (B,).
+        The predicted actions are what the one prediction of the noise implies, not the outcome of sampling.
+        """
+        noise, steps = batch["diffusion_noise"], batch["diffusion_timesteps"]
+        noisy = self.scheduler.add_noise(batch["actions"].to(noise.dtype), noise, steps)
+        hidden = self._run(model, encoded, noisy, steps, score_noise)
+        predicted = self.predict_noise(hidden.rows)
+        predicted = predicted.to(torch.promote_types(predicted.dtype, torch.float32))
+        with torch.no_grad():
+            kept = self.scheduler.alphas_cumprod.to(noisy)[steps][:, None, None]
+            implied = (noisy - (1 - kept).sqrt() * predicted) / kept.sqrt().clamp(min=1e-3)
+        return HeadLoss((predicted - noise).square().mean(), implied.clamp(-1, 1), hidden)
+
+    def predict(self, model: Any, encoded: Any, start_noise: torch.Tensor | None = None) -> tuple[torch.Tensor, Any]:
+        """Sample actions in `num_inference_steps` LLM passes.
+
+        Args:
+            model: an `OpenVLAForActionPrediction`.
+            encoded: its encoded batch.
+            start_noise: (B, chunk, action_dim); None draws it with torch's CPU generator.
+
+        Returns:
+            Normalised actions (B, chunk, action_dim) float32, and the `ActionHidden` of the last pass.
+        """
+        shape = (len(encoded.input_ids), self.chunk_length, self.action_dim)
+        device = encoded.input_ids.device
+        actions = (torch.randn(shape) if start_noise is None else start_noise).to(device, torch.float32)
+        self.scheduler.set_timesteps(self.num_inference_steps)
+        hidden = None
+        for step in self.scheduler.timesteps.to(device):
+            hidden = self._run(model, encoded, actions, step.expand(shape[0]))
+            noise = self.predict_noise(hidden.rows).float()
+            actions = self.scheduler.step(noise, step, actions).prev_sample
+        return actions, hidden
+
+    def _run(
+        self,
+        model: Any,
+        encoded: Any,
+        noisy: torch.Tensor,
+        steps: torch.Tensor,
+        score_noise: torch.Tensor | None = None,
+    ) -> Any:
+        tokens = self.noisy_action_projector(noisy.reshape(len(noisy), -1, 1))
+        return model.run(
+            encoded,
+            score_noise=score_noise,
+            action_tokens=tokens,
+            timestep_token=timestep_token(steps, self.llm_dim),
+        )
