@@ -7,20 +7,18 @@ runs code from a checkpoint: weights come from safetensors or through `weights_o
 
 import json
 import logging
-import os
 import re
 import shutil
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub import save_torch_state_dict, snapshot_download
-from safetensors import safe_open
 from torch import nn
 
+from prismatic.atomic_folder import commit, finish_pending, new_staging
 from prismatic.extern.hf.configuration_prismatic import OpenVLAConfig
 from prismatic.extern.hf.modeling_prismatic import OpenVLAForActionPrediction
 from prismatic.extern.hf.processing_prismatic import PrismaticProcessor
@@ -29,6 +27,7 @@ from prismatic.models.projectors import ProprioProjector
 from prismatic.models.pruners.registry import PrunerSpec
 from prismatic.vla.robots import RobotSpec
 from prismatic.vla.transform import PolicyTransform
+from prismatic.weight_files import INDEX_FILE, SINGLE_FILE, StoredTensor, stored_tensors
 
 logger = logging.getLogger(__name__)
 
@@ -40,10 +39,6 @@ REQUIRED_FILES = ("config.json", "preprocessor_config.json", "tokenizer.json")
 HUB_FILES = ("*.json", "*.safetensors", "*.pt", "*.model")
 NOT_FROM_HUB = ("training_state/*", "lora_adapter/*")
 STATISTICS_FILE = "dataset_statistics.json"
-PENDING = ".pending"
-MANIFEST = "manifest.json"
-REPLACED = ("*--*_checkpoint.pt", "model*.safetensors*", "lora_adapter")
-"""What a new checkpoint replaces altogether; other files of the folder stay."""
 
 
 @dataclass
@@ -152,14 +147,12 @@ def check_complete(directory: Path) -> list[Path]:
             raise FileNotFoundError(
                 f"checkpoint {directory} lacks {name}; is it a half-copied download? Fetch it again"
             )
-    index = directory / "model.safetensors.index.json"
-    if index.is_file():
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    else:
-        names = ["model.safetensors"]
+    index = directory / INDEX_FILE
+    names = sorted(set(json.loads(index.read_text())["weight_map"].values())) if index.is_file() else [SINGLE_FILE]
     if (directory / "lora_adapter").is_dir() and not (directory / names[0]).is_file():
         raise FileNotFoundError(
-            f"checkpoint {directory} holds an adapter without weights (merge_lora_during_training False)"
+            f"checkpoint {directory} holds an adapter without weights (merge_lora_during_training False); merge it by "
+            f"vla-scripts/merge_lora_weights_and_save.py --lora_finetuned_checkpoint_dir {directory}"
         )
     for name in names:
         if not (directory / name).is_file():
@@ -264,21 +257,27 @@ def _apply(options: LoadOptions, config: OpenVLAConfig, config_json: dict[str, A
 
 
 def _check_weights(files: list[Path], config: OpenVLAConfig) -> None:
+    if problems := weight_problems(stored_tensors(files), config):
+        raise ValueError(f"{files[0].parent}: {problems[0]}")
+
+
+def expected_tensors(config: OpenVLAConfig) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of every tensor that the model of a configuration has."""
     with torch.device("meta"):
-        expected = {name: tuple(value.shape) for name, value in OpenVLAForActionPrediction(config).state_dict().items()}
-    found: dict[str, tuple[int, ...]] = {}
-    for file in files:
-        with safe_open(file, framework="pt") as tensors:
-            found.update({name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()})  # noqa: SIM118
-    if missing := sorted(set(expected) - set(found)):
-        raise ValueError(
-            f"{files[0].parent}: weights lack {len(missing)} tensors that config.json implies, first {missing[0]!r}"
-        )
-    if wrong := [name for name in expected if found[name] != expected[name]]:
-        name = wrong[0]
-        raise ValueError(
-            f"{files[0].parent}: tensor {name!r} has shape {found[name]}, config.json implies {expected[name]}"
-        )
+        return {name: tuple(value.shape) for name, value in OpenVLAForActionPrediction(config).state_dict().items()}
+
+
+def weight_problems(stored: Mapping[str, StoredTensor], config: OpenVLAConfig) -> list[str]:
+    """In what stored weights do not fit the configuration, a sentence each; empty where they fit."""
+    expected = expected_tensors(config)
+    problems = []
+    if missing := sorted(set(expected) - set(stored)):
+        problems.append(f"weights lack {len(missing)} tensors that config.json implies, first {missing[0]!r}")
+    wrong = [name for name in expected if name in stored and stored[name].shape != expected[name]]
+    if wrong:
+        name, others = wrong[0], f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
+        problems.append(f"tensor {name!r} has shape {stored[name].shape}, config.json implies {expected[name]}{others}")
+    return problems
 
 
 def load_component(file: Path) -> dict[str, torch.Tensor]:
@@ -337,10 +336,7 @@ def save_checkpoint(
         training_state: tensors and plain data for resuming, written to `training_state/`.
         extra: writes further files into the folder it is given, which become part of the same atomic write.
     """
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    staging = directory.parent / f".{directory.name}.saving"
-    shutil.rmtree(staging, ignore_errors=True)
-    staging.mkdir()
+    staging = new_staging(directory)
     state = checkpoint.model.state_dict() if model_state is None else model_state
     if state:
         tensors = {k: v.detach().cpu() for k, v in state.items()}
@@ -365,7 +361,7 @@ def save_checkpoint(
         torch.save(training_state, staging / "training_state" / "state.pt")
     if extra is not None:
         extra(staging)
-    _commit(staging, directory)
+    commit(staging, directory)
     return directory
 
 
@@ -373,8 +369,11 @@ def config_to_write(checkpoint: Checkpoint, dtype: torch.dtype | None) -> dict[s
     """`config.json` of a checkpoint: the one it came from, plus what we record; `dtype` of the weights beside it."""
     recorded = checkpoint.config_json.get("torch_dtype") or checkpoint.config_json.get("dtype") or "bfloat16"
     config = checkpoint.model.config
+    # `dtype` is the newer name of `torch_dtype`; a fingerprint belongs to the base of these adapters alone.
+    kept = {key: value for key, value in checkpoint.config_json.items() if key not in ("dtype", "base_fingerprint")}
+    fingerprint = {"base_fingerprint": config.base_fingerprint} if config.base_fingerprint else {}
     return {
-        **{key: value for key, value in checkpoint.config_json.items() if key != "dtype"},  # the newer torch_dtype
+        **kept,
         "norm_stats": checkpoint.dataset_statistics,
         "torch_dtype": str(dtype or recorded).removeprefix("torch."),
         "pruner": config.pruner_spec.to_json(),
@@ -384,6 +383,7 @@ def config_to_write(checkpoint: Checkpoint, dtype: torch.dtype | None) -> dict[s
         "center_crop": config.center_crop,
         "num_images_in_input": checkpoint.model.num_images_in_input,
         "use_proprio": checkpoint.proprio_projector is not None,
+        **fingerprint,
     }
 
 
@@ -396,45 +396,3 @@ def load_training_state(directory: Path) -> dict[str, Any]:
             f"{directory} has no training_state/state.pt, so training cannot resume from it; start anew by vla_path"
         )
     return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-
-
-def _commit(staging: Path, directory: Path) -> None:
-    """Put a complete staging folder in place. The one rename is the moment the new checkpoint exists."""
-    if not directory.exists():
-        os.replace(staging, directory)
-        return
-    finish_pending(directory)
-    (staging / MANIFEST).write_text(json.dumps(sorted(file.name for file in staging.iterdir())))
-    os.replace(staging, directory / PENDING)
-    finish_pending(directory)
-
-
-def finish_pending(directory: Path) -> None:
-    """Move the files of an interrupted save into place: what lies in `.pending` is complete.
-
-    Files of the older checkpoint that the new one does not have are removed. Several processes may do this at once.
-    """
-    pending = directory / PENDING
-    try:
-        new = set(json.loads((pending / MANIFEST).read_text()))
-    except FileNotFoundError:
-        shutil.rmtree(pending, ignore_errors=True)  # everything was moved before
-        return
-    for pattern in REPLACED:
-        for old in directory.glob(pattern):
-            if old.name not in new:
-                _remove(old)
-    for name in sorted(new):
-        with suppress(FileNotFoundError):  # moved already
-            target = directory / name
-            if target.is_dir() and (pending / name).is_dir():
-                _remove(target)
-            os.replace(pending / name, target)
-    shutil.rmtree(pending, ignore_errors=True)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
-from prismatic.checkpoint import Checkpoint, LoadOptions, load_checkpoint, resolve
+from prismatic.checkpoint import Checkpoint, LoadOptions, check_complete, load_checkpoint, resolve
 from prismatic.models.action_heads import L1RegressionActionHead
 from prismatic.models.lora import attach_lora
 from prismatic.models.projectors import ProprioProjector
@@ -31,6 +31,7 @@ from prismatic.vla.datasets.rlds import RldsIndex
 from prismatic.vla.datasets.sampler import GlobalBatchSampler, SampleRequest
 from prismatic.vla.datasets.statistics import dataset_statistics
 from prismatic.vla.robots import RobotSpec
+from prismatic.weight_files import fingerprint
 
 log = logging.getLogger(__name__)
 
@@ -88,6 +89,7 @@ def build(config: FinetuneConfig, ranks: Ranks) -> Run:
     index.check_cameras(config.num_images_in_input)
     checkpoint = _load(config, base, ranks.device)
     lora = attach_lora(checkpoint.model, config.lora_rank, config.lora_dropout) if config.use_lora else None
+    checkpoint.model.config.base_fingerprint = _base_fingerprint(base, state) if lora and ranks.is_main else None
     pruner = checkpoint.model.pruner
     if isinstance(pruner, TokenPruner):
         pruner.compact = compact_form(config)
@@ -147,6 +149,19 @@ def _load(config: FinetuneConfig, folder: Path, device: torch.device) -> Checkpo
     if device.type == "cpu":
         _prefer_plain_attention(checkpoint)
     return checkpoint
+
+
+def _base_fingerprint(base: Path, state: dict[str, Any] | None) -> str:
+    """Of the frozen weights that adapters are trained on; only the process that saves needs it.
+
+    Raises ValueError where a run that is resumed began with other weights.
+    """
+    found, recorded = fingerprint(check_complete(base)), (state or {}).get("base_fingerprint")
+    if recorded not in (None, found):
+        raise ValueError(
+            f"the run was trained on weights {recorded}, but {base} now holds {found}; put the base model back there"
+        )
+    return found
 
 
 def _check_robot(recorded: RobotSpec, data: RobotSpec, config: FinetuneConfig) -> None:

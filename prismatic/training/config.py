@@ -75,6 +75,7 @@ class FinetuneConfig:
     precision: str = "auto"  # bf16 (autocast) or fp32; auto: bf16 where the processor computes in it
     num_workers: int = 2  # processes per rank that read and augment; 0: none
     num_threads: int = 0  # computing threads per process; 0: torch's choice
+    save_timeout_minutes: int = 360  # how long the other processes wait while one writes a checkpoint
 
     @property
     def run_id(self) -> str:

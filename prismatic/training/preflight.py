@@ -16,7 +16,8 @@ from prismatic.vla.datasets.rlds import find_shards, find_version
 log = logging.getLogger(__name__)
 
 _FREQUENCIES = ("val_freq", "save_freq", "log_freq", "tensorboard_log_freq", "wandb_log_freq")
-_POSITIVE = ("batch_size", "grad_accumulation_steps", "max_steps", "lora_rank", "num_images_in_input", *_FREQUENCIES)
+_COUNTS = ("batch_size", "grad_accumulation_steps", "max_steps", "lora_rank", "num_images_in_input")
+_POSITIVE = (*_COUNTS, "save_timeout_minutes", *_FREQUENCIES)
 _NOT_NEGATIVE = ("lr_warmup_steps", "num_workers", "num_threads", "seed", "weight_decay", "max_grad_norm")
 _SHARES = ("ema_decay", "lora_dropout", "adam_beta1", "adam_beta2")
 

@@ -50,3 +50,38 @@ def test_bad_flags_end_with_one_message_and_status_2(flags):
     assert done.returncode == 2
     told = done.stdout + done.stderr
     assert "--use_l1_regression and --use_diffusion exclude each other" in told and "Traceback" not in told
+
+
+WAITING = r"""
+import sys, time
+from datetime import timedelta
+import torch
+from prismatic.training.distributed import ranks
+
+with ranks("cpu", save_timeout=timedelta(seconds=float(sys.argv[1])), exchange_timeout=timedelta(seconds=2)) as group:
+    seconds = group.waiting._get_backend(torch.device("cpu")).options._timeout.total_seconds()
+    sys.stdout.write(f"asked {seconds}\n")
+    if group.is_main:
+        time.sleep(4)  # a save that takes longer than an exchange may
+    group.barrier()
+    sys.stdout.write(f"sum {group.sum(torch.ones(1)).item()}\n")
+"""
+
+
+def wait(save_timeout: float) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python"]
+    command += [sys.executable, "-c", WAITING, str(save_timeout)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(SCRIPT.parents[1])}
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
+
+
+def test_others_wait_as_long_as_asked_while_one_saves():
+    done = wait(60)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("asked 60.0") == 2 and done.stdout.count("sum 2.0") == 2
+
+
+def test_a_wait_without_end_is_given_up():
+    done = wait(1)
+    assert done.returncode != 0 and "sum" not in done.stdout
+    assert "imed out" in done.stderr
