@@ -19,6 +19,7 @@ FLOORS = {
     "prismatic.extern": 2,
     "prismatic.checkpoint": 3,
     "prismatic.adapters": 3,
+    "prismatic.inspection": 3,
     "prismatic.atomic_folder": 3,
     "prismatic.weight_files": 3,
     "prismatic.inference": 3,
