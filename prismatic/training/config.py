@@ -12,6 +12,7 @@ class FinetuneConfig:
     vla_path: str = "openvla/openvla-7b"  # checkpoint folder or hub id
     data_root_dir: Path = Path("datasets/rlds")  # folder that holds the dataset's folder
     dataset_name: str = "libero_spatial_no_noops"
+    robot: str | None = None  # libero, aloha or bridge; None: the one of the dataset's catalogue entry
     run_root_dir: Path = Path("runs")  # run folders go below it
     shuffle_buffer_size: int = 100_000  # accepted and unneeded: the order is a global shuffle
 

@@ -76,7 +76,7 @@ def check_dataset(config: FinetuneConfig) -> None:
         ValueError: for an unknown dataset, or one with fewer images or no state where the flags ask for them.
         FileNotFoundError: if the dataset's folder or its shards are missing.
     """
-    spec = get_dataset_spec(config.dataset_name)
+    spec = get_dataset_spec(config.dataset_name, config.robot)
     spec.camera_keys(config.num_images_in_input)
     if config.use_proprio and spec.state_key is None:
         raise ValueError(f"--use_proprio True: dataset {config.dataset_name!r} has no state; set it to False")

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from prismatic.vla.robots import LIBERO, RobotSpec
+from prismatic.vla.robots import ALOHA, BRIDGE, LIBERO, RobotSpec, get_robot
 
 
 def invert_libero_gripper(actions: np.ndarray) -> np.ndarray:
@@ -78,18 +78,58 @@ LIBERO_OBJECT = register(DatasetSpec("libero_object_no_noops"))
 LIBERO_GOAL = register(DatasetSpec("libero_goal_no_noops"))
 LIBERO_10 = register(DatasetSpec("libero_10_no_noops"))
 
+LAYOUTS: dict[str, DatasetSpec] = {
+    "libero": LIBERO_SPATIAL,
+    "aloha": DatasetSpec(
+        "aloha",
+        robot=ALOHA,
+        image_keys={
+            "full_image": "steps/observation/image",
+            "left_wrist_image": "steps/observation/left_wrist_image",
+            "right_wrist_image": "steps/observation/right_wrist_image",
+        },
+        map_actions=keep_actions,
+    ),
+    "bridge": DatasetSpec(
+        "bridge", robot=BRIDGE, image_keys={"full_image": "steps/observation/image_0"}, map_actions=keep_actions
+    ),
+}
+"""Robot -> how a dataset of that robot is read which has no entry of its own; its actions are as the policy's."""
 
-def get_dataset_spec(name: str) -> DatasetSpec:
+for _name in (
+    "aloha1_fold_shorts_20_demos",
+    "aloha1_fold_shirt_30_demos",
+    "aloha1_scoop_X_into_bowl_45_demos",
+    "aloha1_put_X_into_pot_300_demos",
+):  # those of OpenVLA-OFT
+    register(replace(LAYOUTS["aloha"], name=_name))
+
+
+def get_dataset_spec(name: str, robot: str | None = None) -> DatasetSpec:
     """The dataset of that name.
 
-    A name that starts with `libero_` needs no entry: it is read like the published LIBERO datasets. Any other unknown
-    name raises ValueError, which lists the known ones.
+    Args:
+        name: of the dataset. One that starts with `libero_` needs no entry: it is read like the published LIBERO ones.
+        robot: key in `ROBOTS`. With an entry of the dataset it must be the entry's; without one it says how the dataset
+            is read (`LAYOUTS`).
+
+    Raises ValueError for an unknown robot, for one that is not the dataset's, and for a dataset of which neither an
+    entry nor a robot is known; the message lists those that are.
     """
+    if robot is not None and get_robot(robot).name not in LAYOUTS:
+        raise ValueError(f"robot {robot!r} has no common layout of datasets; register a DatasetSpec for {name!r}")
     if name in CATALOG:
+        if robot not in (None, CATALOG[name].robot.name):
+            raise ValueError(
+                f"--robot {robot}: dataset {name!r} is of robot {CATALOG[name].robot.name!r}; leave the flag out"
+            )
         return CATALOG[name]
+    if robot is not None:
+        return replace(LAYOUTS[robot], name=name)
     if name.startswith("libero_"):
         return replace(LIBERO_SPATIAL, name=name)
     raise ValueError(
         f"unknown dataset {name!r}; known: {', '.join(sorted(CATALOG))}, and any name that starts with 'libero_' for "
-        "data in LIBERO's layout. Make another one known with prismatic.vla.datasets.catalog.register(DatasetSpec(...))"
+        f"data in LIBERO's layout. Say --robot ({', '.join(LAYOUTS)}) for data in the layout of another robot, or "
+        "make it known with prismatic.vla.datasets.catalog.register(DatasetSpec(...))"
     )

@@ -5,6 +5,7 @@ import pytest
 
 from prismatic.vla.datasets import catalog
 from prismatic.vla.datasets.catalog import DatasetSpec, get_dataset_spec, invert_libero_gripper, keep_actions, register
+from prismatic.vla.robots import ROBOTS
 
 
 def test_published_names_are_known_and_libero_like_names_follow_them() -> None:
@@ -38,3 +39,20 @@ def test_the_gripper_becomes_one_when_open_and_the_stored_actions_stay() -> None
     np.testing.assert_array_equal(mapped[:, :6], before[:, :6])
     np.testing.assert_array_equal(actions, before)
     np.testing.assert_array_equal(keep_actions(actions), before)
+
+
+def test_a_robot_says_how_a_dataset_without_an_entry_is_read() -> None:
+    for name in ROBOTS:
+        spec = get_dataset_spec("kitchen", robot=name)
+        assert spec.name == "kitchen" and spec.robot == ROBOTS[name]
+        assert tuple(spec.camera_keys(len(spec.robot.cameras))) == spec.robot.cameras
+    assert get_dataset_spec("libero_own", robot="bridge").robot.name == "bridge", "the flag counts more than the name"
+    with pytest.raises(ValueError, match="unknown robot 'spot'; known: aloha, bridge, libero"):
+        get_dataset_spec("kitchen", robot="spot")
+
+
+def test_a_robot_must_be_the_one_of_the_datasets_entry() -> None:
+    assert get_dataset_spec("aloha1_put_X_into_pot_300_demos", robot="aloha").robot.chunk_length == 25
+    assert get_dataset_spec("aloha1_put_X_into_pot_300_demos").robot.name == "aloha"
+    with pytest.raises(ValueError, match="--robot aloha: dataset 'libero_10_no_noops' is of robot 'libero'; leave the"):
+        get_dataset_spec("libero_10_no_noops", robot="aloha")
