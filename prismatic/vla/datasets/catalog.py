@@ -15,6 +15,33 @@ def invert_libero_gripper(actions: np.ndarray) -> np.ndarray:
     return mapped
 
 
+def settled_gripper(gripper: np.ndarray) -> np.ndarray:
+    """(T,) gripper positions -> 1 open or 0 closed: a position in between counts as the next one that is neither.
+
+    Positions in between at the very end keep the last value.
+    """
+    settled = np.array(gripper, dtype=np.float32)
+    value = settled[-1] if len(settled) else 0.0
+    for step in reversed(range(len(settled))):
+        if not 0.05 <= gripper[step] <= 0.95:
+            value = np.float32(gripper[step] > 0.95)
+        settled[step] = value
+    return settled
+
+
+def bridge_episode(actions: np.ndarray, states: np.ndarray | None) -> tuple[np.ndarray, slice]:
+    """BridgeData V2 as OpenVLA reads it: (T, 7) stored actions and states -> actions of steps 1 .. T-2, those steps.
+
+    The first stored action is all zero, so its step goes. An action becomes the way that the arm really went, the
+    difference of two states; so the last step, which has no successor, goes as well. The gripper is made 1 or 0.
+    """
+    if states is None:
+        raise ValueError("the actions of BridgeData V2 follow from its states, and there are none")
+    movement = np.diff(states[1:, :6], axis=0)
+    gripper = settled_gripper(actions[1:, 6])[:-1]
+    return np.concatenate([movement, gripper[:, None]], axis=1).astype(np.float32), slice(1, max(len(actions) - 1, 1))
+
+
 def keep_actions(actions: np.ndarray) -> np.ndarray:
     """For datasets whose actions are stored as the policy shall return them."""
     return np.array(actions, dtype=np.float32)
@@ -32,6 +59,8 @@ class DatasetSpec:
         action_key: feature name of the actions, (T, action_dim) floats.
         language_key: feature name of the instruction.
         map_actions: stored (..., A) actions -> the policy's; maps the gripper to [0, 1] with 1 open.
+        map_episode: for datasets whose actions follow from more than the stored ones: stored (T, A) actions and (T, P)
+            states -> the actions of the steps that stay, before `map_actions`, and which steps those are.
     """
 
     name: str
@@ -46,6 +75,7 @@ class DatasetSpec:
     action_key: str = "steps/action"
     language_key: str = "steps/language_instruction"
     map_actions: Callable[[np.ndarray], np.ndarray] = invert_libero_gripper
+    map_episode: Callable[[np.ndarray, np.ndarray | None], tuple[np.ndarray, slice]] | None = None
 
     def camera_keys(self, num_images: int) -> dict[str, str]:
         """Feature names of the first `num_images` cameras of the robot, in order, by camera name.
@@ -103,6 +133,8 @@ for _name in (
     "aloha1_put_X_into_pot_300_demos",
 ):  # those of OpenVLA-OFT
     register(replace(LAYOUTS["aloha"], name=_name))
+for _name in ("bridge_orig", "bridge_dataset"):  # BridgeData V2 as its authors publish it
+    register(replace(LAYOUTS["bridge"], name=_name, map_episode=bridge_episode))
 
 
 def get_dataset_spec(name: str, robot: str | None = None) -> DatasetSpec:
