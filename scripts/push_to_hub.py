@@ -58,7 +58,12 @@ def prepare(checkpoint: Path, repo_id: str, results: Sequence[Path], license_id:
     found = inspect_checkpoint(checkpoint)
     if found.problems:
         raise ValueError(f"{checkpoint} is not fit to be uploaded: {'; '.join(found.problems)}")
-    card = model_card(repo_id, found, [Results.load(path) for path in results], license_id)
+    loaded = {path: Results.load(path) for path in results}
+    for path, result in loaded.items():
+        evaluated = Path(str(result.policy.get("checkpoint", "")))
+        if evaluated.resolve() != checkpoint.resolve():
+            log.warning("%s is of checkpoint %s, not %s: is it the same model?", path, evaluated, checkpoint)
+    card = model_card(repo_id, found, list(loaded.values()), license_id)
     folder.mkdir(parents=True, exist_ok=True)
     for file in files_to_upload(checkpoint):
         _place(file, folder / file.name)

@@ -19,7 +19,7 @@ from scripts.push_to_hub import LINKED_FROM_BYTES, _place, main
 REPO = "someone/policy"
 
 
-def results(folder: Path, **config: object) -> Path:
+def results(folder: Path, checkpoint: Path = Path("elsewhere"), **config: object) -> Path:
     flags = asdict(EvaluationConfig(pretrained_checkpoint="runs/x", task_suite_name="libero_goal", **config))
     episodes = [
         EpisodeRecord("libero_goal", task, f"put_it_on_{task}", "put it", trial, trial, 7, success=trial < solved)
@@ -28,7 +28,12 @@ def results(folder: Path, **config: object) -> Path:
     ]
     episodes.append(EpisodeRecord("libero_goal", 4, "put_it_on_4", "put it", 4, 4, 7, invalid="Traceback: boom"))
     run = {"git_commit": "0123abc", "renderer": "robosuite", "rendering_backend": "egl", "complete": True}
-    policy = {"pruner": "lightvla:multiplicity=weighted", "assumptions": [], "robot": {"open_loop_steps": 8}}
+    policy = {
+        "checkpoint": str(checkpoint),
+        "pruner": "lightvla:multiplicity=weighted",
+        "assumptions": [],
+        "robot": {"open_loop_steps": 8},
+    }
     Results(run, flags, policy, {"mujoco": "3.2.3", "torch": "2.11"}, episodes).save(folder / "results.json")
     return folder / "results.json"
 
@@ -44,11 +49,12 @@ def checkpoint(small_policy_directory: Path, tmp_path: Path) -> Path:
     return folder
 
 
-def test_a_dry_run_writes_a_checkpoint_that_loads(small_policy_directory: Path, checkpoint: Path, tmp_path: Path):
+def test_a_dry_run_writes_a_checkpoint_that_loads(small_policy_directory: Path, checkpoint: Path, tmp_path, caplog):
     shutil.rmtree(checkpoint / "lora_adapter")
     upload = tmp_path / "upload"
-    file = results(tmp_path, num_open_loop_steps=4, initial_states="30-33")
+    file = results(tmp_path, checkpoint, num_open_loop_steps=4, initial_states="30-33")
     assert main([str(checkpoint), REPO, "--results", str(file), "--dry_run", str(upload)]) == 0
+    assert "is it the same model" not in caplog.text
     published = {path.name for path in small_policy_directory.iterdir()} - {"small_model.json"}
     assert {path.name for path in upload.iterdir()} == published | {"README.md"}
     for name in published:
@@ -57,7 +63,7 @@ def test_a_dry_run_writes_a_checkpoint_that_loads(small_policy_directory: Path, 
     assert (checkpoint / "training_state" / "state.pt").is_file() and (checkpoint / "metrics.jsonl").is_file()
 
 
-def test_the_card_tells_results_protocol_and_command(checkpoint: Path, tmp_path: Path):
+def test_the_card_tells_results_protocol_and_command(checkpoint: Path, tmp_path: Path, caplog):
     shutil.rmtree(checkpoint / "lora_adapter")
     files = []
     for name, config in {"a": {"num_open_loop_steps": 4}, "b": {"control": "blank_images"}}.items():
@@ -65,6 +71,7 @@ def test_the_card_tells_results_protocol_and_command(checkpoint: Path, tmp_path:
         files.append(str(results(tmp_path / name, **config)))
     upload = tmp_path / "upload"
     assert main([str(checkpoint), REPO, "--results", *files, "--dry_run", str(upload), "--license", "llama2"]) == 0
+    assert "is of checkpoint elsewhere, not" in caplog.text
     card = ModelCard.load(upload / "README.md")
     assert card.data.license == "llama2" and card.data.pipeline_tag == "robotics"
     [rate] = card.data.eval_results

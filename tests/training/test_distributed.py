@@ -6,8 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from prismatic.adapters import merge_adapter
+from prismatic.checkpoint import check_complete
 from prismatic.training.config import FinetuneConfig
 from prismatic.training.distributed import resolve_device
+from prismatic.weight_files import fingerprint
 
 SCRIPT = Path(__file__).resolve().parents[2] / "vla-scripts" / "finetune.py"
 
@@ -34,6 +37,16 @@ def test_two_processes_learn_what_one_with_the_doubled_batch_learns(flags):
         assert a["step"] == b["step"]
         for name in set(a) - {"step_time_s", "data_wait_s", "samples_per_s"}:
             assert a[name] == pytest.approx(b[name], abs=1e-4), (a["step"], name)
+
+
+def test_several_processes_save_one_adapter_and_wait_for_it(flags, small_base: Path):
+    config = flags(use_lora=True, lora_rank=4, merge_lora_during_training=False, batch_size=2, max_steps=2, save_freq=1)
+    assert [line["step"] for line in launch(config, processes=2)] == [1, 2]
+    for step in (1, 2):
+        folder = config.checkpoint_dir(step)
+        recorded = json.loads((folder / "lora_adapter" / "base_fingerprint.json").read_text())
+        assert recorded == {"base": str(small_base), "base_fingerprint": fingerprint(check_complete(small_base))}
+        check_complete(merge_adapter(folder))
 
 
 def test_a_gpu_that_is_not_there_is_said(monkeypatch):

@@ -39,11 +39,12 @@ def test_merging_afterwards_gives_the_same_checkpoint(flags, reference_directory
     assert recorded == fingerprint(check_complete(reference_directory)) != fingerprint(check_complete(later))
 
 
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return {name: value for file in check_complete(folder) for name, value in load_file(file).items()}
+
+
 def assert_same_checkpoint(first: Path, second: Path) -> None:
-    a, b = (
-        {name: value for file in check_complete(folder) for name, value in load_file(file).items()}
-        for folder in (first, second)
-    )
+    a, b = weights(first), weights(second)
     assert set(a) == set(b)
     different = [name for name in a if a[name].dtype != b[name].dtype or not torch.equal(a[name], b[name])]
     assert not different, different
