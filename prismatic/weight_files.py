@@ -23,6 +23,7 @@ INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
 _LENGTH_BYTES = 8
 _HASHING_THREADS = 8
+_PROGRESS_BAR_BYTES = 1 << 30  # takes about two seconds to hash
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,9 @@ def fingerprint(files: Sequence[Path]) -> str:
             return f"{name} {tensor.dtype} {list(tensor.shape)} {digest}\n"
 
         with ThreadPoolExecutor(min(_HASHING_THREADS, os.cpu_count() or 1)) as threads:
-            lines = list(threads.map(line, sorted(tensors)))
+            done = threads.map(line, sorted(tensors))
+            quiet = sum(tensor.stop - tensor.start for tensor in tensors.values()) < _PROGRESS_BAR_BYTES
+            lines = list(track(done, "hashing the base model", len(tensors), transient=True, disable=quiet))
     return "sha256:" + hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
