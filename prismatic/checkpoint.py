@@ -7,30 +7,38 @@ runs code from a checkpoint: weights come from safetensors or through `weights_o
 
 import json
 import logging
-import os
 import re
 import shutil
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub import save_torch_state_dict, snapshot_download
-from safetensors import safe_open
 
+from prismatic.atomic_folder import commit, finish_pending, new_staging
+from prismatic.components import (
+    PUBLISHED_FILM_RANK,
+    ActionHead,
+    component_file,
+    component_states,
+    head_kind,
+    load_film,
+    load_head,
+    load_proprio,
+)
 from prismatic.extern.hf.configuration_prismatic import OpenVLAConfig
 from prismatic.extern.hf.modeling_prismatic import OpenVLAForActionPrediction
 from prismatic.extern.hf.processing_prismatic import PrismaticProcessor
 from prismatic.models import film
-from prismatic.models.action_heads import DiscreteActionHead, L1RegressionActionHead
 from prismatic.models.diffusion import DiffusionActionHead
 from prismatic.models.projectors import ProprioProjector
 from prismatic.models.pruners.registry import PrunerSpec
 from prismatic.models.quantization import check_quantization, quantization_config
 from prismatic.vla.robots import RobotSpec
 from prismatic.vla.transform import PolicyTransform
+from prismatic.weight_files import INDEX_FILE, SINGLE_FILE, StoredTensor, stored_tensors
 
 logger = logging.getLogger(__name__)
 
@@ -42,16 +50,6 @@ REQUIRED_FILES = ("config.json", "preprocessor_config.json", "tokenizer.json")
 HUB_FILES = ("*.json", "*.safetensors", "*.pt", "*.model")
 NOT_FROM_HUB = ("training_state/*", "lora_adapter/*")
 STATISTICS_FILE = "dataset_statistics.json"
-PENDING = ".pending"
-MANIFEST = "manifest.json"
-REPLACED = ("*--*_checkpoint.pt", "model*.safetensors*", "lora_adapter")
-"""What a new checkpoint replaces altogether; other files of the folder stay."""
-NO_HEAD = "{} has no action_head--*_checkpoint.pt; fine-tune it first, or read it as discrete action tokens if it is"
-HEAD_KINDS = ("l1", "diffusion", "discrete")
-PUBLISHED_FILM_RANK = 32
-"""The published FiLM loader expects adapters of this rank in the component, its default for `lora_rank`."""
-
-ActionHead = L1RegressionActionHead | DiffusionActionHead | DiscreteActionHead
 
 
 @dataclass
@@ -166,32 +164,17 @@ def check_complete(directory: Path) -> list[Path]:
             raise FileNotFoundError(
                 f"checkpoint {directory} lacks {name}; is it a half-copied download? Fetch it again"
             )
-    index = directory / "model.safetensors.index.json"
-    if index.is_file():
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    else:
-        names = ["model.safetensors"]
+    index = directory / INDEX_FILE
+    names = sorted(set(json.loads(index.read_text())["weight_map"].values())) if index.is_file() else [SINGLE_FILE]
     if (directory / "lora_adapter").is_dir() and not (directory / names[0]).is_file():
         raise FileNotFoundError(
-            f"checkpoint {directory} holds an adapter without weights (merge_lora_during_training False)"
+            f"checkpoint {directory} holds an adapter without weights (merge_lora_during_training False); merge it by "
+            f"vla-scripts/merge_lora_weights_and_save.py --lora_finetuned_checkpoint_dir {directory}"
         )
     for name in names:
         if not (directory / name).is_file():
             raise FileNotFoundError(f"checkpoint {directory} lacks the weight file {name}; fetch it again")
     return [directory / name for name in names]
-
-
-def component_file(directory: Path, component: str) -> Path | None:
-    """The one `{component}--*_checkpoint.pt` of a checkpoint, None where there is none.
-
-    Raises ValueError where there are several, since nothing says which belongs to the weights.
-    """
-    found = sorted(directory.glob(f"{component}--*_checkpoint.pt"))
-    if len(found) > 1:
-        raise ValueError(
-            f"{directory} holds {len(found)} {component} files ({', '.join(f.name for f in found)}); keep one"
-        )
-    return found[0] if found else None
 
 
 def load_checkpoint(path_or_hub_id: str | Path, options: LoadOptions | None = None) -> Checkpoint:
@@ -203,9 +186,9 @@ def load_checkpoint(path_or_hub_id: str | Path, options: LoadOptions | None = No
     directory = resolve(path_or_hub_id)
     weight_files = check_complete(directory)
     config_json = json.loads((directory / "config.json").read_text())
-    head_kind = _check_components(directory, options, config_json)
+    kind = _check_components(directory, options, config_json)
     config = OpenVLAConfig.from_pretrained(directory)
-    config.action_head = head_kind
+    config.action_head = kind
     assumptions = _apply(options, config, config_json)
     _check_weights(weight_files, config)
     statistics = read_statistics(directory, config_json)
@@ -217,15 +200,15 @@ def load_checkpoint(path_or_hub_id: str | Path, options: LoadOptions | None = No
         check_quantization(options.quantization)
         quantized = {"quantization_config": quantization_config(options.quantization), "device_map": options.device}
         model = OpenVLAForActionPrediction.from_pretrained(directory, config=config, dtype=dtype, **quantized)
-        _load_film(directory, model)
+        load_film(directory, model)
     else:
         model = OpenVLAForActionPrediction.from_pretrained(directory, config=config, dtype=dtype)
-        _load_film(directory, model)
+        load_film(directory, model)
         model.to(options.device)  # type: ignore[arg-type]
     on_cpu = torch.device(options.device).type == "cpu"
     model.language_model.set_attn_implementation(options.attention or ("eager" if on_cpu else "sdpa"))
-    head = _load_head(directory, model, options, head_kind)
-    projector = _load_proprio(directory, model, options) if options.use_proprio is not False else None
+    head = load_head(directory, model, kind, options.dtype)
+    projector = load_proprio(directory, model, options.dtype) if options.use_proprio is not False else None
     return Checkpoint(directory, config_json, model, head, projector, processor, statistics, assumptions)
 
 
@@ -247,34 +230,6 @@ def _check_components(directory: Path, options: LoadOptions, config_json: dict[s
         found = f"has FiLM ({film_file.name})" if film_file else "has no vision_backbone--*_checkpoint.pt"
         raise ValueError(f"{directory} {found}; set use_film to {film_file is not None}")
     return head_kind(directory, config_json, options.head)
-
-
-def head_kind(directory: Path, config_json: dict[str, Any], wanted: str | None = None) -> str | None:
-    """Which kind of action head a checkpoint holds; None where nothing says so and nothing is wanted.
-
-    A checkpoint without head files can be read as discrete action tokens where that is wanted or recorded.
-
-    Raises:
-        ValueError: where it is not the wanted kind, or files of a diffusion head are missing.
-    """
-    head, projector = (component_file(directory, name) for name in ("action_head", "noisy_action_projector"))
-    recorded = config_json.get("action_head")
-    if (projector is None) != (head is None) and (projector is not None or recorded == "diffusion"):
-        raise ValueError(
-            f"{directory} holds only one of action_head--* and noisy_action_projector--*; a diffusion head needs both"
-        )
-    held = "diffusion" if projector else "l1" if head else recorded if recorded == "discrete" else None
-    if wanted is not None and wanted not in HEAD_KINDS:
-        raise ValueError(f"unknown kind of action head {wanted!r}; known: {', '.join(HEAD_KINDS)}")
-    if wanted is None or wanted == held or (wanted == "discrete" and held is None):
-        return wanted or held
-    if held is None:
-        raise FileNotFoundError(NO_HEAD.format(directory))
-    flags = {"l1": "use_l1_regression", "diffusion": "use_diffusion", "discrete": "neither of the two"}
-    raise ValueError(
-        f"{directory} holds a head of kind {held!r}, but {wanted!r} was asked for; set {flags[held]} "
-        f"(and not {flags[wanted]})"
-    )
 
 
 def _apply(options: LoadOptions, config: OpenVLAConfig, config_json: dict[str, Any]) -> list[str]:
@@ -313,92 +268,27 @@ def _apply(options: LoadOptions, config: OpenVLAConfig, config_json: dict[str, A
 
 
 def _check_weights(files: list[Path], config: OpenVLAConfig) -> None:
+    if problems := weight_problems(stored_tensors(files), config):
+        raise ValueError(f"{files[0].parent}: {problems[0]}")
+
+
+def expected_tensors(config: OpenVLAConfig) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of every tensor that the model of a configuration has."""
     with torch.device("meta"):
-        expected = {name: tuple(value.shape) for name, value in OpenVLAForActionPrediction(config).state_dict().items()}
-    found: dict[str, tuple[int, ...]] = {}
-    for file in files:
-        with safe_open(file, framework="pt") as tensors:
-            found.update({name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()})  # noqa: SIM118
-    if missing := sorted(set(expected) - set(found)):
-        raise ValueError(
-            f"{files[0].parent}: weights lack {len(missing)} tensors that config.json implies, first {missing[0]!r}"
-        )
-    if wrong := [name for name in expected if found[name] != expected[name]]:
-        name = wrong[0]
-        raise ValueError(
-            f"{files[0].parent}: tensor {name!r} has shape {found[name]}, config.json implies {expected[name]}"
-        )
+        return {name: tuple(value.shape) for name, value in OpenVLAForActionPrediction(config).state_dict().items()}
 
 
-def load_component(file: Path) -> dict[str, torch.Tensor]:
-    """State dict of a `.pt` component, without the `module.` prefix that distributed training leaves."""
-    state = torch.load(file, map_location="cpu", weights_only=True)
-    return {name.removeprefix("module."): value for name, value in state.items()}
-
-
-def new_head(model: OpenVLAForActionPrediction, kind: str) -> ActionHead:
-    """An untrained head of that kind, of the sizes that the model and its robot need."""
-    robot, llm_dim = model.robot, int(model.config.text_config.hidden_size)  # type: ignore[union-attr]
-    if kind == "discrete":
-        return model.discrete_head()
-    if kind == "diffusion":
-        steps = model.config.num_diffusion_steps_train
-        return DiffusionActionHead(llm_dim, robot.action_dim, robot.chunk_length, steps)
-    return L1RegressionActionHead(llm_dim, robot.action_dim, robot.chunk_length)
-
-
-def _load_head(
-    directory: Path, model: OpenVLAForActionPrediction, options: LoadOptions, kind: str | None
-) -> ActionHead | None:
-    if kind is None:
-        return None
-    head = new_head(model, kind)
-    if (file := component_file(directory, "action_head")) is None:
-        return head
-    if isinstance(head, DiffusionActionHead):
-        projector_file = component_file(directory, "noisy_action_projector")
-        assert projector_file is not None  # head_kind has seen it
-        _fill(head.noise_predictor, file, options, options.dtype, prefix="noise_predictor.")
-        _fill(head.noisy_action_projector, projector_file, options, options.dtype)
-        return head.eval()
-    return _fill(head, file, options, options.dtype)
-
-
-def _load_film(directory: Path, model: OpenVLAForActionPrediction) -> None:
-    """Where there is a FiLM component it takes the place of the whole vision backbone. Raises ValueError on misfits."""
-    model.config.use_film = (file := component_file(directory, "vision_backbone")) is not None
-    if file is None:
-        return
-    model.enable_film()
-    state = film.merge_published_state(load_component(file))
-    expected = {name: value.shape for name, value in model.vision_backbone.state_dict().items()}
-    if odd := sorted(
-        name for name in {*expected, *state} if expected.get(name) != getattr(state.get(name), "shape", 0)
-    ):
-        raise ValueError(f"{file} does not fit the vision backbone of {directory / 'config.json'}, e.g. {odd[0]!r}")
-    model.vision_backbone.load_state_dict(state)
-
-
-def _load_proprio(directory: Path, model: OpenVLAForActionPrediction, options: LoadOptions) -> ProprioProjector | None:
-    if (file := component_file(directory, "proprio_projector")) is None:
-        return None
-    projector = ProprioProjector(model.config.text_config.hidden_size, model.robot.proprio_dim)  # type: ignore[union-attr]
-    return _fill(projector, file, options, options.dtype)
-
-
-def _fill(module: Any, file: Path, options: LoadOptions, dtype: torch.dtype | None, prefix: str = "") -> Any:
-    state = {name.removeprefix(prefix): value for name, value in load_component(file).items()}
-    expected = {name: tuple(value.shape) for name, value in module.state_dict().items()}
-    found = {name: tuple(value.shape) for name, value in state.items()}
-    if expected != found:
-        name = next(name for name in sorted({*expected, *found}) if expected.get(name) != found.get(name))
-        raise ValueError(
-            f"{file}: {name!r} has shape {found.get(name)}, a {type(module).__name__} of this checkpoint needs "
-            f"{expected.get(name)}; the head was made for another robot or kind of head"
-        )
-    module.load_state_dict(state)
-    stored = next(iter(state.values())).dtype
-    return module.to(device=options.device, dtype=dtype or stored).eval()
+def weight_problems(stored: Mapping[str, StoredTensor], config: OpenVLAConfig) -> list[str]:
+    """In what stored weights do not fit the configuration, a sentence each; empty where they fit."""
+    expected = expected_tensors(config)
+    problems = []
+    if missing := sorted(set(expected) - set(stored)):
+        problems.append(f"weights lack {len(missing)} tensors that config.json implies, first {missing[0]!r}")
+    wrong = [name for name in expected if name in stored and stored[name].shape != expected[name]]
+    if wrong:
+        name, others = wrong[0], f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
+        problems.append(f"tensor {name!r} has shape {stored[name].shape}, config.json implies {expected[name]}{others}")
+    return problems
 
 
 def save_checkpoint(
@@ -419,10 +309,7 @@ def save_checkpoint(
         training_state: tensors and plain data for resuming, written to `training_state/`.
         extra: writes further files into the folder it is given, which become part of the same atomic write.
     """
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    staging = directory.parent / f".{directory.name}.saving"
-    shutil.rmtree(staging, ignore_errors=True)
-    staging.mkdir()
+    staging = new_staging(directory)
     state = checkpoint.model.state_dict() if model_state is None else model_state
     tensors = {k: v.detach().cpu() for k, v in state.items()}
     film_state: dict[str, torch.Tensor] = {}
@@ -436,7 +323,10 @@ def save_checkpoint(
     for name in PROCESSOR_FILES:
         if (checkpoint.path / name).is_file():
             shutil.copyfile(checkpoint.path / name, staging / name)
-    for component, part in {**component_states(checkpoint), "vision_backbone": film_state}.items():
+    for component, part in {
+        **component_states(checkpoint.action_head, checkpoint.proprio_projector),
+        "vision_backbone": film_state,
+    }.items():
         if part:
             torch.save(part, staging / f"{component}--{step}_checkpoint.pt")
     if training_state is not None:
@@ -444,31 +334,19 @@ def save_checkpoint(
         torch.save(training_state, staging / "training_state" / "state.pt")
     if extra is not None:
         extra(staging)
-    _commit(staging, directory)
+    commit(staging, directory)
     return directory
-
-
-def component_states(checkpoint: Checkpoint) -> dict[str, dict[str, torch.Tensor]]:
-    """State dicts of the head and the projectors, as their files hold them; empty where there is no such part."""
-    head = checkpoint.action_head
-    states = {
-        "action_head": head.state_dict() if head is not None else {},
-        "noisy_action_projector": {},
-        "proprio_projector": checkpoint.proprio_projector.state_dict() if checkpoint.proprio_projector else {},
-    }
-    if isinstance(head, DiffusionActionHead):
-        own = "noisy_action_projector."
-        states["action_head"] = {k: v for k, v in head.state_dict().items() if not k.startswith(own)}
-        states["noisy_action_projector"] = head.noisy_action_projector.state_dict()
-    return {name: {k: v.detach().cpu() for k, v in state.items()} for name, state in states.items()}
 
 
 def config_to_write(checkpoint: Checkpoint, dtype: torch.dtype | None) -> dict[str, Any]:
     """`config.json` of a checkpoint: the one it came from, plus what we record; `dtype` of the weights beside it."""
     recorded = checkpoint.config_json.get("torch_dtype") or checkpoint.config_json.get("dtype") or "bfloat16"
     config = checkpoint.model.config
+    # `dtype` is the newer name of `torch_dtype`; a fingerprint belongs to the base of these adapters alone.
+    kept = {key: value for key, value in checkpoint.config_json.items() if key not in ("dtype", "base_fingerprint")}
+    fingerprint = {"base_fingerprint": config.base_fingerprint} if config.base_fingerprint else {}
     return {
-        **{key: value for key, value in checkpoint.config_json.items() if key != "dtype"},  # the newer torch_dtype
+        **kept,
         "norm_stats": checkpoint.dataset_statistics,
         "torch_dtype": str(dtype or recorded).removeprefix("torch."),
         "pruner": config.pruner_spec.to_json(),
@@ -485,6 +363,7 @@ def config_to_write(checkpoint: Checkpoint, dtype: torch.dtype | None) -> dict[s
             if isinstance(checkpoint.action_head, DiffusionActionHead)
             else {}
         ),
+        **fingerprint,
     }
 
 
@@ -497,45 +376,3 @@ def load_training_state(directory: Path) -> dict[str, Any]:
             f"{directory} has no training_state/state.pt, so training cannot resume from it; start anew by vla_path"
         )
     return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-
-
-def _commit(staging: Path, directory: Path) -> None:
-    """Put a complete staging folder in place. The one rename is the moment the new checkpoint exists."""
-    if not directory.exists():
-        os.replace(staging, directory)
-        return
-    finish_pending(directory)
-    (staging / MANIFEST).write_text(json.dumps(sorted(file.name for file in staging.iterdir())))
-    os.replace(staging, directory / PENDING)
-    finish_pending(directory)
-
-
-def finish_pending(directory: Path) -> None:
-    """Move the files of an interrupted save into place: what lies in `.pending` is complete.
-
-    Files of the older checkpoint that the new one does not have are removed. Several processes may do this at once.
-    """
-    pending = directory / PENDING
-    try:
-        new = set(json.loads((pending / MANIFEST).read_text()))
-    except FileNotFoundError:
-        shutil.rmtree(pending, ignore_errors=True)  # everything was moved before
-        return
-    for pattern in REPLACED:
-        for old in directory.glob(pattern):
-            if old.name not in new:
-                _remove(old)
-    for name in sorted(new):
-        with suppress(FileNotFoundError):  # moved already
-            target = directory / name
-            if target.is_dir() and (pending / name).is_dir():
-                _remove(target)
-            os.replace(pending / name, target)
-    shutil.rmtree(pending, ignore_errors=True)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)

@@ -13,15 +13,14 @@ import torch
 from torch import nn
 
 from prismatic.checkpoint import (
-    NO_HEAD,
     Checkpoint,
     LoadOptions,
     check_complete,
-    head_kind,
     load_checkpoint,
     read_statistics,
     resolve,
 )
+from prismatic.components import NO_HEAD, head_kind
 from prismatic.models.pruners.registry import PrunerSpec
 from prismatic.models.token_pruner import TokenSelection
 from prismatic.vla.datasets.collate import collate

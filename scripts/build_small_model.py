@@ -57,6 +57,7 @@ class SmallModelConfig:
         fused: two ViTs (as the 7B models) instead of one.
         llm_dim, llm_layers, llm_heads, llm_mlp: of the Llama.
         pruner: recorded default, in the flag grammar.
+        robot: that the policy drives, by name.
         canonical_quaternion: how the state's axis-angle was made, recorded with the robot.
         seed: of the initial weights.
     """
@@ -73,6 +74,7 @@ class SmallModelConfig:
     llm_heads: int = 4
     llm_mlp: int = 344
     pruner: dict[str, Any] = field(default_factory=lambda: {"name": "lightvla", "multiplicity": "weighted"})
+    robot: str = "libero"
     canonical_quaternion: bool = False
     seed: int = 7
 
@@ -106,7 +108,7 @@ def build_config(config: SmallModelConfig, ids: TokenIds) -> dict[str, Any]:
     """`config.json` of the small model."""
     vits = 2 if config.fused else 1
     vit = {"embed_dim": config.vision_dim, "depth": config.vision_depth, "num_heads": config.vision_heads}
-    robot = {**get_robot("libero").to_json(), "canonical_quaternion": config.canonical_quaternion}
+    robot = {**get_robot(config.robot).to_json(), "canonical_quaternion": config.canonical_quaternion}
     text = {
         "model_type": "llama", "vocab_size": -(-ids.action_end // 64) * 64, "hidden_size": config.llm_dim,
         "intermediate_size": config.llm_mlp, "num_hidden_layers": config.llm_layers,

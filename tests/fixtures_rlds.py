@@ -3,8 +3,10 @@
 from pathlib import Path
 
 import numpy as np
+from tensorflow_process import TensorFlow, write_shard
 
 from experiments.robot.libero.rlds_writer import Episode, write_rlds
+from prismatic.vla.images import encode_jpeg
 
 INSTRUCTIONS = ("Put the bowl on the plate", "turn on the stove")
 
@@ -38,3 +40,27 @@ def write_tiny_rlds(
 ) -> Path:
     """Write `tiny_episodes` as the dataset `<root>/<name>`; returns the folder of its shards."""
     return write_rlds(root, name, tiny_episodes(episodes, steps, size, seed), resolution=size)
+
+
+def aloha_features(steps: int, size: int = 64, seed: int = 0) -> dict[str, list]:
+    """One made-up episode of two arms as the features of an RLDS record: three cameras, state and action of 14."""
+    rng = np.random.default_rng(seed)
+    states = rng.normal(size=(steps + 1, 14)).cumsum(0)
+    features: dict[str, list] = {
+        "steps/observation/state": states[:-1].ravel().tolist(),
+        "steps/action": states[1:].ravel().tolist(),
+        "steps/language_instruction": [b"Fold the towel"] * steps,
+    }
+    for camera in ("image", "left_wrist_image", "right_wrist_image"):
+        pictures = rng.integers(0, 255, (steps, size // 8, size // 8, 3), np.uint8).repeat(8, 1).repeat(8, 2)
+        features[f"steps/observation/{camera}"] = [encode_jpeg(picture) for picture in pictures]
+    return features
+
+
+def write_tiny_aloha(tensorflow: TensorFlow, root: Path, name: str, episodes: int = 2, steps: int = 30) -> Path:
+    """Write `aloha_features` as the dataset `<root>/<name>`, a shard per episode; returns the folder of its shards."""
+    folder = root / name / "1.0.0"
+    for number in range(episodes):
+        path = folder / f"{name}-train.tfrecord-{number:05d}-of-{episodes:05d}"
+        tensorflow(write_shard, path, aloha_features(steps + number, seed=number))
+    return folder

@@ -9,15 +9,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText
 
-from prismatic.checkpoint import (
-    MANIFEST,
-    PENDING,
-    LoadOptions,
-    finish_pending,
-    load_checkpoint,
-    load_training_state,
-    save_checkpoint,
-)
+from prismatic.atomic_folder import MANIFEST, PENDING, REPLACED, finish_pending
+from prismatic.checkpoint import LoadOptions, load_checkpoint, load_training_state, save_checkpoint
 from prismatic.models.action_heads import L1RegressionActionHead
 from prismatic.models.projectors import ProprioProjector
 from prismatic.models.pruners.registry import PrunerSpec
@@ -91,7 +84,7 @@ def test_a_save_killed_while_moving_is_finished_by_the_next_reader(small_base, t
         checkpoint.model.projector.fc1.bias.fill_(5.0)
     save_checkpoint(new, checkpoint, 20)
     names = sorted(file.name for file in new.iterdir())
-    (new / MANIFEST).write_text(json.dumps(names))
+    (new / MANIFEST).write_text(json.dumps({"files": names, "replaced": REPLACED}))
     new.rename(old / PENDING)
     (old / PENDING / "config.json").replace(old / "config.json")
     assert (load_checkpoint(old).model.projector.fc1.bias == 5.0).all()

@@ -1,5 +1,6 @@
 """Low-rank adapters: where they go, how they are attached, merged for a checkpoint, and written to a folder."""
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,12 @@ from torch import nn
 from prismatic.models.film import is_film
 
 ADAPTER = "default"
+FOLDER = "lora_adapter"
+"""Of a checkpoint: where its adapter lies."""
+PREFIX = "base_model.model."
+"""Of every tensor in an adapter file, as PEFT names a wrapped model's."""
+FINGERPRINT_FILE = "base_fingerprint.json"
+"""Beside the adapter: which weights it belongs to. A file of its own, since PEFT warns about keys it does not know."""
 
 
 def unused_modules(model: nn.Module) -> list[nn.Module]:
@@ -60,6 +67,26 @@ def has_lora(model: nn.Module) -> bool:
     return any(isinstance(module, LoraLayer) for module in model.modules())
 
 
+def low_rank_delta(a: torch.Tensor, b: torch.Tensor, scale: float) -> torch.Tensor:
+    """What an adapter adds to its layer's weight, in float32 on the CPU: the same bits wherever and whenever computed.
+
+    Args:
+        a: (rank, in) of a linear layer, (rank, in, height, width) of a convolution.
+        b: (out, rank), or (out, rank, 1, 1).
+        scale: alpha / rank.
+
+    Returns:
+        (out, in) or (out, in, height, width).
+    """
+    a, b = a.detach().to("cpu", torch.float32), b.detach().to("cpu", torch.float32)
+    return (b.flatten(1) @ a.flatten(1)).mul_(scale).reshape(len(b), *a.shape[1:])
+
+
+def merge_weight(weight: torch.Tensor, a: torch.Tensor, b: torch.Tensor, scale: float) -> torch.Tensor:
+    """`weight` plus `low_rank_delta`, added in float32 and rounded once to the dtype of `weight`; on the CPU."""
+    return (weight.detach().to("cpu", torch.float32) + low_rank_delta(a, b, scale)).to(weight.dtype)
+
+
 @contextmanager
 def merged(model: nn.Module) -> Iterator[None]:
     """Within the block `model` has its plain, published parameter names and its adapters' effect in the weights.
@@ -75,8 +102,8 @@ def merged(model: nn.Module) -> Iterator[None]:
         for name, layer in layers:
             base = layer.get_base_layer()
             base_weights.append(base.weight.data)
-            delta = layer.get_delta_weight(ADAPTER)
-            base.weight.data = (base.weight.data.float() + delta.float()).to(base.weight.dtype).cpu()
+            a, b = layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight
+            base.weight.data = merge_weight(base.weight.data, a, b, layer.scaling[ADAPTER])
             model.set_submodule(name, base)
         yield
     finally:
@@ -85,7 +112,9 @@ def merged(model: nn.Module) -> Iterator[None]:
             model.set_submodule(name, layer)
 
 
-def save_adapter(model: nn.Module, config: LoraConfig, directory: Path, base: str) -> None:
+def save_adapter(
+    model: nn.Module, config: LoraConfig, directory: Path, base: str, base_fingerprint: str | None = None
+) -> None:
     """Write `adapter_config.json` and `adapter_model.safetensors` as PEFT does for a wrapped model.
 
     Args:
@@ -93,10 +122,14 @@ def save_adapter(model: nn.Module, config: LoraConfig, directory: Path, base: st
         config: what `attach_lora` returned.
         directory: made if missing.
         base: path or hub id of the checkpoint that the adapters belong to.
+        base_fingerprint: of that checkpoint's weights, written beside the adapter; checked before merging.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    state = get_peft_model_state_dict(model, adapter_name=ADAPTER)
-    tensors = {f"base_model.model.{name}": tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    state = get_peft_model_state_dict(model, adapter_name=ADAPTER, save_embedding_layers=False)
+    tensors = {f"{PREFIX}{name}": tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     save_file(tensors, directory / "adapter_model.safetensors", metadata={"format": "pt"})
     config.base_model_name_or_path = base
     config.save_pretrained(str(directory))
+    if base_fingerprint is not None:
+        content = {"base": base, "base_fingerprint": base_fingerprint}
+        (directory / FINGERPRINT_FILE).write_text(json.dumps(content, indent=2))

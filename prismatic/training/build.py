@@ -13,7 +13,14 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
-from prismatic.checkpoint import Checkpoint, LoadOptions, load_checkpoint, new_head, resolve
+from prismatic.checkpoint import (
+    Checkpoint,
+    LoadOptions,
+    check_complete,
+    load_checkpoint,
+    resolve,
+)
+from prismatic.components import component_file, new_head
 from prismatic.models.lora import attach_lora
 from prismatic.models.projectors import ProprioProjector
 from prismatic.models.token_pruner import TokenPruner
@@ -31,6 +38,7 @@ from prismatic.vla.datasets.rlds import RldsIndex
 from prismatic.vla.datasets.sampler import GlobalBatchSampler, SampleRequest
 from prismatic.vla.datasets.statistics import dataset_statistics
 from prismatic.vla.robots import RobotSpec
+from prismatic.weight_files import fingerprint
 
 log = logging.getLogger(__name__)
 
@@ -84,12 +92,14 @@ def build(config: FinetuneConfig, ranks: Ranks) -> Run:
     # Averaged or merged weights are no basis to go on from: the raw ones are in the training state, and what adapters
     # leave alone is in the checkpoint that the run began with.
     base = resolve(state["base"]) if state is not None and config.use_lora else folder
-    index = RldsIndex.open(config.data_root_dir, config.dataset_name)
+    spec = get_dataset_spec(config.dataset_name, config.robot)
+    index = RldsIndex.open(config.data_root_dir, config.dataset_name, spec)
     index.check_cameras(config.num_images_in_input)
-    checkpoint = _load(config, base, ranks.device)
+    checkpoint = _load(config, base, ranks.device, spec.robot)
     if config.gradient_checkpointing:
         checkpoint.model.enable_gradient_checkpointing()
     lora = attach_lora(checkpoint.model, config.lora_rank, config.lora_dropout) if config.use_lora else None
+    checkpoint.model.config.base_fingerprint = _base_fingerprint(base, state) if lora and ranks.is_main else None
     pruner = checkpoint.model.pruner
     if isinstance(pruner, TokenPruner):
         pruner.compact = compact_form(config)
@@ -120,9 +130,8 @@ def build(config: FinetuneConfig, ranks: Ranks) -> Run:
     return Run(config, ranks, module, _parallel(module, ranks), training, noise, train_data, val_data)
 
 
-def _load(config: FinetuneConfig, folder: Path, device: torch.device) -> Checkpoint:
+def _load(config: FinetuneConfig, folder: Path, device: torch.device, data_robot: RobotSpec) -> Checkpoint:
     """Model, head and projector, in the dtype that training needs; missing parts are new."""
-    spec = get_dataset_spec(config.dataset_name)
     recorded = json.loads((folder / "config.json").read_text())
     keep_stored = config.use_lora and uses_bf16(config, device)  # frozen weights may stay small
     options = LoadOptions(
@@ -130,12 +139,12 @@ def _load(config: FinetuneConfig, folder: Path, device: torch.device) -> Checkpo
         pruner=training_pruner(config, recorded_pruner(folder)),
         num_images_in_input=config.num_images_in_input,
         use_proprio=None if config.use_proprio else False,
-        robot=None if recorded.get("robot") else spec.robot,
+        robot=_robot_to_load(folder, recorded.get("robot"), data_robot),
         action_readout="aligned",
         device=device,
     )
     checkpoint = load_checkpoint(folder, options)
-    _check_robot(checkpoint.model.robot, spec.robot, config)
+    _check_robot(checkpoint.model.robot, data_robot, config)
     _add_new_parts(config, checkpoint, folder)
     checkpoint.model.config.center_crop = config.image_aug
     if device.type == "cpu":
@@ -172,15 +181,41 @@ def _add_new_parts(config: FinetuneConfig, checkpoint: Checkpoint, folder: Path)
         )
 
 
+def _base_fingerprint(base: Path, state: dict[str, Any] | None) -> str:
+    """Of the frozen weights that adapters are trained on; only the process that saves needs it.
+
+    Raises ValueError where a run that is resumed began with other weights.
+    """
+    found, recorded = fingerprint(check_complete(base)), (state or {}).get("base_fingerprint")
+    if recorded not in (None, found):
+        raise ValueError(
+            f"the run was trained on weights {recorded}, but {base} now holds {found}; put the base model back there"
+        )
+    return found
+
+
+def _robot_to_load(folder: Path, recorded: dict[str, Any] | None, data: RobotSpec) -> RobotSpec | None:
+    """The data's robot where the checkpoint names none, or names one that nothing in it depends on; else None."""
+    if recorded is None:
+        return data
+    has_parts = any(component_file(folder, name) for name in ("action_head", "proprio_projector"))
+    return None if has_parts or not _misfits(RobotSpec.from_json(recorded), data) else data
+
+
+def _misfits(recorded: RobotSpec, data: RobotSpec) -> list[str]:
+    """The facts of a checkpoint's robot that differ from the data's and may not."""
+    names = ("cameras", "proprio_dim", "action_dim", "action_mask", "normalization")
+    return [name for name in names if getattr(recorded, name) != getattr(data, name)]
+
+
 def _check_robot(recorded: RobotSpec, data: RobotSpec, config: FinetuneConfig) -> None:
     """The checkpoint's robot stays what it is, but the data must fit it."""
-    for name in ("cameras", "proprio_dim", "action_dim", "action_mask", "normalization"):
+    for name in _misfits(recorded, data):
         ours, theirs = getattr(recorded, name), getattr(data, name)
-        if ours != theirs:
-            raise ValueError(
-                f"{config.vla_path} was made for robot {recorded.name!r} ({name} {ours}), but dataset "
-                f"{config.dataset_name!r} is of {data.name!r} ({name} {theirs}); take another checkpoint"
-            )
+        raise ValueError(
+            f"{config.vla_path} was made for robot {recorded.name!r} ({name} {ours}), but dataset "
+            f"{config.dataset_name!r} is of {data.name!r} ({name} {theirs}); take another checkpoint"
+        )
 
 
 def _prefer_plain_attention(checkpoint: Checkpoint) -> None:

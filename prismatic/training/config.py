@@ -12,6 +12,7 @@ class FinetuneConfig:
     vla_path: str = "openvla/openvla-7b"  # checkpoint folder or hub id
     data_root_dir: Path = Path("datasets/rlds")  # folder that holds the dataset's folder
     dataset_name: str = "libero_spatial_no_noops"
+    robot: str | None = None  # libero, aloha or bridge; None: the one of the dataset's catalogue entry
     run_root_dir: Path = Path("runs")  # run folders go below it
     shuffle_buffer_size: int = 100_000  # accepted and unneeded: the order is a global shuffle
 
@@ -76,6 +77,7 @@ class FinetuneConfig:
     precision: str = "auto"  # bf16 (autocast) or fp32; auto: bf16 where the processor computes in it
     num_workers: int = 2  # processes per rank that read and augment; 0: none
     num_threads: int = 0  # computing threads per process; 0: torch's choice
+    save_timeout_minutes: int = 360  # how long the other processes wait while one writes a checkpoint
 
     @property
     def run_id(self) -> str:

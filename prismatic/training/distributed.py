@@ -9,17 +9,27 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-TIMEOUT = timedelta(hours=2)
-"""How long ranks wait for each other: rank 0 merges and writes a 7B checkpoint while the others stand at a barrier."""
+EXCHANGE_TIMEOUT = timedelta(minutes=30)
+"""How long a process waits for another one inside a step, before it gives up: what hangs is noticed."""
+SAVE_TIMEOUT = timedelta(hours=6)
+"""How long the others wait at a barrier, unless asked otherwise: one process merges and writes a whole checkpoint."""
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """Which process this is, among how many, and the device it computes on."""
+    """Which process this is, among how many, and the device it computes on.
+
+    Attributes:
+        rank: 0 is the main process.
+        world_size: number of processes.
+        device: this process computes on it.
+        waiting: group with a long timeout for `barrier`; None: the default group.
+    """
 
     rank: int
     world_size: int
     device: torch.device
+    waiting: dist.ProcessGroup | None = None
 
     @property
     def is_main(self) -> bool:
@@ -27,9 +37,9 @@ class Ranks:
         return self.rank == 0
 
     def barrier(self) -> None:
-        """Wait for all processes."""
+        """Wait for all processes, also for one that writes a checkpoint meanwhile."""
         if self.world_size > 1:
-            dist.barrier()
+            dist.barrier(self.waiting)
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:
         """The element-wise sum of `values` over all processes; `values` itself is left alone."""
@@ -74,8 +84,17 @@ def resolve_device(name: str) -> torch.device:
 
 
 @contextmanager
-def ranks(device_name: str) -> Iterator[Ranks]:
-    """Join torchrun's process group if its variables are set, and leave it at the end."""
+def ranks(
+    device_name: str, save_timeout: timedelta = SAVE_TIMEOUT, exchange_timeout: timedelta = EXCHANGE_TIMEOUT
+) -> Iterator[Ranks]:
+    """Join torchrun's process group if its variables are set, and leave it at the end.
+
+    Args:
+        device_name: as in `resolve_device`.
+        save_timeout: how long a barrier waits, as others do while the main process writes a checkpoint.
+        exchange_timeout: how long everything else waits. The barrier has a group of its own, so that a process that
+            hangs inside a step is noticed much sooner than the longest save takes.
+    """
     device = resolve_device(device_name)
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -83,8 +102,11 @@ def ranks(device_name: str) -> Iterator[Ranks]:
         yield Ranks(0, 1, device)
         return
     is_gpu = device.type == "cuda"
-    dist.init_process_group("nccl" if is_gpu else "gloo", timeout=TIMEOUT, device_id=device if is_gpu else None)
+    backend = "nccl" if is_gpu else "gloo"
+    dist.init_process_group(backend, timeout=exchange_timeout, device_id=device if is_gpu else None)
     try:
-        yield Ranks(dist.get_rank(), dist.get_world_size(), device)
+        waiting = dist.new_group(backend="gloo", timeout=save_timeout)  # on the CPU: GPUs are idle meanwhile
+        assert isinstance(waiting, dist.ProcessGroup)
+        yield Ranks(dist.get_rank(), dist.get_world_size(), device, waiting)
     finally:
         dist.destroy_process_group()

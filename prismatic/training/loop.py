@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ def finetune(config: FinetuneConfig) -> Path:
         preflight(config)
     except (ValueError, OSError) as error:
         raise BadInput(str(error)) from error
-    with join_ranks(config.device) as ranks:
+    with join_ranks(config.device, timedelta(minutes=config.save_timeout_minutes)) as ranks:
         try:
             run = build(config, ranks)
         except (ValueError, OSError) as error:

@@ -17,14 +17,12 @@ from prismatic.vla.datasets.rlds import find_shards, find_version
 log = logging.getLogger(__name__)
 
 _FREQUENCIES = ("val_freq", "save_freq", "log_freq", "tensorboard_log_freq", "wandb_log_freq")
+_COUNTS = ("batch_size", "grad_accumulation_steps", "max_steps", "lora_rank", "num_images_in_input")
 _POSITIVE = (
-    "batch_size",
-    "grad_accumulation_steps",
-    "max_steps",
-    "lora_rank",
-    "num_images_in_input",
+    *_COUNTS,
     "num_diffusion_steps_train",
     "diffusion_sample_freq",
+    "save_timeout_minutes",
     *_FREQUENCIES,
 )
 _NOT_NEGATIVE = ("lr_warmup_steps", "num_workers", "num_threads", "seed", "weight_decay", "max_grad_norm")
@@ -86,7 +84,7 @@ def check_dataset(config: FinetuneConfig) -> None:
         ValueError: for an unknown dataset, or one with fewer images or no state where the flags ask for them.
         FileNotFoundError: if the dataset's folder or its shards are missing.
     """
-    spec = get_dataset_spec(config.dataset_name)
+    spec = get_dataset_spec(config.dataset_name, config.robot)
     spec.camera_keys(config.num_images_in_input)
     if config.use_proprio and spec.state_key is None:
         raise ValueError(f"--use_proprio True: dataset {config.dataset_name!r} has no state; set it to False")

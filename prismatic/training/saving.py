@@ -14,14 +14,13 @@ from peft import LoraConfig
 from torch import nn
 
 from prismatic.checkpoint import Checkpoint, load_training_state, save_checkpoint
+from prismatic.models import lora
 from prismatic.models.film import is_film
-from prismatic.models.lora import merged, save_adapter
 from prismatic.training.config import FinetuneConfig
 from prismatic.training.ema import WeightAverage
 
 log = logging.getLogger(__name__)
 
-ADAPTER_FOLDER = "lora_adapter"
 LATEST = "latest"
 MUST_MATCH = (
     "dataset_name",
@@ -71,6 +70,7 @@ class Training:
             "step": self.step,
             "position": self.position,
             "base": self.base,
+            "base_fingerprint": self.checkpoint.model.config.base_fingerprint,
             "flags": {name: getattr(config, name) for name in MUST_MATCH},
             "parameters": {name: parameter.detach().cpu() for name, parameter in self.trained.items()},
             "average": self.average.state_dict() if self.average else None,
@@ -98,10 +98,10 @@ def save(training: Training, config: FinetuneConfig) -> Path:
     suffix = LATEST if config.save_latest_checkpoint_only else training.step
     state = training.state_dict(config)  # the raw weights, hence before the average is put in their place
     model = training.checkpoint.model
-    adapter = partial(_write_adapter, model, training.lora, training.base) if training.lora is not None else None
+    adapter = partial(_write_adapter, training) if training.lora is not None else None
     merge = training.lora is None or config.merge_lora_during_training
     with training.average.applied() if training.average else nullcontext():
-        with merged(model) if merge else nullcontext():
+        with lora.merged(model) if merge else nullcontext():
             # Without merging, the base weights stay where `base` says until the adapter is merged.
             weights = model.state_dict() if merge else {}
             weights = {
@@ -114,8 +114,11 @@ def save(training: Training, config: FinetuneConfig) -> Path:
     return target
 
 
-def _write_adapter(model: nn.Module, lora: LoraConfig, base: str, folder: Path) -> None:
-    save_adapter(model, lora, folder / ADAPTER_FOLDER, base)
+def _write_adapter(training: Training, folder: Path) -> None:
+    assert training.lora is not None
+    model = training.checkpoint.model
+    fingerprint = model.config.base_fingerprint
+    lora.save_adapter(model, training.lora, folder / lora.FOLDER, training.base, fingerprint)
 
 
 def saved_checkpoints(config: FinetuneConfig) -> dict[str, Path]:

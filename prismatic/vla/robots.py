@@ -74,7 +74,18 @@ ALOHA = RobotSpec(
     normalization="bounds",
 )
 
-ROBOTS: dict[str, RobotSpec] = {robot.name: robot for robot in (LIBERO, ALOHA)}
+BRIDGE = RobotSpec(
+    name="bridge",
+    cameras=("full_image",),
+    image_rotation_degrees=0,
+    proprio_dim=7,
+    chunk_length=5,
+    open_loop_steps=5,
+    control_rate_hz=5.0,
+)
+"""WidowX of BridgeData V2: state and actions are position (3), roll, pitch, yaw (3), gripper, which passes through."""
+
+ROBOTS: dict[str, RobotSpec] = {robot.name: robot for robot in (LIBERO, ALOHA, BRIDGE)}
 
 
 def get_robot(name: str) -> RobotSpec:

@@ -6,8 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from prismatic.adapters import merge_adapter
+from prismatic.checkpoint import check_complete
 from prismatic.training.config import FinetuneConfig
 from prismatic.training.distributed import resolve_device
+from prismatic.weight_files import fingerprint
 
 SCRIPT = Path(__file__).resolve().parents[2] / "vla-scripts" / "finetune.py"
 
@@ -36,6 +39,16 @@ def test_two_processes_learn_what_one_with_the_doubled_batch_learns(flags):
             assert a[name] == pytest.approx(b[name], abs=1e-4), (a["step"], name)
 
 
+def test_several_processes_save_one_adapter_and_wait_for_it(flags, small_base: Path):
+    config = flags(use_lora=True, lora_rank=4, merge_lora_during_training=False, batch_size=2, max_steps=2, save_freq=1)
+    assert [line["step"] for line in launch(config, processes=2)] == [1, 2]
+    for step in (1, 2):
+        folder = config.checkpoint_dir(step)
+        recorded = json.loads((folder / "lora_adapter" / "base_fingerprint.json").read_text())
+        assert recorded == {"base": str(small_base), "base_fingerprint": fingerprint(check_complete(small_base))}
+        check_complete(merge_adapter(folder))
+
+
 def test_a_gpu_that_is_not_there_is_said(monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(ValueError, match="torch sees no GPU; pass --device cpu"):
@@ -50,3 +63,38 @@ def test_bad_flags_end_with_one_message_and_status_2(flags):
     assert done.returncode == 2
     told = done.stdout + done.stderr
     assert "--use_l1_regression and --use_diffusion exclude each other" in told and "Traceback" not in told
+
+
+WAITING = r"""
+import sys, time
+from datetime import timedelta
+import torch
+from prismatic.training.distributed import ranks
+
+with ranks("cpu", save_timeout=timedelta(seconds=float(sys.argv[1])), exchange_timeout=timedelta(seconds=2)) as group:
+    seconds = group.waiting._get_backend(torch.device("cpu")).options._timeout.total_seconds()
+    sys.stdout.write(f"asked {seconds}\n")
+    if group.is_main:
+        time.sleep(4)  # a save that takes longer than an exchange may
+    group.barrier()
+    sys.stdout.write(f"sum {group.sum(torch.ones(1)).item()}\n")
+"""
+
+
+def wait(save_timeout: float) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python"]
+    command += [sys.executable, "-c", WAITING, str(save_timeout)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(SCRIPT.parents[1])}
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
+
+
+def test_others_wait_as_long_as_asked_while_one_saves():
+    done = wait(60)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("asked 60.0") == 2 and done.stdout.count("sum 2.0") == 2
+
+
+def test_a_wait_without_end_is_given_up():
+    done = wait(1)
+    assert done.returncode != 0 and "sum" not in done.stdout
+    assert "imed out" in done.stderr

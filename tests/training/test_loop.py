@@ -6,7 +6,8 @@ import pytest
 import torch
 from transformers import AutoModelForImageTextToText
 
-from prismatic.checkpoint import load_checkpoint, load_component
+from prismatic.checkpoint import load_checkpoint
+from prismatic.components import load_component
 from prismatic.policy import Policy
 from prismatic.training.build import build
 from prismatic.training.config import FinetuneConfig

@@ -9,7 +9,7 @@ import pytest
 from prismatic.vla.action_tokenizer import ActionTokenizer
 from prismatic.vla.normalization import fit_statistics, normalize, unnormalize
 from prismatic.vla.prompt import TokenIds, format_prompt, prompt_ids
-from prismatic.vla.robots import ALOHA, LIBERO, RobotSpec, get_robot
+from prismatic.vla.robots import LIBERO, ROBOTS, RobotSpec, get_robot
 
 CASES = json.loads((Path(__file__).parents[1] / "data" / "llama_tokenization.json").read_text())
 
@@ -72,9 +72,9 @@ def test_missing_quantiles_are_named():
 
 
 def test_robots_survive_json():
-    for robot in (LIBERO, ALOHA):
+    for robot in ROBOTS.values():
         assert RobotSpec.from_json(json.loads(json.dumps(robot.to_json()))) == robot
-    with pytest.raises(ValueError, match="unknown robot 'spot'; known: aloha, libero"):
+    with pytest.raises(ValueError, match="unknown robot 'spot'; known: aloha, bridge, libero"):
         get_robot("spot")
     with pytest.raises(ValueError, match=r"unknown keys \['wheels'\]"):
         RobotSpec.from_json({"name": "x", "wheels": 4})

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from prismatic.vla.robots import LIBERO, RobotSpec
+from prismatic.vla.robots import ALOHA, BRIDGE, LIBERO, RobotSpec, get_robot
 
 
 def invert_libero_gripper(actions: np.ndarray) -> np.ndarray:
@@ -13,6 +13,33 @@ def invert_libero_gripper(actions: np.ndarray) -> np.ndarray:
     mapped = np.array(actions, dtype=np.float32)
     mapped[..., -1] = 1.0 - np.clip(mapped[..., -1], 0.0, 1.0)
     return mapped
+
+
+def settled_gripper(gripper: np.ndarray) -> np.ndarray:
+    """(T,) gripper positions -> 1 open or 0 closed: a position in between counts as the next one that is neither.
+
+    Positions in between at the very end keep the last value.
+    """
+    settled = np.array(gripper, dtype=np.float32)
+    value = settled[-1] if len(settled) else 0.0
+    for step in reversed(range(len(settled))):
+        if not 0.05 <= gripper[step] <= 0.95:
+            value = np.float32(gripper[step] > 0.95)
+        settled[step] = value
+    return settled
+
+
+def bridge_episode(actions: np.ndarray, states: np.ndarray | None) -> tuple[np.ndarray, slice]:
+    """BridgeData V2 as OpenVLA reads it: (T, 7) stored actions and states -> actions of steps 1 .. T-2, those steps.
+
+    The first stored action is all zero, so its step goes. An action becomes the way that the arm really went, the
+    difference of two states; so the last step, which has no successor, goes as well. The gripper is made 1 or 0.
+    """
+    if states is None:
+        raise ValueError("the actions of BridgeData V2 follow from its states, and there are none")
+    movement = np.diff(states[1:, :6], axis=0)
+    gripper = settled_gripper(actions[1:, 6])[:-1]
+    return np.concatenate([movement, gripper[:, None]], axis=1).astype(np.float32), slice(1, max(len(actions) - 1, 1))
 
 
 def keep_actions(actions: np.ndarray) -> np.ndarray:
@@ -32,6 +59,8 @@ class DatasetSpec:
         action_key: feature name of the actions, (T, action_dim) floats.
         language_key: feature name of the instruction.
         map_actions: stored (..., A) actions -> the policy's; maps the gripper to [0, 1] with 1 open.
+        map_episode: for datasets whose actions follow from more than the stored ones: stored (T, A) actions and (T, P)
+            states -> the actions of the steps that stay, before `map_actions`, and which steps those are.
     """
 
     name: str
@@ -46,6 +75,7 @@ class DatasetSpec:
     action_key: str = "steps/action"
     language_key: str = "steps/language_instruction"
     map_actions: Callable[[np.ndarray], np.ndarray] = invert_libero_gripper
+    map_episode: Callable[[np.ndarray, np.ndarray | None], tuple[np.ndarray, slice]] | None = None
 
     def camera_keys(self, num_images: int) -> dict[str, str]:
         """Feature names of the first `num_images` cameras of the robot, in order, by camera name.
@@ -78,18 +108,60 @@ LIBERO_OBJECT = register(DatasetSpec("libero_object_no_noops"))
 LIBERO_GOAL = register(DatasetSpec("libero_goal_no_noops"))
 LIBERO_10 = register(DatasetSpec("libero_10_no_noops"))
 
+LAYOUTS: dict[str, DatasetSpec] = {
+    "libero": LIBERO_SPATIAL,
+    "aloha": DatasetSpec(
+        "aloha",
+        robot=ALOHA,
+        image_keys={
+            "full_image": "steps/observation/image",
+            "left_wrist_image": "steps/observation/left_wrist_image",
+            "right_wrist_image": "steps/observation/right_wrist_image",
+        },
+        map_actions=keep_actions,
+    ),
+    "bridge": DatasetSpec(
+        "bridge", robot=BRIDGE, image_keys={"full_image": "steps/observation/image_0"}, map_actions=keep_actions
+    ),
+}
+"""Robot -> how a dataset of that robot is read which has no entry of its own; its actions are as the policy's."""
 
-def get_dataset_spec(name: str) -> DatasetSpec:
+for _name in (
+    "aloha1_fold_shorts_20_demos",
+    "aloha1_fold_shirt_30_demos",
+    "aloha1_scoop_X_into_bowl_45_demos",
+    "aloha1_put_X_into_pot_300_demos",
+):  # those of OpenVLA-OFT
+    register(replace(LAYOUTS["aloha"], name=_name))
+for _name in ("bridge_orig", "bridge_dataset"):  # BridgeData V2 as its authors publish it
+    register(replace(LAYOUTS["bridge"], name=_name, map_episode=bridge_episode))
+
+
+def get_dataset_spec(name: str, robot: str | None = None) -> DatasetSpec:
     """The dataset of that name.
 
-    A name that starts with `libero_` needs no entry: it is read like the published LIBERO datasets. Any other unknown
-    name raises ValueError, which lists the known ones.
+    Args:
+        name: of the dataset. One that starts with `libero_` needs no entry: it is read like the published LIBERO ones.
+        robot: key in `ROBOTS`. With an entry of the dataset it must be the entry's; without one it says how the dataset
+            is read (`LAYOUTS`).
+
+    Raises ValueError for an unknown robot, for one that is not the dataset's, and for a dataset of which neither an
+    entry nor a robot is known; the message lists those that are.
     """
+    if robot is not None and get_robot(robot).name not in LAYOUTS:
+        raise ValueError(f"robot {robot!r} has no common layout of datasets; register a DatasetSpec for {name!r}")
     if name in CATALOG:
+        if robot not in (None, CATALOG[name].robot.name):
+            raise ValueError(
+                f"--robot {robot}: dataset {name!r} is of robot {CATALOG[name].robot.name!r}; leave the flag out"
+            )
         return CATALOG[name]
+    if robot is not None:
+        return replace(LAYOUTS[robot], name=name)
     if name.startswith("libero_"):
         return replace(LIBERO_SPATIAL, name=name)
     raise ValueError(
         f"unknown dataset {name!r}; known: {', '.join(sorted(CATALOG))}, and any name that starts with 'libero_' for "
-        "data in LIBERO's layout. Make another one known with prismatic.vla.datasets.catalog.register(DatasetSpec(...))"
+        f"data in LIBERO's layout. Say --robot ({', '.join(LAYOUTS)}) for data in the layout of another robot, or "
+        "make it known with prismatic.vla.datasets.catalog.register(DatasetSpec(...))"
     )

@@ -53,7 +53,7 @@ class Episode:
         split: `train`, `val`, ... as in the shard's name.
         instruction: the sentence.
         state: (T, proprio_dim) float32, or None if the dataset has no state.
-        action: (T, action_dim) float32 as stored (gripper not mapped).
+        action: (T, action_dim) float32 as stored, or as the catalogue's `map_episode` makes it; gripper not mapped.
         image_ranges: camera name -> (T, 2) int64, first byte and the byte after the last in the shard.
     """
 
@@ -112,12 +112,19 @@ class RldsIndex:
         total = sum(path.stat().st_size for path in shards.paths)
         numbers = range(len(shards.paths))
         episodes: list[Episode] = []
+        unlabelled = 0
         feature_names: tuple[str, ...] = ()
         quiet = total < _PROGRESS_BAR_BYTES
         for number in track(numbers, description=f"indexing {name}", transient=True, disable=quiet):
             for example in read_examples(shards.bytes_of(number), shards.paths[number]):
                 feature_names = feature_names or tuple(sorted(example.features))
-                episodes.append(_episode(example, spec, shards, number))
+                episode = _episode(example, spec, shards, number)
+                if episode.instruction.strip():
+                    episodes.append(episode)
+                else:
+                    unlabelled += 1
+        if unlabelled:
+            logger.warning("%s: %d episodes without an instruction are left out", name, unlabelled)
         if not episodes:
             raise ValueError(f"the shards of {directory} hold no episodes: collect or download the dataset again")
         logger.info("%s: %d episodes, %.2f GB in %d shards", name, len(episodes), total / 1e9, len(shards.paths))
@@ -196,11 +203,17 @@ def _episode(example: Example, spec: DatasetSpec, shards: ShardFiles, shard: int
                 f"at byte {example.start} of {example.path}"
             )
     match = _SHARD_NAME.search(example.path.name)
+    state = _floats(example, spec, spec.state_key, (steps, spec.robot.proprio_dim)) if spec.state_key else None
+    action = _floats(example, spec, spec.action_key, (steps, spec.robot.action_dim))
+    if spec.map_episode is not None:
+        action, kept = spec.map_episode(action, state)
+        state = None if state is None else state[kept]
+        ranges = {camera: frames[kept] for camera, frames in ranges.items()}
     return Episode(
         split=match["split"] if match else "train",
         instruction=example.text(spec.language_key),
-        state=_floats(example, spec, spec.state_key, (steps, spec.robot.proprio_dim)) if spec.state_key else None,
-        action=_floats(example, spec, spec.action_key, (steps, spec.robot.action_dim)),
+        state=state,
+        action=action,
         image_ranges=ranges,
         shard=shard,
         shards=shards,

@@ -4,7 +4,16 @@ import numpy as np
 import pytest
 
 from prismatic.vla.datasets import catalog
-from prismatic.vla.datasets.catalog import DatasetSpec, get_dataset_spec, invert_libero_gripper, keep_actions, register
+from prismatic.vla.datasets.catalog import (
+    DatasetSpec,
+    bridge_episode,
+    get_dataset_spec,
+    invert_libero_gripper,
+    keep_actions,
+    register,
+    settled_gripper,
+)
+from prismatic.vla.robots import ROBOTS
 
 
 def test_published_names_are_known_and_libero_like_names_follow_them() -> None:
@@ -38,3 +47,44 @@ def test_the_gripper_becomes_one_when_open_and_the_stored_actions_stay() -> None
     np.testing.assert_array_equal(mapped[:, :6], before[:, :6])
     np.testing.assert_array_equal(actions, before)
     np.testing.assert_array_equal(keep_actions(actions), before)
+
+
+def test_a_robot_says_how_a_dataset_without_an_entry_is_read() -> None:
+    for name in ROBOTS:
+        spec = get_dataset_spec("kitchen", robot=name)
+        assert spec.name == "kitchen" and spec.robot == ROBOTS[name]
+        assert tuple(spec.camera_keys(len(spec.robot.cameras))) == spec.robot.cameras
+    assert get_dataset_spec("libero_own", robot="bridge").robot.name == "bridge", "the flag counts more than the name"
+    with pytest.raises(ValueError, match="unknown robot 'spot'; known: aloha, bridge, libero"):
+        get_dataset_spec("kitchen", robot="spot")
+
+
+def test_a_robot_must_be_the_one_of_the_datasets_entry() -> None:
+    assert get_dataset_spec("aloha1_put_X_into_pot_300_demos", robot="aloha").robot.chunk_length == 25
+    assert get_dataset_spec("aloha1_put_X_into_pot_300_demos").robot.name == "aloha"
+    with pytest.raises(ValueError, match="--robot aloha: dataset 'libero_10_no_noops' is of robot 'libero'; leave the"):
+        get_dataset_spec("libero_10_no_noops", robot="aloha")
+
+
+def test_a_gripper_between_open_and_closed_counts_as_where_it_is_going() -> None:
+    positions = np.array([1.0, 0.96, 0.5, 0.2, 0.04, 0.0, 0.5, 0.95, 1.0, 0.4, 0.3])
+    expected = [1, 1, 0, 0, 0, 0, 1, 1, 1, 0.3, 0.3]  # behind the last settled one: the last value, 0.3
+    np.testing.assert_allclose(settled_gripper(positions), expected, atol=1e-7)
+    assert settled_gripper(np.zeros(0)).shape == (0,)
+
+
+def test_actions_of_bridge_are_the_way_that_the_arm_went() -> None:
+    rng = np.random.default_rng(0)
+    states, actions = rng.normal(size=(6, 7)).astype(np.float32), rng.normal(size=(6, 7)).astype(np.float32)
+    actions[:, 6] = [0, 1, 0.5, 0, 1, 1]
+    mapped, steps = bridge_episode(actions, states)
+    kept = list(range(6))[steps]
+    assert kept == [1, 2, 3, 4] and mapped.dtype == np.float32
+    for row, step in zip(mapped, kept, strict=True):
+        np.testing.assert_allclose(row[:6], states[step + 1, :6] - states[step, :6], atol=1e-6)
+    assert mapped[:, 6].tolist() == [1, 0, 0, 1]
+    for length in range(3):
+        mapped, steps = bridge_episode(actions[:length], states[:length])
+        assert mapped.shape == (0, 7) and states[:length][steps].shape == (0, 7)
+    with pytest.raises(ValueError, match="follow from its states"):
+        bridge_episode(actions, None)

@@ -13,7 +13,7 @@ from tensorflow_process import TensorFlow, read_rlds, write_shard
 
 from prismatic.vla.datasets.catalog import get_dataset_spec
 from prismatic.vla.datasets.rlds import RldsIndex
-from prismatic.vla.images import decode_jpeg
+from prismatic.vla.images import decode_jpeg, encode_jpeg
 
 NAME = "libero_tiny_no_noops"
 
@@ -169,3 +169,31 @@ def test_a_missing_camera_matters_only_when_it_is_wanted(tensorflow: TensorFlow,
         index.check_cameras(2)
     with pytest.raises(ValueError, match="cannot serve 3 images"):
         get_dataset_spec(NAME).camera_keys(3)
+
+
+def test_bridge_loses_its_first_and_last_step_and_episodes_without_a_sentence(
+    tensorflow: TensorFlow, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rng = np.random.default_rng(0)
+    pictures = rng.integers(0, 255, (6, 16, 16, 3), np.uint8)
+    states, actions = rng.normal(size=(6, 7)).astype(np.float32), rng.uniform(size=(6, 7)).astype(np.float32)
+    for number, sentence in enumerate((b"put the pot on the towel", b"")):
+        features = {
+            "steps/observation/image_0": [encode_jpeg(picture) for picture in pictures],
+            "steps/observation/state": states.ravel().tolist(),
+            "steps/action": actions.ravel().tolist(),
+            "steps/language_instruction": [sentence] * 6,
+        }
+        shard = f"bridge_orig-train.tfrecord-0000{number}-of-00002"
+        tensorflow(write_shard, tmp_path / "bridge_orig" / "1.0.0" / shard, features)
+    index = RldsIndex.open(tmp_path, "bridge_orig")
+    assert "1 episodes without an instruction are left out" in caplog.text
+    (episode,) = index.episodes
+    assert episode.num_frames == 4 and index.spec.robot.name == "bridge"
+    assert episode.state is not None
+    np.testing.assert_array_equal(episode.state, states[1:5])
+    np.testing.assert_allclose(episode.action[:, :6], states[2:, :6] - states[1:5, :6], atol=1e-6)
+    for step in range(4):
+        np.testing.assert_array_equal(
+            decode_jpeg(episode.image_bytes("full_image", step)), decode_jpeg(encode_jpeg(pictures[step + 1]))
+        )

@@ -1,0 +1,151 @@
+"""The `.pt` files beside a checkpoint's weights: action head, projectors, and the vision backbone of FiLM."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from prismatic.extern.hf.modeling_prismatic import OpenVLAForActionPrediction
+from prismatic.models import film
+from prismatic.models.action_heads import DiscreteActionHead, L1RegressionActionHead
+from prismatic.models.diffusion import DiffusionActionHead
+from prismatic.models.projectors import ProprioProjector
+
+NO_HEAD = "{} has no action_head--*_checkpoint.pt; fine-tune it first, or read it as discrete action tokens if it is"
+HEAD_KINDS = ("l1", "diffusion", "discrete")
+PUBLISHED_FILM_RANK = 32
+"""The published FiLM loader expects adapters of this rank in the component, its default for `lora_rank`."""
+
+ActionHead = L1RegressionActionHead | DiffusionActionHead | DiscreteActionHead
+
+
+def component_file(directory: Path, component: str) -> Path | None:
+    """The one `{component}--*_checkpoint.pt` of a checkpoint, None where there is none.
+
+    Raises ValueError where there are several, since nothing says which belongs to the weights.
+    """
+    found = sorted(directory.glob(f"{component}--*_checkpoint.pt"))
+    if len(found) > 1:
+        raise ValueError(
+            f"{directory} holds {len(found)} {component} files ({', '.join(f.name for f in found)}); keep one"
+        )
+    return found[0] if found else None
+
+
+def head_kind(directory: Path, config_json: dict[str, Any], wanted: str | None = None) -> str | None:
+    """Which kind of action head a checkpoint holds; None where nothing says so and nothing is wanted.
+
+    A checkpoint without head files can be read as discrete action tokens where that is wanted or recorded.
+
+    Raises:
+        ValueError: where it is not the wanted kind, or files of a diffusion head are missing.
+    """
+    head, projector = (component_file(directory, name) for name in ("action_head", "noisy_action_projector"))
+    recorded = config_json.get("action_head")
+    if (projector is None) != (head is None) and (projector is not None or recorded == "diffusion"):
+        raise ValueError(
+            f"{directory} holds only one of action_head--* and noisy_action_projector--*; a diffusion head needs both"
+        )
+    held = "diffusion" if projector else "l1" if head else recorded if recorded == "discrete" else None
+    if wanted is not None and wanted not in HEAD_KINDS:
+        raise ValueError(f"unknown kind of action head {wanted!r}; known: {', '.join(HEAD_KINDS)}")
+    if wanted is None or wanted == held or (wanted == "discrete" and held is None):
+        return wanted or held
+    if held is None:
+        raise FileNotFoundError(NO_HEAD.format(directory))
+    flags = {"l1": "use_l1_regression", "diffusion": "use_diffusion", "discrete": "neither of the two"}
+    raise ValueError(
+        f"{directory} holds a head of kind {held!r}, but {wanted!r} was asked for; set {flags[held]} "
+        f"(and not {flags[wanted]})"
+    )
+
+
+def load_component(file: Path) -> dict[str, torch.Tensor]:
+    """State dict of a `.pt` component, without the `module.` prefix that distributed training leaves."""
+    state = torch.load(file, map_location="cpu", weights_only=True)
+    return {name.removeprefix("module."): value for name, value in state.items()}
+
+
+def new_head(model: OpenVLAForActionPrediction, kind: str) -> ActionHead:
+    """An untrained head of that kind, of the sizes that the model and its robot need."""
+    robot, llm_dim = model.robot, int(model.config.text_config.hidden_size)  # type: ignore[union-attr]
+    if kind == "discrete":
+        return model.discrete_head()
+    if kind == "diffusion":
+        steps = model.config.num_diffusion_steps_train
+        return DiffusionActionHead(llm_dim, robot.action_dim, robot.chunk_length, steps)
+    return L1RegressionActionHead(llm_dim, robot.action_dim, robot.chunk_length)
+
+
+def load_head(
+    directory: Path, model: OpenVLAForActionPrediction, kind: str | None, dtype: torch.dtype | None
+) -> ActionHead | None:
+    """The head of that kind, in `dtype` or as stored; None where there is none. Raises ValueError on misfits."""
+    if kind is None:
+        return None
+    head = new_head(model, kind)
+    if (file := component_file(directory, "action_head")) is None:
+        return head
+    if isinstance(head, DiffusionActionHead):
+        projector_file = component_file(directory, "noisy_action_projector")
+        assert projector_file is not None  # head_kind has seen it
+        _fill(head.noise_predictor, file, model.device, dtype, prefix="noise_predictor.")
+        _fill(head.noisy_action_projector, projector_file, model.device, dtype)
+        return head.eval()
+    return _fill(head, file, model.device, dtype)
+
+
+def load_film(directory: Path, model: OpenVLAForActionPrediction) -> None:
+    """Where there is a FiLM component it takes the place of the whole vision backbone. Raises ValueError on misfits."""
+    model.config.use_film = (file := component_file(directory, "vision_backbone")) is not None
+    if file is None:
+        return
+    model.enable_film()
+    state = film.merge_published_state(load_component(file))
+    expected = {name: value.shape for name, value in model.vision_backbone.state_dict().items()}
+    if odd := sorted(
+        name for name in {*expected, *state} if expected.get(name) != getattr(state.get(name), "shape", 0)
+    ):
+        raise ValueError(f"{file} does not fit the vision backbone of {directory / 'config.json'}, e.g. {odd[0]!r}")
+    model.vision_backbone.load_state_dict(state)
+
+
+def load_proprio(
+    directory: Path, model: OpenVLAForActionPrediction, dtype: torch.dtype | None
+) -> ProprioProjector | None:
+    """The proprio projector, in `dtype` or as stored; None where there is none. Raises ValueError on misfits."""
+    if (file := component_file(directory, "proprio_projector")) is None:
+        return None
+    projector = ProprioProjector(model.config.text_config.hidden_size, model.robot.proprio_dim)  # type: ignore[union-attr]
+    return _fill(projector, file, model.device, dtype)
+
+
+def _fill(module: Any, file: Path, device: torch.device, dtype: torch.dtype | None, prefix: str = "") -> Any:
+    state = {name.removeprefix(prefix): value for name, value in load_component(file).items()}
+    expected = {name: tuple(value.shape) for name, value in module.state_dict().items()}
+    found = {name: tuple(value.shape) for name, value in state.items()}
+    if expected != found:
+        name = next(name for name in sorted({*expected, *found}) if expected.get(name) != found.get(name))
+        raise ValueError(
+            f"{file}: {name!r} has shape {found.get(name)}, a {type(module).__name__} of this checkpoint needs "
+            f"{expected.get(name)}; the head was made for another robot or kind of head"
+        )
+    module.load_state_dict(state)
+    stored = next(iter(state.values())).dtype
+    return module.to(device=device, dtype=dtype or stored).eval()
+
+
+def component_states(
+    head: ActionHead | None, proprio_projector: ProprioProjector | None
+) -> dict[str, dict[str, torch.Tensor]]:
+    """State dicts of the head and the projectors, as their files hold them; empty where there is no such part."""
+    states = {
+        "action_head": head.state_dict() if head is not None else {},
+        "noisy_action_projector": {},
+        "proprio_projector": proprio_projector.state_dict() if proprio_projector else {},
+    }
+    if isinstance(head, DiffusionActionHead):
+        own = "noisy_action_projector."
+        states["action_head"] = {k: v for k, v in head.state_dict().items() if not k.startswith(own)}
+        states["noisy_action_projector"] = head.noisy_action_projector.state_dict()
+    return {name: {k: v.detach().cpu() for k, v in state.items()} for name, state in states.items()}

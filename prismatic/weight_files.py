@@ -1,0 +1,143 @@
+"""The weights of a checkpoint as files: what their headers say, a fingerprint of their bytes, writing them in shards.
+
+Nothing here holds more than one shard in memory.
+"""
+
+import hashlib
+import json
+import math
+import mmap
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.progress import track
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+INDEX_FILE = "model.safetensors.index.json"
+SINGLE_FILE = "model.safetensors"
+_LENGTH_BYTES = 8
+_HASHING_THREADS = 8
+_PROGRESS_BAR_BYTES = 1 << 30  # takes about two seconds to hash
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """Where a tensor lies, by its file's header.
+
+    Attributes:
+        file: the safetensors file.
+        dtype: as safetensors names it (`BF16`, `F32`, ...).
+        shape: of the tensor.
+        start, stop: its first byte in the file and the one behind its last.
+    """
+
+    file: Path
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    stop: int
+
+    @property
+    def num_values(self) -> int:
+        """Product of the shape."""
+        return math.prod(self.shape)
+
+
+def read_header(file: Path) -> dict[str, StoredTensor]:
+    """The tensors of one safetensors file by name; reads the header only.
+
+    Raises:
+        ValueError: for a file that is cut off, a placeholder of git-lfs, or no safetensors file at all.
+    """
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        first = stream.read(_LENGTH_BYTES)
+        if first == b"version ":
+            raise ValueError(f"{file} is a placeholder that git-lfs left; run `git lfs pull`, or download it again")
+        length = int.from_bytes(first, "little")
+        if size < _LENGTH_BYTES + length:
+            raise ValueError(f"{file} is cut off inside its header ({size} bytes); copy or download it again")
+        try:
+            header = json.loads(stream.read(length))
+        except ValueError as error:
+            raise ValueError(f"{file} is not a safetensors file: {error}") from error
+    header.pop("__metadata__", None)
+    begin = _LENGTH_BYTES + length
+    tensors = {
+        name: StoredTensor(
+            file, entry["dtype"], tuple(entry["shape"]), *(begin + offset for offset in entry["data_offsets"])
+        )
+        for name, entry in header.items()
+    }
+    if (needed := max((tensor.stop for tensor in tensors.values()), default=begin)) > size:
+        raise ValueError(f"{file} is cut off: {size} of {needed} bytes are there; copy or download it again")
+    return tensors
+
+
+def stored_tensors(files: Sequence[Path]) -> dict[str, StoredTensor]:
+    """The tensors of all weight files of a model by name. Raises ValueError as `read_header` does."""
+    return {name: tensor for file in files for name, tensor in read_header(file).items()}
+
+
+def fingerprint(files: Sequence[Path]) -> str:
+    """`sha256:` and 64 hexadecimal digits that stand for a model's weights.
+
+    Hashed are name, dtype, shape and the SHA-256 of the bytes of every tensor, in the order of names. So two models
+    have the same fingerprint exactly if they are equal tensor by tensor, however they are split into files. Every byte
+    is read once, and several tensors are hashed at a time.
+    """
+    tensors = stored_tensors(files)
+    with ExitStack() as stack:
+        views: dict[Path, mmap.mmap] = {}
+        for file in files:
+            stream = stack.enter_context(file.open("rb"))
+            views[file] = stack.enter_context(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ))
+
+        def line(name: str) -> str:
+            tensor = tensors[name]
+            with memoryview(views[tensor.file]) as view, view[tensor.start : tensor.stop] as part:
+                digest = hashlib.sha256(part).hexdigest()
+            return f"{name} {tensor.dtype} {list(tensor.shape)} {digest}\n"
+
+        with ThreadPoolExecutor(min(_HASHING_THREADS, os.cpu_count() or 1)) as threads:
+            done = threads.map(line, sorted(tensors))
+            quiet = sum(tensor.stop - tensor.start for tensor in tensors.values()) < _PROGRESS_BAR_BYTES
+            lines = list(track(done, "hashing the base model", len(tensors), transient=True, disable=quiet))
+    return "sha256:" + hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+@contextmanager
+def tensor_reader(files: Sequence[Path]) -> Iterator[Callable[[str], torch.Tensor]]:
+    """Within the block, a function from a tensor's name to the tensor, read from its file when called."""
+    tensors = stored_tensors(files)
+    with ExitStack() as stack:
+        opened = {file: stack.enter_context(safe_open(file, framework="pt")) for file in files}
+        yield lambda name: opened[tensors[name].file].get_tensor(name)
+
+
+def write_shards(
+    folder: Path, shards: Mapping[str, Sequence[str]], tensor: Callable[[str], torch.Tensor], description: str
+) -> None:
+    """Write weight files one after the other, and an index beside several.
+
+    Args:
+        folder: where to.
+        shards: file name -> names of the tensors in it.
+        tensor: makes the tensor of a name, on the CPU.
+        description: of the progress bar.
+    """
+    total = 0
+    for file, names in track(shards.items(), description=description, transient=True, disable=len(shards) == 1):
+        part = {name: tensor(name).contiguous() for name in names}
+        total += sum(value.nbytes for value in part.values())
+        save_file(part, folder / file, metadata={"format": "pt"})
+    if len(shards) > 1:
+        weight_map = {name: file for file, names in shards.items() for name in names}
+        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+        (folder / INDEX_FILE).write_text(json.dumps(index, indent=2))

@@ -1,0 +1,188 @@
+"""What is said about a checkpoint, and that every kind of damage is found."""
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from prismatic.adapters import merge_adapter
+from prismatic.atomic_folder import PENDING
+from prismatic.checkpoint import load_checkpoint
+from prismatic.inspection import inspect_checkpoint
+from prismatic.models.action_heads import L1RegressionActionHead
+from prismatic.models.lora import FOLDER, attach_lora, save_adapter
+from prismatic.models.projectors import ProprioProjector
+from scripts.inspect_checkpoint import main
+
+HEAD = "action_head--100_checkpoint.pt"
+
+
+@pytest.fixture
+def copy(reference_directory: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(reference_directory, tmp_path / "copy"))
+
+
+def snapshot(folder: Path) -> dict[str, tuple[int, int]]:
+    return {path.name: (path.stat().st_mtime_ns, path.stat().st_size) for path in folder.iterdir()}
+
+
+def test_a_published_checkpoint_is_described_and_left_alone(reference_directory: Path):
+    before = snapshot(reference_directory)
+    found = inspect_checkpoint(reference_directory)
+    assert not found.problems
+    assert found.kind == "OpenVLA-OFT or LightVLA (no pruner is recorded), L1 head"
+    assert "BF16" in found.facts["weights"] and "2 files" in found.facts["weights"]
+    values = sum(value.numel() for value in load_checkpoint(reference_directory).model.state_dict().values())
+    assert found.facts["weights"].startswith(f"{values / 1e6:.2f} M values")
+    assert found.facts["robot"].startswith("libero (assumed: none is recorded): actions 8 x 7, state 8, bounds_q99")
+    assert found.facts["statistics"] == "libero_tiny_no_noops"
+    assert found.facts["proprio_projector"].endswith("float32")
+    assert found.facts["training state"].startswith("none")
+    assert snapshot(reference_directory) == before
+
+
+def test_checkpoints_of_ours_are_told_apart(small_base: Path, small_policy_directory: Path):
+    assert inspect_checkpoint(small_base).kind.startswith("OpenVLA: discrete action tokens, or a base model")
+    found = inspect_checkpoint(small_policy_directory)
+    assert found.kind == "LightVLA, L1 head" and not found.problems and not found.notes
+    assert "assumed" not in " ".join(found.facts.values())
+
+
+def test_an_adapter_without_weights_is_told_with_its_base(reference_directory: Path, copy: Path):
+    model = load_checkpoint(reference_directory).model
+    config = attach_lora(model, 2)
+    for file in copy.glob("model*"):
+        file.unlink()
+    save_adapter(model, config, copy / FOLDER, str(reference_directory))
+    found = inspect_checkpoint(copy)
+    assert found.kind.startswith("adapter and heads without weights; merge") and not found.problems
+    assert found.facts["adapter"].startswith("rank 2, alpha 2") and "records no fingerprint" in found.notes[0]
+    save_adapter(model, config, copy / FOLDER, "somewhere/that/is/not/here")
+    assert any(
+        "whose base somewhere/that/is/not/here is not here" in text for text in inspect_checkpoint(copy).problems
+    )
+    merge_adapter(copy, reference_directory)
+    assert not inspect_checkpoint(copy).problems
+
+
+def change_json(folder: Path, name: str, change: Callable[[dict], None]) -> None:
+    content = json.loads((folder / name).read_text())
+    change(content)
+    (folder / name).write_text(json.dumps(content))
+
+
+def statistics(folder: Path, change: Callable[[dict], None]) -> None:
+    change_json(folder, "dataset_statistics.json", lambda content: change(content["libero_tiny_no_noops"]))
+
+
+DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
+    "a shard is missing": (
+        lambda folder: (folder / "model-00002-of-00002.safetensors").unlink(),
+        "weight file model-00002-of-00002.safetensors is missing",
+    ),
+    "a shard is cut off": (
+        lambda folder: os.truncate(folder / "model-00001-of-00002.safetensors", 100_000),
+        "model-00001-of-00002.safetensors is cut off: 100000 of",
+    ),
+    "a shard is a placeholder": (
+        lambda folder: (folder / "model-00001-of-00002.safetensors").write_text("version https://git-lfs..."),
+        "placeholder that git-lfs left",
+    ),
+    "shards of two saves": (
+        lambda folder: shutil.copyfile(folder / "model-00001-of-00002.safetensors", folder / "model.safetensors"),
+        "model.safetensors stand beside the weights and belong to none",
+    ),
+    "shards are exchanged": (
+        lambda folder: shutil.copyfile(
+            folder / "model-00001-of-00002.safetensors", folder / "model-00002-of-00002.safetensors"
+        ),
+        "says that model-0000.-of-00002.safetensors holds .* but it does not",
+    ),
+    "another width": (
+        lambda folder: change_json(folder, "config.json", lambda c: c["text_config"].update(hidden_size=64)),
+        "has shape .*, config.json implies .* more",
+    ),
+    "more layers": (
+        lambda folder: change_json(folder, "config.json", lambda c: c["text_config"].update(num_hidden_layers=5)),
+        "weights lack 9 tensors that config.json implies",
+    ),
+    "two heads": (
+        lambda folder: shutil.copyfile(folder / HEAD, folder / "action_head--200_checkpoint.pt"),
+        "2 action_head files .* nothing says which counts; keep one",
+    ),
+    "a head of another robot": (
+        lambda folder: torch.save(L1RegressionActionHead(128, 14, 25).state_dict(), folder / HEAD),
+        "action_head--100_checkpoint.pt: 'model.fc1.weight' .* another robot, width or kind of head",
+    ),
+    "a head that is cut off": (lambda folder: os.truncate(folder / HEAD, 5000), "action_head.* cannot be read"),
+    "a projector of another robot": (
+        lambda folder: torch.save(
+            ProprioProjector(128, 14).state_dict(), folder / "proprio_projector--100_checkpoint.pt"
+        ),
+        r"proprio_projector.*: 'fc1.weight' has shape \(128, 14\).*implies \(128, 8\)",
+    ),
+    "no quantiles": (
+        lambda folder: statistics(folder, lambda s: [s["action"].pop("q01"), s["action"].pop("q99")]),
+        "action: q01, q99 missing, which bounds_q99 needs",
+    ),
+    "statistics of another robot": (
+        lambda folder: statistics(folder, lambda s: s["proprio"]["q01"].append(0.0)),
+        "proprio: q01 has 9 values, robot 'libero' has 8",
+    ),
+    "statistics that are no numbers": (
+        lambda folder: statistics(folder, lambda s: s["action"]["max"].__setitem__(0, float("nan"))),
+        "action: max holds NaN",
+    ),
+    "no statistics": (
+        lambda folder: [
+            (folder / "dataset_statistics.json").unlink(),
+            change_json(folder, "config.json", lambda c: c.update(norm_stats={})),
+        ],
+        "no dataset statistics",
+    ),
+    "more images than cameras": (
+        lambda folder: change_json(folder, "config.json", lambda c: c.update(num_images_in_input=3)),
+        "num_images_in_input 3, but robot 'libero' has 2 cameras",
+    ),
+    "no tokenizer": (lambda folder: (folder / "tokenizer.json").unlink(), "tokenizer.json is missing"),
+    "a broken adapter": (lambda folder: (folder / FOLDER).mkdir(), "lora_adapter/ is incomplete"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_damage_is_found(copy: Path, name: str):
+    damage, message = DAMAGES[name]
+    damage(copy)
+    found = inspect_checkpoint(copy)
+    assert any(re.search(message, problem) for problem in found.problems), found.problems
+
+
+def test_what_is_no_checkpoint_is_refused(tmp_path: Path):
+    with pytest.raises(FileNotFoundError, match="there is no folder"):
+        inspect_checkpoint(tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match="neither config.json nor lora_adapter"):
+        inspect_checkpoint(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ValueError, match="is no JSON"):
+        inspect_checkpoint(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    with pytest.raises(ValueError, match="type 'llama'; expected 'openvla'"):
+        inspect_checkpoint(tmp_path)
+
+
+def test_the_command_prints_and_ends_with_a_status(copy: Path, tmp_path: Path, capsys):
+    assert main(str(copy)) == 0
+    assert "nothing wrong was found" in capsys.readouterr().out
+    (copy / "tokenizer.json").unlink()
+    (copy / PENDING).mkdir()
+    assert main(str(copy)) == 1
+    told = capsys.readouterr().out
+    assert "wrong: tokenizer.json is missing" in told and "a save was interrupted" in told
+    assert (copy / PENDING).is_dir(), "looking at a folder does not change it"
+    assert main(str(tmp_path / "nowhere")) == 2
+    assert "error: checkpoint directory" in capsys.readouterr().out

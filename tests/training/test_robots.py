@@ -1,0 +1,69 @@
+"""Other robots than LIBERO's: chosen by flag or by the dataset, stored in the checkpoint, followed by the policy."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fixtures_rlds import write_tiny_aloha
+
+from prismatic.policy import Policy
+from prismatic.training.loop import BadInput, finetune
+from prismatic.training.preflight import preflight
+from prismatic.vla.normalization import fit_statistics
+from prismatic.vla.robots import ALOHA, RobotSpec
+
+NAME = "two_arms_fold_towel"
+
+
+@pytest.fixture(scope="module")
+def aloha_root(tensorflow, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two episodes of 30 and 31 steps. Read only."""
+    root = tmp_path_factory.mktemp("aloha")
+    write_tiny_aloha(tensorflow, root, NAME)
+    return root
+
+
+def test_a_policy_of_two_arms_trains_and_acts(flags, aloha_root: Path):
+    config = flags(
+        data_root_dir=aloha_root, dataset_name=NAME, robot="aloha", num_images_in_input=3, batch_size=2, max_steps=2
+    )
+    folder = finetune(config)
+    stored = json.loads((folder / "config.json").read_text())
+    assert RobotSpec.from_json(stored["robot"]) == ALOHA and stored["num_images_in_input"] == 3
+    policy = Policy.from_pretrained(folder)
+    assert policy.robot == ALOHA
+    rng = np.random.default_rng(0)
+    observation = {camera: rng.integers(0, 255, (64, 64, 3), np.uint8) for camera in ALOHA.cameras}
+    actions = policy.act({**observation, "state": np.zeros(14)}, "fold the towel")
+    assert actions.shape == (25, 14) and np.isfinite(actions).all()
+    statistics = policy.norm_stats[NAME]
+    np.testing.assert_allclose(
+        policy.transform.actions(np.array([statistics["action"]["min"], statistics["action"]["max"]])),
+        [[-1.0] * 14, [1.0] * 14],
+        atol=1e-6,
+    )
+    assert all(fit_statistics(np.zeros((2, 14)), None, ALOHA.action_mask, 1)["action"]["mask"])
+
+
+def test_a_head_made_for_another_robot_is_not_retrained(flags, aloha_root: Path, small_policy_directory: Path):
+    config = flags(
+        vla_path=str(small_policy_directory), data_root_dir=aloha_root, dataset_name=NAME, robot="aloha",
+        num_images_in_input=2,
+    )  # fmt: skip
+    with pytest.raises(BadInput, match=r"made for robot 'libero' \(cameras .* is of 'aloha'"):
+        finetune(config)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"robot": "spot"}, "unknown robot 'spot'; known: aloha, bridge, libero"),
+        ({"robot": "aloha", "dataset_name": "libero_10_no_noops"}, "is of robot 'libero'; leave the flag out"),
+        ({"dataset_name": NAME}, "unknown dataset 'two_arms_fold_towel'.*Say --robot"),
+        ({"robot": "bridge", "num_images_in_input": 2}, "cannot serve 2 images"),
+    ],
+)
+def test_robots_that_do_not_fit_are_named(flags, overrides, message):
+    with pytest.raises(ValueError, match=message):
+        preflight(flags(**overrides))
