@@ -22,7 +22,7 @@ from safetensors import safe_open
 from torch import nn
 
 from prismatic.extern.hf.configuration_prismatic import OpenVLAConfig
-from prismatic.extern.hf.modeling_prismatic import OpenVLAForActionPrediction
+from prismatic.extern.hf.modeling_prismatic import OpenVLAForActionPrediction, check_pruner
 from prismatic.extern.hf.processing_prismatic import PrismaticProcessor
 from prismatic.models.action_heads import L1RegressionActionHead
 from prismatic.models.projectors import ProprioProjector
@@ -112,6 +112,8 @@ class LoadOptions:
         num_images_in_input: images per sample.
         use_proprio: whether the state is read; None: when the checkpoint has a proprio projector.
         robot: overrides the recorded robot.
+        new_pruner: whether a pruner with parameters may begin with new ones where the checkpoint has none; else that is
+            an error.
         attention: of the LLM, "sdpa" or "eager"; None: eager on a CPU, where it is the faster one, else sdpa.
     """
 
@@ -122,6 +124,7 @@ class LoadOptions:
     num_images_in_input: int | None = None
     use_proprio: bool | None = None
     robot: RobotSpec | None = None
+    new_pruner: bool = False
     attention: str | None = None
 
 
@@ -192,6 +195,8 @@ def load_checkpoint(path_or_hub_id: str | Path, options: LoadOptions | None = No
     config_json = json.loads((directory / "config.json").read_text())
     config = OpenVLAConfig.from_pretrained(directory)
     assumptions = _apply(options, config, config_json)
+    check_pruner(config)
+    new_pruner = _without_new_pruner(weight_files, config, options)
     _check_weights(weight_files, config)
     statistics = read_statistics(directory, config_json)
     processor = PrismaticProcessor.from_pretrained(directory)
@@ -199,6 +204,8 @@ def load_checkpoint(path_or_hub_id: str | Path, options: LoadOptions | None = No
         torch, str(config_json.get("torch_dtype") or config_json.get("dtype") or "bfloat16")
     )
     model = OpenVLAForActionPrediction.from_pretrained(directory, config=config, dtype=dtype)
+    if new_pruner is not None:
+        model.set_pruner(new_pruner)
     model.to(options.device)  # type: ignore[arg-type]
     on_cpu = torch.device(options.device).type == "cpu"
     model.language_model.set_attn_implementation(options.attention or ("eager" if on_cpu else "sdpa"))
@@ -263,13 +270,36 @@ def _apply(options: LoadOptions, config: OpenVLAConfig, config_json: dict[str, A
     return assumptions
 
 
-def _check_weights(files: list[Path], config: OpenVLAConfig) -> None:
-    with torch.device("meta"):
-        expected = {name: tuple(value.shape) for name, value in OpenVLAForActionPrediction(config).state_dict().items()}
+def _without_new_pruner(files: list[Path], config: OpenVLAConfig, options: LoadOptions) -> PrunerSpec | None:
+    """The pruner whose parameters are not among the weights, taken out of `config`; None where nothing is missing.
+
+    Raises ValueError where new parameters are not wanted.
+    """
+    spec = config.pruner_spec
+    if not spec.has_parameters or any(name.startswith("pruner.") for name in _stored_shapes(files)):
+        return None
+    if not options.new_pruner:
+        raise ValueError(
+            f"{files[0].parent} holds no trained queries (tensor 'pruner.queries') for pruner {spec}; fine-tune with "
+            f"--pruner {spec}, or run the checkpoint with another pruner (lightvla, none)"
+        )
+    logger.info("pruner %s: %d queries are new, with random weights", spec, spec.num_queries)
+    config.pruner = {"name": "none"}
+    return spec
+
+
+def _stored_shapes(files: list[Path]) -> dict[str, tuple[int, ...]]:
     found: dict[str, tuple[int, ...]] = {}
     for file in files:
         with safe_open(file, framework="pt") as tensors:
             found.update({name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()})  # noqa: SIM118
+    return found
+
+
+def _check_weights(files: list[Path], config: OpenVLAConfig) -> None:
+    with torch.device("meta"):
+        expected = {name: tuple(value.shape) for name, value in OpenVLAForActionPrediction(config).state_dict().items()}
+    found = _stored_shapes(files)
     if missing := sorted(set(expected) - set(found)):
         raise ValueError(
             f"{files[0].parent}: weights lack {len(missing)} tensors that config.json implies, first {missing[0]!r}"

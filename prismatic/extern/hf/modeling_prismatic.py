@@ -1,7 +1,9 @@
 """The vision-language-action model under its published names: encode, project, prune, lay out, run, read out."""
 
+import dataclasses
 import logging
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,11 +20,14 @@ from transformers import (
 
 from prismatic.extern.hf.configuration_prismatic import OpenVLAConfig
 from prismatic.extern.hf.processing_prismatic import PrismaticImageProcessor, PrismaticProcessor
-from prismatic.models.llama import run_llama
+from prismatic.models.llama import run_llama, run_llama_pruning
 from prismatic.models.projectors import VisionProjector
+from prismatic.models.pruners.learnable_queries import LearnableQueries
+from prismatic.models.pruners.registry import PrunerSpec
 from prismatic.models.sequence import build_context, lay_out, tail_ids
-from prismatic.models.token_pruner import TokenSelection
-from prismatic.models.vision_backbone import PrismaticVisionBackbone
+from prismatic.models.sites import LlamaLayer, ModelSizes, Projector, Site, VisionBlock
+from prismatic.models.token_pruner import TokenSelection, keep_all
+from prismatic.models.vision_backbone import PrismaticVisionBackbone, VisionPruning
 from prismatic.vla import normalization
 from prismatic.vla.action_tokenizer import ActionTokenizer
 
@@ -35,13 +40,41 @@ class ActionHidden:
 
     Attributes:
         rows: (B, A, D) hidden rows that predict the A action tokens, after the final norm.
-        selection: the visual tokens the LLM saw.
-        position_ids: (B, S) of the whole sequence.
+        selection: the visual tokens the LLM saw; those that its last layers saw, where they are dropped inside it.
+        position_ids: (B, S) of the whole sequence, behind that place.
     """
 
     rows: torch.Tensor
     selection: TokenSelection
     position_ids: torch.Tensor
+
+
+def model_sizes(config: OpenVLAConfig, backbone: PrismaticVisionBackbone, num_images: int) -> ModelSizes:
+    """What pruners with parameters must know. The backbone may be on the meta device."""
+    text: Any = config.text_config
+    return ModelSizes(
+        num_visual=backbone.patches_per_image * num_images,
+        vision_dim=backbone.feature_dim,
+        vision_blocks=min(len(vit.blocks) for vit in backbone.vits) - 1,
+        llm_dim=text.hidden_size,
+        llm_layers=text.num_hidden_layers,
+    )
+
+
+def check_pruner(config: OpenVLAConfig) -> None:
+    """Raises ValueError where the recorded pruner has parameters and does not fit the model. Reads no weights."""
+    if not (spec := config.pruner_spec).has_parameters:
+        return
+    with torch.device("meta"):
+        backbone = build_backbone(config)
+    spec.check_fits(model_sizes(config, backbone, config.num_images_in_input or 2))
+
+
+def build_backbone(config: OpenVLAConfig) -> PrismaticVisionBackbone:
+    """The vision backbone, untrained. Raises ValueError where the configuration does not say which."""
+    if config.timm_model_ids is None or config.image_sizes is None:
+        raise ValueError("config.json names no timm_model_ids or image_sizes")
+    return PrismaticVisionBackbone(config.timm_model_ids, config.image_sizes[0], config.timm_model_kwargs or ())
 
 
 class OpenVLAForActionPrediction(PreTrainedModel):
@@ -57,6 +90,7 @@ class OpenVLAForActionPrediction(PreTrainedModel):
     _supports_sdpa = True
     _supports_flash_attn = False
     _no_split_modules = ["LlamaDecoderLayer", "Block"]
+    _keys_to_ignore_on_load_unexpected = [r"^pruner\."]  # of a checkpoint that is run with another pruner
 
     def __init__(self, config: OpenVLAConfig) -> None:
         super().__init__(config)
@@ -64,17 +98,13 @@ class OpenVLAForActionPrediction(PreTrainedModel):
             logger.warning(
                 "config.json records no pruner: assuming %s; set config.pruner to say otherwise", config.pruner_spec
             )
-        if config.timm_model_ids is None or config.image_sizes is None:
-            raise ValueError("config.json names no timm_model_ids or image_sizes")
-        self.vision_backbone = PrismaticVisionBackbone(
-            config.timm_model_ids, config.image_sizes[0], config.timm_model_kwargs or ()
-        )
+        self.vision_backbone = build_backbone(config)
         llm_dim = config.text_config.hidden_size  # type: ignore[union-attr]
         fused = bool(config.use_fused_vision_backbone)
         self.projector = VisionProjector(self.vision_backbone.feature_dim, llm_dim, fused)
         self.language_model = LlamaForCausalLM(config.text_config)  # type: ignore[arg-type]
-        self.pruner: nn.Module = config.pruner_spec.build()
         self.num_images_in_input = config.num_images_in_input or 2
+        self.pruner: nn.Module = config.pruner_spec.build(self.sizes)
         self.robot = config.robot_spec
         self.post_init()
 
@@ -82,6 +112,8 @@ class OpenVLAForActionPrediction(PreTrainedModel):
         # timm, Llama and the projector initialise themselves when built; only buffers that no file holds are left.
         if "RotaryEmbedding" in type(module).__name__:
             super()._init_weights(module)
+        elif isinstance(module, LearnableQueries):
+            module.reset_parameters()
 
     @property
     def norm_stats(self) -> dict[str, Any]:
@@ -91,6 +123,24 @@ class OpenVLAForActionPrediction(PreTrainedModel):
     @norm_stats.setter
     def norm_stats(self, statistics: dict[str, Any]) -> None:
         self.config.norm_stats = statistics
+
+    @property
+    def sizes(self) -> ModelSizes:
+        """Of the model, as pruners need them."""
+        return model_sizes(self.config, self.vision_backbone, self.num_images_in_input)
+
+    @property
+    def site(self) -> Site:
+        """Where the pruner drops tokens: its own word, and before the LLM where it says none."""
+        return getattr(self.pruner, "site", Projector())
+
+    def set_pruner(self, spec: PrunerSpec) -> None:
+        """Run with another pruner from now on; its parameters, where it has any, are new.
+
+        Raises ValueError where it does not fit the model.
+        """
+        self.pruner = spec.build(self.sizes).to(self.device, self.dtype).train(self.training)
+        self.config.pruner = spec.to_json()
 
     @property
     def num_visual_tokens(self) -> int:
@@ -111,6 +161,27 @@ class OpenVLAForActionPrediction(PreTrainedModel):
 
     def encode_images(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """(B, I * channels, S, S) -> (B, V, D) projected patches."""
+        return self.projector(self.vision_backbone(self._checked_pixels(pixel_values)))
+
+    def encode_visual(self, pixel_values: torch.Tensor, score_noise: torch.Tensor | None = None) -> TokenSelection:
+        """The projected patches: all of them, or those that a pruner inside the vision backbone keeps."""
+        if not isinstance(site := self.site, VisionBlock):
+            return keep_all(self.encode_images(pixel_values))
+        pruning = VisionPruning(site.block, partial(self._prune, score_noise=score_noise))
+        kept: TokenSelection = self.vision_backbone(self._checked_pixels(pixel_values), pruning)
+        return dataclasses.replace(kept, tokens=self.projector(kept.tokens) * kept.valid[..., None])
+
+    def _prune(
+        self,
+        tokens: torch.Tensor,
+        context: torch.Tensor | None = None,
+        context_mask: torch.Tensor | None = None,
+        score_noise: torch.Tensor | None = None,
+    ) -> TokenSelection:
+        noise = (score_noise,) if getattr(self.pruner, "needs_noise", False) else ()
+        return self.pruner(tokens, context, context_mask, *noise)
+
+    def _checked_pixels(self, pixel_values: torch.Tensor) -> torch.Tensor:
         expected = self.num_images_in_input * self.vision_backbone.channels_per_image
         if pixel_values.ndim != 4 or pixel_values.shape[1] != expected:
             raise ValueError(
@@ -118,7 +189,7 @@ class OpenVLAForActionPrediction(PreTrainedModel):
                 f"{self.num_images_in_input} images of {self.vision_backbone.channels_per_image} channels. "
                 "Pass all images, or call set_num_images_in_input"
             )
-        return self.projector(self.vision_backbone(pixel_values.to(self.projector.fc1.weight.dtype)))
+        return pixel_values.to(self.projector.fc1.weight.dtype)
 
     def action_hidden(
         self,
@@ -138,22 +209,26 @@ class OpenVLAForActionPrediction(PreTrainedModel):
             pixel_values: (B, I * channels, S, S).
             proprio: (B, P) normalised state, with `proprio_projector`.
             proprio_projector: maps the state to one token.
-            score_noise: (B, V, V) added to the pruner's scores in training.
+            score_noise: (B, Q, V) added to the scores of the pruner's Q queries (V for LightVLA) in training.
             mask_padding: false lets padding take part in the scores, as the reference does (a bug; for comparisons).
         """
         ids = self.config.special_tokens
         embed = self.get_input_embeddings()
-        patches = self.encode_images(pixel_values)
+        visual = self.encode_visual(pixel_values, score_noise)
         state_token = None
         if proprio is not None and proprio_projector is not None:
             state_token = proprio_projector(proprio)
         tail = tail_ids(input_ids, attention_mask, self.robot.num_action_tokens, ids)
         context = build_context(embed, tail, state_token)  # type: ignore[arg-type]
         context_mask = context.mask if mask_padding else None
-        noise = (score_noise,) if getattr(self.pruner, "needs_noise", False) else ()
-        selection = self.pruner(patches, context.embeddings, context_mask, *noise)
+        prune = partial(self._prune, context_mask=context_mask, score_noise=score_noise)
+        site, llama = self.site, self.language_model.model
+        selection = prune(visual.tokens, context.embeddings) if isinstance(site, Projector) else visual
         sequence = lay_out(embed(input_ids[:, :1]), selection, context)
-        hidden = run_llama(self.language_model.model, sequence.embeddings, sequence.position_ids, sequence.key_bias)
+        if isinstance(site, LlamaLayer):
+            hidden, sequence, selection = run_llama_pruning(llama, sequence, site.layer, prune)
+        else:
+            hidden = run_llama(llama, sequence.embeddings, sequence.position_ids, sequence.key_bias)
         rows = sequence.action_rows(hidden, self.robot.num_action_tokens, self.config.action_readout)
         return ActionHidden(rows, selection, sequence.position_ids)
 
