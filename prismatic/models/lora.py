@@ -84,6 +84,8 @@ def merged(model: nn.Module) -> Iterator[None]:
 def save_adapter(model: nn.Module, config: LoraConfig, directory: Path, base: str) -> None:
     """Write `adapter_config.json` and `adapter_model.safetensors` as PEFT does for a wrapped model.
 
+    The parameters of a pruner that has some are trained beside the adapters, so they are written with them.
+
     Args:
         model: with adapters attached.
         config: what `attach_lora` returned.
@@ -92,6 +94,7 @@ def save_adapter(model: nn.Module, config: LoraConfig, directory: Path, base: st
     """
     directory.mkdir(parents=True, exist_ok=True)
     state = get_peft_model_state_dict(model, adapter_name=ADAPTER)
+    state |= {name: value for name, value in model.state_dict().items() if name.startswith("pruner.")}
     tensors = {f"base_model.model.{name}": tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     save_file(tensors, directory / "adapter_model.safetensors", metadata={"format": "pt"})
     config.base_model_name_or_path = base

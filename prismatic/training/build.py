@@ -130,6 +130,7 @@ def _load(config: FinetuneConfig, folder: Path, device: torch.device) -> Checkpo
         use_proprio=None if config.use_proprio else False,
         robot=None if recorded.get("robot") else spec.robot,
         action_readout="aligned",
+        new_pruner=True,
         device=device,
     )
     checkpoint = load_checkpoint(folder, options)

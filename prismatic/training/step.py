@@ -55,7 +55,7 @@ class TrainableVLA(nn.Module):
         self.bf16 = bf16
 
     def forward(self, batch: Mapping[str, Any], noise: torch.Tensor | None = None) -> tuple[torch.Tensor, StepMetrics]:
-        """Loss and metrics of one collated batch; `noise` (B, V, V) is added to the pruner's scores when training."""
+        """Loss and metrics of one collated batch; `noise` (B, Q, V) is added to the pruner's scores when training."""
         device_type = batch["pixel_values"].device.type
         with torch.autocast(device_type, torch.bfloat16, enabled=self.bf16):
             hidden = self.model.action_hidden(  # type: ignore[operator]
@@ -81,13 +81,15 @@ class TrainableVLA(nn.Module):
 def choose_trained(module: TrainableVLA) -> dict[str, nn.Parameter]:
     """Mark what is trained, make it float32, and return it by name.
 
-    With adapters attached: those, the action head and the projector. Without: everything that actions depend on.
+    With adapters attached: those, the pruner, the action head and the projector. Without: everything that actions
+    depend on.
     Parameters without influence stay frozen, so every trained one gets a gradient in every step.
     """
     if not has_lora(module.model):
         module.model.requires_grad_(True)
         for part in unused_modules(module.model):
             part.requires_grad_(False)
+    module.model.pruner.requires_grad_(True)  # type: ignore[union-attr, operator]
     trained = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
     for parameter in trained.values():
         # Small updates vanish in bfloat16 weights; autocast still computes in bfloat16.
