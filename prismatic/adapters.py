@@ -39,6 +39,7 @@ class Adapter:
         scale: alpha / rank.
         factors: name of the adapted weight -> (A, B), as in `prismatic.models.lora.low_rank_delta`.
         copies: name of a weight -> a copy of the base model's, which PEFT puts beside adapters of an LM head.
+        pruner: name -> parameter of a pruner that has some: trained beside the adapters, and no part of the base.
     """
 
     folder: Path
@@ -47,6 +48,7 @@ class Adapter:
     scale: float
     factors: Mapping[str, tuple[torch.Tensor, torch.Tensor]]
     copies: Mapping[str, torch.Tensor]
+    pruner: Mapping[str, torch.Tensor]
 
 
 def read_adapter(checkpoint_dir: Path) -> Adapter:
@@ -60,13 +62,15 @@ def read_adapter(checkpoint_dir: Path) -> Adapter:
     config = _read_config(folder)
     tensors = _read_tensors(folder)
     halves: dict[str, dict[str, torch.Tensor]] = {}
-    copies = {}
+    copies, pruner = {}, {}
     for name, tensor in tensors.items():
         name = name.removeprefix(PREFIX)
         if match := _FACTOR.fullmatch(name):
             halves.setdefault(f"{match['module']}.weight", {})[match["which"]] = tensor
         elif "lora_" in name:
             raise ValueError(f"{folder}: {name!r} is no part of a low-rank adapter of a linear layer or convolution")
+        elif name.startswith("pruner."):
+            pruner[name] = tensor
         else:
             copies[name.replace(".base_layer.", ".")] = tensor
     if odd := sorted(name for name, parts in halves.items() if set(parts) != {"A", "B"}):
@@ -80,7 +84,7 @@ def read_adapter(checkpoint_dir: Path) -> Adapter:
         raise ValueError(f"{folder}: the factors of {odd[0]!r} have shapes {a} and {b}; {CONFIG_FILE} says rank {rank}")
     scale = alpha / rank**0.5 if config.get("use_rslora") else alpha / rank
     base = config.get("base_model_name_or_path") or None
-    return Adapter(folder, base, _read_fingerprint(checkpoint_dir), scale, factors, copies)
+    return Adapter(folder, base, _read_fingerprint(checkpoint_dir), scale, factors, copies, pruner)
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
@@ -147,15 +151,20 @@ def merge_adapter(checkpoint_dir: Path, base: str | Path | None = None, output_d
     _check_base(adapter, base_dir, files)
     target = output_dir or checkpoint_dir
     shards = {file.name: [name for name, tensor in stored.items() if tensor.file == file] for file in files}
+    shards[files[-1].name] += [name for name in adapter.pruner if name not in stored]
     with staged(target, WEIGHTS_REPLACED) as staging, tensor_reader(files) as read:
         _copy_beside(checkpoint_dir, base_dir, staging, output_dir is not None)
-        write_shards(staging, shards, lambda name: _merged(read(name), adapter, name), "merging")
+        dtype = read(next(iter(stored))).dtype
+        pruner = {name: tensor.to(dtype) for name, tensor in adapter.pruner.items()}
+
+        def merged(name: str) -> torch.Tensor:
+            if name in pruner:
+                return pruner[name]
+            factors = adapter.factors.get(name)
+            return read(name) if factors is None else merge_weight(read(name), *factors, adapter.scale)
+
+        write_shards(staging, shards, merged, "merging")
     return target
-
-
-def _merged(weight: torch.Tensor, adapter: Adapter, name: str) -> torch.Tensor:
-    factors = adapter.factors.get(name)
-    return weight if factors is None else merge_weight(weight, *factors, adapter.scale)
 
 
 def _base_dir(adapter: Adapter, checkpoint_dir: Path, base: str | Path | None) -> Path:

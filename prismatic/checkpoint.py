@@ -29,7 +29,7 @@ from prismatic.components import (
     load_proprio,
 )
 from prismatic.extern.hf.configuration_prismatic import OpenVLAConfig
-from prismatic.extern.hf.modeling_prismatic import OpenVLAForActionPrediction
+from prismatic.extern.hf.modeling_prismatic import OpenVLAForActionPrediction, check_pruner
 from prismatic.extern.hf.processing_prismatic import PrismaticProcessor
 from prismatic.models import film
 from prismatic.models.diffusion import DiffusionActionHead
@@ -118,6 +118,8 @@ class LoadOptions:
         num_images_in_input: images per sample.
         use_proprio: whether the state is read; None: when the checkpoint has a proprio projector.
         robot: overrides the recorded robot.
+        new_pruner: whether a pruner with parameters may begin with new ones where the checkpoint has none; else that is
+            an error.
         attention: of the LLM, "sdpa" or "eager"; None: eager on a CPU, where it is the faster one, else sdpa.
         head: "l1", "diffusion" or "discrete", which the checkpoint must then hold; None: whichever it holds.
         use_film: whether it must have FiLM (True) or must not (False); None: as it is.
@@ -131,6 +133,7 @@ class LoadOptions:
     num_images_in_input: int | None = None
     use_proprio: bool | None = None
     robot: RobotSpec | None = None
+    new_pruner: bool = False
     attention: str | None = None
     head: str | None = None
     use_film: bool | None = None
@@ -190,20 +193,23 @@ def load_checkpoint(path_or_hub_id: str | Path, options: LoadOptions | None = No
     config = OpenVLAConfig.from_pretrained(directory)
     config.action_head = kind
     assumptions = _apply(options, config, config_json)
+    check_pruner(config)
+    new_pruner = _without_new_pruner(weight_files, config, options)
     _check_weights(weight_files, config)
     statistics = read_statistics(directory, config_json)
     processor = PrismaticProcessor.from_pretrained(directory)
     dtype = options.dtype or getattr(
         torch, str(config_json.get("torch_dtype") or config_json.get("dtype") or "bfloat16")
     )
+    arguments: dict[str, Any] = {"config": config, "dtype": dtype}
     if options.quantization is not None:
         check_quantization(options.quantization)
-        quantized = {"quantization_config": quantization_config(options.quantization), "device_map": options.device}
-        model = OpenVLAForActionPrediction.from_pretrained(directory, config=config, dtype=dtype, **quantized)
-        load_film(directory, model)
-    else:
-        model = OpenVLAForActionPrediction.from_pretrained(directory, config=config, dtype=dtype)
-        load_film(directory, model)
+        arguments |= {"quantization_config": quantization_config(options.quantization), "device_map": options.device}
+    model = OpenVLAForActionPrediction.from_pretrained(directory, **arguments)
+    if new_pruner is not None:
+        model.set_pruner(new_pruner)
+    load_film(directory, model)
+    if options.quantization is None:
         model.to(options.device)  # type: ignore[arg-type]
     on_cpu = torch.device(options.device).type == "cpu"
     model.language_model.set_attn_implementation(options.attention or ("eager" if on_cpu else "sdpa"))
@@ -265,6 +271,24 @@ def _apply(options: LoadOptions, config: OpenVLAConfig, config_json: dict[str, A
             f"num_images_in_input={config.num_images_in_input}: robot {config.robot_spec.name!r} has {cameras} cameras"
         )
     return assumptions
+
+
+def _without_new_pruner(files: list[Path], config: OpenVLAConfig, options: LoadOptions) -> PrunerSpec | None:
+    """The pruner whose parameters are not among the weights, taken out of `config`; None where nothing is missing.
+
+    Raises ValueError where new parameters are not wanted.
+    """
+    spec = config.pruner_spec
+    if not spec.has_parameters or any(name.startswith("pruner.") for name in stored_tensors(files)):
+        return None
+    if not options.new_pruner:
+        raise ValueError(
+            f"{files[0].parent} holds no trained queries (tensor 'pruner.queries') for pruner {spec}; fine-tune with "
+            f"--pruner {spec}, or run the checkpoint with another pruner (lightvla, none)"
+        )
+    logger.info("pruner %s: %d queries are new, with random weights", spec, spec.num_queries)
+    config.pruner = {"name": "none"}
+    return spec
 
 
 def _check_weights(files: list[Path], config: OpenVLAConfig) -> None:

@@ -60,6 +60,7 @@ class Policy:
             raise FileNotFoundError(NO_HEAD.format(checkpoint.path))
         self.checkpoint = checkpoint
         self.model = checkpoint.model.eval()
+        self._trained_pruner = (self.model.config.pruner_spec, self.model.pruner)
         self.action_head = checkpoint.action_head.eval()
         self.proprio_projector = checkpoint.proprio_projector
         self.processor = checkpoint.processor
@@ -169,11 +170,21 @@ class Policy:
         return inputs
 
     def set_pruner(self, spec: str | PrunerSpec) -> None:
-        """Run with another pruner from now on (`none`, `random:seed=3`); what it leaves unsaid is as in training."""
+        """Run with another pruner from now on (`none`, `random:seed=3`); what it leaves unsaid is as in training.
+
+        Raises ValueError for a pruner with parameters other than those that were loaded.
+        """
         spec = PrunerSpec.parse(spec) if isinstance(spec, str) else spec
         spec = spec.following(self.checkpoint.config_json.get("pruner"))
-        self.model.pruner = spec.build().eval()
-        self.model.config.pruner = spec.to_json()
+        loaded, trained = self._trained_pruner
+        if spec.has_parameters and not spec.shares_parameters(loaded):
+            raise ValueError(f"pruner {spec} needs trained queries, but {loaded} was loaded; load the policy with it")
+        if spec.name == "random" and loaded.has_parameters:
+            raise ValueError(
+                f"pruner 'random' keeps as many tokens as LightVLA would, which is no control for {loaded}"
+            )
+        self.model.set_pruner(spec)
+        self.model.pruner.load_state_dict(trained.state_dict() if spec.has_parameters else {})
         self._clock.remove()
         self._clock = _StageClock(self.model)
 
@@ -233,14 +244,17 @@ def check_observation(observation: Observation, robot: RobotSpec, transform: Pol
 
 
 class _StageClock:
-    """Seconds spent in the vision, pruner and LLM modules of a model, by forward hooks."""
+    """Seconds spent in the vision, pruner and LLM modules of a model, by forward hooks.
+
+    A pruner inside the vision backbone or the LLM counts there too.
+    """
 
     def __init__(self, model: Any) -> None:
         self.seconds: dict[str, float] = {}
         stages: dict[str, tuple[nn.Module, nn.Module]] = {
             "vision": (model.vision_backbone, model.projector),
             "pruner": (model.pruner, model.pruner),
-            "llm": (model.language_model.model, model.language_model.model),
+            "llm": (model.language_model.model.layers[0], model.language_model.model.norm),
         }
         self._handles = []
         for name, (first, last) in stages.items():

@@ -12,8 +12,8 @@ from prismatic.vla.images import prepare_image
 
 
 def observation(index: int) -> dict:
-    sample = reference_sample(index)
-    return {"full_image": sample["images"][0], "wrist_image": sample["images"][1], "state": sample["state"]}
+    sample, images = reference_sample(index % 6), reference_sample((index + index // 6) % 6)["images"]
+    return {"full_image": images[0], "wrist_image": images[1], "state": sample["state"]}
 
 
 @pytest.fixture
@@ -26,16 +26,18 @@ def small_policy(small_policy_directory) -> Policy:
     return Policy.from_pretrained(small_policy_directory)
 
 
-def test_a_batch_gives_what_each_sample_gives_alone(policy):
-    instructions = ["turn on the stove", "put the bowl on the plate", "pick up the milk and place it in the basket"]
-    observations = [observation(i) for i in range(3)]
+@pytest.mark.parametrize("size", [1, 2, 7])
+def test_a_batch_gives_what_each_sample_gives_alone(policy, size):
+    sentences = ["turn on the stove", "put the bowl on the plate", "pick up the milk and place it in the basket"]
+    instructions = [f"{sentences[i % 3]} {'now ' * (i // 3)}".strip() for i in range(size)]
+    observations = [observation(i) for i in range(size)]
     together = policy.act_batch(observations, instructions)
-    assert together.actions.shape == (3, 8, 7)
-    for index in range(3):
+    assert together.actions.shape == (size, 8, 7)
+    for index in range(size):
         alone = policy.act_batch([observations[index]], [instructions[index]])
         assert torch.equal(alone.selection.kept()[0], together.selection.kept()[index])
         np.testing.assert_allclose(alone.actions[0], together.actions[index], atol=1e-5)
-    np.testing.assert_allclose(policy.act(observations[1], instructions[1]), together.actions[1], atol=1e-5)
+    np.testing.assert_allclose(policy.act(observations[-1], instructions[-1]), together.actions[-1], atol=1e-5)
 
 
 def test_act_equals_the_published_way_of_calling(policy):

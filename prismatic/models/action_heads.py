@@ -81,9 +81,9 @@ class L1RegressionActionHead(nn.Module):
 
     forward = predict_action
 
-    def loss(self, model: Any, encoded: Any, batch: Mapping[str, Any], score_noise: torch.Tensor | None) -> HeadLoss:
+    def loss(self, model: Any, encoded: Any, batch: Mapping[str, Any]) -> HeadLoss:
         """Mean absolute error against `batch["actions"]` (B, chunk, action_dim), computed in float32 at least."""
-        hidden = model.run(encoded, score_noise=score_noise)
+        hidden = model.run(encoded)
         predicted = self.predict_action(hidden.rows.to(self.model.fc2.weight.dtype))
         predicted = predicted.to(torch.promote_types(predicted.dtype, torch.float32))
         return HeadLoss((predicted - batch["actions"].to(predicted.dtype)).abs().mean(), predicted, hidden)
@@ -115,9 +115,9 @@ class DiscreteActionHead(nn.Module):
         self.chunk_length = chunk_length
         self.stop = stop
 
-    def loss(self, model: Any, encoded: Any, batch: Mapping[str, Any], score_noise: torch.Tensor | None) -> HeadLoss:
+    def loss(self, model: Any, encoded: Any, batch: Mapping[str, Any]) -> HeadLoss:
         """Mean cross-entropy over the action tokens and the stop token, each predicted by the row before it."""
-        hidden = model.run(encoded, score_noise=score_noise, further_rows=1)
+        hidden = model.run(encoded, further_rows=1)
         logits = model.language_model.lm_head(hidden.rows)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         ids = torch.from_numpy(self.tokenizer.encode(batch["actions"].double().cpu().numpy())).flatten(1)

@@ -70,7 +70,7 @@ class DiffusionActionHead(nn.Module):
         network = self.noise_predictor.mlp_resnet
         return network(rows.reshape(len(rows), self.chunk_length, -1).to(network.fc2.weight.dtype))
 
-    def loss(self, model: Any, encoded: Any, batch: Mapping[str, Any], score_noise: torch.Tensor | None) -> HeadLoss:
+    def loss(self, model: Any, encoded: Any, batch: Mapping[str, Any]) -> HeadLoss:
         """Mean squared error of the predicted noise.
 
         `batch` brings `actions` and `diffusion_noise`, (B, chunk, action_dim) each, and `diffusion_timesteps` (B,).
@@ -78,7 +78,7 @@ class DiffusionActionHead(nn.Module):
         """
         noise, steps = batch["diffusion_noise"], batch["diffusion_timesteps"]
         noisy = self.scheduler.add_noise(batch["actions"].to(noise.dtype), noise, steps)
-        hidden = self._run(model, encoded, noisy, steps, score_noise)
+        hidden = self._run(model, encoded, noisy, steps)
         predicted = self.predict_noise(hidden.rows)
         predicted = predicted.to(torch.promote_types(predicted.dtype, torch.float32))
         with torch.no_grad():
@@ -114,12 +114,10 @@ class DiffusionActionHead(nn.Module):
         encoded: Any,
         noisy: torch.Tensor,
         steps: torch.Tensor,
-        score_noise: torch.Tensor | None = None,
     ) -> Any:
         tokens = self.noisy_action_projector(noisy.reshape(len(noisy), -1, 1))
         return model.run(
             encoded,
-            score_noise=score_noise,
             action_tokens=tokens,
             timestep_token=timestep_token(steps, self.llm_dim),
         )

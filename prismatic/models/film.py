@@ -33,10 +33,11 @@ class FiLMedBlock(nn.Module):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
 
-    def forward(self, x: torch.Tensor, language: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, language: torch.Tensor, attn_mask: torch.Tensor | None = None) -> torch.Tensor:
         """(N, P, dim) features and (N, llm_dim) language -> (N, P, dim)."""
         block = self.block
-        x = x + block.drop_path1(block.ls1(block.attn(block.norm1(x))))  # type: ignore[operator]
+        attended = block.attn(block.norm1(x), attn_mask=attn_mask)  # type: ignore[operator]
+        x = x + block.drop_path1(block.ls1(attended))  # type: ignore[operator]
         language = language.to(self.scale.weight.dtype)
         x = (x * (1 + self.scale(language)[:, None]) + self.shift(language)[:, None]).to(x.dtype)
         return x + block.drop_path2(block.ls2(block.mlp(block.norm2(x))))  # type: ignore[operator]

@@ -1,7 +1,13 @@
 """Runs a stock Llama over a laid-out sequence with full (never causal) attention and a bias per key."""
 
+from collections.abc import Callable, Iterable
+
 import torch
+from torch import nn
 from transformers import LlamaModel
+
+from prismatic.models.sequence import Sequence
+from prismatic.models.token_pruner import TokenSelection
 
 
 def run_llama(
@@ -18,12 +24,60 @@ def run_llama(
     Returns:
         (B, S, D).
     """
-    device = embeddings.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else embeddings.dtype
-    # A 4-D float mask is the only form that transformers adds as it is: 2-D means causal, None with gaps in the
-    # positions means packed sequences.
-    bias = key_bias.clamp(min=torch.finfo(dtype).min).to(dtype)[:, None, None, :]
-    mask = bias.expand(-1, 1, embeddings.shape[1], -1)
+    mask = attention_mask(key_bias, embeddings)
     return model(
         inputs_embeds=embeddings, attention_mask=mask, position_ids=position_ids, use_cache=False
     ).last_hidden_state
+
+
+def run_llama_pruning(
+    model: LlamaModel,
+    sequence: Sequence,
+    layer: int,
+    select: Callable[[torch.Tensor, torch.Tensor], TokenSelection],
+) -> tuple[torch.Tensor, Sequence, TokenSelection]:
+    """As `run_llama`, but visual rows are dropped before layer `layer` (0, 1, ...).
+
+    Args:
+        model: the decoder without the LM head.
+        sequence: with all visual tokens.
+        layer: the first that runs over the kept tokens only.
+        select: hidden rows of the visual tokens (B, V, D) and of the context (B, C, D) -> the tokens that stay.
+
+    Returns:
+        Hidden rows (B, S', D) after the final norm, the sequence that they belong to, and the selection.
+    """
+    hidden = _run_layers(model, model.layers[:layer], sequence)
+    _, visual, context = sequence.split(hidden)
+    selection = select(visual, context)
+    narrowed = sequence.narrow(hidden, selection)
+    return model.norm(_run_layers(model, model.layers[layer:], narrowed)), narrowed, selection
+
+
+def attention_mask(key_bias: torch.Tensor, embeddings: torch.Tensor) -> torch.Tensor:
+    """(B, 1, S, S) in the dtype that attention computes in.
+
+    A 4-D float mask is the only form that transformers adds as it is: 2-D means causal, None with gaps in the
+    positions means packed sequences.
+    """
+    device = embeddings.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else embeddings.dtype
+    bias = key_bias.clamp(min=torch.finfo(dtype).min).to(dtype)[:, None, None, :]
+    return bias.expand(-1, 1, embeddings.shape[1], -1)
+
+
+def _run_layers(model: LlamaModel, layers: Iterable[nn.Module], sequence: Sequence) -> torch.Tensor:
+    """What `LlamaModel.forward` does with its layers; gradient checkpointing is each layer's own."""
+    hidden = sequence.embeddings
+    mask = attention_mask(sequence.key_bias, hidden)
+    rotary = model.rotary_emb(hidden, position_ids=sequence.position_ids)
+    for decoder_layer in layers:
+        hidden = decoder_layer(
+            hidden,
+            attention_mask=mask,
+            position_embeddings=rotary,
+            position_ids=sequence.position_ids,
+            past_key_values=None,
+            use_cache=False,
+        )
+    return hidden

@@ -117,6 +117,8 @@ def save_adapter(
 ) -> None:
     """Write `adapter_config.json` and `adapter_model.safetensors` as PEFT does for a wrapped model.
 
+    The parameters of a pruner that has some are trained beside the adapters, so they are written with them.
+
     Args:
         model: with adapters attached.
         config: what `attach_lora` returned.
@@ -126,6 +128,7 @@ def save_adapter(
     """
     directory.mkdir(parents=True, exist_ok=True)
     state = get_peft_model_state_dict(model, adapter_name=ADAPTER, save_embedding_layers=False)
+    state |= {name: value for name, value in model.state_dict().items() if name.startswith("pruner.")}
     tensors = {f"{PREFIX}{name}": tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     save_file(tensors, directory / "adapter_model.safetensors", metadata={"format": "pt"})
     config.base_model_name_or_path = base

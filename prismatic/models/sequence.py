@@ -1,5 +1,6 @@
 """The sequence: BOS | visual | proprio | prompt | action placeholders | stop | padding. One owner for its positions."""
 
+import dataclasses
 from dataclasses import dataclass
 
 import torch
@@ -80,12 +81,14 @@ class Sequence:
         position_ids: (B, S): kept visual tokens have their own original position, the text stands behind all V.
         key_bias: (B, S) float32 added to the attention logits of each key; -inf for padding.
         action_start: (B,) where the first action placeholder stands.
+        num_visual: visual rows; they stand behind BOS.
     """
 
     embeddings: torch.Tensor
     position_ids: torch.Tensor
     key_bias: torch.Tensor
     action_start: torch.Tensor
+    num_visual: int
 
     def action_rows(self, hidden: torch.Tensor, num_actions: int, readout: str) -> torch.Tensor:
         """Rows of hidden (B, S, D) that predict the actions, (B, num_actions, D).
@@ -96,6 +99,25 @@ class Sequence:
         first = self.action_start + (-1 if readout == "aligned" else 1)
         rows = first[:, None] + torch.arange(num_actions, device=hidden.device)
         return hidden.gather(1, rows[..., None].expand(-1, -1, hidden.shape[-1]))
+
+    def split(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Rows (B, S, ...) of BOS, of the visual tokens and of the context behind them."""
+        return hidden[:, :1], hidden[:, 1 : 1 + self.num_visual], hidden[:, 1 + self.num_visual :]
+
+    def narrow(self, hidden: torch.Tensor, selection: TokenSelection) -> "Sequence":
+        """Go on from hidden (B, S, D) of all visual tokens with the selected ones; the other rows stay as they are."""
+        bos, _, context = self.split(hidden)
+        first, _, behind = self.split(self.position_ids)
+        bos_bias, _, context_bias = self.split(self.key_bias)
+        kept = selection.index.shape[1]
+        return dataclasses.replace(
+            self,
+            embeddings=torch.cat([bos, selection.tokens.to(hidden.dtype), context], dim=1),
+            position_ids=torch.cat([first, 1 + selection.index, behind], dim=1),
+            key_bias=torch.cat([bos_bias, selection.key_bias().to(self.key_bias.dtype), context_bias], dim=1),
+            action_start=self.action_start - self.num_visual + kept,
+            num_visual=kept,
+        )
 
 
 def lay_out(bos: torch.Tensor, selection: TokenSelection, context: Context) -> Sequence:
@@ -109,4 +131,4 @@ def lay_out(bos: torch.Tensor, selection: TokenSelection, context: Context) -> S
     positions = torch.cat([torch.zeros(batch, 1, dtype=torch.long, device=device), 1 + selection.index, behind], dim=1)
     text_bias = torch.zeros(batch, width, device=device).masked_fill(~context.mask, float("-inf"))
     key_bias = torch.cat([torch.zeros(batch, 1, device=device), selection.key_bias(), text_bias], dim=1)
-    return Sequence(embeddings, positions, key_bias, 1 + kept + context.prefix + context.prompt_length)
+    return Sequence(embeddings, positions, key_bias, 1 + kept + context.prefix + context.prompt_length, kept)

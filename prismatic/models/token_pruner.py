@@ -12,6 +12,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from prismatic.models.sites import Projector, Site
+
 Multiplicity = Literal["weighted", "set"]
 
 
@@ -137,6 +139,48 @@ def gather_tokens(patches: torch.Tensor, index: torch.Tensor, valid: torch.Tenso
     return patches.gather(1, index[..., None].expand(-1, -1, patches.shape[-1])) * valid[..., None]
 
 
+def select_tokens(
+    patches: torch.Tensor,
+    scores: torch.Tensor,
+    min_tokens: int = 0,
+    multiplicity: Multiplicity = "set",
+    straight_through: bool = False,
+) -> TokenSelection:
+    """Keep the union of what all queries pick, in token order: one row per distinct pick.
+
+    Args:
+        patches: (B, V, D).
+        scores: (B, Q, V), float32 at least.
+        min_tokens: as in `pick_tokens`.
+        multiplicity: as in `TokenSelection`.
+        straight_through: a row has the gradient of the mean of its group's rows onehot + softmax - stopgrad(softmax)
+            (equation 4); its value is the token itself either way.
+    """
+    picks, queries, made = pick_tokens(scores, min_tokens)
+    index, valid, count = group_picks(picks, patches.shape[1], made)
+    tokens = gather_tokens(patches, index, valid)
+    selection = TokenSelection(tokens, index, valid, count, patches.shape[1], multiplicity)
+    if straight_through:
+        groups = (picks[:, None] == index[..., None]) & valid[..., None] & made[:, None]
+        share = groups.to(scores.dtype) / count.clamp(min=1)[..., None].to(scores.dtype)  # (B, K, P)
+        mean = share @ pick_softness(scores, queries)
+        selection.tokens = tokens + (mean - mean.detach()) @ patches.detach().to(scores.dtype)
+    return selection
+
+
+def pick_softness(scores: torch.Tensor, queries: torch.Tensor) -> torch.Tensor:
+    """(B, Q, V), (B, P) -> (B, P, V): how softly each pick's query wants each token; the stand-in for its gradient."""
+    return scores.softmax(-1).gather(1, queries[..., None].expand(-1, -1, scores.shape[-1]))
+
+
+def keep_all(patches: torch.Tensor) -> TokenSelection:
+    """Every one of (B, V, D) tokens."""
+    batch, num_tokens, _ = patches.shape
+    index = torch.arange(num_tokens, device=patches.device).expand(batch, -1)
+    valid = torch.ones_like(index, dtype=torch.bool)
+    return TokenSelection(patches, index, valid, valid.float(), num_tokens)
+
+
 class TokenPruner(nn.Module):
     """LightVLA: keeps the union of what all queries pick.
 
@@ -150,6 +194,7 @@ class TokenPruner(nn.Module):
     """
 
     needs_noise = True
+    site: Site = Projector()
 
     def __init__(self, multiplicity: Multiplicity = "weighted", compact: bool = True, min_tokens: int = 0) -> None:
         super().__init__()
@@ -172,33 +217,18 @@ class TokenPruner(nn.Module):
             scores = score_tokens(patches.to(exact), context.to(exact), context_mask)
             if self.training and score_noise is not None:
                 scores = scores + score_noise
-            picks, queries, made = pick_tokens(scores, self.min_tokens)
-            if not self.training:
-                return self._select(patches, picks, made)
-            # (B, P, V): how softly each pick's query wants each token; its gradient stands in for the pick's.
-            soft = scores.softmax(-1).gather(1, queries[..., None].expand(-1, -1, scores.shape[-1]))
-            if not self.compact:
-                return self._duplicated(patches.to(exact), picks, made, soft)
-            selection = self._select(patches, picks, made)
-            groups = (picks[:, None] == selection.index[..., None]) & selection.valid[..., None] & made[:, None]
-            share = groups.to(exact) / selection.count.clamp(min=1)[..., None].to(exact)  # (B, K, P)
-            mean = share @ soft
-            selection.tokens = selection.tokens + (mean - mean.detach()) @ patches.detach().to(exact)
-            return selection
+            if self.training and not self.compact:
+                return self._duplicated(patches.to(exact), scores)
+            return select_tokens(patches, scores, self.min_tokens, self.multiplicity, self.training)
 
-    def _select(self, patches: torch.Tensor, picks: torch.Tensor, made: torch.Tensor) -> TokenSelection:
-        index, valid, count = group_picks(picks, patches.shape[1], made)
-        tokens = gather_tokens(patches, index, valid)
-        return TokenSelection(tokens, index, valid, count, patches.shape[1], self.multiplicity)
-
-    def _duplicated(
-        self, patches: torch.Tensor, picks: torch.Tensor, made: torch.Tensor, soft: torch.Tensor
-    ) -> TokenSelection:
+    def _duplicated(self, patches: torch.Tensor, scores: torch.Tensor) -> TokenSelection:
         """One row per pick, duplicates staying, as the paper trains (equation 4)."""
         if self.multiplicity == "set":
             raise ValueError(
                 "multiplicity 'set' weighs every kept token once, which duplicated rows cannot: use compact=True"
             )
+        picks, queries, made = pick_tokens(scores, self.min_tokens)
+        soft = pick_softness(scores, queries)
         rows = F.one_hot(picks, soft.shape[-1]).to(soft.dtype) + soft - soft.detach()
         tokens = (rows @ patches) * made[..., None]
         return TokenSelection(tokens, picks * made, made, made.float(), patches.shape[1], "weighted")
@@ -208,6 +238,7 @@ class KeepAllTokens(nn.Module):
     """No pruning (OpenVLA-OFT): every visual token stays."""
 
     needs_noise = False
+    site: Site = Projector()
     multiplicity: Multiplicity = "set"
 
     def forward(
@@ -217,7 +248,4 @@ class KeepAllTokens(nn.Module):
         context_mask: torch.Tensor | None = None,
     ) -> TokenSelection:
         """All of (B, V, D) `patches`; the other arguments are ignored."""
-        batch, num_tokens, _ = patches.shape
-        index = torch.arange(num_tokens, device=patches.device).expand(batch, -1)
-        valid = torch.ones_like(index, dtype=torch.bool)
-        return TokenSelection(patches, index, valid, valid.float(), num_tokens)
+        return keep_all(patches)

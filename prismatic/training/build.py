@@ -141,6 +141,7 @@ def _load(config: FinetuneConfig, folder: Path, device: torch.device, data_robot
         use_proprio=None if config.use_proprio else False,
         robot=_robot_to_load(folder, recorded.get("robot"), data_robot),
         action_readout="aligned",
+        new_pruner=True,
         device=device,
     )
     checkpoint = load_checkpoint(folder, options)
@@ -223,7 +224,7 @@ def _prefer_plain_attention(checkpoint: Checkpoint) -> None:
     for vit in checkpoint.model.vision_backbone.vits:
         for module in vit.modules():
             if hasattr(module, "fused_attn"):
-                module.fused_attn = False
+                setattr(module, "fused_attn", False)  # noqa: B010 - an attribute that nn.Module does not know
 
 
 def _stored_dtype(checkpoint: Checkpoint) -> torch.dtype:

@@ -59,7 +59,9 @@ class FinetuneConfig:
     run_id_override: str | None = None
 
     # This project's own
-    pruner: str | None = None  # `lightvla:noise=uniform,multiplicity=weighted`, `none`; None: the checkpoint's
+    pruner: str | None = (
+        None  # `lightvla:noise=gumbel`, `lightvla_star:site=llama,layer=2`, `none`; None: the checkpoint's
+    )
     compact_training: bool = True  # one row per distinct pick; False: one per query, as the reference (slower, equal)
     noise_schedule: str = "linear"  # of the pruner's noise: linear (down to 0) or constant
     noise_end_fraction: float = 1.0  # linear noise reaches 0 at this fraction of max_steps

@@ -88,11 +88,12 @@ def train_step(run: Run, batches: Iterator[dict[str, Any]], run_log: RunLog) -> 
     for group in optimizer.param_groups:
         group["lr"] = rate
     scale = noise_scale(training.step, config.max_steps, config.noise_end_fraction, config.noise_schedule)
-    tokens = training.checkpoint.model.num_visual_tokens
+    model = training.checkpoint.model
+    tokens, queries = model.num_visual_tokens, model.config.pruner_spec.num_queries
     for micro_step in range(config.grad_accumulation_steps):
         waiting = time.perf_counter()
         batch = next(batches)
-        noise = score_noise(run.noise, config.seed, batch["positions"], tokens, scale)
+        noise = score_noise(run.noise, config.seed, batch["positions"], tokens, scale, queries)
         batch |= diffusion_draws(run.module.action_head, config.seed, batch["positions"])
         waited = time.perf_counter() - waiting
         batch = to_device(batch, run.ranks.device)

@@ -6,9 +6,11 @@ import math
 import tempfile
 
 from prismatic.checkpoint import check_complete, resolve
+from prismatic.extern.hf.configuration_prismatic import OpenVLAConfig
+from prismatic.extern.hf.modeling_prismatic import check_pruner
 from prismatic.training.config import FinetuneConfig
 from prismatic.training.distributed import resolve_device
-from prismatic.training.pruning import compact_form, recorded_pruner, training_pruner
+from prismatic.training.pruning import check_form, recorded_pruner, training_pruner
 from prismatic.training.saving import find_resumable, saved_checkpoints
 from prismatic.training.schedules import NOISE_SCHEDULES, SCHEDULES
 from prismatic.vla.datasets.catalog import get_dataset_spec
@@ -99,18 +101,16 @@ def check_checkpoint(config: FinetuneConfig) -> None:
         ValueError: for a pruner that cannot be trained so.
     """
     if config.resume:
-        find_resumable(config)
-        return
-    folder = resolve(config.vla_path)
-    check_complete(folder)
+        folder, _ = find_resumable(config)
+    else:
+        folder = resolve(config.vla_path)
+        check_complete(folder)
     spec = training_pruner(config, recorded_pruner(folder))
-    if not compact_form(config) and spec.options.get("multiplicity") == "set":
-        flag = f"--lora_dropout {config.lora_dropout}" if config.compact_training else "--compact_training False"
-        remedy = "--lora_dropout 0" if config.compact_training else "--compact_training True"
-        raise ValueError(
-            f"{flag} trains one row per query, which multiplicity=set cannot weigh; set {remedy} or "
-            "--pruner lightvla:multiplicity=weighted"
-        )
+    check_form(config, spec)
+    if spec.has_parameters:
+        model_config = OpenVLAConfig.from_pretrained(folder)
+        model_config.pruner, model_config.num_images_in_input = spec.to_json(), config.num_images_in_input
+        check_pruner(model_config)
 
 
 def check_run_folder(config: FinetuneConfig) -> None:

@@ -54,10 +54,10 @@ class TrainableVLA(nn.Module):
         self.bf16 = bf16
 
     def forward(self, batch: Mapping[str, Any], noise: torch.Tensor | None = None) -> tuple[torch.Tensor, StepMetrics]:
-        """Loss and metrics of one collated batch; `noise` (B, V, V) is added to the pruner's scores when training."""
+        """Loss and metrics of one collated batch; `noise` (B, Q, V) is added to the pruner's scores when training."""
         device_type = batch["pixel_values"].device.type
         with torch.autocast(device_type, torch.bfloat16, enabled=self.bf16):
-            outcome = self.action_head.loss(self.model, self._encode(batch), batch, noise)  # type: ignore[operator]
+            outcome = self.action_head.loss(self.model, self._encode(batch, noise), batch)  # type: ignore[operator]
         with torch.no_grad():
             error = (outcome.predicted - batch["actions"].to(outcome.predicted.dtype)).abs()
             images = batch["pixel_values"].shape[1] // self.model.vision_backbone.channels_per_image  # type: ignore[union-attr, operator]
@@ -75,26 +75,29 @@ class TrainableVLA(nn.Module):
         self.train(was_training)
         return (predicted - batch["actions"].to(predicted.dtype)).abs().mean()
 
-    def _encode(self, batch: Mapping[str, Any]) -> Any:
+    def _encode(self, batch: Mapping[str, Any], noise: torch.Tensor | None = None) -> Any:
         return self.model.encode(  # type: ignore[operator]
             input_ids=batch["input_ids"],
             attention_mask=batch["attention_mask"],
             pixel_values=batch["pixel_values"],
             proprio=batch["proprio"] if self.proprio_projector is not None else None,
             proprio_projector=self.proprio_projector,
+            score_noise=noise,
         )
 
 
 def choose_trained(module: TrainableVLA) -> dict[str, nn.Parameter]:
     """Mark what is trained, make it float32, and return it by name.
 
-    With adapters attached: those, the action head and the projector. Without: everything that actions depend on.
+    With adapters attached: those, the pruner, the action head and the projector. Without: everything that actions
+    depend on.
     Parameters without influence stay frozen, so every trained one gets a gradient in every step.
     """
     if not has_lora(module.model):
         module.model.requires_grad_(True)
         for part in unused_modules(module.model):
             part.requires_grad_(False)
+    module.model.pruner.requires_grad_(True)  # type: ignore[union-attr, operator]
     trained = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
     for parameter in trained.values():
         # Small updates vanish in bfloat16 weights; autocast still computes in bfloat16.

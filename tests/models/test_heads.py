@@ -103,7 +103,9 @@ def test_film(film_directory, numbers, pruner, index):
     model = checkpoint.model.eval()
     kept = watch_kept(model)
     batch = encoded(checkpoint, [reference_sample(index)])
-    np.testing.assert_allclose(batch.patches[0].mean(-1), numbers[f"{pruner}/film/{index}/patches_rowmean"], atol=1e-4)
+    np.testing.assert_allclose(
+        batch.visual.tokens[0].mean(-1), numbers[f"{pruner}/film/{index}/patches_rowmean"], atol=1e-4
+    )
     actions, _ = checkpoint.action_head.predict(model, batch)
     actions = unnormalize(actions[0].numpy(), checkpoint.dataset_statistics[KEY]["action"])
     np.testing.assert_allclose(actions, numbers[f"{pruner}/film/{index}/actions"], atol=1e-3)
@@ -128,7 +130,7 @@ def training(checkpoint: Checkpoint, pruner: str):
 def test_cross_entropy_of_action_tokens(reference_directory, numbers, pruner):
     checkpoint = load(reference_directory, pruner)
     model, batch, actions = training(checkpoint, pruner)
-    loss = model.discrete_head().loss(model, batch, {"actions": actions}, None).loss
+    loss = model.discrete_head().loss(model, batch, {"actions": actions}).loss
     assert loss.item() == pytest.approx(float(numbers[f"{pruner}/discrete_loss"]), abs=1e-4)
 
 
@@ -142,7 +144,7 @@ def test_diffusion_loss_and_gradients(diffusion_directory, numbers, pruner):
         "diffusion_timesteps": torch.tensor([0, 7, 31, 49]),
     }
     head = checkpoint.action_head
-    outcome = head.loss(model, batch, draws, None)
+    outcome = head.loss(model, batch, draws)
     assert outcome.loss.item() == pytest.approx(float(numbers[f"{pruner}/diffusion_loss"]), abs=1e-4)
     outcome.loss.backward()
     gradients = {
@@ -174,7 +176,7 @@ def test_round_trip(request, tmp_path, kind):
     for name in ("config.json", "model.safetensors"):
         assert (saved / name).read_bytes() == (twice / name).read_bytes()
     batches = [encoded(c, [reference_sample(0), reference_sample(1)]) for c in (first, again)]
-    assert torch.equal(batches[0].patches, batches[1].patches)
+    assert torch.equal(batches[0].visual.tokens, batches[1].visual.tokens)
 
 
 @PRUNERS

@@ -109,7 +109,7 @@ def test_random_control_keeps_as_many_but_other_tokens():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("lightvlaa", "unknown pruner 'lightvlaa'; known: lightvla, none, random"),
+        ("lightvlaa", "unknown pruner 'lightvlaa'; known: lightvla, lightvla_star, none, random"),
         ("lightvla:queries=3", "no option 'queries'"),
         ("lightvla:noise=pink", "noise=pink is not one of"),
         ("lightvla:noise", "has no value"),

@@ -4,9 +4,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText
 
-from prismatic.checkpoint import load_checkpoint
+from prismatic.checkpoint import load_checkpoint, load_training_state
 from prismatic.components import load_component
 from prismatic.policy import Policy
 from prismatic.training.build import build
@@ -82,8 +83,9 @@ def test_a_saved_checkpoint_is_the_trained_policy(flags, small_base: Path, use_l
         {"ema_decay": 0.9, "lr_schedule": "cosine"},
         {"use_lora": True, "lora_rank": 4, "grad_accumulation_steps": 2, "batch_size": 2},
         {"save_latest_checkpoint_only": True},
+        {"use_lora": True, "lora_rank": 4, "pruner": "lightvla_star:site=llama,layer=1,queries=6"},
     ],
-    ids=["full", "lora", "latest"],
+    ids=["full", "lora", "latest", "queries"],
 )
 def test_a_resumed_run_ends_where_an_unbroken_one_does(flags, overrides):
     whole = finetune(flags(run_id_override="whole", **overrides))
@@ -156,6 +158,14 @@ def test_without_merging_only_the_adapter_is_saved(flags):
     assert not list(folder.glob("model*.safetensors"))
     assert (folder / "lora_adapter" / "adapter_config.json").is_file()
     assert (folder / "action_head--1_checkpoint.pt").is_file()
+
+
+def test_queries_are_saved_beside_an_adapter_that_is_not_merged(flags):
+    star = "lightvla_star:site=llama,layer=1,queries=6"
+    folder = finetune(flags(use_lora=True, lora_rank=4, max_steps=1, merge_lora_during_training=False, pruner=star))
+    stored = load_file(folder / "lora_adapter" / "adapter_model.safetensors")
+    trained = load_training_state(folder)["parameters"]["model.pruner.queries"]
+    assert torch.equal(stored["base_model.model.pruner.queries"], trained)
 
 
 def test_validation_computes_what_inference_computes(flags):

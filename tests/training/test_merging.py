@@ -26,7 +26,11 @@ def lora(**overrides) -> dict:
     return {"use_lora": True, "lora_rank": 4, "max_steps": 2, "batch_size": 2, **overrides}
 
 
-@pytest.mark.parametrize("overrides", [{}, {"ema_decay": 0.5, "precision": "bf16"}], ids=["fp32", "averaged in bf16"])
+@pytest.mark.parametrize(
+    "overrides",
+    [{}, {"ema_decay": 0.5, "precision": "bf16"}, {"pruner": "lightvla_star:site=llama,layer=1,queries=6"}],
+    ids=["fp32", "averaged in bf16", "with learnt queries"],
+)
 def test_merging_afterwards_gives_the_same_checkpoint(flags, reference_directory: Path, overrides):
     base = str(reference_directory)  # bfloat16 in two shards
     at_once = finetune(flags(vla_path=base, run_id_override="at-once", **lora(**overrides)))

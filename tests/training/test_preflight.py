@@ -36,6 +36,12 @@ from prismatic.training.preflight import preflight
         ),
         ({"compact_training": False, "pruner": "lightvla:multiplicity=set"}, "set --compact_training True or"),
         ({"noise_schedule": "cosine"}, "choose one of linear, constant"),
+        ({"pruner": "lightvla_star:site=llama"}, "site=llama: give the layer too"),
+        ({"pruner": "lightvla_star:site=llama,layer=2,queries=4"}, "has layers 0 to 1; choose layer 1 to 1"),
+        ({"pruner": "lightvla_star:site=vision,layer=0,queries=4"}, "run blocks 0 to 0, .*; choose site=projector"),
+        ({"pruner": "lightvla_star"}, "128 queries cannot pick more than the 32 visual tokens"),
+        ({"pruner": "lightvla_star:queries=20", "num_images_in_input": 1}, "more than the 16 visual tokens"),
+        ({"pruner": "lightvla_star:queries=4", "compact_training": False}, "lightvla_star keeps a set; set --compact_"),
         ({"pruner": "lightvla:min_tokens=-1"}, "expected a whole number, 0 or more"),
     ],
 )

@@ -1,7 +1,10 @@
+import numpy as np
 import pytest
 import torch
 
-from prismatic.training.pruning import score_noise
+from prismatic.models.pruners.registry import PrunerSpec
+from prismatic.training.config import FinetuneConfig
+from prismatic.training.pruning import NOISE_STREAM, score_noise, training_pruner
 
 
 def draw(kind: str, positions: list[int], scale: float = 1.0, seed: int = 7, tokens: int = 6) -> torch.Tensor:
@@ -29,6 +32,29 @@ def test_gumbel_noise_has_the_moments_of_a_gumbel():
     assert torch.isfinite(noise).all()
     assert noise.mean().item() == pytest.approx(0.5772, abs=0.02)
     assert noise.var().item() == pytest.approx(torch.pi**2 / 6, abs=0.05)
+
+
+def test_learnable_queries_get_their_own_number_of_rows_and_one_per_token_the_stream_it_always_had():
+    positions = torch.tensor([40, 41])
+    few = score_noise("uniform", 7, positions, 6, 1.0, num_queries=2)
+    all_rows = draw("uniform", [40, 41])
+    assert few is not None and few.shape == (2, 2, 6)
+    assert torch.equal(few, all_rows[:, :2])
+    expected = np.random.default_rng([7, 40, NOISE_STREAM]).random((6, 6), dtype=np.float32)
+    assert np.array_equal(all_rows[0].numpy(), expected)
+
+
+def test_the_recorded_pruner_says_everything():
+    config = FinetuneConfig(pruner="lightvla_star:site=llama,layer=2")
+    spec = training_pruner(config, PrunerSpec("lightvla", {"multiplicity": "weighted", "min_tokens": 9}))
+    assert spec.to_json() == {
+        "name": "lightvla_star", "site": "llama", "layer": 2, "queries": 128, "min_tokens": 0, "noise": "uniform"
+    }  # fmt: skip
+    trained = PrunerSpec("lightvla_star", {**spec.options, "queries": 9, "noise": "gumbel"})
+    assert training_pruner(FinetuneConfig(), trained) == trained
+    moved = training_pruner(FinetuneConfig(pruner="lightvla_star:site=projector,min_tokens=3"), trained)
+    assert moved.options == {"site": "projector", "queries": 9, "min_tokens": 3, "noise": "gumbel"}
+    assert (moved.noise, moved.num_queries) == ("gumbel", 9)
 
 
 def test_no_noise_is_none_and_an_unknown_kind_is_named():

@@ -1,11 +1,14 @@
 import pytest
 import torch
 
+from prismatic.checkpoint import load_checkpoint
 from prismatic.training.build import Run, build, train_batches
 from prismatic.training.distributed import Ranks
 from prismatic.training.heads import diffusion_draws
+from prismatic.training.loop import finetune
 from prismatic.training.step import learning_rate, make_optimizer
 
+STAR = "lightvla_star:site=llama,layer=1,queries=6"
 ALONE = Ranks(0, 1, torch.device("cpu"))
 
 
@@ -23,7 +26,7 @@ HEADS = {
 
 
 @pytest.mark.parametrize("use_lora", [False, True])
-@pytest.mark.parametrize("pruner", ["lightvla", "none"])
+@pytest.mark.parametrize("pruner", ["lightvla", "none", STAR])
 @pytest.mark.parametrize("head", HEADS)
 def test_every_trained_parameter_gets_a_gradient(flags, use_lora, pruner, head):
     run = build(flags(use_lora=use_lora, lora_rank=2, pruner=pruner, **HEADS[head]), ALONE)
@@ -36,6 +39,17 @@ def test_every_trained_parameter_gets_a_gradient(flags, use_lora, pruner, head):
         run.training.trained
     )
     assert not frozen
+
+
+@pytest.mark.parametrize("use_lora", [False, True])
+def test_queries_are_trained_in_float32_beside_adapters_too(flags, use_lora):
+    config = flags(use_lora=use_lora, lora_rank=2, lora_dropout=0.1, pruner=STAR, precision="bf16", max_steps=3)
+    run = build(config, ALONE)
+    queries = run.training.trained["model.pruner.queries"]
+    assert queries.dtype == torch.float32 and queries is run.module.model.pruner.queries
+    before = queries.detach().clone()
+    after = load_checkpoint(finetune(config)).model.pruner.queries
+    assert (after != before).any(1).all(), "the saved queries are the trained ones"
 
 
 def test_full_fine_tuning_leaves_out_only_what_is_never_run(flags):

@@ -1,7 +1,9 @@
 """The vision-language-action model under its published names: encode, project, prune, lay out, run, read out."""
 
+import dataclasses
 import logging
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,11 +22,14 @@ from prismatic.extern.hf.configuration_prismatic import OpenVLAConfig
 from prismatic.extern.hf.processing_prismatic import PrismaticImageProcessor, PrismaticProcessor
 from prismatic.models.action_heads import DiscreteActionHead
 from prismatic.models.film import apply_film, has_film
-from prismatic.models.llama import run_llama
+from prismatic.models.llama import run_llama, run_llama_pruning
 from prismatic.models.projectors import VisionProjector
+from prismatic.models.pruners.learnable_queries import LearnableQueries
+from prismatic.models.pruners.registry import PrunerSpec
 from prismatic.models.sequence import build_context, lay_out, tail_ids
-from prismatic.models.token_pruner import TokenSelection
-from prismatic.models.vision_backbone import PrismaticVisionBackbone
+from prismatic.models.sites import LlamaLayer, ModelSizes, Projector, Site, VisionBlock
+from prismatic.models.token_pruner import TokenSelection, keep_all
+from prismatic.models.vision_backbone import PrismaticVisionBackbone, VisionPruning
 from prismatic.vla import normalization
 from prismatic.vla.action_tokenizer import ActionTokenizer
 
@@ -38,14 +43,16 @@ class EncodedBatch:
     Attributes:
         input_ids: (B, T) BOS, prompt, empty piece; right-padded.
         attention_mask: (B, T), false for padding.
-        patches: (B, V, D) projected visual tokens.
+        visual: the projected visual tokens: all of them, or those that a pruner inside the vision backbone kept.
         state_token: (B, 1, D), or None where the state is not read.
+        score_noise: (B, Q, V) added to the pruner's scores in training, or None.
     """
 
     input_ids: torch.Tensor
     attention_mask: torch.Tensor
-    patches: torch.Tensor
+    visual: TokenSelection
     state_token: torch.Tensor | None
+    score_noise: torch.Tensor | None = None
 
 
 @dataclass
@@ -54,13 +61,41 @@ class ActionHidden:
 
     Attributes:
         rows: (B, A, D) hidden rows that predict the A action tokens, after the final norm; more where asked for.
-        selection: the visual tokens the LLM saw.
-        position_ids: (B, S) of the whole sequence.
+        selection: the visual tokens the LLM saw; those that its last layers saw, where they are dropped inside it.
+        position_ids: (B, S) of the whole sequence, behind that place.
     """
 
     rows: torch.Tensor
     selection: TokenSelection
     position_ids: torch.Tensor
+
+
+def model_sizes(config: OpenVLAConfig, backbone: PrismaticVisionBackbone, num_images: int) -> ModelSizes:
+    """What pruners with parameters must know. The backbone may be on the meta device."""
+    text: Any = config.text_config
+    return ModelSizes(
+        num_visual=backbone.patches_per_image * num_images,
+        vision_dim=backbone.feature_dim,
+        vision_blocks=min(len(vit.blocks) for vit in backbone.vits) - 1,
+        llm_dim=text.hidden_size,
+        llm_layers=text.num_hidden_layers,
+    )
+
+
+def check_pruner(config: OpenVLAConfig) -> None:
+    """Raises ValueError where the recorded pruner has parameters and does not fit the model. Reads no weights."""
+    if not (spec := config.pruner_spec).has_parameters:
+        return
+    with torch.device("meta"):
+        backbone = build_backbone(config)
+    spec.check_fits(model_sizes(config, backbone, config.num_images_in_input or 2))
+
+
+def build_backbone(config: OpenVLAConfig) -> PrismaticVisionBackbone:
+    """The vision backbone, untrained. Raises ValueError where the configuration does not say which."""
+    if config.timm_model_ids is None or config.image_sizes is None:
+        raise ValueError("config.json names no timm_model_ids or image_sizes")
+    return PrismaticVisionBackbone(config.timm_model_ids, config.image_sizes[0], config.timm_model_kwargs or ())
 
 
 class OpenVLAForActionPrediction(PreTrainedModel):
@@ -76,6 +111,7 @@ class OpenVLAForActionPrediction(PreTrainedModel):
     _supports_sdpa = True
     _supports_flash_attn = False
     _no_split_modules = ["LlamaDecoderLayer", "Block"]
+    _keys_to_ignore_on_load_unexpected = [r"^pruner\."]  # of a checkpoint that is run with another pruner
 
     def __init__(self, config: OpenVLAConfig) -> None:
         super().__init__(config)
@@ -83,17 +119,13 @@ class OpenVLAForActionPrediction(PreTrainedModel):
             logger.warning(
                 "config.json records no pruner: assuming %s; set config.pruner to say otherwise", config.pruner_spec
             )
-        if config.timm_model_ids is None or config.image_sizes is None:
-            raise ValueError("config.json names no timm_model_ids or image_sizes")
-        self.vision_backbone = PrismaticVisionBackbone(
-            config.timm_model_ids, config.image_sizes[0], config.timm_model_kwargs or ()
-        )
+        self.vision_backbone = build_backbone(config)
         llm_dim = config.text_config.hidden_size  # type: ignore[union-attr]
         fused = bool(config.use_fused_vision_backbone)
         self.projector = VisionProjector(self.vision_backbone.feature_dim, llm_dim, fused)
         self.language_model = LlamaForCausalLM(config.text_config)  # type: ignore[arg-type]
-        self.pruner: nn.Module = config.pruner_spec.build()
         self.num_images_in_input = config.num_images_in_input or 2
+        self.pruner: nn.Module = config.pruner_spec.build(self.sizes)
         self.robot = config.robot_spec
         self.post_init()
 
@@ -101,6 +133,8 @@ class OpenVLAForActionPrediction(PreTrainedModel):
         # timm, Llama and the projector initialise themselves when built; only buffers that no file holds are left.
         if "RotaryEmbedding" in type(module).__name__:
             super()._init_weights(module)
+        elif isinstance(module, LearnableQueries):
+            module.reset_parameters()
 
     @property
     def norm_stats(self) -> dict[str, Any]:
@@ -110,6 +144,24 @@ class OpenVLAForActionPrediction(PreTrainedModel):
     @norm_stats.setter
     def norm_stats(self, statistics: dict[str, Any]) -> None:
         self.config.norm_stats = statistics
+
+    @property
+    def sizes(self) -> ModelSizes:
+        """Of the model, as pruners need them."""
+        return model_sizes(self.config, self.vision_backbone, self.num_images_in_input)
+
+    @property
+    def site(self) -> Site:
+        """Where the pruner drops tokens: its own word, and before the LLM where it says none."""
+        return getattr(self.pruner, "site", Projector())
+
+    def set_pruner(self, spec: PrunerSpec) -> None:
+        """Run with another pruner from now on; its parameters, where it has any, are new.
+
+        Raises ValueError where it does not fit the model.
+        """
+        self.pruner = spec.build(self.sizes).to(self.device, self.dtype).train(self.training)
+        self.config.pruner = spec.to_json()
 
     @property
     def num_visual_tokens(self) -> int:
@@ -136,7 +188,9 @@ class OpenVLAForActionPrediction(PreTrainedModel):
 
     def enable_gradient_checkpointing(self) -> None:
         """Compute the activations of every LLM layer and ViT block anew in the backward pass: less memory, slower."""
-        self.language_model.model.gradient_checkpointing_enable({"use_reentrant": False})
+        llama: Any = self.language_model.model  # the method's name changed during transformers 5
+        enable = getattr(llama, "activation_checkpointing_enable", None) or llama.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
         for vit in self.vision_backbone.vits:
             vit.set_grad_checkpointing()
 
@@ -148,6 +202,32 @@ class OpenVLAForActionPrediction(PreTrainedModel):
 
     def encode_images(self, pixel_values: torch.Tensor, language: torch.Tensor | None = None) -> torch.Tensor:
         """(B, I * channels, S, S) -> (B, V, D) projected patches; `language` (B, D) where there is FiLM."""
+        return self.projector(self.vision_backbone(self._checked_pixels(pixel_values), language))
+
+    def encode_visual(
+        self,
+        pixel_values: torch.Tensor,
+        language: torch.Tensor | None = None,
+        score_noise: torch.Tensor | None = None,
+    ) -> TokenSelection:
+        """The projected patches: all of them, or those that a pruner inside the vision backbone keeps."""
+        if not isinstance(site := self.site, VisionBlock):
+            return keep_all(self.encode_images(pixel_values, language))
+        pruning = VisionPruning(site.block, partial(self._prune, score_noise=score_noise))
+        kept: TokenSelection = self.vision_backbone(self._checked_pixels(pixel_values), language, pruning)
+        return dataclasses.replace(kept, tokens=self.projector(kept.tokens) * kept.valid[..., None])
+
+    def _prune(
+        self,
+        tokens: torch.Tensor,
+        context: torch.Tensor | None = None,
+        context_mask: torch.Tensor | None = None,
+        score_noise: torch.Tensor | None = None,
+    ) -> TokenSelection:
+        noise = (score_noise,) if getattr(self.pruner, "needs_noise", False) else ()
+        return self.pruner(tokens, context, context_mask, *noise)
+
+    def _checked_pixels(self, pixel_values: torch.Tensor) -> torch.Tensor:
         expected = self.num_images_in_input * self.vision_backbone.channels_per_image
         if pixel_values.ndim != 4 or pixel_values.shape[1] != expected:
             raise ValueError(
@@ -155,8 +235,7 @@ class OpenVLAForActionPrediction(PreTrainedModel):
                 f"{self.num_images_in_input} images of {self.vision_backbone.channels_per_image} channels. "
                 "Pass all images, or call set_num_images_in_input"
             )
-        pixels = pixel_values.to(self.projector.fc1.weight.dtype)
-        return self.projector(self.vision_backbone(pixels, language))
+        return pixel_values.to(self.projector.fc1.weight.dtype)
 
     def encode(
         self,
@@ -165,6 +244,7 @@ class OpenVLAForActionPrediction(PreTrainedModel):
         pixel_values: torch.Tensor,
         proprio: torch.Tensor | None = None,
         proprio_projector: nn.Module | None = None,
+        score_noise: torch.Tensor | None = None,
     ) -> EncodedBatch:
         """Everything before the LLM.
 
@@ -174,18 +254,18 @@ class OpenVLAForActionPrediction(PreTrainedModel):
             pixel_values: (B, I * channels, S, S).
             proprio: (B, P) normalised state, with `proprio_projector`.
             proprio_projector: maps the state to one token.
+            score_noise: (B, Q, V) added to the scores of the pruner's Q queries (V for LightVLA) in training.
         """
         language = self._language(input_ids, attention_mask) if has_film(self.vision_backbone) else None
-        patches = self.encode_images(pixel_values, language)
+        visual = self.encode_visual(pixel_values, language, score_noise)
         state_token = None
         if proprio is not None and proprio_projector is not None:
             state_token = proprio_projector(proprio)
-        return EncodedBatch(input_ids, attention_mask, patches, state_token)
+        return EncodedBatch(input_ids, attention_mask, visual, state_token, score_noise)
 
     def run(
         self,
         encoded: EncodedBatch,
-        score_noise: torch.Tensor | None = None,
         mask_padding: bool = True,
         action_tokens: torch.Tensor | None = None,
         timestep_token: torch.Tensor | None = None,
@@ -195,7 +275,6 @@ class OpenVLAForActionPrediction(PreTrainedModel):
 
         Args:
             encoded: from `encode`.
-            score_noise: (B, V, V) added to the pruner's scores in training.
             mask_padding: false lets padding take part in the scores, as the reference does (a bug; for comparisons).
             action_tokens: (B, A, D) noisy actions of diffusion in place of the zero placeholders.
             timestep_token: (B, 1, D) of diffusion.
@@ -206,10 +285,15 @@ class OpenVLAForActionPrediction(PreTrainedModel):
         tail = tail_ids(encoded.input_ids, encoded.attention_mask, num_actions, ids)
         context = build_context(embed, tail, encoded.state_token, timestep_token, action_tokens)  # type: ignore[arg-type]
         context_mask = context.mask if mask_padding else None
-        noise = (score_noise,) if getattr(self.pruner, "needs_noise", False) else ()
-        selection = self.pruner(encoded.patches, context.embeddings, context_mask, *noise)
+        prune = partial(self._prune, context_mask=context_mask, score_noise=encoded.score_noise)
+        site, llama, selection = self.site, self.language_model.model, encoded.visual
+        if isinstance(site, Projector):
+            selection = prune(selection.tokens, context.embeddings)
         sequence = lay_out(embed(encoded.input_ids[:, :1]), selection, context)
-        hidden = run_llama(self.language_model.model, sequence.embeddings, sequence.position_ids, sequence.key_bias)
+        if isinstance(site, LlamaLayer):
+            hidden, sequence, selection = run_llama_pruning(llama, sequence, site.layer, prune)
+        else:
+            hidden = run_llama(llama, sequence.embeddings, sequence.position_ids, sequence.key_bias)
         rows = sequence.action_rows(hidden, num_actions + further_rows, self.config.action_readout)
         return ActionHidden(rows, selection, sequence.position_ids)
 
@@ -227,10 +311,12 @@ class OpenVLAForActionPrediction(PreTrainedModel):
         pixel_values: torch.Tensor,
         proprio: torch.Tensor | None = None,
         proprio_projector: nn.Module | None = None,
+        score_noise: torch.Tensor | None = None,
         **options: Any,
     ) -> ActionHidden:
         """`encode`, then one `run` with `options`: hidden rows that predict the actions."""
-        return self.run(self.encode(input_ids, attention_mask, pixel_values, proprio, proprio_projector), **options)
+        encoded = self.encode(input_ids, attention_mask, pixel_values, proprio, proprio_projector, score_noise)
+        return self.run(encoded, **options)
 
     def forward(
         self,

@@ -6,10 +6,14 @@ from typing import Any
 
 from torch import nn
 
+from prismatic.models.pruners.learnable_queries import LearnableQueries
 from prismatic.models.pruners.random import RandomTokens
+from prismatic.models.sites import LlamaLayer, ModelSizes, Projector, Site, VisionBlock, check_site, site_width
 from prismatic.models.token_pruner import KeepAllTokens, TokenPruner
 
 NOISE_KINDS = ("uniform", "gumbel", "none")
+STAR = "lightvla_star"
+DEFAULT_QUERIES = 128
 
 
 @dataclass(frozen=True)
@@ -17,7 +21,8 @@ class PrunerSpec:
     """A pruner by name with its options, as flags and `config.json` carry it.
 
     Options of `lightvla`: `multiplicity` (weighted, set), `noise` (uniform, gumbel, none: training only),
-    `min_tokens` (fewest tokens that stay). Options of `random`: `seed`, `multiplicity`, `min_tokens`.
+    `min_tokens` (fewest tokens that stay). Options of `random`: `seed`, `multiplicity`, `min_tokens`. Options of
+    `lightvla_star`: `site` (projector, or vision and llama with their `layer`), `queries`, `noise`, `min_tokens`.
     """
 
     name: str
@@ -64,24 +69,84 @@ class PrunerSpec:
                 raise ValueError(f"pruner option {key}={value}: expected a whole number, 0 or more")
             if (allowed := known[key]) is not None and value not in allowed:
                 raise ValueError(f"pruner option {key}={value} is not one of {', '.join(map(str, allowed))}")
+        if self.options.get("queries") == 0:
+            raise ValueError("pruner option queries=0: expected at least 1")
+        _ = self.site
 
-    def build(self) -> nn.Module:
-        """The pruner as a module."""
-        return _PRUNERS[self.name][0](self.options)
+    @property
+    def site(self) -> Site:
+        """Where it prunes. Raises ValueError for a site without its layer, or a layer without its site."""
+        site, layer = self.options.get("site", "projector"), self.options.get("layer")
+        if site == "projector":
+            if layer is not None:
+                raise ValueError(f"pruner option layer={layer}: give the site too, site=vision or site=llama")
+            return Projector()
+        if layer is None:
+            raise ValueError(f"pruner option site={site}: give the layer too, site={site},layer=2")
+        return VisionBlock(layer) if site == "vision" else LlamaLayer(layer)
+
+    @property
+    def has_parameters(self) -> bool:
+        """Whether the pruner is trained itself, and so part of a checkpoint's weights."""
+        return self.name == STAR
+
+    @property
+    def num_queries(self) -> int | None:
+        """Number of learnable queries; None: every visual token is one."""
+        return int(self.options.get("queries", DEFAULT_QUERIES)) if self.name == STAR else None
+
+    def shares_parameters(self, other: "PrunerSpec") -> bool:
+        """Whether the other's parameters are meant for this one."""
+        ours, theirs = (spec.has_parameters and (spec.site, spec.num_queries) for spec in (self, other))
+        return ours == theirs
+
+    def check_fits(self, sizes: ModelSizes) -> None:
+        """Raises ValueError for a site that the model does not have, or for more queries than visual tokens."""
+        try:
+            check_site(self.site, sizes)
+        except ValueError as error:
+            raise ValueError(f"pruner {self}: {error}") from error
+        if self.num_queries is not None and self.num_queries > sizes.num_visual:
+            raise ValueError(
+                f"pruner {self}: {self.num_queries} queries cannot pick more than the {sizes.num_visual} visual tokens "
+                f"there are; set queries={sizes.num_visual} or fewer"
+            )
+
+    def build(self, sizes: ModelSizes | None = None) -> nn.Module:
+        """The pruner as a module; parameters are new.
+
+        Args:
+            sizes: of the model, which a pruner with parameters needs.
+
+        Raises ValueError where the pruner does not fit the model.
+        """
+        if sizes is not None:
+            self.check_fits(sizes)
+        elif self.has_parameters:
+            raise ValueError(f"pruner {self} has parameters; build it with the model's sizes")
+        return _PRUNERS[self.name][0](self, sizes)
+
+    def over(self, options: Mapping[str, Any]) -> "PrunerSpec":
+        """This pruner with further options where it says nothing itself; site and layer go together."""
+        unsaid = {key: value for key, value in options.items() if key in _PRUNERS[self.name][1]}
+        if "site" in self.options:
+            unsaid = {key: value for key, value in unsaid.items() if key not in ("site", "layer")}
+        return PrunerSpec(self.name, {**unsaid, **self.options})
 
     def following(self, recorded: Mapping[str, Any] | None) -> "PrunerSpec":
         """This pruner for inference, with what it must share with training taken from `config.json`'s `pruner`.
 
         Options given here win. Without a record tokens weigh as a set, which is what published checkpoints mean.
         """
-        shared = {"multiplicity": "set"} | {key: value for key, value in (recorded or {}).items() if key in _SHARED}
-        taken = {key: value for key, value in shared.items() if key in _PRUNERS[self.name][1]}
-        return PrunerSpec(self.name, {**taken, **self.options})
+        recorded = recorded or {}
+        if (recorded.get("name") == STAR) != (self.name == STAR):
+            recorded = {}  # of another kind: its settings mean nothing here
+        return self.over({"multiplicity": "set"} | {key: recorded[key] for key in _SHARED if key in recorded})
 
     @property
     def noise(self) -> str:
         """The kind of noise on training scores."""
-        return str(self.options.get("noise", "uniform")) if self.name == "lightvla" else "none"
+        return str(self.options.get("noise", "uniform")) if "noise" in _PRUNERS[self.name][1] else "none"
 
 
 def _parse_value(value: str) -> Any:
@@ -90,19 +155,30 @@ def _parse_value(value: str) -> Any:
     return int(value) if value.lstrip("-").isdigit() else value
 
 
-def _lightvla(options: Mapping[str, Any]) -> nn.Module:
-    return TokenPruner(options.get("multiplicity", "weighted"), min_tokens=options.get("min_tokens", 0))
+def _lightvla(spec: PrunerSpec, sizes: ModelSizes | None) -> nn.Module:
+    return TokenPruner(spec.options.get("multiplicity", "weighted"), min_tokens=spec.options.get("min_tokens", 0))
 
 
-def _random(options: Mapping[str, Any]) -> nn.Module:
-    multiplicity = options.get("multiplicity", "weighted")
-    return RandomTokens(options.get("seed", 0), multiplicity, options.get("min_tokens", 0))
+def _random(spec: PrunerSpec, sizes: ModelSizes | None) -> nn.Module:
+    multiplicity = spec.options.get("multiplicity", "weighted")
+    return RandomTokens(spec.options.get("seed", 0), multiplicity, spec.options.get("min_tokens", 0))
 
 
-_SHARED = ("multiplicity", "min_tokens")
+def _star(spec: PrunerSpec, sizes: ModelSizes | None) -> nn.Module:
+    assert sizes is not None and spec.num_queries is not None
+    return LearnableQueries(
+        spec.site, spec.num_queries, site_width(spec.site, sizes), spec.options.get("min_tokens", 0)
+    )
+
+
+_SHARED = ("multiplicity", "site", "layer", "queries", "min_tokens")
 _MULTIPLICITY = ("weighted", "set")
-_PRUNERS: dict[str, tuple[Callable[[Mapping[str, Any]], nn.Module], dict[str, tuple[Any, ...] | None]]] = {
+_SITES = ("projector", "vision", "llama")
+_Options = dict[str, tuple[Any, ...] | None]
+_PRUNERS: dict[str, tuple[Callable[[PrunerSpec, ModelSizes | None], nn.Module], _Options]] = {
     "lightvla": (_lightvla, {"multiplicity": _MULTIPLICITY, "noise": NOISE_KINDS, "min_tokens": None}),
-    "none": (lambda options: KeepAllTokens(), {}),
+    STAR: (_star, {"site": _SITES, "layer": None, "queries": None, "noise": NOISE_KINDS, "min_tokens": None}),
+    "none": (lambda spec, sizes: KeepAllTokens(), {}),
     "random": (_random, {"seed": None, "multiplicity": _MULTIPLICITY, "min_tokens": None}),
 }
+"""By name: how it is built, and its options with the values they may have; None: whole numbers."""
