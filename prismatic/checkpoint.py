@@ -368,7 +368,11 @@ def config_to_write(checkpoint: Checkpoint, dtype: torch.dtype | None) -> dict[s
     config = checkpoint.model.config
     # `dtype` is the newer name of `torch_dtype`; a fingerprint belongs to the base of these adapters alone.
     kept = {key: value for key, value in checkpoint.config_json.items() if key not in ("dtype", "base_fingerprint")}
-    fingerprint = {"base_fingerprint": config.base_fingerprint} if config.base_fingerprint else {}
+    own: dict[str, Any] = {"base_fingerprint": config.base_fingerprint} if config.base_fingerprint else {}
+    if (head := checkpoint.action_head) is not None:
+        own["action_head"] = head.kind
+    if isinstance(head, DiffusionActionHead):
+        own["num_diffusion_steps_train"] = head.num_train_steps
     return {
         **kept,
         "norm_stats": checkpoint.dataset_statistics,
@@ -380,14 +384,8 @@ def config_to_write(checkpoint: Checkpoint, dtype: torch.dtype | None) -> dict[s
         "center_crop": config.center_crop,
         "num_images_in_input": checkpoint.model.num_images_in_input,
         "use_proprio": checkpoint.proprio_projector is not None,
-        "action_head": checkpoint.action_head.kind if checkpoint.action_head is not None else None,
         "use_film": film.has_film(checkpoint.model.vision_backbone),
-        **(
-            {"num_diffusion_steps_train": checkpoint.action_head.num_train_steps}
-            if isinstance(checkpoint.action_head, DiffusionActionHead)
-            else {}
-        ),
-        **fingerprint,
+        **own,
     }
 
 

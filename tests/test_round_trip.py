@@ -15,6 +15,7 @@ from prismatic.models.pruners.registry import PrunerSpec
 OUR_KEYS = {
     "timm_model_kwargs": list, "pruner": dict, "action_readout": str, "robot": dict, "token_ids": dict,
     "center_crop": bool, "num_images_in_input": int, "use_proprio": bool, "base_fingerprint": str,
+    "action_head": str, "use_film": bool, "num_diffusion_steps_train": int,
 }  # fmt: skip
 """What may stand in `config.json` beside the published keys."""
 UNUSED_KEYS = {
