@@ -205,7 +205,7 @@ def _robot_to_load(folder: Path, recorded: dict[str, Any] | None, data: RobotSpe
 
 def _misfits(recorded: RobotSpec, data: RobotSpec) -> list[str]:
     """The facts of a checkpoint's robot that differ from the data's and may not."""
-    names = ("cameras", "proprio_dim", "action_dim", "action_mask", "normalization")
+    names = ("cameras", "proprio_dim", "action_dim", "chunk_length", "action_mask", "normalization")
     return [name for name in names if getattr(recorded, name) != getattr(data, name)]
 
 

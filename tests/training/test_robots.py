@@ -1,6 +1,7 @@
 """Other robots than LIBERO's: chosen by flag or by the dataset, stored in the checkpoint, followed by the policy."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -67,3 +68,12 @@ def test_a_head_made_for_another_robot_is_not_retrained(flags, aloha_root: Path,
 def test_robots_that_do_not_fit_are_named(flags, overrides, message):
     with pytest.raises(ValueError, match=message):
         preflight(flags(**overrides))
+
+
+def test_a_head_made_for_another_chunk_is_not_retrained(flags, small_policy_directory: Path, tmp_path: Path):
+    folder = shutil.copytree(small_policy_directory, tmp_path / "other-chunk")
+    config = json.loads((folder / "config.json").read_text())
+    config["robot"]["chunk_length"] = 10
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(BadInput, match=r"made for robot 'libero' \(chunk_length 10\).* \(chunk_length 8\)"):
+        finetune(flags(vla_path=str(folder)))
