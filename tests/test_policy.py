@@ -113,6 +113,15 @@ def test_missing_keys_are_named(small_policy):
         small_policy.act(obs, "turn on the stove")
 
 
+def test_a_noisy_action_projector_needs_a_diffusion_head(small_policy):
+    ids, pixels = torch.ones(1, 4, dtype=torch.long), torch.zeros(1, 6, 64, 64)
+    with pytest.raises(ValueError, match="belongs to a diffusion head, but action_head is of kind 'l1'"):
+        small_policy.model.predict_action(
+            ids, None, pixels, action_head=small_policy.action_head, noisy_action_projector=torch.nn.Identity(),
+            unnorm_key="libero_test_no_noops",
+        )  # fmt: skip
+
+
 def test_wrong_unnorm_key_lists_the_known(small_policy_directory):
     with pytest.raises(ValueError, match="'bridge' names no dataset.*known: libero_test_no_noops"):
         Policy.from_pretrained(small_policy_directory, unnorm_key="bridge")

@@ -27,6 +27,23 @@ class Context:
     prompt_length: torch.Tensor
 
 
+def complete_prompt(
+    input_ids: torch.Tensor, attention_mask: torch.Tensor | None, ids: TokenIds
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Append the empty piece to rows (B, T) that do not end in it; right-pads again where rows then differ.
+
+    Returns:
+        ids and mask, (B, T') each.
+    """
+    mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask.long()
+    rows = [row[keep.bool()] for row, keep in zip(input_ids, mask, strict=True)]
+    piece = input_ids.new_tensor([ids.empty])
+    rows = [row if row[-1] == ids.empty else torch.cat([row, piece]) for row in rows]
+    padded = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=ids.pad)
+    length = torch.tensor([len(row) for row in rows], device=input_ids.device)
+    return padded, torch.arange(padded.shape[1], device=input_ids.device)[None] < length[:, None]
+
+
 def tail_ids(
     input_ids: torch.Tensor, attention_mask: torch.Tensor, num_actions: int, ids: TokenIds
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -169,6 +169,8 @@ def _add_new_parts(config: FinetuneConfig, checkpoint: Checkpoint, folder: Path)
     if config.use_proprio:
         origin["proprio projector"] = checkpoint.proprio_projector is not None
         checkpoint.proprio_projector = checkpoint.proprio_projector or ProprioProjector(width, robot.proprio_dim)
+    if model.config.use_film and not config.use_film:
+        raise ValueError(f"{folder} has FiLM, which cannot be taken out again; pass --use_film True")
     if config.use_film:
         origin["FiLM"] = model.config.use_film
         model.enable_film()

@@ -63,6 +63,12 @@ def test_a_resumed_diffusion_run_ends_where_an_undisturbed_one_ends(flags):
         assert all(torch.equal(first[key], second[key]) for key in first), name
 
 
+def test_film_is_not_dropped_silently(flags):
+    folder = finetune(flags(max_steps=1, use_film=True))
+    with pytest.raises(ValueError, match="has FiLM, which cannot be taken out again; pass --use_film True"):
+        build(flags(vla_path=str(folder), run_id_override="without"), ALONE)
+
+
 def test_draws_belong_to_samples_not_to_batches():
     head = DiffusionActionHead(16, 7, 8)
     together = diffusion_draws(head, 7, torch.tensor([5, 6, 7]))

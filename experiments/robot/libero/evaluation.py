@@ -192,6 +192,11 @@ def load_policy(config: EvaluationConfig) -> Policy:
         quantization=quantization_of(config),
     )
     if isinstance(policy.action_head, DiffusionActionHead):
+        if config.num_diffusion_steps_inference > policy.action_head.num_train_steps:
+            raise ValueError(
+                f"--num_diffusion_steps_inference {config.num_diffusion_steps_inference}: {directory} was trained with "
+                f"{policy.action_head.num_train_steps} steps; give at most as many"
+            )
         policy.action_head.num_inference_steps = config.num_diffusion_steps_inference
     robot = policy.robot
     if missing := set(robot.cameras) - set(CAMERAS):

@@ -26,7 +26,7 @@ from prismatic.models.llama import run_llama, run_llama_pruning
 from prismatic.models.projectors import VisionProjector
 from prismatic.models.pruners.learnable_queries import LearnableQueries
 from prismatic.models.pruners.registry import PrunerSpec
-from prismatic.models.sequence import build_context, lay_out, tail_ids
+from prismatic.models.sequence import build_context, complete_prompt, lay_out, tail_ids
 from prismatic.models.sites import LlamaLayer, ModelSizes, Projector, Site, VisionBlock
 from prismatic.models.token_pruner import TokenSelection, keep_all
 from prismatic.models.vision_backbone import PrismaticVisionBackbone, VisionPruning
@@ -365,29 +365,21 @@ class OpenVLAForActionPrediction(PreTrainedModel):
         if pixel_values is None:
             raise ValueError("predict_action needs pixel_values; make them with the processor")
         statistics = self._statistics(unnorm_key)["action"]
-        input_ids, mask = self._complete_prompt(input_ids, attention_mask)
+        input_ids, mask = complete_prompt(input_ids, attention_mask, self.config.special_tokens)
         state = None
         if proprio is not None:
             state = torch.as_tensor(proprio, device=self.device).float().reshape(len(input_ids), -1)
         head: Any = self.discrete_head() if action_head is None else action_head
         if noisy_action_projector is not None:
+            if head.kind != "diffusion":
+                raise ValueError(
+                    f"noisy_action_projector belongs to a diffusion head, but action_head is of kind {head.kind!r}; "
+                    "pass a DiffusionActionHead, or leave the projector out"
+                )
             head.noisy_action_projector = noisy_action_projector
         normalized, hidden = head.predict(self, self.encode(input_ids, mask, pixel_values, state, proprio_projector))
         actions = normalization.unnormalize(normalized.cpu().numpy(), statistics, self.robot.normalization)
         return (actions[0] if len(actions) == 1 else actions), hidden.rows
-
-    def _complete_prompt(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Append the empty piece to rows that do not end in it; right-pads again where rows then differ."""
-        ids = self.config.special_tokens
-        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask.long()
-        rows = [row[keep.bool()] for row, keep in zip(input_ids, mask, strict=True)]
-        piece = input_ids.new_tensor([ids.empty])
-        rows = [row if row[-1] == ids.empty else torch.cat([row, piece]) for row in rows]
-        padded = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=ids.pad)
-        length = torch.tensor([len(row) for row in rows], device=input_ids.device)
-        return padded, torch.arange(padded.shape[1], device=input_ids.device)[None] < length[:, None]
 
     def _statistics(self, unnorm_key: str | None) -> dict[str, Any]:
         known = sorted(self.norm_stats)
