@@ -109,7 +109,8 @@ def _start(command: list[str], log: Path | None = None) -> subprocess.Popen:
     interpreter = {"python": [sys.executable], "torchrun": [sys.executable, "-m", "torch.distributed.run"]}
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     if log is not None:
-        environment["OMP_NUM_THREADS"] = "1"  # as many evaluations run beside each other as there are cores
+        # As many evaluations run beside each other as there are cores: one thread each, Mesa's renderer included.
+        environment |= {"OMP_NUM_THREADS": "1", "LP_NUM_THREADS": "0"}
         log.parent.mkdir(parents=True, exist_ok=True)
     output = None if log is None else log.open("w")
     return subprocess.Popen(
