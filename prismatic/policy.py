@@ -21,6 +21,7 @@ from prismatic.checkpoint import (
     resolve,
 )
 from prismatic.components import NO_HEAD, head_kind
+from prismatic.models.pruners.random import RandomTokens
 from prismatic.models.pruners.registry import PrunerSpec
 from prismatic.models.token_pruner import TokenSelection
 from prismatic.vla.datasets.collate import collate
@@ -125,7 +126,11 @@ class Policy:
 
     @torch.inference_mode()
     def act_batch(
-        self, observations: Sequence[Observation], instructions: Sequence[str], sessions: Sequence[Any] | None = None
+        self,
+        observations: Sequence[Observation],
+        instructions: Sequence[str],
+        sessions: Sequence[Any] | None = None,
+        seeds: Sequence[int] | None = None,
     ) -> PolicyOutput:
         """Several observations at once; samples do not influence each other.
 
@@ -133,6 +138,8 @@ class Policy:
             observations: each with the robot's camera keys, uint8 (H, W, 3), and its state key, (P,).
             instructions: as many sentences.
             sessions: for pruners with a memory; none of the present ones has.
+            seeds: one per observation, of what is random about the answer (diffusion's starting noise, the control
+                `random`); None draws from torch's generator. With seeds an answer depends on its own request alone.
 
         Raises ValueError naming the observation's key, what came and what was expected.
         """
@@ -142,6 +149,8 @@ class Policy:
             raise ValueError(
                 f"{len(observations)} observations came with {len(instructions)} instructions; give one each"
             )
+        if seeds is not None and len(seeds) != len(observations):
+            raise ValueError(f"{len(observations)} observations came with {len(seeds)} seeds; give one each")
         start = time.perf_counter()
         samples = [self.model_inputs(o, i) for o, i in zip(observations, instructions, strict=True)]
         batch = collate(samples, self.transform.pad_token_id)
@@ -149,11 +158,13 @@ class Policy:
         device = self.model.device
         self._clock.reset()
         proprio = batch["proprio"].to(device) if "proprio" in batch else None
+        if isinstance(self.model.pruner, RandomTokens):
+            self.model.pruner.seeds = seeds
         encoded = self.model.encode(
             batch["input_ids"].to(device), batch["attention_mask"].to(device), batch["pixel_values"].to(device),
             proprio, self.proprio_projector,
         )  # fmt: skip
-        actions, hidden = self.action_head.predict(self.model, encoded)
+        actions, hidden = self.action_head.predict(self.model, encoded, seeds)
         normalized = actions.cpu().numpy()
         timing = {"preprocessing": prepared - start, **self._clock.seconds, "total": time.perf_counter() - start}
         return PolicyOutput(self.transform.unnormalize_actions(normalized), hidden.selection, timing)
@@ -207,6 +218,7 @@ class Policy:
             "robot": self.robot.to_json(),
             "dtype": str(self.model.dtype).removeprefix("torch."),
             "device": str(self.model.device),
+            "device_name": _device_name(self.model.device),
             "assumptions": list(self.checkpoint.assumptions),
         }
 
@@ -273,6 +285,10 @@ class _StageClock:
 
     def _stop(self, name: str) -> None:
         self.seconds[name] += _now()
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def _now() -> float:

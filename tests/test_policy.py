@@ -92,6 +92,20 @@ def test_pruners_can_be_exchanged(small_policy):
     assert len(small_policy.model.vision_backbone._forward_pre_hooks) == hooks
 
 
+def test_with_seeds_a_random_choice_depends_on_its_own_request_alone(small_policy):
+    small_policy.set_pruner("random:seed=3")
+    seen, words = [observation(0), observation(1)], ["turn on the stove"] * 2
+    together = small_policy.act_batch(seen, words, seeds=[5, 6]).selection.kept()
+    small_policy.act_batch(seen, words)
+    for row, seed in enumerate((5, 6)):
+        alone = small_policy.act_batch([seen[row]], ["turn on the stove"], seeds=[seed]).selection.kept()[0]
+        assert torch.equal(alone, together[row])
+    other = small_policy.act_batch(seen, words, seeds=[7, 8]).selection.kept()
+    assert not torch.equal(other, together)
+    with pytest.raises(ValueError, match="came with 1 seeds"):
+        small_policy.act_batch(seen, words, seeds=[5])
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -4,7 +4,7 @@ Every head offers `loss` (training) and `predict` (inference) over a model and a
 than one pass of the LLM (see `prismatic.models.diffusion`).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,8 +88,8 @@ class L1RegressionActionHead(nn.Module):
         predicted = predicted.to(torch.promote_types(predicted.dtype, torch.float32))
         return HeadLoss((predicted - batch["actions"].to(predicted.dtype)).abs().mean(), predicted, hidden)
 
-    def predict(self, model: Any, encoded: Any) -> tuple[torch.Tensor, Any]:
-        """Normalised actions (B, chunk, action_dim) float32 and the `ActionHidden` they came from."""
+    def predict(self, model: Any, encoded: Any, seeds: Sequence[int] | None = None) -> tuple[torch.Tensor, Any]:
+        """Normalised actions (B, chunk, action_dim) float32 and the `ActionHidden` they came from; draws nothing."""
         hidden = model.run(encoded)
         return self.predict_action(hidden.rows.to(self.model.fc2.weight.dtype)).float(), hidden
 
@@ -125,8 +125,8 @@ class DiscreteActionHead(nn.Module):
         loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten())
         return HeadLoss(loss, self._actions(logits.detach()[:, :-1]), hidden)
 
-    def predict(self, model: Any, encoded: Any) -> tuple[torch.Tensor, Any]:
-        """Normalised actions (B, chunk, action_dim) float32 and the `ActionHidden` they came from."""
+    def predict(self, model: Any, encoded: Any, seeds: Sequence[int] | None = None) -> tuple[torch.Tensor, Any]:
+        """Normalised actions (B, chunk, action_dim) float32 and the `ActionHidden` they came from; draws nothing."""
         hidden = model.run(encoded)
         return self._actions(model.language_model.lm_head(hidden.rows)), hidden
 

@@ -1,7 +1,7 @@
 """Actions by denoising: the DDIM head (OpenVLA-OFT, section IV-B; DDIM, arXiv 2010.02502)."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -86,19 +86,30 @@ class DiffusionActionHead(nn.Module):
             implied = (noisy - (1 - kept).sqrt() * predicted) / kept.sqrt().clamp(min=1e-3)
         return HeadLoss((predicted - noise).square().mean(), implied.clamp(-1, 1), hidden)
 
-    def predict(self, model: Any, encoded: Any, start_noise: torch.Tensor | None = None) -> tuple[torch.Tensor, Any]:
+    def predict(
+        self,
+        model: Any,
+        encoded: Any,
+        seeds: Sequence[int] | None = None,
+        start_noise: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, Any]:
         """Sample actions in `num_inference_steps` LLM passes.
 
         Args:
             model: an `OpenVLAForActionPrediction`.
             encoded: its encoded batch.
-            start_noise: (B, chunk, action_dim); None draws it with torch's CPU generator.
+            seeds: one per sample, of its starting noise; None draws with torch's CPU generator.
+            start_noise: (B, chunk, action_dim), takes the place of drawing.
 
         Returns:
             Normalised actions (B, chunk, action_dim) float32, and the `ActionHidden` of the last pass.
         """
         shape = (len(encoded.input_ids), self.chunk_length, self.action_dim)
         device = encoded.input_ids.device
+        if start_noise is None and seeds is not None:
+            start_noise = torch.stack(
+                [torch.randn(shape[1:], generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+            )
         actions = (torch.randn(shape) if start_noise is None else start_noise).to(device, torch.float32)
         self.scheduler.set_timesteps(self.num_inference_steps)
         hidden = None

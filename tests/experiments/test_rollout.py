@@ -1,21 +1,19 @@
 """Rollouts in the real simulator, with policies whose every action is known."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
+from experiments.robot.libero.agents import Answer, Request, look_seed
 from experiments.robot.libero.environment import LiberoEnvironment, load_task
 from experiments.robot.libero.results import EpisodeRecord
 from experiments.robot.libero.rollout import BLANK_LEVEL, RolloutRecorder, RolloutSettings, Start, run_episode
 from experiments.robot.libero.starts import Displacement
-from prismatic.models.token_pruner import TokenSelection
 
 STOVE, PLATE = 1, 8  # tasks of libero_goal that share a scene
 TOKENS = 2 * 9
@@ -42,23 +40,19 @@ class HoldsStill:
     """Returns chunks that do not move; the k-th action of a chunk is marked by a tiny turn of k micro units."""
 
     def __init__(self) -> None:
-        self.observations: list[Mapping[str, Any]] = []
-        self.instructions: list[str] = []
+        self.requests: list[Request] = []
 
-    def act_batch(self, observations: Sequence[Mapping[str, Any]], instructions: Sequence[str]) -> Any:
-        self.observations += observations
-        self.instructions += instructions
-        actions = np.zeros((1, 8, 7))
-        actions[0, :, 5] = np.arange(8) * 1e-6
-        actions[0, :, 6] = 1.0
-        index = torch.tensor([[0, 4, 9]])
-        keep = torch.ones_like(index)
-        selection = TokenSelection(torch.zeros(1, 3, 4), index, keep.bool(), keep, TOKENS)
-        return SimpleNamespace(actions=actions, selection=selection)
+    def answer(self, requests: Sequence[Request]) -> list[Answer]:
+        self.requests += requests
+        actions = np.zeros((8, 7))
+        actions[:, 5] = np.arange(8) * 1e-6
+        actions[:, 6] = 1.0
+        kept = np.isin(np.arange(TOKENS), [0, 4, 9])
+        return [Answer(actions, kept, kept.astype(np.float32), {"total": 2.5})]
 
 
 class Breaks:
-    def act_batch(self, observations: Sequence[Mapping[str, Any]], instructions: Sequence[str]) -> Any:
+    def answer(self, requests: Sequence[Request]) -> list[Answer]:
         raise RuntimeError("the policy broke")
 
 
@@ -100,12 +94,30 @@ def test_looks_every_chunk_and_renders_nothing_else(environment: Watched, start:
     record = roll(environment, policy, start)
     assert record.invalid is None and record.success is False and record.other_success is None
     assert record.steps == len(environment.actions) == 20
-    assert len(policy.observations) == len(record.tokens_kept) == len(record.latency_ms) == 3
+    assert len(policy.requests) == len(record.tokens_kept) == len(record.latency_ms) == 3
+    assert record.stage_ms == {"total": [2.5, 2.5, 2.5]}
     assert environment.frames == 3 * 2
     assert record.tokens_kept == [3, 3, 3] and record.num_visual_tokens == TOKENS
-    assert policy.instructions == [start.task.language] * 3
-    assert set(policy.observations[0]) == {"full_image", "wrist_image", "state"}
+    assert [request.instruction for request in policy.requests] == [start.task.language] * 3
+    assert [request.seed for request in policy.requests] == [
+        look_seed(7, "libero_goal", STOVE, 3, 2, k) for k in range(3)
+    ]
+    assert set(policy.requests[0].observation) == {"full_image", "wrist_image", "state"}
     assert (record.initial_state, record.trial, record.seed) == (3, 2, 7)
+
+
+def test_equal_actions_have_equal_hashes(environment: Watched, start: Start) -> None:
+    first, again = (roll(environment, HoldsStill(), start) for _ in range(2))
+    shorter = roll(environment, HoldsStill(), start, open_loop_steps=4)
+    assert first.actions_sha256 == again.actions_sha256 != shorter.actions_sha256
+    assert first.actions_sha256 is not None and len(first.actions_sha256) == 64
+
+
+def test_rendering_every_step_changes_nothing_else(environment: Watched, start: Start) -> None:
+    record = roll(environment, HoldsStill(), start)
+    wasteful = roll(environment, HoldsStill(), start, render_every_step=True)
+    assert environment.frames == 2 * (3 + 19)
+    assert wasteful.actions_sha256 == record.actions_sha256 and wasteful.steps == record.steps
 
 
 def test_only_the_first_actions_of_a_chunk_run(environment: Watched, start: Start) -> None:
@@ -118,7 +130,7 @@ def test_blank_images_render_nothing(environment: Watched, start: Start) -> None
     policy = HoldsStill()
     record = roll(environment, policy, start, blank_images=True, control="blank_images")
     assert record.invalid is None and environment.frames == 0 and record.control == "blank_images"
-    for observation in policy.observations:
+    for observation in (request.observation for request in policy.requests):
         assert (observation["full_image"] == BLANK_LEVEL).all() and observation["wrist_image"].shape == (64, 64, 3)
         assert np.isfinite(observation["state"]).all()
 
@@ -126,7 +138,7 @@ def test_blank_images_render_nothing(environment: Watched, start: Start) -> None
 def test_one_camera(environment: Watched, start: Start) -> None:
     policy = HoldsStill()
     record = roll(environment, policy, start, cameras=("full_image",))
-    assert record.invalid is None and environment.frames == 3 and "wrist_image" not in policy.observations[0]
+    assert record.invalid is None and environment.frames == 3 and "wrist_image" not in policy.requests[0].observation
 
 
 def test_an_exception_is_invalid_and_not_a_failure(environment: Watched, start: Start) -> None:

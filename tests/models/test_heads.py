@@ -83,7 +83,7 @@ def test_ten_steps_of_diffusion(diffusion_directory, numbers, pruner, index):
     head.num_inference_steps = 10
     kept = watch_kept(model)
     start = torch.from_numpy(numbers[f"{pruner}/diffusion/{index}/start_noise"])
-    actions, _ = head.predict(model, encoded(checkpoint, [reference_sample(index)]), start)
+    actions, _ = head.predict(model, encoded(checkpoint, [reference_sample(index)]), start_noise=start)
     np.testing.assert_array_equal(head.scheduler.timesteps, numbers[f"{pruner}/timesteps"])
     statistics = checkpoint.dataset_statistics[KEY]["action"]
     expected = numbers[f"{pruner}/diffusion/{index}/actions"]
@@ -187,10 +187,15 @@ def test_samples_of_a_diffusion_batch_do_not_see_each_other(diffusion_directory,
     samples = [reference_sample(i) for i in range(3)]
     noise = torch.from_numpy(reference_gauss((3, 8, 7), 1))
     with torch.no_grad():
-        together, _ = head.predict(model, encoded(checkpoint, samples), noise)
+        together, _ = head.predict(model, encoded(checkpoint, samples), start_noise=noise)
         for row, sample in enumerate(samples):
-            alone, _ = head.predict(model, encoded(checkpoint, [sample]), noise[row : row + 1])
+            alone, _ = head.predict(model, encoded(checkpoint, [sample]), start_noise=noise[row : row + 1])
             torch.testing.assert_close(alone[0], together[row], atol=2e-4, rtol=1e-3)
+        seeded, _ = head.predict(model, encoded(checkpoint, samples), seeds=[1, 2, 3])
+        for row, sample in enumerate(samples):
+            alone, _ = head.predict(model, encoded(checkpoint, [sample]), seeds=[row + 1])
+            torch.testing.assert_close(alone[0], seeded[row], atol=2e-4, rtol=1e-3)
+        assert not torch.allclose(seeded, together, atol=0.05)
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from experiments.robot.libero.agents import Agent
 from experiments.robot.libero.config import DTYPES, EvaluationConfig, check_flags, parse_indices, quantization_of
 from experiments.robot.libero.environment import (
     CAMERAS,
@@ -223,7 +224,7 @@ def _suite_key(directory: Path, suite: str) -> str | None:
 
 
 def evaluate(
-    plan: Plan, policy: Policy, command: Sequence[str], on_episode: Callable[[EpisodeRecord], None] | None = None
+    plan: Plan, agent: Agent, command: Sequence[str], on_episode: Callable[[EpisodeRecord], None] | None = None
 ) -> Results:
     """Roll out every start, one after the other, writing `results.json` after each.
 
@@ -232,33 +233,32 @@ def evaluate(
         on_episode: Called after every rollout, for a progress bar.
     """
     config = plan.config
-    device = policy.model.device
+    description = agent.description()
     results = Results(
         run={
             "command": list(command),
             "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "git_commit": git_commit(),
-            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+            "device": description.get("device_name", "unknown"),
             "renderer": config.renderer,
             "rendering_backend": plan.backend,
             "seed": config.seed,
             "complete": False,
         },
         config=asdict(config),
-        policy=policy.description(),
+        policy=description,
         versions=collect_versions(),
     )
     settings = RolloutSettings(
         max_steps=plan.max_steps,
-        open_loop_steps=config.num_open_loop_steps or policy.robot.open_loop_steps,
+        open_loop_steps=config.num_open_loop_steps or agent.robot.open_loop_steps,
         control=config.control,
         blank_images=config.control == "blank_images",
-        cameras=policy.robot.cameras[: policy.transform.num_images],
+        cameras=agent.cameras,
     )
-    torch.manual_seed(config.seed)
     began = time.perf_counter()
     for starts in plan.starts:
-        for record in _evaluate_task(plan, policy, starts, settings):
+        for record in _evaluate_task(plan, agent, starts, settings):
             results.episodes.append(record)
             results.run["seconds"] = round(time.perf_counter() - began, 1)
             results.save(plan.output_dir / FILE_NAME)
@@ -270,15 +270,15 @@ def evaluate(
 
 
 def _evaluate_task(
-    plan: Plan, policy: Policy, starts: Sequence[Start], settings: RolloutSettings
+    plan: Plan, agent: Agent, starts: Sequence[Start], settings: RolloutSettings
 ) -> Iterator[EpisodeRecord]:
     environment: LiberoEnvironment | None = None
     try:
         for start in starts:
             if environment is None:
-                environment = _make_environment(plan, policy, start.task)
-            recorder = _make_recorder(plan, policy, start)
-            record = run_episode(environment, policy, start, settings, recorder)
+                environment = _make_environment(plan, agent, start.task)
+            recorder = _make_recorder(plan, agent, start)
+            record = run_episode(environment, agent, start, settings, recorder)
             if recorder is not None and recorder.frames:
                 record.video = f"videos/{video_name(record)}"
                 recorder.save(plan.output_dir / record.video)
@@ -294,7 +294,7 @@ def _evaluate_task(
             environment.close()
 
 
-def _make_environment(plan: Plan, policy: Policy, task: LiberoTask) -> LiberoEnvironment:
+def _make_environment(plan: Plan, agent: Agent, task: LiberoTask) -> LiberoEnvironment:
     return LiberoEnvironment(
         task,
         resolution=plan.config.env_img_res,
@@ -302,11 +302,11 @@ def _make_environment(plan: Plan, policy: Policy, task: LiberoTask) -> LiberoEnv
         seed=plan.config.seed,
         renderer=plan.config.renderer,
         settle_steps=plan.config.num_steps_wait,
-        canonical_quaternion=policy.robot.canonical_quaternion,
+        canonical_quaternion=agent.robot.canonical_quaternion,
     )
 
 
-def _make_recorder(plan: Plan, policy: Policy, start: Start) -> RolloutRecorder | None:
+def _make_recorder(plan: Plan, agent: Agent, start: Start) -> RolloutRecorder | None:
     config = plan.config
     limit = config.max_videos_per_task
     if not config.save_rollout_video or (limit is not None and start.trial >= limit):
@@ -314,8 +314,8 @@ def _make_recorder(plan: Plan, policy: Policy, start: Start) -> RolloutRecorder 
     return RolloutRecorder(
         title=start.instruction,
         every_steps=config.video_every_steps,
-        center_crop=policy.transform.center_crop,
-        control_rate_hz=policy.robot.control_rate_hz,
+        center_crop=agent.center_crop,
+        control_rate_hz=agent.robot.control_rate_hz,
     )
 
 

@@ -16,8 +16,11 @@ import numpy as np
 
 from prismatic.significance import wilson_interval
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 FILE_NAME = "results.json"
+
+CIRCUMSTANCES = frozenset({"wall_seconds", "latency_ms", "stage_ms", "attempts"})
+"""Fields of an episode that say how the run went, not what the policy did: two runs with one seed differ in these."""
 
 _PACKAGES = (
     "mujoco",
@@ -48,9 +51,13 @@ class EpisodeRecord:
         steps: Control steps taken after settling.
         tokens_kept: Visual tokens kept, one number per look.
         num_visual_tokens: Tokens there were to choose from.
-        latency_ms: Time of each call of the policy, transfer to the device included.
+        actions_sha256: Of all executed actions, float64 and in order: equal rollouts have equal ones.
+        latency_ms: Time from each look's request to its answer, waiting for other workers' looks included.
+        stage_ms: Time inside the policy per stage (preprocessing, vision, pruner, llm, total), one number per look.
+        attempts: How often the rollout was begun; more than once after a crash, a hang or an error.
         invalid: Why the rollout says nothing about the policy (a traceback), or None. Never counted as a failure.
         video: File name of the video, relative to the results file; the picture beside it (`.png`) shows what was kept.
+        record: File name of the stored observations and actions, likewise.
     """
 
     suite: str
@@ -69,9 +76,13 @@ class EpisodeRecord:
     wall_seconds: float = 0.0
     tokens_kept: list[int] = field(default_factory=list)
     num_visual_tokens: int = 0
+    actions_sha256: str | None = None
     latency_ms: list[float] = field(default_factory=list)
+    stage_ms: dict[str, list[float]] = field(default_factory=dict)
+    attempts: int = 1
     invalid: str | None = None
     video: str | None = None
+    record: str | None = None
 
     @property
     def key(self) -> tuple[str, int, int, int]:

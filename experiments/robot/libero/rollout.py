@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from experiments.robot.libero.agents import Agent, Answer, Observation, Request, look_seed
 from experiments.robot.libero.environment import CAMERAS, LiberoEnvironment, LiberoTask
 from experiments.robot.libero.results import EpisodeRecord
 from prismatic.visualization import (
@@ -33,14 +35,6 @@ BLANK_LEVEL = 127
 
 _SHEET_LOOKS, _SHEET_SIZE = 6, 176
 _HOLD_SECONDS = 1.0  # The last frame of a video stays that long, for reading the outcome.
-
-Observation = dict[str, NDArray[Any]]
-
-
-class ActsInBatches(Protocol):
-    """The part of `prismatic.policy.Policy` that a rollout needs."""
-
-    def act_batch(self, observations: Sequence[Mapping[str, Any]], instructions: Sequence[str]) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -77,6 +71,8 @@ class RolloutSettings:
         control: Name of the control, for the record.
         blank_images: Show the policy mid-grey pictures and render nothing for it.
         cameras: Observation keys of the pictures that the policy reads, in order.
+        render_every_step: Draw all cameras at every step and throw most pictures away, as the research code does; for
+            measuring what that costs.
     """
 
     max_steps: int
@@ -84,6 +80,7 @@ class RolloutSettings:
     control: str = "none"
     blank_images: bool = False
     cameras: tuple[str, ...] = tuple(CAMERAS)
+    render_every_step: bool = False
 
 
 @dataclass
@@ -107,15 +104,17 @@ class RolloutRecorder:
     looks: list[list[Picture]] = field(default_factory=list)
     _kept: str = ""
 
-    def look(self, live: Sequence[Picture], given: Sequence[Picture], kept: NDArray[np.bool_], step: int) -> None:
-        """The policy looked: `given` is what it was shown, `kept` (V,) which visual tokens it used."""
-        grids = kept_grids(kept, len(given))
-        self.looks.append([dim_pruned(image, grid, self.center_crop) for image, grid in zip(given, grids, strict=True)])
-        self._kept = f"kept {int(kept.sum())} of {kept.size} visual tokens"
+    def look(self, live: Sequence[Picture], given: Sequence[Picture], answer: Answer, step: int) -> None:
+        """The policy looked: `given` is what it was shown."""
+        if answer.kept is not None:
+            grids = kept_grids(answer.kept, len(given))
+            dimmed = [dim_pruned(image, grid, self.center_crop) for image, grid in zip(given, grids, strict=True)]
+            self.looks.append(dimmed)
+            self._kept = f" · kept {int(answer.kept.sum())} of {answer.kept.size} visual tokens"
         self.frame(live, step)
 
     def frame(self, live: Sequence[Picture], step: int, success: bool | None = None) -> None:
-        caption = Caption(self.title, f"step {step} · {self._kept}", success)
+        caption = Caption(self.title, f"step {step}{self._kept}", success)
         self.frames.append(compose_frame(live, self.looks[-1] if self.looks else [], caption))
 
     def finish(self, live: Sequence[Picture], step: int, success: bool) -> None:
@@ -138,7 +137,7 @@ class RolloutRecorder:
 
 def run_episode(
     environment: LiberoEnvironment,
-    policy: ActsInBatches,
+    agent: Agent,
     start: Start,
     settings: RolloutSettings,
     recorder: RolloutRecorder | None = None,
@@ -163,7 +162,7 @@ def run_episode(
     try:
         state = start.initial_state if start.state is None else start.state
         environment.reset(state, seed=start.seed, displacement=start.displacement)
-        _act_until_done(environment, policy, start, settings, record, recorder)
+        _act_until_done(environment, agent, start, settings, record, recorder)
     except Exception:
         record.success = record.other_success = None
         record.invalid = traceback.format_exc()
@@ -173,7 +172,7 @@ def run_episode(
 
 def _act_until_done(
     environment: LiberoEnvironment,
-    policy: ActsInBatches,
+    agent: Agent,
     start: Start,
     settings: RolloutSettings,
     record: EpisodeRecord,
@@ -181,17 +180,23 @@ def _act_until_done(
 ) -> None:
     """Fill in everything in the record that depends on acting."""
     own = other = False
+    digest = hashlib.sha256()
     while record.steps < settings.max_steps and not (own or other):
-        chunk = _look(environment, policy, start, settings, record, recorder)
+        chunk = _look(environment, agent, start, settings, record, recorder)
         for number, action in enumerate(chunk, start=1):
+            digest.update(np.asarray(action, np.float64).tobytes())
             own = environment.step_policy(action)
             other = start.other is not None and environment.succeeded(start.other.goal)
             record.steps += 1
             if own or other or record.steps >= settings.max_steps:
                 break
+            if settings.render_every_step:
+                for camera in settings.cameras:
+                    environment.frame(camera)
             if recorder is not None and number < len(chunk) and record.steps % recorder.every_steps == 0:
                 recorder.frame([environment.frame(camera) for camera in settings.cameras], record.steps)
     record.success = own
+    record.actions_sha256 = digest.hexdigest()
     record.other_success = None if start.other is None else other
     if recorder is not None:
         live = [environment.frame(camera) for camera in settings.cameras]
@@ -200,12 +205,12 @@ def _act_until_done(
 
 def _look(
     environment: LiberoEnvironment,
-    policy: ActsInBatches,
+    agent: Agent,
     start: Start,
     settings: RolloutSettings,
     record: EpisodeRecord,
     recorder: RolloutRecorder | None,
-) -> list[NDArray[np.float32]]:
+) -> list[NDArray[np.floating[Any]]]:
     """One observation and one call of the policy; returns the actions to execute, (7,) each."""
     live: list[Picture] = []
     if not settings.blank_images or recorder is not None:
@@ -217,13 +222,16 @@ def _look(
     observation: Observation = dict(zip(settings.cameras, given, strict=True))
     observation["state"] = environment.state()
 
+    where = (start.task.suite, start.task.index, start.initial_state, start.trial, len(record.latency_ms))
     began = time.perf_counter()
-    output = policy.act_batch([observation], [start.instruction])
+    (answer,) = agent.answer([Request(observation, start.instruction, look_seed(start.seed, *where))])
     record.latency_ms.append(round(1000 * (time.perf_counter() - began), 3))
+    for stage, milliseconds in answer.stage_ms.items():
+        record.stage_ms.setdefault(stage, []).append(milliseconds)
 
-    kept = output.selection.kept()[0].cpu().numpy()
-    record.tokens_kept.append(int(kept.sum()))
-    record.num_visual_tokens = int(kept.size)
+    if answer.kept is not None:
+        record.tokens_kept.append(int(answer.kept.sum()))
+        record.num_visual_tokens = int(answer.kept.size)
     if recorder is not None:
-        recorder.look(live, given, kept, record.steps)
-    return list(np.asarray(output.actions[0])[: settings.open_loop_steps])
+        recorder.look(live, given, answer, record.steps)
+    return list(np.asarray(answer.actions)[: settings.open_loop_steps])

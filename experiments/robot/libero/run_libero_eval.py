@@ -18,11 +18,11 @@ from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from experiments.robot.libero.agents import Agent, PolicyAgent
 from experiments.robot.libero.config import EvaluationConfig
 from experiments.robot.libero.evaluation import Plan, evaluate, load_policy, make_plan
 from experiments.robot.libero.results import FILE_NAME, EpisodeRecord, Results, count_successes
 from experiments.robot.libero.simulator import RenderingUnavailable
-from prismatic.policy import Policy
 
 UNUSABLE, INVALID = 2, 3
 """Exit statuses."""
@@ -39,14 +39,14 @@ def main(config: EvaluationConfig, command: list[str]) -> int:
     try:
         plan = make_plan(config)
         with console.status("loading the policy"):
-            policy = load_policy(config)
+            agent = PolicyAgent(load_policy(config))
     except _REFUSALS as error:
         console.print(f"[bold red]error:[/] {type(error).__name__}: ", end="")
         console.print(str(error), markup=False, highlight=False)
         return UNUSABLE
-    for assumption in policy.description()["assumptions"]:
+    for assumption in agent.description()["assumptions"]:
         console.print(f"[yellow]assumed:[/] {assumption}")
-    results = evaluate_with_progress(plan, policy, command, console)
+    results = evaluate_with_progress(plan, agent, command, console)
     console.print(summary_table(results))
     console.print(cost_line(results))
     console.print(f"results: {plan.output_dir / FILE_NAME}", soft_wrap=True)
@@ -66,7 +66,7 @@ def log_to_wandb(plan: Plan, results: Results) -> None:
     run.finish()
 
 
-def evaluate_with_progress(plan: Plan, policy: Policy, command: list[str], console: Console) -> Results:
+def evaluate_with_progress(plan: Plan, agent: Agent, command: list[str], console: Console) -> Results:
     """`evaluate` under a progress bar that says how many rollouts succeeded."""
     columns = (
         TextColumn("{task.description}"),
@@ -85,7 +85,7 @@ def evaluate_with_progress(plan: Plan, policy: Policy, command: list[str], conso
             counts = count_successes(outcomes)
             progress.update(bar, advance=1, outcome=f"{counts['successes']}/{counts['trials']} solved")
 
-        return evaluate(plan, policy, command, on_episode)
+        return evaluate(plan, agent, command, on_episode)
 
 
 def summary_table(results: Results) -> Table:

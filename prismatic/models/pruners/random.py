@@ -1,6 +1,7 @@
 """Control: as many tokens as LightVLA would keep, chosen at random."""
 
 import dataclasses
+from collections.abc import Sequence
 
 import torch
 
@@ -15,12 +16,17 @@ class RandomTokens(TokenPruner):
     Args:
         seed: of the draws; one stream per pruner.
         multiplicity, min_tokens: as in `TokenPruner`.
+
+    Attributes:
+        seeds: one per sample of the next batch, to be mixed with `seed`; None goes on in the stream.
     """
 
     needs_noise = False
 
     def __init__(self, seed: int = 0, multiplicity: Multiplicity = "weighted", min_tokens: int = 0) -> None:
         super().__init__(multiplicity, min_tokens=min_tokens)
+        self.seed = seed
+        self.seeds: Sequence[int] | None = None
         self._generator = torch.Generator().manual_seed(seed)
 
     def forward(
@@ -36,6 +42,9 @@ class RandomTokens(TokenPruner):
         chosen = super().forward(patches, context, context_mask)
         index = torch.zeros_like(chosen.index)
         for row, number in enumerate(chosen.valid.sum(1).tolist()):
-            draw = torch.randperm(chosen.num_visual, generator=self._generator)[:number]
+            generator = self._generator
+            if self.seeds is not None:
+                generator = torch.Generator().manual_seed(self.seeds[row] ^ self.seed)
+            draw = torch.randperm(chosen.num_visual, generator=generator)[:number]
             index[row, :number] = draw.sort().values.to(index.device)
         return dataclasses.replace(chosen, index=index, tokens=gather_tokens(patches, index, chosen.valid))

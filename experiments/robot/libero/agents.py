@@ -1,0 +1,110 @@
+"""Who answers a rollout's looks: an agent takes observations and instructions and returns chunks of actions.
+
+A rollout knows only this contract, so that it runs alike beside the policy, in a worker process at the other end of a
+pipe, or against a server. Nothing here imports torch: worker processes stay small.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from prismatic.policy import Policy
+    from prismatic.vla.robots import RobotSpec
+
+Observation = dict[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Request:
+    """One look.
+
+    Args:
+        observation: the robot's camera keys, uint8 (H, W, 3), and its state (P,).
+        instruction: the sentence.
+        seed: of whatever is random about the answer (diffusion's starting noise, randomly chosen tokens), so that an
+            answer does not depend on what else was asked, or when.
+    """
+
+    observation: Observation
+    instruction: str
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What an agent returns for one look.
+
+    Args:
+        actions: (chunk, action_dim) in the robot's units; LIBERO's gripper is 1 = open, 0 = closed.
+        kept: (V,) bool, the visual tokens that stayed; None where the agent does not say.
+        picks: (V,) how many queries picked each visual token; None likewise.
+        stage_ms: milliseconds per stage of the call that made this answer (preprocessing, vision, pruner, llm, total).
+    """
+
+    actions: NDArray[np.floating[Any]]
+    kept: NDArray[np.bool_] | None = None
+    picks: NDArray[np.float32] | None = None
+    stage_ms: dict[str, float] = field(default_factory=dict)
+
+
+class Agent(Protocol):
+    """A policy as rollouts see it.
+
+    Attributes:
+        robot: whose conventions its observations and actions follow.
+        cameras: observation keys of the pictures that it reads, in order.
+        center_crop: whether it sees the central part of the pictures only.
+    """
+
+    @property
+    def robot(self) -> RobotSpec: ...
+    @property
+    def cameras(self) -> tuple[str, ...]: ...
+    @property
+    def center_crop(self) -> bool: ...
+
+    def description(self) -> dict[str, Any]:
+        """What it is, for results and reports, with a list `assumptions`."""
+        ...
+
+    def answer(self, requests: Sequence[Request]) -> list[Answer]:
+        """One answer per request, in order."""
+        ...
+
+
+class PolicyAgent:
+    """A `prismatic.policy.Policy` of this process."""
+
+    def __init__(self, policy: Policy) -> None:
+        self.policy = policy
+        self.robot = policy.robot
+        self.cameras = policy.robot.cameras[: policy.transform.num_images]
+        self.center_crop = policy.transform.center_crop
+
+    def description(self) -> dict[str, Any]:
+        return self.policy.description()
+
+    def answer(self, requests: Sequence[Request]) -> list[Answer]:
+        output = self.policy.act_batch(
+            [request.observation for request in requests],
+            [request.instruction for request in requests],
+            seeds=[request.seed for request in requests],
+        )
+        selection, stage_ms = output.selection, {k: round(1000 * v, 3) for k, v in output.timing.items()}
+        kept = selection.kept().cpu().numpy()
+        picks = np.zeros(kept.shape, np.float32)
+        rows = np.arange(len(kept))[:, None]
+        np.add.at(picks, (rows, selection.index.cpu().numpy()), selection.count.float().cpu().numpy())
+        return [Answer(output.actions[row], kept[row], picks[row], stage_ms) for row in range(len(kept))]
+
+
+def look_seed(seed: int, suite: str, task_index: int, initial_state: int, trial: int, look: int) -> int:
+    """The seed of one look, a pure function of where it stands in the evaluation; below 2**32."""
+    return zlib.crc32(repr((seed, suite, task_index, initial_state, trial, look)).encode())
