@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -40,6 +41,17 @@ class Ranks:
         """Wait for all processes, also for one that writes a checkpoint meanwhile."""
         if self.world_size > 1:
             dist.barrier(self.waiting)
+
+    def gather(self, value: Any) -> list[Any]:
+        """What every process passes, in order of rank; pickled, between processes of one run only.
+
+        Waits as long as `barrier`.
+        """
+        if self.world_size == 1:
+            return [value]
+        gathered: list[Any] = [None] * self.world_size
+        dist.all_gather_object(gathered, value, group=self.waiting)
+        return gathered
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:
         """The element-wise sum of `values` over all processes; `values` itself is left alone."""

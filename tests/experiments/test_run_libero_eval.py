@@ -9,7 +9,8 @@ import pytest
 
 from experiments.robot.libero.config import EvaluationConfig, check_flags, parse_indices
 from experiments.robot.libero.environment import load_task
-from experiments.robot.libero.evaluation import load_policy, make_plan, scene_of, swap_partners
+from experiments.robot.libero.plan import make_plan, scene_of, swap_partners
+from experiments.robot.libero.policy_loading import load_policy
 from experiments.robot.libero.results import Results
 from experiments.robot.libero.run_libero_eval import UNUSABLE, main
 
@@ -118,16 +119,16 @@ def test_swapped_instructions_go_round_the_circle() -> None:
 
 def test_policy_follows_suite_and_flags(untrained_checkpoint: Path) -> None:
     path = str(untrained_checkpoint)
-    policy = load_policy(config(pretrained_checkpoint=path, device="cpu", center_crop=False))
+    policy = load_policy(config(pretrained_checkpoint=path, center_crop=False))
     assert policy.unnorm_key == "libero_goal_no_noops" and not policy.transform.center_crop
-    random = load_policy(config(pretrained_checkpoint=path, device="cpu", control="random_tokens"))
+    random = load_policy(config(pretrained_checkpoint=path, control="random_tokens"))
     assert random.description()["pruner"].startswith("random")
     with pytest.raises(ValueError, match="was trained with 2"):
         load_policy(config(pretrained_checkpoint=path, num_images_in_input=1))
     with pytest.raises(ValueError, match="a chunk has 8"):
-        load_policy(config(pretrained_checkpoint=path, device="cpu", num_open_loop_steps=9))
+        load_policy(config(pretrained_checkpoint=path, num_open_loop_steps=9))
     with pytest.raises(ValueError, match="libero_goal_no_noops"):
-        load_policy(config(pretrained_checkpoint=path, device="cpu", unnorm_key="bridge"))
+        load_policy(config(pretrained_checkpoint=path, unnorm_key="bridge"))
     with pytest.raises(FileNotFoundError, match="does not exist"):
         load_policy(config(pretrained_checkpoint=path + "-missing"))
 

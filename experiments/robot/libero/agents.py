@@ -54,8 +54,16 @@ class Answer:
     stage_ms: dict[str, float] = field(default_factory=dict)
 
 
-class Agent(Protocol):
-    """A policy as rollouts see it.
+class Answers(Protocol):
+    """The part of an agent that a rollout needs."""
+
+    def answer(self, requests: Sequence[Request]) -> list[Answer]:
+        """One answer per request, in order."""
+        ...
+
+
+class Agent(Answers, Protocol):
+    """A policy as an evaluation sees it.
 
     Attributes:
         robot: whose conventions its observations and actions follow.
@@ -72,10 +80,6 @@ class Agent(Protocol):
 
     def description(self) -> dict[str, Any]:
         """What it is, for results and reports, with a list `assumptions`."""
-        ...
-
-    def answer(self, requests: Sequence[Request]) -> list[Answer]:
-        """One answer per request, in order."""
         ...
 
 

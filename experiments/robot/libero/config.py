@@ -65,6 +65,23 @@ class EvaluationConfig:
     max_videos_per_task: int | None = None  # None: all
     video_every_steps: int = 2  # a frame each so many control steps
     output_dir: str | None = None  # None: a folder of its own below local_log_dir
+    num_envs: int | None = None  # simulator processes; 1 simulates beside the policy; None: one per core
+    batch_size: int = (
+        1  # looks answered at once; with more than 1, answers depend on who else waits, in the last digits
+    )
+    resume: bool = False  # go on with the rollouts that output_dir already holds
+    max_attempts: int = 3  # how often a rollout is begun before an error makes it invalid
+    worker_timeout_s: float = 300.0  # a simulator process that says nothing for so long is replaced
+    render_every_step: bool = (
+        False  # draw pictures that nobody looks at, as the research code does; for comparing times
+    )
+
+
+FREE_FLAGS = frozenset(
+    {"output_dir", "local_log_dir", "run_id_note", "use_wandb", "wandb_entity", "wandb_project", "device"}
+    | {"num_envs", "resume", "max_attempts", "worker_timeout_s", "render_every_step"}
+)
+"""Flags that change how an evaluation runs but not what it finds; all others must agree when it is resumed."""
 
 
 def quantization_of(config: EvaluationConfig) -> str | None:
@@ -102,15 +119,17 @@ def check_flags(config: EvaluationConfig) -> None:
             raise ValueError(f"unknown --{flag} {getattr(config, flag)!r}; known: {', '.join(known)}")
     if config.dtype is not None and config.dtype not in DTYPES:
         raise ValueError(f"unknown --dtype {config.dtype!r}; known: {', '.join(DTYPES)}")
-    counts = ("num_trials_per_task", "video_every_steps", "num_open_loop_steps", "num_images_in_input")
-    for flag in (*counts, "num_diffusion_steps_inference"):
+    counts = ("num_trials_per_task", "video_every_steps", "num_open_loop_steps", "num_images_in_input", "num_envs")
+    for flag in (*counts, "num_diffusion_steps_inference", "batch_size", "max_attempts"):
         if getattr(config, flag) is not None and getattr(config, flag) < 1:
             raise ValueError(f"--{flag} {getattr(config, flag)}: expected at least 1")
     if config.num_steps_wait < 0 or config.wide_starts_m < 0:
         raise ValueError("--num_steps_wait and --wide_starts_m must not be negative")
+    if config.worker_timeout_s <= 0:
+        raise ValueError(f"--worker_timeout_s {config.worker_timeout_s}: expected seconds, more than 0")
+    if config.resume and config.output_dir is None:
+        raise ValueError("--resume needs --output_dir: the folder of the evaluation to go on with")
     if config.save_rollout_video and importlib.util.find_spec("imageio_ffmpeg") is None:
         raise ValueError("--save_rollout_video needs imageio-ffmpeg: pip install 'imageio[ffmpeg]'")
     if config.use_wandb and importlib.util.find_spec("wandb") is None:
         raise ValueError("--use_wandb needs wandb: pip install 'lightvla[train]'")
-    if config.device.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"--device {config.device}: torch finds no CUDA device; use --device cpu")

@@ -1,325 +1,230 @@
-"""An evaluation: the plan, which is checked before any long work, and the loop over its tasks and starts."""
+"""The evaluation itself: every start of a plan is rolled out, in one process or many, and can be gone on with later."""
 
 from __future__ import annotations
 
+import bisect
+import itertools
 import json
-import logging
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from experiments.robot.libero.agents import Agent
-from experiments.robot.libero.config import DTYPES, EvaluationConfig, check_flags, parse_indices, quantization_of
-from experiments.robot.libero.environment import (
-    CAMERAS,
-    STEP_CAPS,
-    LiberoEnvironment,
-    LiberoTask,
-    check_rendering,
-    get_suite,
-    load_task,
-)
+from experiments.robot.libero.config import FREE_FLAGS, EvaluationConfig
+from experiments.robot.libero.episodes import EnvironmentSettings, EpisodeRunner, EpisodeSettings, VideoSettings
+from experiments.robot.libero.journal import Journal, read_journals
+from experiments.robot.libero.plan import Plan
 from experiments.robot.libero.results import FILE_NAME, EpisodeRecord, Results, collect_versions, git_commit
-from experiments.robot.libero.rollout import RolloutRecorder, RolloutSettings, Start, run_episode
-from experiments.robot.libero.simulator import simulator
-from experiments.robot.libero.starts import Displacement
-from prismatic.checkpoint import STATISTICS_FILE, resolve
-from prismatic.models.diffusion import DiffusionActionHead
-from prismatic.policy import Policy
-
-logger = logging.getLogger(__name__)
+from experiments.robot.libero.rollout import RolloutSettings, Start
+from experiments.robot.libero.schedule import Schedule
+from experiments.robot.libero.worker_pool import WorkerPool, again_or_invalid
+from prismatic.training.distributed import Ranks
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What will be rolled out: `starts` task by task, and how."""
+class Listeners:
+    """Told how an evaluation goes.
 
-    config: EvaluationConfig
-    starts: list[list[Start]]
-    max_steps: int
-    renders: bool
-    backend: str
-    output_dir: Path
-
-
-def make_plan(config: EvaluationConfig) -> Plan:
-    """Check everything that needs no model, and lay out the starts.
-
-    Raises:
-        ValueError: as `check_flags`; for unknown tasks or initial states, naming what exists; for the control
-            `swapped_instruction` without two tasks that share a scene.
-        RenderingUnavailable: when pictures are needed and cannot be drawn here.
+    Args:
+        begin: how many rollouts this process has to do, those done before included, and the records of the latter.
+        episode: a rollout has ended.
     """
-    check_flags(config)
-    suite = config.task_suite_name
-    count = get_suite(suite).get_num_tasks()
-    indices = list(range(count)) if config.task_ids is None else parse_indices(config.task_ids, "task_ids")
-    if unknown := [index for index in indices if index >= count]:
-        raise ValueError(f"--task_ids: {suite} has no task {unknown[0]}; expected 0 to {count - 1}")
-    tasks = [load_task(suite, index) for index in indices]
-    others = swap_partners(tasks) if config.control == "swapped_instruction" else [None] * len(tasks)
-    starts = [starts_of(config, task, other) for task, other in zip(tasks, others, strict=True)]
-    videos = config.save_rollout_video and config.max_videos_per_task != 0
-    renders = videos or config.control != "blank_images"
-    backend = check_rendering() if renders else "none"
-    return Plan(config, starts, STEP_CAPS[suite], renders, backend, output_directory(config))
 
-
-def swap_partners(tasks: Sequence[LiberoTask]) -> list[LiberoTask | None]:
-    """For every task the next one, round the circle, that lives in the same scene and wants something else."""
-    partners: list[LiberoTask | None] = []
-    for position, task in enumerate(tasks):
-        following = [*tasks[position + 1 :], *tasks[:position]]
-        partner = next((t for t in following if scene_of(t) == scene_of(task) and t.goal != task.goal), None)
-        if partner is None:
-            raise ValueError(
-                f"--control swapped_instruction: task {task.index} ({task.language!r}) shares its scene with no other "
-                "selected task; choose several tasks of libero_goal by --task_ids"
-            )
-        partners.append(partner)
-    return partners
-
-
-def scene_of(task: LiberoTask) -> str:
-    """What two tasks must have in common for one's goal to be reachable in the other's simulation."""
-    problem = simulator().parse_problem(str(task.bddl_file))
-    return json.dumps([problem["problem_name"], problem["fixtures"], problem["objects"]], sort_keys=True)
-
-
-def starts_of(config: EvaluationConfig, task: LiberoTask, other: LiberoTask | None) -> list[Start]:
-    """The starts of one task, in order."""
-    if config.initial_states_path != "DEFAULT":
-        states = read_initial_states(config.initial_states_path, task)
-    else:
-        states = dict(enumerate(task.init_states))
-    available = list(states)
-    if config.initial_states is not None:
-        chosen = parse_indices(config.initial_states, "initial_states")
-        if unknown := [index for index in chosen if index not in states]:
-            raise ValueError(
-                f"--initial_states: task {task.index} has no initial state {unknown[0]}; it has {len(states)}"
-            )
-    elif config.num_trials_per_task > len(available) and not config.wide_starts_m:
-        raise ValueError(
-            f"--num_trials_per_task {config.num_trials_per_task}: task {task.index} has {len(available)} states, "
-            "and repeating one says nothing new; lower it, or ask for --wide_starts_m"
-        )
-    else:
-        chosen = [available[trial % len(available)] for trial in range(config.num_trials_per_task)]
-    starts = []
-    for trial, index in enumerate(chosen):
-        displacement = None
-        if config.wide_starts_m:
-            repetition = trial // len(available)
-            displacement = Displacement(config.wide_starts_m, config.seed, split="evaluation", trial=repetition)
-        starts.append(
-            Start(
-                task=task,
-                instruction=(other or task).language,
-                initial_state=index,
-                trial=trial,
-                seed=config.seed,
-                displacement=displacement,
-                state=states[index],
-                other=other,
-            )
-        )
-    return starts
-
-
-def read_initial_states(path: str, task: LiberoTask) -> dict[int, NDArray[np.float64]]:
-    """States of a task from a JSON file `{task_words: {"demo_0": {"success": true, "initial_state": [...]}}}`.
-
-    Entries whose expert demonstration failed are left out, as is usual with these files.
-
-    Raises:
-        FileNotFoundError: when the file does not exist.
-        ValueError: when the task is not in it.
-    """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"--initial_states_path {path} does not exist; give a JSON file or DEFAULT")
-    content = json.loads(Path(path).read_text(encoding="utf-8"))
-    key = task.language.replace(" ", "_")
-    if key not in content:
-        raise ValueError(f"{path} has no task {key!r}; it has: {', '.join(sorted(content))}")
-    return {
-        int(name.removeprefix("demo_")): np.asarray(entry["initial_state"], dtype=np.float64)
-        for name, entry in content[key].items()
-        if entry["success"]
-    }
-
-
-def output_directory(config: EvaluationConfig) -> Path:
-    """Where results and videos go."""
-    if config.output_dir is not None:
-        return Path(config.output_dir)
-    parts = ["EVAL", config.task_suite_name, config.model_family, time.strftime("%Y_%m_%d-%H_%M_%S")]
-    return Path(config.local_log_dir) / ("-".join(parts) + (f"--{config.run_id_note}" if config.run_id_note else ""))
-
-
-def load_policy(config: EvaluationConfig) -> Policy:
-    """Load the checkpoint as the flags ask.
-
-    Raises:
-        FileNotFoundError, ValueError: as `Policy.from_pretrained`; and when the flags ask for another number of images
-            than the checkpoint was trained with, more actions than a chunk has, or a robot that is not LIBERO's.
-    """
-    directory = resolve(config.pretrained_checkpoint)
-    recorded = _read_json(directory / "config.json").get("num_images_in_input")
-    if None not in (recorded, config.num_images_in_input) and recorded != config.num_images_in_input:
-        raise ValueError(
-            f"--num_images_in_input {config.num_images_in_input}: {directory} was trained with {recorded}; "
-            "leave the flag out"
-        )
-    device = config.device if config.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
-    policy = Policy.from_pretrained(
-        config.pretrained_checkpoint,
-        device=device,
-        dtype=DTYPES[config.dtype] if config.dtype else None,
-        unnorm_key=config.unnorm_key or _suite_key(directory, config.task_suite_name),
-        pruner=config.pruner,
-        action_readout=config.action_readout,
-        center_crop=config.center_crop,
-        num_images_in_input=config.num_images_in_input,
-        use_proprio=config.use_proprio,
-        head="l1" if config.use_l1_regression else "diffusion" if config.use_diffusion else "discrete",
-        use_film=config.use_film,
-        quantization=quantization_of(config),
-    )
-    if isinstance(policy.action_head, DiffusionActionHead):
-        if config.num_diffusion_steps_inference > policy.action_head.num_train_steps:
-            raise ValueError(
-                f"--num_diffusion_steps_inference {config.num_diffusion_steps_inference}: {directory} was trained with "
-                f"{policy.action_head.num_train_steps} steps; give at most as many"
-            )
-        policy.action_head.num_inference_steps = config.num_diffusion_steps_inference
-    robot = policy.robot
-    if missing := set(robot.cameras) - set(CAMERAS):
-        raise ValueError(
-            f"{directory} drives robot {robot.name!r}, whose cameras {sorted(missing)} LIBERO does not have"
-        )
-    if (config.num_open_loop_steps or 1) > robot.chunk_length:
-        raise ValueError(
-            f"--num_open_loop_steps {config.num_open_loop_steps}: a chunk has {robot.chunk_length} actions"
-        )
-    if config.control == "random_tokens":
-        policy.set_pruner(f"random:seed={config.seed}")
-    return policy
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-
-
-def _suite_key(directory: Path, suite: str) -> str | None:
-    """The suite's own statistics among several; None leaves the choice to the policy."""
-    known = _read_json(directory / STATISTICS_FILE) or _read_json(directory / "config.json").get("norm_stats") or {}
-    return next((key for key in (suite, f"{suite}_no_noops") if key in known), None)
+    begin: Callable[[int, Sequence[EpisodeRecord]], None] = lambda total, done: None
+    episode: Callable[[EpisodeRecord], None] = lambda record: None
 
 
 def evaluate(
-    plan: Plan, agent: Agent, command: Sequence[str], on_episode: Callable[[EpisodeRecord], None] | None = None
+    plan: Plan,
+    agent: Agent,
+    command: Sequence[str],
+    listeners: Listeners | None = None,
+    ranks: Ranks | None = None,
 ) -> Results:
-    """Roll out every start, one after the other, writing `results.json` after each.
+    """Roll out every start. Each rollout is on the disk as soon as it ends; `results.json` follows.
+
+    Of several processes (`ranks`) each takes every n-th start; all return the merged results, and the main one writes
+    them.
 
     Args:
         command: The command line, for the record.
-        on_episode: Called after every rollout, for a progress bar.
     """
+    listeners, ranks = listeners or Listeners(), ranks or Ranks(0, 1, torch.device("cpu"))
+    results = _empty_results(plan, agent, command, ranks)
+    order = {start.key: place for place, start in enumerate(itertools.chain(*plan.starts))}
+    done: dict[Any, EpisodeRecord] = {}
+    if plan.config.resume:
+        found = [record for share in ranks.gather(read_journals(plan.output_dir)) for record in share]
+        done = {record.key: record for record in found if record.invalid is None and record.key in order}
+    left = shares(plan.starts, set(done), ranks.rank, ranks.world_size)
+    mine = [record for record in done.values() if order[record.key] % ranks.world_size == ranks.rank]
+    listeners.begin(sum(map(len, left)) + len(mine), mine)
+
+    journal = Journal(plan.output_dir, ranks.rank)
+    writer = _Writer(plan.output_dir / FILE_NAME, ranks.is_main)
+    began = time.perf_counter()
+    results.episodes = sorted(done.values(), key=lambda record: order[record.key])
+    writer.save(results)
+    for record in _records(plan, agent, left, results):
+        journal.append(record)
+        bisect.insort(results.episodes, record, key=lambda record: order[record.key])
+        results.run["seconds"] = round(time.perf_counter() - began, 1)
+        writer.save_now_and_then(results)
+        listeners.episode(record)
+    merged = {record.key: record for share in ranks.gather(results.episodes) for record in share}
+    results.episodes = sorted(merged.values(), key=lambda record: order[record.key])
+    results.run["worker_restarts"] = sum(ranks.gather(results.run["worker_restarts"]))
+    results.run["complete"] = True
+    writer.save(results)
+    return results
+
+
+def shares(starts: Sequence[Sequence[Start]], done: set[Any], rank: int, world_size: int) -> list[list[Start]]:
+    """The starts that one of `world_size` processes has left, task by task.
+
+    Starts are dealt out one by one, so every process gets its part of every task; what is done already does not change
+    who does what.
+    """
+    mine: list[list[Start]] = []
+    place = 0
+    for task in starts:
+        mine.append([])
+        for start in task:
+            if place % world_size == rank and start.key not in done:
+                mine[-1].append(start)
+            place += 1
+    return mine
+
+
+def _records(plan: Plan, agent: Agent, starts: Sequence[Sequence[Start]], results: Results) -> Iterator[EpisodeRecord]:
+    """A record for every start, in the order in which they end."""
     config = plan.config
-    description = agent.description()
-    results = Results(
+    schedule = Schedule(starts, config.max_attempts)
+    settings = episode_settings(plan, agent)
+    workers = num_workers(config, sum(map(len, starts)))
+    if workers == 1:
+        yield from _records_in_this_process(settings, agent, schedule)
+    elif workers:
+        with WorkerPool(settings, agent, workers, config.worker_timeout_s, config.batch_size) as pool:
+            for record in pool.run(schedule):
+                results.run["worker_restarts"] = pool.restarts
+                yield record
+
+
+def _records_in_this_process(settings: EpisodeSettings, agent: Agent, schedule: Schedule) -> Iterator[EpisodeRecord]:
+    runner = EpisodeRunner(settings, agent)
+    start: Start | None = None
+    try:
+        while (start := schedule.take(start)) is not None:
+            record = runner.run(start)
+            record.attempts = schedule.attempts(start)
+            if record.invalid is None:
+                schedule.finish(start)
+                yield record
+            else:
+                yield from again_or_invalid(record, start, schedule)
+    finally:
+        runner.close()
+
+
+def num_workers(config: EvaluationConfig, rollouts: int) -> int:
+    """Simulator processes: as the flag says, else one per core of this process; never more than rollouts."""
+    return min(config.num_envs or len(os.sched_getaffinity(0)), rollouts)
+
+
+def episode_settings(plan: Plan, agent: Agent) -> EpisodeSettings:
+    """What the processes that simulate must know."""
+    config = plan.config
+    return EpisodeSettings(
+        rollout=RolloutSettings(
+            max_steps=plan.max_steps,
+            open_loop_steps=config.num_open_loop_steps or agent.robot.open_loop_steps,
+            control=config.control,
+            blank_images=config.control == "blank_images",
+            cameras=agent.cameras,
+            render_every_step=config.render_every_step,
+        ),
+        environment=EnvironmentSettings(
+            resolution=config.env_img_res,
+            render=plan.renders,
+            seed=config.seed,
+            renderer=config.renderer,
+            settle_steps=config.num_steps_wait,
+            canonical_quaternion=agent.robot.canonical_quaternion,
+        ),
+        output_dir=plan.output_dir,
+        video=VideoSettings(
+            every_steps=config.video_every_steps,
+            max_per_task=config.max_videos_per_task,
+            center_crop=agent.center_crop,
+            control_rate_hz=agent.robot.control_rate_hz,
+        )
+        if config.save_rollout_video
+        else None,
+    )
+
+
+def _empty_results(plan: Plan, agent: Agent, command: Sequence[str], ranks: Ranks) -> Results:
+    config, description = plan.config, agent.description()
+    return Results(
         run={
             "command": list(command),
             "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "git_commit": git_commit(),
-            "device": description.get("device_name", "unknown"),
+            "device": description.pop("device_name", "unknown"),
             "renderer": config.renderer,
             "rendering_backend": plan.backend,
             "seed": config.seed,
+            "num_envs": num_workers(config, sum(map(len, plan.starts))),
+            "processes": ranks.world_size,
+            "worker_restarts": 0,
             "complete": False,
         },
         config=asdict(config),
         policy=description,
         versions=collect_versions(),
     )
-    settings = RolloutSettings(
-        max_steps=plan.max_steps,
-        open_loop_steps=config.num_open_loop_steps or agent.robot.open_loop_steps,
-        control=config.control,
-        blank_images=config.control == "blank_images",
-        cameras=agent.cameras,
-    )
-    began = time.perf_counter()
-    for starts in plan.starts:
-        for record in _evaluate_task(plan, agent, starts, settings):
-            results.episodes.append(record)
-            results.run["seconds"] = round(time.perf_counter() - began, 1)
-            results.save(plan.output_dir / FILE_NAME)
-            if on_episode is not None:
-                on_episode(record)
-    results.run["complete"] = True
-    results.save(plan.output_dir / FILE_NAME)
-    return results
 
 
-def _evaluate_task(
-    plan: Plan, agent: Agent, starts: Sequence[Start], settings: RolloutSettings
-) -> Iterator[EpisodeRecord]:
-    environment: LiberoEnvironment | None = None
-    try:
-        for start in starts:
-            if environment is None:
-                environment = _make_environment(plan, agent, start.task)
-            recorder = _make_recorder(plan, agent, start)
-            record = run_episode(environment, agent, start, settings, recorder)
-            if recorder is not None and recorder.frames:
-                record.video = f"videos/{video_name(record)}"
-                recorder.save(plan.output_dir / record.video)
-            if record.invalid is not None:
-                reason = record.invalid.strip().splitlines()[-1]
-                logger.warning("task %d, trial %d is invalid: %s", record.task_index, record.trial, reason)
-                # The error may have left the simulator in any state.
-                environment.close()
-                environment = None
-            yield record
-    finally:
-        if environment is not None:
-            environment.close()
+def check_resumable(plan: Plan, agent: Agent) -> None:
+    """Raises ValueError where `--resume` would go on with an evaluation that had other flags or another policy."""
+    path = plan.output_dir / FILE_NAME
+    if not plan.config.resume or not path.is_file():
+        return
+    before = Results.load(path)
+    known = {
+        "flag": (before.config, asdict(plan.config), FREE_FLAGS),
+        "policy's": (before.policy, agent.description(), {"device", "device_name"}),
+    }
+    for kind, (old, new, free) in known.items():
+        for key in sorted(set(old) | set(new)):
+            # As JSON, since that is what the old value has been through.
+            if key not in free and json.dumps(old.get(key), default=str) != json.dumps(new.get(key), default=str):
+                raise ValueError(
+                    f"--resume: {path} was made with another {kind} {key}: {old.get(key)!r}, now {new.get(key)!r}; "
+                    "evaluate with the same, or into another --output_dir"
+                )
 
 
-def _make_environment(plan: Plan, agent: Agent, task: LiberoTask) -> LiberoEnvironment:
-    return LiberoEnvironment(
-        task,
-        resolution=plan.config.env_img_res,
-        render=plan.renders,
-        seed=plan.config.seed,
-        renderer=plan.config.renderer,
-        settle_steps=plan.config.num_steps_wait,
-        canonical_quaternion=agent.robot.canonical_quaternion,
-    )
+class _Writer:
+    """Writes `results.json`, seldom enough to cost a few percent of the time at most, however long it has become."""
 
+    def __init__(self, path: Path, active: bool) -> None:
+        self._path = path
+        self._active = active
+        self._next = 0.0
 
-def _make_recorder(plan: Plan, agent: Agent, start: Start) -> RolloutRecorder | None:
-    config = plan.config
-    limit = config.max_videos_per_task
-    if not config.save_rollout_video or (limit is not None and start.trial >= limit):
-        return None
-    return RolloutRecorder(
-        title=start.instruction,
-        every_steps=config.video_every_steps,
-        center_crop=agent.center_crop,
-        control_rate_hz=agent.robot.control_rate_hz,
-    )
+    def save(self, results: Results) -> None:
+        if self._active:
+            results.save(self._path)
 
-
-def video_name(record: EpisodeRecord) -> str:
-    """`task1_state30_trial0_success.mp4`."""
-    outcome = {True: "success", False: "failure", None: "invalid"}[record.success]
-    return f"task{record.task_index}_state{record.initial_state}_trial{record.trial}_{outcome}.mp4"
+    def save_now_and_then(self, results: Results) -> None:
+        began = time.monotonic()
+        if began >= self._next:
+            self.save(results)
+            self._next = time.monotonic() + 20 * (time.monotonic() - began)

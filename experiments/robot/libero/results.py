@@ -89,6 +89,13 @@ class EpisodeRecord:
         """What pairs the same start across evaluations: (suite, task, initial state, trial)."""
         return self.suite, self.task_index, self.initial_state, self.trial
 
+    @classmethod
+    def from_json(cls, content: dict[str, Any], where: str) -> EpisodeRecord:
+        """Raises ValueError for unknown keys, naming `where` they were found."""
+        if unknown := set(content) - {f.name for f in fields(cls)}:
+            raise ValueError(f"{where}: episode {content.get('trial')} has unknown keys {sorted(unknown)}")
+        return cls(**content)
+
 
 @dataclass
 class Results:
@@ -109,6 +116,15 @@ class Results:
 
     def summary(self) -> dict[str, Any]:
         return summarize(self.episodes)
+
+    def outcome(self) -> dict[str, Any]:
+        """What two runs with the same seeds on the same machine must agree in, to the last bit."""
+        run = {key: self.run.get(key) for key in ("seed", "renderer", "rendering_backend", "protocol", "complete")}
+        episodes = [
+            {key: value for key, value in asdict(episode).items() if key not in CIRCUMSTANCES}
+            for episode in self.episodes
+        ]
+        return {"run": run, "policy": self.policy, "versions": self.versions, "episodes": episodes}
 
     def counts(self, other_goal: bool = False) -> dict[str, tuple[int, int]]:
         """Task in words -> (successes, trials); `other_goal` counts the goals whose words were given instead."""
@@ -143,11 +159,7 @@ class Results:
         found = content.get("schema_version")
         if found != SCHEMA_VERSION:
             raise ValueError(f"{path} has schema version {found}, this code reads {SCHEMA_VERSION}; evaluate again")
-        known = {f.name for f in fields(EpisodeRecord)}
-        for episode in content["episodes"]:
-            if unknown := set(episode) - known:
-                raise ValueError(f"{path}: episode {episode.get('trial')} has unknown keys {sorted(unknown)}")
-        episodes = [EpisodeRecord(**episode) for episode in content["episodes"]]
+        episodes = [EpisodeRecord.from_json(episode, str(path)) for episode in content["episodes"]]
         return cls(content["run"], content["config"], content["policy"], content["versions"], episodes)
 
 

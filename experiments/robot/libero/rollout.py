@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from experiments.robot.libero.agents import Agent, Answer, Observation, Request, look_seed
+from experiments.robot.libero.agents import Answer, Answers, Observation, Request, look_seed
 from experiments.robot.libero.environment import CAMERAS, LiberoEnvironment, LiberoTask
 from experiments.robot.libero.results import EpisodeRecord
 from prismatic.visualization import (
@@ -59,6 +59,11 @@ class Start:
     displacement: Displacement | None = None
     state: NDArray[np.float64] | None = None
     other: LiberoTask | None = None
+
+    @property
+    def key(self) -> tuple[str, int, int, int]:
+        """As `EpisodeRecord.key`."""
+        return self.task.suite, self.task.index, self.initial_state, self.trial
 
 
 @dataclass(frozen=True)
@@ -135,18 +140,9 @@ class RolloutRecorder:
             path.with_suffix(".png").write_bytes(encode_png(sheet(rows, _SHEET_SIZE)))
 
 
-def run_episode(
-    environment: LiberoEnvironment,
-    agent: Agent,
-    start: Start,
-    settings: RolloutSettings,
-    recorder: RolloutRecorder | None = None,
-) -> EpisodeRecord:
-    """Roll out once. An exception on the way makes the rollout invalid, with the traceback in the record.
-
-    With `start.other` the rollout ends as soon as either goal holds.
-    """
-    record = EpisodeRecord(
+def new_record(start: Start, control: str = "none") -> EpisodeRecord:
+    """The record of a rollout that has not begun."""
+    return EpisodeRecord(
         suite=start.task.suite,
         task_index=start.task.index,
         task_name=start.task.name,
@@ -154,12 +150,30 @@ def run_episode(
         initial_state=start.initial_state,
         trial=start.trial,
         seed=start.seed,
-        control=settings.control,
+        control=control,
         displacement=None if start.displacement is None else asdict(start.displacement),
         other_task=None if start.other is None else start.other.index,
     )
+
+
+def run_episode(
+    environment_of: Callable[[LiberoTask], LiberoEnvironment],
+    agent: Answers,
+    start: Start,
+    settings: RolloutSettings,
+    recorder: RolloutRecorder | None = None,
+) -> EpisodeRecord:
+    """Roll out once. An exception on the way makes the rollout invalid, with the traceback in the record.
+
+    With `start.other` the rollout ends as soon as either goal holds.
+
+    Args:
+        environment_of: gives the simulator of a task, made now or earlier.
+    """
+    record = new_record(start, settings.control)
     began = time.perf_counter()
     try:
+        environment = environment_of(start.task)
         state = start.initial_state if start.state is None else start.state
         environment.reset(state, seed=start.seed, displacement=start.displacement)
         _act_until_done(environment, agent, start, settings, record, recorder)
@@ -172,7 +186,7 @@ def run_episode(
 
 def _act_until_done(
     environment: LiberoEnvironment,
-    agent: Agent,
+    agent: Answers,
     start: Start,
     settings: RolloutSettings,
     record: EpisodeRecord,
@@ -205,7 +219,7 @@ def _act_until_done(
 
 def _look(
     environment: LiberoEnvironment,
-    agent: Agent,
+    agent: Answers,
     start: Start,
     settings: RolloutSettings,
     record: EpisodeRecord,

@@ -2,15 +2,24 @@
 
     python experiments/robot/libero/run_libero_eval.py --pretrained_checkpoint CHECKPOINT --task_suite_name libero_goal
 
-Writes `results.json`, and videos where asked for, into one folder. Ends with 0 when every rollout counts, 3 when some
-are invalid (an error inside the rollout; the tracebacks are in the results), 2 when the flags or the checkpoint cannot
-be used.
+    torchrun --standalone --nproc-per-node 8 experiments/robot/libero/run_libero_eval.py ...    # a policy per GPU
+
+Writes `results.json`, and videos where asked for, into one folder; `--resume True` goes on with a stopped evaluation.
+Ends with 0 when every rollout counts, 3 when some are invalid (an error inside the rollout; the tracebacks are in the
+results), 2 when the flags or the checkpoint cannot be used, 130 when it was interrupted.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import timedelta
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # idle threads must not take the cores from simulator processes
 
 import draccus
 from rich.console import Console
@@ -20,12 +29,17 @@ from rich.table import Table
 
 from experiments.robot.libero.agents import Agent, PolicyAgent
 from experiments.robot.libero.config import EvaluationConfig
-from experiments.robot.libero.evaluation import Plan, evaluate, load_policy, make_plan
+from experiments.robot.libero.evaluation import Listeners, check_resumable, evaluate
+from experiments.robot.libero.plan import Plan, make_plan
+from experiments.robot.libero.policy_loading import load_policy
 from experiments.robot.libero.results import FILE_NAME, EpisodeRecord, Results, count_successes
 from experiments.robot.libero.simulator import RenderingUnavailable
+from prismatic.training.distributed import Ranks, ranks, resolve_device
 
-UNUSABLE, INVALID = 2, 3
+UNUSABLE, INVALID, STOPPED = 2, 3, 130
 """Exit statuses."""
+LONGEST = timedelta(days=30)
+"""How long a process that is done waits for the others."""
 
 _REFUSALS = (ValueError, FileNotFoundError, ImportError, RenderingUnavailable)
 
@@ -37,20 +51,62 @@ def main(config: EvaluationConfig, command: list[str]) -> int:
         level=logging.INFO, format="%(message)s", handlers=[RichHandler(console=console, show_path=False)]
     )
     try:
-        plan = make_plan(config)
-        with console.status("loading the policy"):
-            agent = PolicyAgent(load_policy(config))
-    except _REFUSALS as error:
-        console.print(f"[bold red]error:[/] {type(error).__name__}: ", end="")
-        console.print(str(error), markup=False, highlight=False)
+        with _joined(config) as processes:
+            return run(config, command, console, processes)
+    except Refused as refused:
+        console.print(f"[bold red]error:[/] {type(refused.reason).__name__}: ", end="")
+        console.print(str(refused.reason), markup=False, highlight=False)
         return UNUSABLE
+
+
+@contextmanager
+def _joined(config: EvaluationConfig) -> Iterator[Ranks]:
+    """This process among those of torchrun; raises `Refused` for a device that is not there."""
+    try:
+        resolve_device(config.device)
+    except ValueError as error:
+        raise Refused(error) from error
+    with ranks(config.device, save_timeout=LONGEST) as processes:
+        yield processes
+
+
+class Refused(Exception):
+    """The flags or the checkpoint cannot be used; nothing long has been done yet."""
+
+    def __init__(self, reason: Exception) -> None:
+        super().__init__(str(reason))
+        self.reason = reason
+
+
+def prepare(config: EvaluationConfig, processes: Ranks, console: Console) -> tuple[Plan, Agent]:
+    """Everything that can be refused. Raises `Refused`."""
+    try:
+        plan = make_plan(config)
+        # A folder named by the time must be the same one for all processes.
+        plan = replace(plan, output_dir=processes.gather(plan.output_dir)[0])
+        with console.status("loading the policy"):
+            agent = PolicyAgent(load_policy(config, processes.device))
+        check_resumable(plan, agent)
+    except _REFUSALS as error:
+        raise Refused(error) from error
+    return plan, agent
+
+
+def run(config: EvaluationConfig, command: list[str], console: Console, processes: Ranks) -> int:
+    """What one process of an evaluation does; the main one shows it."""
+    shown = console if processes.is_main else Console(quiet=True)
+    plan, agent = prepare(config, processes, shown)
     for assumption in agent.description()["assumptions"]:
-        console.print(f"[yellow]assumed:[/] {assumption}")
-    results = evaluate_with_progress(plan, agent, command, console)
-    console.print(summary_table(results))
-    console.print(cost_line(results))
-    console.print(f"results: {plan.output_dir / FILE_NAME}", soft_wrap=True)
-    if config.use_wandb:
+        shown.print(f"[yellow]assumed:[/] {assumption}")
+    try:
+        results = evaluate_with_progress(plan, agent, command, shown, processes)
+    except KeyboardInterrupt:
+        shown.print(f"stopped; go on with the same command and --resume True --output_dir {plan.output_dir}")
+        return STOPPED
+    shown.print(summary_table(results))
+    shown.print(cost_line(results))
+    shown.print(f"results: {plan.output_dir / FILE_NAME}", soft_wrap=True)
+    if config.use_wandb and processes.is_main:
         log_to_wandb(plan, results)
     return INVALID if results.summary()["all"]["invalid"] else 0
 
@@ -66,7 +122,7 @@ def log_to_wandb(plan: Plan, results: Results) -> None:
     run.finish()
 
 
-def evaluate_with_progress(plan: Plan, agent: Agent, command: list[str], console: Console) -> Results:
+def evaluate_with_progress(plan: Plan, agent: Agent, command: list[str], console: Console, processes: Ranks) -> Results:
     """`evaluate` under a progress bar that says how many rollouts succeeded."""
     columns = (
         TextColumn("{task.description}"),
@@ -78,14 +134,23 @@ def evaluate_with_progress(plan: Plan, agent: Agent, command: list[str], console
     )
     outcomes: list[bool | None] = []
     with Progress(*columns, console=console) as progress:
-        bar = progress.add_task("rollouts", total=sum(map(len, plan.starts)), outcome="")
+        title = "rollouts" if processes.world_size == 1 else f"rollouts of process 1 of {processes.world_size}"
+        bar = progress.add_task(title, outcome="")
+
+        def update() -> None:
+            counts = count_successes(outcomes)
+            progress.update(bar, completed=len(outcomes), outcome=f"{counts['successes']}/{counts['trials']} solved")
+
+        def on_begin(total: int, done: Sequence[EpisodeRecord]) -> None:
+            progress.update(bar, total=total)
+            outcomes.extend(record.success for record in done)
+            update()
 
         def on_episode(record: EpisodeRecord) -> None:
             outcomes.append(record.success)
-            counts = count_successes(outcomes)
-            progress.update(bar, advance=1, outcome=f"{counts['successes']}/{counts['trials']} solved")
+            update()
 
-        return evaluate(plan, agent, command, on_episode)
+        return evaluate(plan, agent, command, Listeners(on_begin, on_episode), processes)
 
 
 def summary_table(results: Results) -> Table:

@@ -1,0 +1,74 @@
+"""Loads the checkpoint that is to be evaluated, as the flags ask."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from experiments.robot.libero.config import DTYPES, EvaluationConfig, quantization_of
+from experiments.robot.libero.environment import CAMERAS
+from prismatic.checkpoint import STATISTICS_FILE, resolve
+from prismatic.models.diffusion import DiffusionActionHead
+from prismatic.policy import Policy
+
+
+def load_policy(config: EvaluationConfig, device: torch.device | str = "cpu") -> Policy:
+    """Load the checkpoint as the flags ask.
+
+    Raises:
+        FileNotFoundError, ValueError: as `Policy.from_pretrained`; and when the flags ask for another number of images
+            than the checkpoint was trained with, more actions than a chunk has, or a robot that is not LIBERO's.
+    """
+    directory = resolve(config.pretrained_checkpoint)
+    recorded = _read_json(directory / "config.json").get("num_images_in_input")
+    if None not in (recorded, config.num_images_in_input) and recorded != config.num_images_in_input:
+        raise ValueError(
+            f"--num_images_in_input {config.num_images_in_input}: {directory} was trained with {recorded}; "
+            "leave the flag out"
+        )
+    policy = Policy.from_pretrained(
+        config.pretrained_checkpoint,
+        device=device,
+        dtype=DTYPES[config.dtype] if config.dtype else None,
+        unnorm_key=config.unnorm_key or _suite_key(directory, config.task_suite_name),
+        pruner=config.pruner,
+        action_readout=config.action_readout,
+        center_crop=config.center_crop,
+        num_images_in_input=config.num_images_in_input,
+        use_proprio=config.use_proprio,
+        head="l1" if config.use_l1_regression else "diffusion" if config.use_diffusion else "discrete",
+        use_film=config.use_film,
+        quantization=quantization_of(config),
+    )
+    if isinstance(policy.action_head, DiffusionActionHead):
+        if config.num_diffusion_steps_inference > policy.action_head.num_train_steps:
+            raise ValueError(
+                f"--num_diffusion_steps_inference {config.num_diffusion_steps_inference}: {directory} was trained with "
+                f"{policy.action_head.num_train_steps} steps; give at most as many"
+            )
+        policy.action_head.num_inference_steps = config.num_diffusion_steps_inference
+    robot = policy.robot
+    if missing := set(robot.cameras) - set(CAMERAS):
+        raise ValueError(
+            f"{directory} drives robot {robot.name!r}, whose cameras {sorted(missing)} LIBERO does not have"
+        )
+    if (config.num_open_loop_steps or 1) > robot.chunk_length:
+        raise ValueError(
+            f"--num_open_loop_steps {config.num_open_loop_steps}: a chunk has {robot.chunk_length} actions"
+        )
+    if config.control == "random_tokens":
+        policy.set_pruner(f"random:seed={config.seed}")
+    return policy
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def _suite_key(directory: Path, suite: str) -> str | None:
+    """The suite's own statistics among several; None leaves the choice to the policy."""
+    known = _read_json(directory / STATISTICS_FILE) or _read_json(directory / "config.json").get("norm_stats") or {}
+    return next((key for key in (suite, f"{suite}_no_noops") if key in known), None)

@@ -1,0 +1,211 @@
+"""Simulator processes around one agent: they simulate side by side, the agent answers whoever waits, in batches."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import socket
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any
+
+from experiments.robot.libero.agents import Agent, Request
+from experiments.robot.libero.episodes import EpisodeSettings
+from experiments.robot.libero.results import EpisodeRecord
+from experiments.robot.libero.rollout import Start, new_record
+from experiments.robot.libero.schedule import Schedule
+from experiments.robot.libero.worker import AgentFailed, Ready
+
+logger = logging.getLogger(__name__)
+
+_ROOT = Path(__file__).resolve().parents[3]
+# Not `-m`: pickled objects must name the module that they come from, not `__main__`.
+_PROGRAM = "import sys; from experiments.robot.libero.worker import main; main(int(sys.argv[1]))"
+_POLL_SECONDS = 1.0
+_STILLBORN_LIMIT = 3  # as many processes in a row that die before they are ready mean that none will ever be
+_GONE = (EOFError, OSError)
+
+
+class WorkerPool:
+    """Runs a schedule with several simulator processes; use it as a context manager.
+
+    A process that dies, or sends nothing for `timeout_s` seconds while it is its turn, is replaced, and its start is
+    tried again. The pool forms batches from whoever waits at the moment, at most `batch_size` requests each; with 1
+    every answer is computed alone, exactly as without workers.
+
+    Raises (while running):
+        RuntimeError: when processes cannot start at all.
+    """
+
+    def __init__(
+        self, settings: EpisodeSettings, agent: Agent, num_workers: int, timeout_s: float, batch_size: int = 1
+    ) -> None:
+        self._settings = settings
+        self._agent = agent
+        self._timeout_s = timeout_s
+        self._batch_size = batch_size
+        self._stillborn = 0
+        self._workers = [_Worker(settings) for _ in range(num_workers)]
+        self.restarts = 0
+
+    def __enter__(self) -> WorkerPool:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for worker in self._workers:
+            worker.kill()
+
+    @property
+    def process_ids(self) -> list[int]:
+        """Of the simulator processes."""
+        return [worker.process.pid for worker in self._workers]
+
+    def run(self, schedule: Schedule) -> Iterator[EpisodeRecord]:
+        """Yield a record for every start of the schedule, in the order in which they end."""
+        while not schedule.is_done:
+            for worker in self._workers:
+                if worker.is_idle and (start := schedule.take(worker.last_start)) is not None:
+                    worker.give(start)
+            requests: list[tuple[_Worker, Request]] = []
+            for worker in self._workers_with_news():
+                try:
+                    message = worker.receive()
+                except _GONE:
+                    yield from self._replace(worker, schedule, f"the simulator process {worker.ending()}")
+                    continue
+                if isinstance(message, Request):
+                    requests.append((worker, message))
+                elif isinstance(message, EpisodeRecord):
+                    yield from self._finish(worker, message, schedule)
+                elif isinstance(message, Ready):
+                    self._stillborn = 0
+            for position in range(0, len(requests), self._batch_size):
+                self._answer(requests[position : position + self._batch_size])
+            for worker in [worker for worker in self._workers if worker.silent_for() > self._timeout_s]:
+                reason = f"the simulator process sent nothing for {self._timeout_s:g} seconds"
+                yield from self._replace(worker, schedule, reason)
+
+    def _workers_with_news(self) -> list[_Worker]:
+        by_connection = {worker.connection: worker for worker in self._workers}
+        ready = wait(list(by_connection), _POLL_SECONDS)
+        # In a fixed order, so that batches depend on who waits and on nothing else.
+        return [worker for connection, worker in by_connection.items() if connection in ready]
+
+    def _answer(self, waiting: list[tuple[_Worker, Request]]) -> None:
+        replies: list[Any]
+        try:
+            replies = list(self._agent.answer([request for _, request in waiting]))
+        except Exception:
+            replies = [AgentFailed(traceback.format_exc())] * len(waiting)
+        for (worker, _), reply in zip(waiting, replies, strict=True):
+            worker.reply(reply)
+
+    def _finish(self, worker: _Worker, record: EpisodeRecord, schedule: Schedule) -> Iterator[EpisodeRecord]:
+        start = worker.free()
+        record.attempts = schedule.attempts(start)
+        if record.invalid is None:
+            schedule.finish(start)
+            yield record
+        else:
+            yield from again_or_invalid(record, start, schedule)
+
+    def _replace(self, worker: _Worker, schedule: Schedule, reason: str) -> Iterator[EpisodeRecord]:
+        """Start another process in place of one that is of no use any more."""
+        start = worker.start
+        if not worker.was_ready:
+            self._stillborn += 1
+            if self._stillborn >= _STILLBORN_LIMIT:
+                raise RuntimeError(f"{reason} before it was ready, {self._stillborn} times in a row; see its output")
+        logger.warning("%s; starting another", reason)
+        worker.kill()
+        self._workers[self._workers.index(worker)] = _Worker(self._settings)
+        self.restarts += 1
+        if start is not None:
+            record = new_record(start, self._settings.rollout.control)
+            record.attempts = schedule.attempts(start)
+            record.invalid = f"{reason} during the rollout"
+            yield from again_or_invalid(record, start, schedule)
+
+
+def again_or_invalid(record: EpisodeRecord, start: Start, schedule: Schedule) -> Iterator[EpisodeRecord]:
+    """Put a start back whose rollout is invalid, or yield its record when it has been tried often enough."""
+    reason = (record.invalid or "").strip().splitlines()[-1]
+    where = f"task {start.task.index}, initial state {start.initial_state}, attempt {record.attempts}"
+    if schedule.try_again(start):
+        logger.warning("%s: %s; the rollout is repeated", where, reason)
+    else:
+        logger.warning("%s: %s; the rollout is invalid", where, reason)
+        yield record
+
+
+class _Worker:
+    """One simulator process and what it is doing."""
+
+    def __init__(self, settings: EpisodeSettings) -> None:
+        ours, theirs = socket.socketpair()
+        self.connection = Connection(ours.detach())
+        # The processes are the parallelism: one thread each, Mesa's software renderer included.
+        single = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "LP_NUM_THREADS": "0"}
+        path = os.pathsep.join(filter(None, [str(_ROOT), os.environ.get("PYTHONPATH")]))
+        with theirs:
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", _PROGRAM, str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                env={**os.environ, **single, "PYTHONPATH": path},
+            )
+        self.start: Start | None = None
+        self.last_start: Start | None = None
+        self.was_ready = False
+        self._heard = time.monotonic()
+        self._send(settings)
+
+    @property
+    def is_idle(self) -> bool:
+        return self.was_ready and self.start is None
+
+    def give(self, start: Start) -> None:
+        self.start = self.last_start = start
+        self._send(start)
+
+    def reply(self, answer: Any) -> None:
+        self._send(answer)
+
+    def receive(self) -> Any:
+        message = self.connection.recv()
+        self._heard = time.monotonic()
+        self.was_ready = True
+        return message
+
+    def free(self) -> Start:
+        """The worker has ended its start, which is returned."""
+        start, self.start = self.start, None
+        assert start is not None
+        return start
+
+    def silent_for(self) -> float:
+        """Seconds for which it has been this process's turn to send something."""
+        return 0.0 if self.is_idle else time.monotonic() - self._heard
+
+    def ending(self) -> str:
+        """How the process ended, in words."""
+        try:
+            status = self.process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            return "closed its pipe"
+        return f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        self.connection.close()
+
+    def _send(self, message: Any) -> None:
+        self._heard = time.monotonic()
+        with contextlib.suppress(OSError):  # the process is gone, which the next `receive` notices
+            self.connection.send(message)

@@ -1,0 +1,193 @@
+"""Evaluations in several processes, disturbed ones and resumed ones, against one serial undisturbed evaluation.
+
+All in the real simulator. The agent moves the arm by what it is asked for, in a way that depends on the picture, the
+state, and the seed of the look: whatever goes astray on the way changes the actions, and with them the hashes.
+"""
+
+import os
+import signal
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from experiments.robot.libero.agents import Answer, Request
+from experiments.robot.libero.config import EvaluationConfig
+from experiments.robot.libero.evaluation import Listeners, evaluate, num_workers
+from experiments.robot.libero.journal import read_journals
+from experiments.robot.libero.plan import Plan, make_plan
+from experiments.robot.libero.results import FILE_NAME, EpisodeRecord, Results
+from prismatic.training.distributed import Ranks
+from prismatic.vla.robots import LIBERO
+
+STEPS = 16
+
+
+class Wanders:
+    """Small motions, a pure function of what is asked. `fails` names starts whose looks raise."""
+
+    robot = LIBERO
+    cameras = ("full_image", "wrist_image")
+    center_crop = False
+
+    def __init__(self) -> None:
+        self.sizes: list[int] = []
+
+    def description(self) -> dict[str, Any]:
+        return {"checkpoint": "wanders", "assumptions": [], "device_name": "cpu"}
+
+    def answer(self, requests: Sequence[Request]) -> list[Answer]:
+        self.sizes.append(len(requests))
+        return [self._answer(request) for request in requests]
+
+    def _answer(self, request: Request) -> Answer:
+        picture = request.observation["full_image"].astype(np.int64).sum()
+        rng = np.random.default_rng([request.seed, int(picture)])
+        actions = rng.uniform(-0.5, 0.5, (8, 7)) + 0.1 * np.asarray(request.observation["state"])[:7]
+        return Answer(actions, rng.random(98) < 0.2, np.ones(98, np.float32), {"total": 1.0})
+
+
+class Kills(Wanders):
+    """Kills a simulator process at its n-th looks, or stops it so that it says nothing any more."""
+
+    def __init__(self, at: set[int], how: signal.Signals) -> None:
+        super().__init__()
+        self.at, self.how, self.looks = at, how, 0
+        self.struck: list[int] = []
+
+    def answer(self, requests: Sequence[Request]) -> list[Answer]:
+        self.looks += 1
+        if self.looks in self.at:
+            victim = next(pid for pid in children() if pid not in self.struck)
+            self.struck.append(victim)
+            os.kill(victim, self.how)
+        return super().answer(requests)
+
+
+def children() -> list[int]:
+    """This process's simulator processes."""
+    task = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split()
+    return [pid for pid in map(int, task) if b"libero.worker" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+
+def plan_into(folder: Path, **flags: Any) -> Plan:
+    given = {"task_suite_name": "libero_goal", "task_ids": "1,8", "initial_states": "30-31", "wide_starts_m": 0.06}
+    given |= {"renderer": "fast", "env_img_res": 64, "num_steps_wait": 2, "pretrained_checkpoint": "x"}
+    config = EvaluationConfig(**{**given, "output_dir": str(folder), "num_envs": 1, **flags})  # type: ignore[arg-type]
+    return replace(make_plan(config), max_steps=STEPS)
+
+
+@pytest.fixture(scope="module")
+def serial(tmp_path_factory: pytest.TempPathFactory) -> Results:
+    """The undisturbed evaluation, one rollout after the other in this process."""
+    return evaluate(plan_into(tmp_path_factory.mktemp("serial")), Wanders(), ["eval"])
+
+
+def test_the_serial_evaluation_is_whole(serial: Results) -> None:
+    assert [(e.task_index, e.initial_state) for e in serial.episodes] == [(t, s) for t in (1, 8) for s in (30, 31)]
+    assert all(e.invalid is None and e.steps == STEPS and e.attempts == 1 for e in serial.episodes)
+    assert len({e.actions_sha256 for e in serial.episodes}) == 4
+    assert serial.run["complete"] and serial.run["num_envs"] == 1
+
+
+@pytest.mark.parametrize("batch_size", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_processes_find_what_one_finds(serial: Results, tmp_path: Path, batch_size: int) -> None:
+    agent = Wanders()
+    results = evaluate(plan_into(tmp_path, num_envs=2, batch_size=batch_size), agent, ["eval"])
+    assert results.outcome() == serial.outcome()
+    assert results.run["num_envs"] == 2 and results.run["worker_restarts"] == 0
+    assert Results.load(tmp_path).outcome() == serial.outcome()
+    assert max(agent.sizes) <= batch_size and sum(agent.sizes) == 4 * STEPS / 8
+    assert not children()
+
+
+def test_killed_simulators_are_replaced_and_their_rollouts_repeated(serial: Results, tmp_path: Path) -> None:
+    results = evaluate(plan_into(tmp_path, num_envs=2), Kills({2, 5}, signal.SIGKILL), ["eval"])
+    assert results.outcome() == serial.outcome()
+    assert results.run["worker_restarts"] == 2
+    assert sum(episode.attempts - 1 for episode in results.episodes) == 2
+
+
+@pytest.mark.slow
+def test_a_simulator_that_hangs_is_replaced(serial: Results, tmp_path: Path) -> None:
+    plan = plan_into(tmp_path, num_envs=2, worker_timeout_s=20.0)
+    results = evaluate(plan, Kills({4}, signal.SIGSTOP), ["eval"])
+    assert results.outcome() == serial.outcome() and results.run["worker_restarts"] == 1
+
+
+class BreaksOn(Wanders):
+    """Raises for the words of one task, at its first looks only or always."""
+
+    def __init__(self, words: str, times: int) -> None:
+        super().__init__()
+        self.words, self.times = words, times
+
+    def _answer(self, request: Request) -> Answer:
+        if request.instruction == self.words and self.times:
+            self.times -= 1
+            raise RuntimeError("the GPU is on fire")
+        return super()._answer(request)
+
+
+@pytest.mark.parametrize("num_envs", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_an_error_that_passes_is_no_result(serial: Results, tmp_path: Path, num_envs: int) -> None:
+    results = evaluate(plan_into(tmp_path, num_envs=num_envs), BreaksOn("put the bowl on the plate", 2), ["eval"])
+    assert results.outcome() == serial.outcome()
+    assert sum(episode.attempts - 1 for episode in results.episodes) == 2
+
+
+@pytest.mark.parametrize("num_envs", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_an_error_that_stays_is_invalid_and_no_failure(serial: Results, tmp_path: Path, num_envs: int) -> None:
+    plan = plan_into(tmp_path, num_envs=num_envs)
+    results = evaluate(plan, BreaksOn("put the bowl on the plate", -1), ["eval"])
+    good, bad = results.episodes[:2], results.episodes[2:]
+    assert [e.actions_sha256 for e in good] == [e.actions_sha256 for e in serial.episodes[:2]]
+    assert all(e.success is None and e.attempts == 3 and "on fire" in (e.invalid or "") for e in bad)
+    assert results.summary()["all"]["trials"] == 2 and results.summary()["all"]["invalid"] == 2
+    # Gone on with when the trouble is over, the evaluation is what it would have been.
+    mended = evaluate(plan_into(tmp_path, num_envs=num_envs, resume=True), Wanders(), ["eval"])
+    assert mended.outcome() == serial.outcome()
+
+
+def test_an_interrupted_evaluation_loses_nothing(serial: Results, tmp_path: Path) -> None:
+    seen: list[EpisodeRecord] = []
+
+    def interrupt(record: EpisodeRecord) -> None:
+        seen.append(record)
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(plan_into(tmp_path, num_envs=2), Wanders(), ["eval"], Listeners(episode=interrupt))
+    assert not children()
+    assert len(read_journals(tmp_path)) == 2 and not Results.load(tmp_path).run["complete"]
+    begun: list[tuple[int, int]] = []
+    again: list[EpisodeRecord] = []
+    listeners = Listeners(lambda total, done: begun.append((total, len(done))), again.append)
+    results = evaluate(plan_into(tmp_path, num_envs=2, resume=True), Wanders(), ["eval"], listeners)
+    assert results.outcome() == serial.outcome()
+    assert begun == [(4, 2)] and len(again) == 2
+
+
+@pytest.mark.slow
+def test_processes_merge_their_shares(serial: Results, tmp_path: Path) -> None:
+    """Two processes one after the other, each gathering what the other's files say."""
+
+    class Second(Ranks):
+        def gather(self, value: Any) -> list[Any]:
+            return [value]
+
+    for rank in (1, 0):
+        plan = plan_into(tmp_path, resume=True)
+        results = evaluate(plan, Wanders(), ["eval"], ranks=Second(rank, 2, device=None))  # type: ignore[arg-type]
+    assert results.outcome() == serial.outcome()
+    assert {path.name for path in tmp_path.iterdir()} == {"episodes.rank0.jsonl", "episodes.rank1.jsonl", FILE_NAME}
+
+
+def test_processes_are_as_many_as_make_sense() -> None:
+    config = EvaluationConfig(num_envs=4)
+    assert num_workers(config, 10) == 4 and num_workers(config, 3) == 3 and num_workers(config, 0) == 0
+    assert num_workers(EvaluationConfig(), 1000) == len(os.sched_getaffinity(0))

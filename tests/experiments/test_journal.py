@@ -1,0 +1,50 @@
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from experiments.robot.libero.journal import Journal, has_journal, read_journals
+from experiments.robot.libero.results import EpisodeRecord
+
+
+def record(trial: int, **more: object) -> EpisodeRecord:
+    return EpisodeRecord("libero_goal", 1, "task_1", "do it", trial, trial, 7, **more)  # type: ignore[arg-type]
+
+
+def test_what_was_written_is_read_back(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    assert not has_journal(folder) and read_journals(folder) == []
+    records = [record(0, success=True, stage_ms={"llm": [1.5, 2.0]}), record(1, success=False, tokens_kept=[3])]
+    other = record(2, invalid="Traceback: boom")
+    for each in records:
+        Journal(folder).append(each)
+    Journal(folder, rank=1).append(other)
+    assert has_journal(folder)
+    assert [asdict(each) for each in read_journals(folder)] == [asdict(each) for each in [*records, other]]
+
+
+def test_of_a_repeated_start_the_last_record_counts(tmp_path: Path) -> None:
+    Journal(tmp_path).append(record(0, invalid="boom"))
+    Journal(tmp_path).append(record(0, success=True))
+    (found,) = read_journals(tmp_path)
+    assert found.success is True and found.invalid is None
+
+
+@pytest.mark.parametrize("bytes_left", [1, 40, -1])
+def test_a_line_that_was_cut_off_loses_only_itself(tmp_path: Path, bytes_left: int) -> None:
+    journal = Journal(tmp_path)
+    journal.append(record(0))
+    whole = len(journal.path.read_bytes())
+    journal.append(record(1))
+    content = journal.path.read_bytes()
+    journal.path.write_bytes(content[: whole + bytes_left if bytes_left > 0 else bytes_left])
+    kept = [0] if bytes_left > 0 else [0, 1]  # only the end of the line is missing
+    assert [each.trial for each in read_journals(tmp_path)] == kept
+    journal.append(record(2))
+    assert [each.trial for each in read_journals(tmp_path)] == [*kept, 2]
+
+
+def test_another_version_is_refused(tmp_path: Path) -> None:
+    Journal(tmp_path).path.write_text('{"colour": "red", "trial": 4}\n')
+    with pytest.raises(ValueError, match=r"rank0.jsonl, line 1: episode 4 has unknown keys \['colour'\]"):
+        read_journals(tmp_path)

@@ -1,0 +1,77 @@
+"""Which start comes next, checked against small plans worked out by hand."""
+
+from pathlib import Path
+
+import numpy as np
+
+from experiments.robot.libero.environment import LiberoTask
+from experiments.robot.libero.evaluation import shares
+from experiments.robot.libero.rollout import Start
+from experiments.robot.libero.schedule import Schedule
+
+
+def starts(*counts: int) -> list[list[Start]]:
+    """As many starts of tasks 0, 1, ... as `counts` says."""
+    tasks = [
+        LiberoTask("libero_goal", index, f"task_{index}", "do it", Path("x.bddl"), (), np.zeros((9, 3)))
+        for index in range(len(counts))
+    ]
+    return [
+        [Start(task, task.language, trial, trial, 7) for trial in range(count)]
+        for task, count in zip(tasks, counts, strict=True)
+    ]
+
+
+def where(start: Start | None) -> tuple[int, int] | None:
+    return None if start is None else (start.task.index, start.trial)
+
+
+def test_a_worker_stays_with_its_task_and_then_takes_the_fullest_unattended_one() -> None:
+    schedule = Schedule(starts(2, 3, 4))
+    first = schedule.take()
+    second = schedule.take()
+    assert (where(first), where(second)) == ((2, 0), (1, 0))
+    assert first is not None and second is not None
+    schedule.finish(first)
+    assert [where(start := schedule.take(first)), schedule.finish(start)][0] == (2, 1)  # type: ignore[arg-type]
+    # The worker of task 1 goes on to its end, then to task 0, which nobody works on, rather than to task 2.
+    for expected in [(1, 1), (1, 2), (0, 0), (0, 1)]:
+        schedule.finish(second)
+        second = schedule.take(second)
+        assert where(second) == expected and second is not None
+
+
+def test_every_start_is_taken_exactly_once() -> None:
+    plan = starts(3, 0, 5, 1)
+    schedule = Schedule(plan)
+    taken: list[Start] = []
+    workers: list[Start | None] = [None, None, None]
+    rng = np.random.default_rng(0)
+    while not schedule.is_done:
+        number = int(rng.integers(3))
+        before = workers[number]
+        if before is not None and before not in taken:
+            schedule.finish(before)
+            taken.append(before)
+        workers[number] = schedule.take(before)
+    assert sorted(start.key for start in taken) == sorted(start.key for task in plan for start in task)
+
+
+def test_a_start_is_tried_again_so_many_times_only() -> None:
+    schedule = Schedule(starts(1), max_attempts=3)
+    for attempt in (1, 2, 3):
+        start = schedule.take()
+        assert start is not None and schedule.attempts(start) == attempt and not schedule.is_done
+        assert schedule.try_again(start) is (attempt < 3)
+    assert schedule.take() is None and schedule.is_done
+
+
+def test_processes_share_the_starts_whatever_is_done() -> None:
+    plan = starts(5, 4)
+    dealt = [shares(plan, set(), rank, 3) for rank in range(3)]
+    keys = sorted(start.key for share in dealt for task in share for start in task)
+    assert keys == sorted(start.key for task in plan for start in task)
+    assert [[len(task) for task in share] for share in dealt] == [[2, 1], [2, 1], [1, 2]]
+    done = {dealt[0][0][0].key, dealt[1][1][0].key}
+    again = [shares(plan, done, rank, 3) for rank in range(3)]
+    assert [[len(task) for task in share] for share in again] == [[1, 1], [2, 0], [1, 2]]
