@@ -138,7 +138,7 @@ def _evaluation_command(config: DemoConfig, paths: Paths, evaluation: Evaluation
     command = f"""python experiments/robot/libero/run_libero_eval.py
         --pretrained_checkpoint {quote(paths.run)} --task_suite_name libero_goal --task_ids {TASKS}
         --initial_states {config.held_out_states} --env_img_res {config.resolution} --renderer fast
-        --num_open_loop_steps {OPEN_LOOP_STEPS} --seed {config.starts_seed}
+        --num_open_loop_steps {OPEN_LOOP_STEPS} --seed {config.starts_seed} --num_envs 1 --resume True
         --output_dir {quote(paths.evaluation(evaluation.name))}"""
     return [*shlex.split(command), *evaluation.flags]
 

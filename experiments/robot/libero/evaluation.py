@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import bisect
+import contextlib
 import itertools
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -70,12 +71,13 @@ def evaluate(
     began = time.perf_counter()
     results.episodes = sorted(done.values(), key=lambda record: order[record.key])
     writer.save(results)
-    for record in _records(plan, agent, left, results):
-        journal.append(record)
-        bisect.insort(results.episodes, record, key=lambda record: order[record.key])
-        results.run["seconds"] = round(time.perf_counter() - began, 1)
-        writer.save_now_and_then(results)
-        listeners.episode(record)
+    with contextlib.closing(_records(plan, agent, left, results)) as records:
+        for record in records:
+            journal.append(record)
+            bisect.insort(results.episodes, record, key=lambda record: order[record.key])
+            results.run["seconds"] = round(time.perf_counter() - began, 1)
+            writer.save_now_and_then(results)
+            listeners.episode(record)
     merged = {record.key: record for share in ranks.gather(results.episodes) for record in share}
     results.episodes = sorted(merged.values(), key=lambda record: order[record.key])
     results.run["worker_restarts"] = sum(ranks.gather(results.run["worker_restarts"]))
@@ -101,7 +103,7 @@ def shares(starts: Sequence[Sequence[Start]], done: set[Any], rank: int, world_s
     return mine
 
 
-def _records(plan: Plan, agent: Agent, starts: Sequence[Sequence[Start]], results: Results) -> Iterator[EpisodeRecord]:
+def _records(plan: Plan, agent: Agent, starts: Sequence[Sequence[Start]], results: Results) -> Generator[EpisodeRecord]:
     """A record for every start, in the order in which they end."""
     config = plan.config
     schedule = Schedule(starts, config.max_attempts)
