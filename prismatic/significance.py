@@ -1,15 +1,51 @@
-"""How sure a count of successes is: the Wilson interval of one rate, and McNemar's exact test of two paired ones."""
+"""How sure success rates and their differences are, and how many trials it takes to be sure.
+
+One rate: the Wilson interval. Two policies tried on the same starts: McNemar's exact test, an interval for one task, a
+bootstrap over tasks. Several tests at once: Holm's correction. Planning: trials to see a difference, and the other way
+round.
+"""
 
 import math
+from collections.abc import Callable, Sequence
 from statistics import NormalDist
 from typing import NamedTuple
 
+import numpy as np
+
 
 class Interval(NamedTuple):
-    """A closed interval of probabilities, both ends in [0, 1]."""
+    """A closed interval: of probabilities, both ends in [0, 1], or of their differences, both ends in [-1, 1]."""
 
     low: float
     high: float
+
+
+class PairedCounts(NamedTuple):
+    """How often each pair of outcomes came up where two policies were tried on the same starts."""
+
+    both: int
+    only_first: int
+    only_second: int
+    neither: int
+
+    @property
+    def trials(self) -> int:
+        return sum(self)
+
+    @property
+    def discordant(self) -> int:
+        """Starts on which they differ."""
+        return self.only_first + self.only_second
+
+    @property
+    def difference(self) -> float:
+        """Success rate of the first less that of the second, in [-1, 1]; 0 without trials."""
+        return (self.only_first - self.only_second) / self.trials if self.trials else 0.0
+
+    @staticmethod
+    def pooled(tables: Sequence["PairedCounts"]) -> "PairedCounts":
+        """All starts together, whatever task they belong to."""
+        return PairedCounts(*(sum(cell) for cell in zip(*tables, strict=True))) if tables else PairedCounts(0, 0, 0, 0)
 
 
 def wilson_interval(successes: int, trials: int, confidence: float = 0.95) -> Interval:
@@ -53,3 +89,179 @@ def mcnemar_exact(only_first: int, only_second: int) -> float:
     smaller = min(only_first, only_second)
     tail = sum(math.comb(discordant, k) for k in range(smaller + 1))
     return min(1.0, 2 * tail / 2**discordant)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """P-values of several tests corrected so that the chance of any false alarm stays below the level (Holm 1979).
+
+    Sorted upwards, the k-th of m (counted from 0) is multiplied by m - k, never less than the one before, at most 1. No
+    assumption is made about how the tests depend on each other. Holm, Scandinavian Journal of Statistics 6, 65-70.
+
+    Raises:
+        ValueError: for a value outside [0, 1].
+    """
+    if wrong := [p for p in p_values if not 0.0 <= p <= 1.0]:
+        raise ValueError(f"p-values lie in [0, 1], got {wrong[0]}")
+    corrected, least = [0.0] * len(p_values), 0.0
+    for rank, index in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        least = max(least, min(1.0, (len(p_values) - rank) * p_values[index]))
+        corrected[index] = least
+    return corrected
+
+
+def paired_difference_interval(counts: PairedCounts, confidence: float = 0.95) -> Interval:
+    """Interval of the difference of two success rates on the same starts of one task.
+
+    Tango's score interval: all differences d to which a score test does not object, with the share of starts that only
+    the second solved at its likeliest value given d. It is Wilson's idea for pairs: it stays inside [-1, 1] and keeps a
+    width where the policies agree on every start. Tango, Statistics in Medicine 17 (1998), 891-908.
+
+    Raises:
+        ValueError: for negative counts, or confidence not inside (0, 1).
+    """
+    if min(counts) < 0:
+        raise ValueError(f"counts must not be negative, got {tuple(counts)}")
+    if not 0.0 < confidence < 1.0:
+        raise ValueError(f"confidence must lie inside (0, 1), got {confidence}")
+    if counts.trials == 0:
+        return Interval(-1.0, 1.0)
+    z = NormalDist().inv_cdf(0.5 + confidence / 2)
+    first, second = counts.only_first, counts.only_second
+    return Interval(-_score_bound(second, first, counts.trials, z), _score_bound(first, second, counts.trials, z))
+
+
+def paired_bootstrap(
+    suites: Sequence[Sequence[PairedCounts]], replicates: int = 10_000, confidence: float = 0.95, seed: int = 0
+) -> tuple[float, Interval]:
+    """Difference of two success rates with a percentile interval: how it would vary with other tasks and other starts.
+
+    The difference is averaged over the starts of a task, then over the tasks of a suite, then over suites. A replicate
+    draws each suite's tasks with replacement, then, for every drawn task, its starts with replacement (two-stage
+    bootstrap, Davison and Hinkley, Bootstrap Methods and their Application, 1997, section 3.8). Outcomes of a start
+    being pairs of bits, drawing starts is drawing from a multinomial.
+
+    Drawing twice counts the chance among starts twice: where many tasks differ by chance alone the interval is up to
+    1.4 times too wide. It errs to the safe side. With one task in a suite only starts are drawn.
+
+    Args:
+        suites: Per suite and task the outcomes of the starts.
+
+    Returns:
+        The difference and its interval, in [-1, 1]; the same for the same seed.
+
+    Raises:
+        ValueError: without suites, or for a suite without tasks or a task without starts.
+    """
+    if not suites or any(not tasks or any(counts.trials == 0 for counts in tasks) for tasks in suites):
+        raise ValueError("a bootstrap needs at least one suite, one task in each suite, and one start of each task")
+    rng = np.random.default_rng(seed)
+    total, difference = np.zeros(replicates), 0.0
+    for tasks in suites:
+        table = np.array([(t.only_first, t.only_second, t.both + t.neither) for t in tasks])
+        trials = table.sum(axis=1)
+        picked = rng.integers(len(tasks), size=(replicates, len(tasks)))
+        drawn = rng.multinomial(trials[picked], (table / trials[:, None])[picked])
+        total += ((drawn[..., 0] - drawn[..., 1]) / trials[picked]).mean(axis=1)
+        difference += float(np.mean([counts.difference for counts in tasks]))
+    low, high = np.quantile(total / len(suites), [0.5 - confidence / 2, 0.5 + confidence / 2])
+    return difference / len(suites), Interval(float(low), float(high))
+
+
+def unpaired_trials(first: float, second: float, power: float = 0.8, alpha: float = 0.05) -> int:
+    """Trials per policy after which two success rates are told apart with probability `power`, on unrelated starts.
+
+    Two-sided z-test of two proportions without continuity correction: with p the mean of both rates,
+    n = (z(1 - alpha/2) sqrt(2 p (1 - p)) + z(power) sqrt(p1 (1 - p1) + p2 (1 - p2)))^2 / (p1 - p2)^2.
+    Fleiss, Levin and Paik, Statistical Methods for Rates and Proportions, 3rd ed. 2003, equation 4.14.
+
+    Raises:
+        ValueError: for equal rates, or rates outside [0, 1].
+    """
+    if first == second or not (0.0 <= first <= 1.0 and 0.0 <= second <= 1.0):
+        raise ValueError(f"expected two different success rates in [0, 1], got {first} and {second}")
+    z_alpha, z_power = _normal_quantiles(power, alpha)
+    mean = (first + second) / 2
+    chance = z_alpha * math.sqrt(2 * mean * (1 - mean))
+    effect = z_power * math.sqrt(first * (1 - first) + second * (1 - second))
+    return math.ceil(((chance + effect) / (first - second)) ** 2)
+
+
+def paired_trials(difference: float, discordant: float, power: float = 0.8, alpha: float = 0.05) -> int:
+    """Starts, tried by both policies, after which McNemar's exact test sees a difference with probability `power`.
+
+    n = (z(1 - alpha/2) sqrt(s) + z(power) sqrt(s - d^2))^2 / d^2 with d the difference and s the discordant share
+    (Connor, Biometrics 43 (1987), 207-211), and 1 / d more for continuity: the exact test is discrete, and without
+    them reaches a power of 0.75 to 0.79 where 0.8 is asked for.
+
+    Args:
+        difference: Of the success rates; its sign does not matter.
+        discordant: Share of starts that one policy solves and the other does not, in [difference, 1].
+
+    Raises:
+        ValueError: for a difference of 0, or larger than the discordant share.
+    """
+    gap = abs(difference)
+    if not 0.0 < gap <= discordant <= 1.0:
+        raise ValueError(
+            f"expected 0 < difference <= discordant share <= 1, got a difference of {difference} with {discordant}: "
+            "only starts on which the policies differ can make a difference"
+        )
+    z_alpha, z_power = _normal_quantiles(power, alpha)
+    root = z_alpha * math.sqrt(discordant) + z_power * math.sqrt(discordant - gap**2)
+    return math.ceil((root / gap) ** 2 + 1 / gap)
+
+
+def unpaired_detectable(trials: int, rate: float, power: float = 0.8, alpha: float = 0.05) -> float:
+    """Smallest difference from a success rate that `trials` per policy show, on unrelated starts (`unpaired_trials`).
+
+    Taken towards one half, where chance is largest, so that a difference the other way shows too.
+
+    Raises:
+        ValueError: when not even the largest difference shows in so few trials.
+    """
+    end = 0.0 if rate > 0.5 else 1.0
+    return _smallest(
+        lambda share: unpaired_trials(rate, rate + share * (end - rate), power, alpha), trials, abs(end - rate)
+    )
+
+
+def paired_detectable(trials: int, discordant: float, power: float = 0.8, alpha: float = 0.05) -> float:
+    """Smallest difference that `trials` starts tried by both policies show; see `paired_trials`.
+
+    The discordant share is raised to the difference where it is smaller.
+
+    Raises:
+        ValueError: when not even a difference of 1 shows in so few trials.
+    """
+    return _smallest(lambda gap: paired_trials(gap, max(gap, discordant), power, alpha), trials, 1.0)
+
+
+def _score_bound(first: int, second: int, trials: int, z: float) -> float:
+    """Upper end of Tango's interval, by bisection: the largest difference that the score test accepts."""
+    low, high = (first - second) / trials, 1.0
+    for _ in range(60):
+        gap = (low + high) / 2
+        linear = (2 * trials - first + second) * gap - first - second
+        root = math.sqrt(max(0.0, linear**2 + 8 * trials * second * gap * (1 - gap)))
+        nuisance = (root - linear) / (4 * trials)
+        accepted = (trials * gap - first + second) ** 2 <= z**2 * trials * (2 * nuisance + gap * (1 - gap))
+        low, high = (gap, high) if accepted else (low, gap)
+    return low
+
+
+def _normal_quantiles(power: float, alpha: float) -> tuple[float, float]:
+    """z(1 - alpha/2) and z(power)."""
+    if not (0.0 < alpha < 1.0 and alpha < power < 1.0):
+        raise ValueError(f"expected 0 < alpha < power < 1, got alpha {alpha} and power {power}")
+    return NormalDist().inv_cdf(1 - alpha / 2), NormalDist().inv_cdf(power)
+
+
+def _smallest(needed: Callable[[float], int], trials: int, largest: float) -> float:
+    """The smallest share of the largest difference that needs at most so many trials, times the largest."""
+    if needed(1.0) > trials:
+        raise ValueError(f"{trials} trials show no difference at all; the largest possible one takes {needed(1.0)}")
+    low, high = 0.0, 1.0
+    for _ in range(50):
+        middle = (low + high) / 2
+        low, high = (low, middle) if needed(middle) <= trials else (middle, high)
+    return high * largest

@@ -1,9 +1,25 @@
-"""Intervals and tests against SciPy's, an implementation of its own."""
+"""Intervals, tests and planned numbers against SciPy's, exact enumeration and simulation."""
 
+import itertools
+import math
+from collections.abc import Iterator
+
+import numpy as np
 import pytest
-from scipy import stats
+from scipy import optimize, stats
 
-from prismatic.significance import mcnemar_exact, wilson_interval
+from prismatic.significance import (
+    PairedCounts,
+    holm,
+    mcnemar_exact,
+    paired_bootstrap,
+    paired_detectable,
+    paired_difference_interval,
+    paired_trials,
+    unpaired_detectable,
+    unpaired_trials,
+    wilson_interval,
+)
 
 
 @pytest.mark.parametrize("confidence", [0.8, 0.95, 0.99])
@@ -45,3 +61,242 @@ def test_mcnemar_equals_the_binomial_test(only_first: int, only_second: int) -> 
 def test_mcnemar_refuses_negative_counts() -> None:
     with pytest.raises(ValueError, match="negative"):
         mcnemar_exact(-1, 2)
+
+
+def test_paired_counts() -> None:
+    counts = PairedCounts(both=4, only_first=3, only_second=1, neither=2)
+    assert (counts.trials, counts.discordant, counts.difference) == (10, 4, 0.2)
+    assert PairedCounts(0, 0, 0, 0).difference == 0.0
+    assert PairedCounts.pooled([counts, PairedCounts(1, 0, 5, 0)]) == (5, 3, 6, 2)
+    assert PairedCounts.pooled([]) == (0, 0, 0, 0)
+
+
+def test_holm_equals_the_closure_of_bonferroni() -> None:
+    """Holm's method is closed testing with Bonferroni's test of every intersection; here all 2^m of them."""
+    rng = np.random.default_rng(0)
+    for size in (1, 2, 5, 8):
+        p_values = [float(p) for p in rng.choice([0.001, 0.01, 0.02, 0.04, 0.3, 0.9], size)]
+        subsets = [s for n in range(1, size + 1) for s in itertools.combinations(range(size), n)]
+        bonferroni = {s: min(1.0, len(s) * min(p_values[i] for i in s)) for s in subsets}
+        expected = [max(p for s, p in bonferroni.items() if i in s) for i in range(size)]
+        assert holm(p_values) == pytest.approx(expected, abs=1e-15)
+    assert holm([]) == []
+    with pytest.raises(ValueError, match="1.5"):
+        holm([0.1, 1.5])
+
+
+def score(counts: PairedCounts, gap: float) -> float:
+    """Squared score statistic of a difference, its nuisance share found by maximising the likelihood numerically."""
+    _, b, c, _ = counts
+
+    def loss(share: float) -> float:
+        cells = np.array([share + gap, share, 1 - 2 * share - gap])
+        with np.errstate(divide="ignore"):
+            logs = np.log(np.maximum(cells, 1e-300))
+        return -float(np.dot([b, c, counts.trials - b - c], logs))
+
+    least, most = max(0.0, -gap), (1 - gap) / 2
+    best = optimize.minimize_scalar(loss, bounds=(least, most), method="bounded", options={"xatol": 1e-12}).x
+    share = min((least, best, most), key=loss)
+    return (b - c - counts.trials * gap) ** 2 / (counts.trials * (2 * share + gap - gap**2))
+
+
+@pytest.mark.parametrize(
+    "counts",
+    [
+        PairedCounts(2, 7, 0, 3),
+        PairedCounts(0, 9, 0, 3),
+        PairedCounts(3, 0, 0, 9),
+        PairedCounts(20, 12, 2, 16),
+        PairedCounts(2, 1, 5, 4),
+        PairedCounts(0, 0, 6, 0),
+    ],
+)
+def test_the_interval_of_one_task_ends_where_the_score_test_objects(counts: PairedCounts) -> None:
+    for confidence in (0.8, 0.95):
+        limit = stats.chi2.ppf(confidence, 1)
+        low, high = paired_difference_interval(counts, confidence)
+        assert -1.0 <= low <= counts.difference <= high <= 1.0 and low < high
+        assert high == 1.0 or score(counts, high) == pytest.approx(limit, rel=1e-4)
+        assert low == -1.0 or score(counts, low) == pytest.approx(limit, rel=1e-4)
+    assert paired_difference_interval(PairedCounts(0, 0, 0, 0)) == (-1.0, 1.0)
+
+
+def test_the_interval_of_one_task_without_differing_starts_is_wilsons() -> None:
+    high = paired_difference_interval(PairedCounts(5, 0, 0, 7)).high
+    assert high == pytest.approx(wilson_interval(0, 12).high, abs=1e-12)
+
+
+@pytest.mark.parametrize("trials", [5, 12, 40])
+@pytest.mark.parametrize(("only_first", "only_second"), [(0.1, 0.1), (0.3, 0.1), (0.05, 0.0), (0.6, 0.05)])
+def test_the_interval_of_one_task_covers(trials: int, only_first: float, only_second: float) -> None:
+    """Exact coverage: every table of outcomes with its probability."""
+    covered = 0.0
+    for b in range(trials + 1):
+        for c in range(trials + 1 - b):
+            low, high = paired_difference_interval(PairedCounts(trials - b - c, b, c, 0))
+            if low <= only_first - only_second <= high:
+                shares = [only_first, only_second, 1 - only_first - only_second]
+                covered += stats.multinomial.pmf([b, c, trials - b - c], trials, shares)
+    assert covered >= 0.93
+
+
+@pytest.mark.parametrize("counts", [PairedCounts(-1, 2, 2, 2), PairedCounts(1, 1, 1, -1)])
+def test_the_interval_of_one_task_refuses_negative_counts(counts: PairedCounts) -> None:
+    with pytest.raises(ValueError, match="negative"):
+        paired_difference_interval(counts)
+
+
+def replicates_of_suite(tasks: list[PairedCounts]) -> Iterator[tuple[float, float]]:
+    """Every replicate of a suite's two-stage bootstrap with its probability: all draws of tasks, of starts in each."""
+    for picked in itertools.product(tasks, repeat=len(tasks)):
+        starts = [[1] * t.only_first + [-1] * t.only_second + [0] * (t.both + t.neither) for t in picked]
+        draws = [list(itertools.product(values, repeat=len(values))) for values in starts]
+        weight = 1 / len(tasks) ** len(tasks) / math.prod(map(len, draws))
+        for drawn in itertools.product(*draws):
+            yield float(np.mean([np.mean(values) for values in drawn])), weight
+
+
+TINY = [
+    [[PairedCounts(1, 1, 0, 1)]],
+    [[PairedCounts(0, 2, 0, 1), PairedCounts(1, 0, 1, 0)]],
+    [[PairedCounts(0, 2, 0, 1), PairedCounts(1, 0, 1, 0)], [PairedCounts(0, 1, 1, 1)]],
+]
+
+
+@pytest.mark.parametrize("suites", TINY)
+def test_the_bootstrap_equals_its_exact_distribution(suites: list[list[PairedCounts]]) -> None:
+    distribution: dict[float, float] = {}
+    for combination in itertools.product(*[list(replicates_of_suite(tasks)) for tasks in suites]):
+        value = round(sum(mean for mean, _ in combination) / len(suites), 9)
+        weight = math.prod(weight for _, weight in combination)
+        distribution[value] = distribution.get(value, 0.0) + weight
+    values = np.array(sorted(distribution))
+    cumulated = np.cumsum([distribution[v] for v in values])
+    assert cumulated[-1] == pytest.approx(1.0)
+    checked = 0
+    for confidence in (*np.linspace(0.05, 0.9, 18), 0.95):
+        difference, found = paired_bootstrap(suites, replicates=40_000, confidence=confidence)
+        exact_mean = np.mean([np.mean([t.difference for t in tasks]) for tasks in suites])
+        assert difference == pytest.approx(exact_mean, abs=1e-12)
+        for end, share in zip(found, (0.5 - confidence / 2, 0.5 + confidence / 2), strict=True):
+            # A quantile that falls onto a step of the distribution may come out on either side.
+            if np.abs(cumulated - share).min() > 0.01:
+                assert end == pytest.approx(values[np.searchsorted(cumulated, share)], abs=1e-6)
+                checked += 1
+    assert checked >= 10
+
+
+def test_the_bootstrap_of_one_task_equals_scipys() -> None:
+    counts = PairedCounts(100, 60, 30, 210)
+    values = np.repeat([1.0, -1.0, 0.0], [60, 30, 310])
+    found = paired_bootstrap([[counts]])[1]
+    expected = stats.bootstrap((values,), np.mean, method="percentile", rng=np.random.default_rng(1))
+    assert found == pytest.approx(tuple(expected.confidence_interval), abs=0.004)
+
+
+def test_the_bootstrap_counts_each_task_and_suite_alike() -> None:
+    """However many starts a task, or tasks a suite has."""
+    won, even = PairedCounts(0, 5, 0, 5), PairedCounts(50, 0, 0, 50)
+    assert paired_bootstrap([[won, even]])[0] == 0.25
+    assert paired_bootstrap([[won], [even, even, even]])[0] == 0.25
+    spread = paired_bootstrap([[won, even]])[1]
+    assert spread == paired_bootstrap([[won, even]], seed=0)[1] and spread.low == 0.0 and spread.high > 0.5
+
+
+@pytest.mark.parametrize("uneven", [0.0, 0.1])
+def test_the_bootstrap_covers(uneven: float) -> None:
+    """Differences of tasks drawn around 0.05: their long-run mean lies inside 95 % of the intervals."""
+    rng, hits = np.random.default_rng(3), 0
+    for seed in range(200):
+        gaps = np.clip(0.05 + uneven * rng.standard_normal(10), -0.3, 0.4)
+        tasks = [PairedCounts(*map(int, rng.multinomial(50, [0.4, 0.2 + g / 2, 0.2 - g / 2, 0.2]))) for g in gaps]
+        low, high = paired_bootstrap([tasks], replicates=500, seed=seed)[1]
+        hits += low <= 0.05 <= high
+    assert hits >= 0.93 * 200
+
+
+@pytest.mark.parametrize("suites", [[], [[]], [[PairedCounts(1, 0, 0, 0)], [PairedCounts(0, 0, 0, 0)]]])
+def test_the_bootstrap_refuses_what_has_no_starts(suites: list[list[PairedCounts]]) -> None:
+    with pytest.raises(ValueError, match="at least one"):
+        paired_bootstrap(suites)
+
+
+@pytest.mark.parametrize(("first", "second"), [(0.5, 0.6), (0.9, 0.8), (0.95, 0.9), (0.2, 0.6)])
+def test_unpaired_trials_give_the_power_asked_for(first: float, second: float) -> None:
+    """Power of the z-test, summed over all pairs of counts."""
+    for power in (0.8, 0.9):
+        trials = unpaired_trials(first, second, power)
+        counts = np.arange(trials + 1)
+        a, b = counts[:, None] / trials, counts[None, :] / trials
+        mean = (a + b) / 2
+        with np.errstate(invalid="ignore", divide="ignore"):
+            z = np.abs(a - b) / np.sqrt(2 * mean * (1 - mean) / trials)
+        chance = np.outer(stats.binom.pmf(counts, trials, first), stats.binom.pmf(counts, trials, second))
+        assert chance[z > stats.norm.isf(0.025)].sum() == pytest.approx(power, abs=0.025)
+        assert unpaired_trials(second, first, power) == trials
+
+
+def exact_power(trials: int, difference: float, discordant: float) -> float:
+    """Of McNemar's exact test at level 0.05, by SciPy's binomial test."""
+    power = 0.0
+    for differing in range(trials + 1):
+        weight = stats.binom.pmf(differing, trials, discordant)
+        if weight > 1e-6:
+            smaller = np.arange(differing // 2 + 1)
+            rejected = smaller[2 * stats.binom.cdf(smaller, differing, 0.5) < 0.05]
+            share = (1 + difference / discordant) / 2
+            outcomes = {*rejected.tolist(), *(differing - rejected).tolist()}
+            power += weight * stats.binom.pmf(sorted(outcomes), differing, share).sum()
+    return power
+
+
+@pytest.mark.parametrize(
+    ("difference", "discordant"), [(0.05, 0.05), (0.05, 0.1), (0.1, 0.1), (0.1, 0.4), (0.2, 0.4), (0.4, 0.7)]
+)
+def test_paired_trials_give_the_power_asked_for(difference: float, discordant: float) -> None:
+    trials = paired_trials(difference, discordant)
+    # With every differing start on one side the formula asks for a little too much.
+    most = 0.82 if discordant > difference else 0.89
+    assert 0.785 <= exact_power(trials, difference, discordant) <= most
+    assert paired_trials(-difference, discordant) == trials
+
+
+def test_paired_trials_equal_a_published_example_of_connors_formula() -> None:
+    """powerandsamplesize.com: shares 0.45 and 0.05 need 23 pairs, to which the continuity adds 1 / 0.4."""
+    assert 23 + 2.5 - 1 < paired_trials(0.4, 0.5) < 23 + 2.5 + 1
+
+
+@pytest.mark.parametrize("trials", [20, 36, 500])
+def test_the_smallest_detectable_difference_takes_just_so_many_trials(trials: int) -> None:
+    for rate in (0.0, 0.3, 0.5, 0.95):
+        gap = unpaired_detectable(trials, rate)
+        direction = -1 if rate > 0.5 else 1
+        assert (
+            unpaired_trials(rate, rate + direction * gap)
+            <= trials
+            < unpaired_trials(rate, rate + direction * gap * 0.99)
+        )
+    for share in (0.0, 0.1, 0.5):
+        gap = paired_detectable(trials, share)
+        assert paired_trials(gap, max(gap, share)) <= trials < paired_trials(gap * 0.99, max(gap * 0.99, share))
+
+
+def test_too_few_trials_show_nothing() -> None:
+    with pytest.raises(ValueError, match="2 trials show no difference"):
+        unpaired_detectable(2, 0.5)
+    with pytest.raises(ValueError, match="3 trials show no difference"):
+        paired_detectable(3, 0.2)
+
+
+def test_planning_refuses_the_impossible() -> None:
+    with pytest.raises(ValueError, match="two different"):
+        unpaired_trials(0.5, 0.5)
+    with pytest.raises(ValueError, match="two different"):
+        unpaired_trials(0.5, 1.2)
+    with pytest.raises(ValueError, match="discordant share"):
+        paired_trials(0.3, 0.2)
+    with pytest.raises(ValueError, match="discordant share"):
+        paired_trials(0.0, 0.2)
+    with pytest.raises(ValueError, match="power"):
+        paired_trials(0.1, 0.2, power=1.0)

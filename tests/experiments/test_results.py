@@ -13,7 +13,6 @@ from experiments.robot.libero.results import (
     collect_versions,
     count_successes,
     git_commit,
-    paired_outcomes,
     summarize,
 )
 
@@ -93,13 +92,6 @@ def test_foreign_results_are_refused(tmp_path: Path) -> None:
     path.write_text(json.dumps(content))
     with pytest.raises(ValueError, match="colour"):
         Results.load(path)
-
-
-def test_paired_outcomes_use_the_starts_that_both_have() -> None:
-    first = [record(1, 0, True), record(1, 1, True), record(1, 2, False), record(1, 3, False), record(1, 4, None)]
-    second = [record(1, 0, True), record(1, 1, False), record(1, 2, True), record(1, 3, False), record(1, 5, True)]
-    assert paired_outcomes(first, second) == (1, 1, 1, 1)
-    assert paired_outcomes(first, [record(8, 0, True)]) == (0, 0, 0, 0)
 
 
 def test_versions_name_what_can_change_a_result() -> None:

@@ -221,16 +221,6 @@ def _summarize_latency(episodes: Sequence[EpisodeRecord]) -> dict[str, Any] | No
     return {"median": float(np.median(times)), "p95": float(np.percentile(times, 95)), "looks": len(times)}
 
 
-def paired_outcomes(first: Iterable[EpisodeRecord], second: Iterable[EpisodeRecord]) -> tuple[int, int, int, int]:
-    """Starts solved by (both, the first only, the second only, neither), over the valid starts that both have."""
-    others = {episode.key: episode.success for episode in second if episode.success is not None}
-    table = [0, 0, 0, 0]
-    for episode in first:
-        if episode.success is not None and episode.key in others:
-            table[2 * (not episode.success) + (not others[episode.key])] += 1
-    return table[0], table[1], table[2], table[3]
-
-
 def collect_versions() -> dict[str, str]:
     """Versions of Python and of every package that can change a result; missing packages are left out."""
     found = {"python": platform.python_version()}

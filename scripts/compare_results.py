@@ -1,0 +1,224 @@
+"""Tables of evaluations, and whether one policy is better than another.
+
+    python scripts/compare_results.py OURS/results.json --against THEIRS/results.json --names ours theirs
+    python scripts/compare_results.py RUN/results.json --format latex --output table.tex
+
+With `--against` rollouts on identical starts are paired. Each side may be several files, one per suite or seed. Without
+it one file gives a row per task; several give a row per policy, and a column per suite. Folders stand for the
+results.json in them. Ends with 0, or with 2 when the results cannot be read or compared.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table as RichTable
+
+from experiments.robot.libero.comparison import Comparison, compare, p_text, plan_unpaired, points
+from experiments.robot.libero.results import Results
+from experiments.robot.libero.tables import (
+    WARNING,
+    Table,
+    comparison_table,
+    outcome_name,
+    outcomes_of,
+    policies_table,
+    result_table,
+    to_csv,
+    to_latex,
+    to_markdown,
+)
+from prismatic.significance import PairedCounts
+
+UNUSABLE = 2
+"""Exit status."""
+
+WRITERS: dict[str, Callable[[Table], str]] = {"markdown": to_markdown, "csv": to_csv, "latex": to_latex}
+SUFFIXES = {".md": "markdown", ".csv": "csv", ".tex": "latex"}
+
+_WIDTH = 110  # Of text that does not go to a terminal.
+_BAR = 16
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Returns the exit status."""
+    options = _parser().parse_args(arguments)
+    errors = Console(stderr=True)
+    try:
+        comparison, table, plan = _evaluate(options)
+    except (OSError, ValueError) as error:
+        errors.print("[bold red]error:[/] ", end="")
+        errors.print(str(error), markup=False, highlight=False, soft_wrap=True)
+        return UNUSABLE
+    kind = options.format or SUFFIXES.get(Path(options.output or "").suffix.lower(), "text")
+    if kind == "text" or options.output:
+        terminal = Console() if sys.stdout.isatty() else Console(width=_WIDTH)
+        show(table, comparison, plan, terminal)
+    if options.output:
+        write(Path(options.output), kind, table, comparison, plan)
+        errors.print(f"{kind}: {escape(str(options.output))}", highlight=False, soft_wrap=True)
+    elif kind != "text":
+        sys.stdout.write(WRITERS[kind](table))
+        for line in [*([comparison.verdict] if comparison else []), *plan]:
+            errors.print(line, markup=False, highlight=False, soft_wrap=True)
+    return 0
+
+
+def show(table: Table, comparison: Comparison | None, plan: Sequence[str], console: Console) -> None:
+    """The table for the terminal; below it notes, warnings, what is planned, and last the verdict."""
+    console.print(escape(table.title), style="bold", highlight=False)
+    console.print(drawn_comparison(comparison) if comparison else drawn_table(table))
+    lines = [
+        *((note, "yellow" if note.startswith(WARNING) else "dim") for note in table.notes),
+        *((line, "") for line in plan),
+    ]
+    if comparison is not None:
+        colour = "bold green" if comparison.distinguishable else "bold yellow"
+        verdict = comparison.verdict
+        lines = [*(line for line in lines if line[0] != verdict), ("", ""), (verdict, colour)]
+    for text, style in lines:
+        console.print(escape(text), style=style, highlight=False, soft_wrap=not console.is_terminal)
+
+
+def drawn_table(table: Table) -> RichTable:
+    """A table as it stands."""
+    drawn = _empty(table.headings)
+    first_total = len(table.rows) - table.totals
+    for number, row in enumerate(table.rows):
+        drawn.add_row(*map(escape, row), style="bold" * (number >= first_total), end_section=number == first_total - 1)
+    return drawn
+
+
+def drawn_comparison(comparison: Comparison) -> RichTable:
+    """A comparison drawn narrow: intervals below their numbers, and a bar of how the starts came out."""
+    outcomes = outcomes_of(comparison)
+    drawn = _empty(("task", *comparison.names, "both/only first/\nonly second/neither", "difference", "p"))
+    for column in drawn.columns[3:]:
+        column.no_wrap = True
+    for number, outcome in enumerate(outcomes):
+        total = number >= len(comparison.tasks)
+        rates = [
+            f"{100 * rate:.1f}\n{_faint(f'{100 * ends.low:.0f} to {100 * ends.high:.0f}')}"
+            for rate, ends in zip(outcome.rates, outcome.wilson, strict=True)
+        ]
+        tally = f"{'/'.join(map(str, outcome.counts))}\n{tally_bar(outcome.counts)}"
+        low, high = (f"{100 * end:+.0f}" for end in outcome.interval)
+        p_value = outcome.p_value if outcome.corrected_p is None else outcome.corrected_p
+        drawn.add_row(
+            escape(outcome_name(outcome, comparison)),
+            *rates,
+            tally,
+            f"{points(outcome.difference)}\n{_faint(f'{low} to {high}')}",
+            p_text(p_value),
+            style="bold" * total,
+            end_section=number == len(comparison.tasks) - 1,
+        )
+    return drawn
+
+
+def tally_bar(counts: PairedCounts) -> str:
+    """Shares of both, only the first, only the second and neither as a bar with rich's colours."""
+    ends = [round(_BAR * sum(counts[: number + 1]) / counts.trials) for number in range(4)]
+    widths = [end - begin for begin, end in zip([0, *ends], ends, strict=False)]
+    looks = (("█", "green"), ("▓", "cyan"), ("▒", "magenta"), ("░", "bright_black"))
+    return "".join(f"[not bold {colour}]{mark * width}[/]" for (mark, colour), width in zip(looks, widths, strict=True))
+
+
+def _empty(headings: Sequence[str]) -> RichTable:
+    drawn = RichTable(box=SIMPLE_HEAD, header_style="bold", pad_edge=False)
+    for number, heading in enumerate(headings):
+        drawn.add_column(escape(heading), justify="right" if number else "left", vertical="top", overflow="fold")
+    return drawn
+
+
+def _faint(text: str) -> str:
+    return f"[not bold dim]{text}[/]"
+
+
+def write(path: Path, kind: str, table: Table, comparison: Comparison | None, plan: Sequence[str]) -> None:
+    """Write a file of the given kind."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8") as stream:
+        if kind == "text":
+            show(table, comparison, plan, Console(file=stream, width=_WIDTH))
+        else:
+            stream.write(WRITERS[kind](table))
+
+
+def _evaluate(options: argparse.Namespace) -> tuple[Comparison | None, Table, list[str]]:
+    wanted = None if options.plan is None else options.plan / 100
+    if wanted is not None and not 0.0 < wanted < 1.0:
+        raise ValueError(f"--plan {options.plan:g}: expected a difference in percentage points, above 0 and below 100")
+    first = [_load(path) for path in options.results]
+    if options.against:
+        second = [_load(path) for path in options.against]
+        if options.names is not None and len(options.names) != 2:
+            raise ValueError(f"--names {' '.join(options.names)}: with --against give two names, one for each side")
+        names = options.names or distinct_names([first, second], [options.results, options.against])
+        comparison = compare(first, second, (names[0], names[1]))
+        return comparison, comparison_table(comparison), comparison.plan(wanted) if wanted else []
+    if options.names is not None and len(options.names) != len(first):
+        raise ValueError(f"--names: {len(options.names)} names for {len(first)} files; name each, a policy's alike")
+    policies: dict[str, list[Results]] = {}
+    for name, result in zip(options.names or map(policy_name, first), first, strict=True):
+        policies.setdefault(name, []).append(result)
+    table = result_table(first[0]) if len(first) == 1 else policies_table(policies)
+    return None, table, _plan(policies, wanted) if wanted else []
+
+
+def _plan(policies: dict[str, list[Results]], wanted: float) -> list[str]:
+    lines = []
+    for name, results in policies.items():
+        outcomes = [e.success for result in results for e in result.episodes if e.success is not None]
+        if outcomes:
+            lines += plan_unpaired(name, sum(outcomes) / len(outcomes), len(outcomes), wanted)
+    return lines
+
+
+def policy_name(result: Results) -> str:
+    """The checkpoint's folder, its pruner where that is not LightVLA's, and the control if there was one."""
+    name = Path(str(result.policy.get("checkpoint") or "policy")).name
+    pruner = str(result.policy.get("pruner") or "lightvla").partition(":")[0]
+    control = str(result.config.get("control") or "none")
+    said = [pruner] if pruner != "lightvla" and control != "random_tokens" else []
+    return ", ".join([name, *said, *([control.replace("_", " ")] if control != "none" else [])])
+
+
+def distinct_names(sides: Sequence[Sequence[Results]], paths: Sequence[Sequence[str]]) -> list[str]:
+    """A name for each side: its policy's, or where those are equal the folder of its first file."""
+    names = [policy_name(side[0]) for side in sides]
+    if len(set(names)) == len(names):
+        return names
+    folders = [Path(files[0]).resolve() for files in paths]
+    names = [(folder if folder.is_dir() else folder.parent).name for folder in folders]
+    return names if len(set(names)) == len(names) else ["first", "second"]
+
+
+def _load(path: str) -> Results:
+    try:
+        return Results.load(path)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is no results file of this project: {type(error).__name__}: {error}") from error
+    except ValueError as error:
+        raise error if str(path) in str(error) else ValueError(f"{path}: {error}") from error
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("results", nargs="+", help="results.json files, or folders that hold one")
+    parser.add_argument("--against", nargs="+", help="the other policy's, on the same starts")
+    parser.add_argument("--names", nargs="+", help="two with --against; else one per file, a policy's files alike")
+    parser.add_argument("--format", choices=["text", *WRITERS], help="default: by the suffix of --output, else text")
+    parser.add_argument("--output", help="file to write the table into")
+    parser.add_argument("--plan", type=float, metavar="POINTS", help="trials to see a difference of so many points")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,230 @@
+"""Tables read back: every number against one counted from the episodes."""
+
+import csv
+import io
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from experiments.robot.libero.comparison import compare
+from experiments.robot.libero.results import EpisodeRecord, Results
+from experiments.robot.libero.tables import (
+    Table,
+    comparison_table,
+    latex_escaped,
+    policies_table,
+    result_table,
+    to_csv,
+    to_latex,
+    to_markdown,
+)
+
+SPECIAL = r"a_b & 50% $x$ #1 {y} ~z ^w \n <1> ±2 [q] *s*"
+
+
+def results(solved: dict[int, list[bool | None]], suite: str = "libero_goal", seed: int = 7, **config) -> Results:
+    episodes = [
+        EpisodeRecord(
+            suite, task, f"do_task_{task}", "do", state, state, seed, success=success,
+            invalid="Traceback" if success is None else None,
+            tokens_kept=[10 + task, 20 + state], num_visual_tokens=98, latency_ms=[90.0, 10.0 + state],
+        )
+        for task, outcomes in solved.items()
+        for state, success in enumerate(outcomes)
+    ]  # fmt: skip
+    return Results({"complete": True}, config, {}, {}, episodes)
+
+
+def read(table: Table) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(to_csv(table))))
+
+
+def wilson(successes: int, trials: int) -> list[float]:
+    interval = stats.binomtest(successes, trials).proportion_ci(0.95, method="wilson")
+    return [interval.low, interval.high]
+
+
+def test_one_result_per_task() -> None:
+    table = result_table(results({8: [True, False, None], 1: [True, True, True, False]}))
+    assert [row[:5] for row in table.rows] == [
+        ("do task 1", "3/4", "75.0 %", "30.1 to 95.4", "0"),
+        ("do task 8", "1/2", "50.0 %", "9.5 to 90.5", "1"),
+        ("all", "4/6", "66.7 %", "30.0 to 90.3", "1"),
+    ]
+    for row, (successes, trials) in zip(read(table), ((3, 4), (1, 2), (4, 6)), strict=True):
+        assert [int(row["successes"]), int(row["trials"])] == [successes, trials]
+        assert [float(row["rate_low"]), float(row["rate_high"])] == pytest.approx(wilson(successes, trials))
+    rows = read(table)
+    assert float(rows[0]["tokens_kept_mean"]) == np.mean([11, 20, 11, 21, 11, 22, 11, 23])
+    assert float(rows[2]["tokens_kept_mean"]) == np.mean([11, 20, 11, 21, 11, 22, 11, 23, 18, 20, 18, 21, 18, 22])
+    assert table.rows[0][5] == "16.2 of 98" and table.totals == 1
+    # The first call of all pays for what is set up on first use, so that it is left out.
+    assert table.rows[0][6] == f"{np.median([10, 90, 11, 90, 12, 90, 13]):.1f} ms"
+
+
+def test_a_task_without_valid_rollouts_has_no_rate() -> None:
+    table = result_table(results({1: [None, None], 8: [True]}))
+    assert table.rows[0][1:5] == ("0/0", "", "0.0 to 100.0", "2")
+    assert read(table)[0]["rate"] == ""
+
+
+def test_swapped_instructions_show_the_other_goal() -> None:
+    swapped = results({1: [False, False]})
+    for episode in swapped.episodes:
+        episode.other_task, episode.other_success = 8, episode.trial == 0
+    table = result_table(swapped)
+    assert table.headings[4] == "other task's goal" and table.rows[0][4] == "1/2" and table.rows[-1][4] == "1/2"
+    assert read(table)[0]["other_goal_successes"] == "1"
+
+
+def test_policies_by_suites() -> None:
+    ours = [
+        results({0: [True] * 3 + [False], 1: [True] * 4}, "libero_10"),
+        results({0: [True] * 2 + [False] * 2}, "libero_spatial"),
+    ]
+    theirs = [results({0: [True, False, False, None]}, "libero_10")]
+    table = policies_table({"ours": ours, "theirs": theirs})
+    assert table.headings[:4] == ("policy", "Spatial (1 of 10 tasks)", "Long (2 of 10 tasks)", "Average")
+    assert table.rows[0][:4] == ("ours", "50.0 (15.0 to 85.0)", "87.5 (52.9 to 97.8)", "68.8")
+    assert table.rows[1][:4] == ("theirs", "", "33.3 (6.1 to 79.2)", "")
+    rows = read(table)
+    assert [(row["policy"], row["suite"]) for row in rows] == [
+        ("ours", "libero_spatial"),
+        ("ours", "libero_10"),
+        ("ours", "average of suites"),
+        ("theirs", "libero_10"),
+    ]
+    assert float(rows[2]["rate"]) == (0.5 + 0.875) / 2
+    assert [float(rows[3]["rate_low"]), float(rows[3]["rate_high"])] == pytest.approx(wilson(1, 3))
+    assert rows[3]["invalid"] == "1" and "deviation" not in table.notes[0]
+    assert table.notes[1:] == ("Mind: not all policies were tried on the same tasks: Long (2 of 10 tasks).",)
+
+
+@pytest.mark.parametrize("seeds", [(7, 8, 9), (7, 7, 7)], ids=["seeds of the evaluation", "training runs"])
+def test_several_runs_give_mean_and_spread(seeds: tuple[int, ...]) -> None:
+    shares = {"libero_spatial": (4, 3, 2), "libero_goal": (1, 3, 2)}
+    files = [
+        results({0: [True] * solved + [False] * (4 - solved)}, suite, seed)
+        for suite, numbers in shares.items()
+        for solved, seed in zip(numbers, seeds, strict=True)
+    ]
+    table = policies_table({"ours": files})
+    spatial, goal = (np.array(shares[suite]) / 4 for suite in shares)
+    means = [spatial, goal, (spatial + goal) / 2]
+    assert table.rows[0][1:4] == tuple(f"{100 * x.mean():.1f} ± {100 * x.std(ddof=1):.1f}" for x in means)
+    assert [float(row["rate_standard_deviation"]) for row in read(table)] == pytest.approx(
+        [x.std(ddof=1) for x in means]
+    )
+    assert [row["runs"] for row in read(table)] == ["3", "3", "3"] and "standard deviation" in table.notes[0]
+
+
+def test_tasks_in_several_files_are_one_run() -> None:
+    files = [results({task: [True, False]}) for task in (0, 1)]
+    [row] = read(policies_table({"ours": files}))
+    assert (row["runs"], row["successes"], row["trials"]) == ("1", "2", "4")
+
+
+def test_wide_starts_are_a_column_of_their_own_and_not_averaged() -> None:
+    tasks = range(10)
+    files = [
+        results({task: [True, True] for task in tasks}),
+        results({task: [True, False] for task in tasks}, wide_starts_m=0.06),
+    ]
+    table = policies_table({"ours": files})
+    assert table.headings[1:3] == ("Goal", "Goal, wide starts 6 cm") and "Average" not in table.headings
+    assert [cell.split()[0] for cell in table.rows[0][1:3]] == ["100.0", "50.0"]
+
+
+def test_a_comparison_as_a_table() -> None:
+    first = results({1: [True, True, True, False], 8: [True, True, False, None]})
+    second = results({1: [True, False, False, False], 8: [False, True, True, True]}, control="blank_images")
+    comparison = compare([first], [second], ("ours", "theirs"))
+    table = comparison_table(comparison)
+    assert [(row[0], *row[3:7]) for row in table.rows] == [
+        ("do task 1", "1", "2", "0", "1"),
+        ("do task 8", "1", "1", "1", "0"),
+        ("all", "2", "3", "1", "1"),
+    ]
+    assert [row[1].split()[0] for row in table.rows] == ["75.0", "66.7", "70.8"]
+    assert table.rows[0][7].startswith("+50.0 (") and table.totals == 1
+    assert table.notes[0] == comparison.verdict
+    assert "7 counted of 8 in both; 1 invalid in ours, 0 in theirs; 0 in ours only, 0 in theirs only" in table.notes[1]
+    assert table.notes[-1] == "Mind: not the same protocol: control none (ours), blank_images (theirs)."
+    rows = read(table)
+    assert [float(row["p"]) for row in rows] == pytest.approx(
+        [stats.binomtest(*n, 0.5).pvalue for n in ((2, 2), (1, 2), (3, 4))]
+    )
+    assert [row["p_holm"] for row in rows] == ["1.0", "1.0", ""]
+    assert float(rows[2]["difference"]) == pytest.approx((0.5 + 0.0) / 2) and rows[0]["second"] == "theirs"
+
+
+def test_a_comparison_of_several_suites_has_an_average() -> None:
+    sides = [[results({1: [True, ours]}), results({1: [True, True]}, "libero_object")] for ours in (True, False)]
+    table = comparison_table(compare(*sides, ("ours", "theirs")))
+    names = [row[0] for row in table.rows]
+    assert names == [
+        "libero_goal: do task 1",
+        "libero_object: do task 1",
+        "libero_goal",
+        "libero_object",
+        "average of suites",
+    ]
+    assert [row["level"] for row in read(table)] == ["task", "task", "suite", "suite", "average"] and table.totals == 3
+
+
+def special_table() -> Table:
+    rows = ((SPECIAL, "50.0 (-10.0 to +20.0)"), ("[first of a row]", "-5"), ("* starred", "1"), ("all", "2 ± 3"))
+    return Table(
+        SPECIAL, ("policy", "rate, %"), rows, ({"policy": 'comma, "quote"', "rate": 0.5},), (SPECIAL,), totals=1
+    )
+
+
+def test_markdown_has_as_many_cells_as_columns() -> None:
+    body = [line for line in to_markdown(special_table()).splitlines() if line.startswith("|")]
+    assert [len(re.findall(r"(?<!\\)\|", line)) for line in body] == [3] * 6
+    assert body[-1] == "| **all** | **2 ± 3** |" and body[1] == "| --- | ---: |"
+    piped = Table("t", ("a", "b"), (("x|y", "`_"),), ())
+    assert r"| x\|y | \`\_ |" in to_markdown(piped)
+
+
+def test_csv_quotes() -> None:
+    assert read(special_table()) == [{"policy": 'comma, "quote"', "rate": "0.5"}]
+
+
+def test_latex_escapes_what_it_would_read_as_commands() -> None:
+    assert latex_escaped("50 % of a_b & $c") == r"50 \% of a\_b \& \$c"
+    assert latex_escaped("\\") == r"\textbackslash{}" and latex_escaped("~^") == r"\textasciitilde{}\textasciicircum{}"
+    assert latex_escaped("-8.8 to +37.4, p < 0.001") == "$-$8.8 to +37.4, p $<$ 0.001"
+    assert latex_escaped("co-training, 3-4") == "co-training, 3-4"
+    assert latex_escaped("[a] *") == "{[}a] {*}"
+
+
+def test_latex_has_rules_and_balanced_rows() -> None:
+    text = to_latex(special_table())
+    assert [line for line in text.splitlines() if line.endswith("rule")] == [
+        r"\toprule", r"\midrule", r"\midrule", r"\bottomrule",
+    ]  # fmt: skip
+    bare = re.sub(r"\\[&%$#_{}]", "", text)
+    assert bare.count("{") == bare.count("}") and bare.count("$") % 2 == 0 and "%" not in bare and "#" not in bare
+    rows = [line for line in bare.splitlines() if line.endswith(r"\\")]
+    assert len(rows) == 5 and all(row.count("&") == 1 for row in rows)
+    assert r"\begin{tabular}{lr}" in text and not any(row.startswith(("[", "*")) for row in rows)
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="no TeX here")
+def test_latex_compiles(tmp_path: Path) -> None:
+    table = to_latex(special_table())
+    document = rf"\documentclass{{article}}\usepackage{{booktabs}}\begin{{document}}{table}\end{{document}}"
+    (tmp_path / "table.tex").write_text(document, encoding="utf-8")
+    done = subprocess.run(
+        ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "table.tex"],
+        cwd=tmp_path,
+        capture_output=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stdout[-2000:]
