@@ -18,16 +18,17 @@ from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from experiments.robot.libero.agents import Agent, PolicyAgent
+from experiments.robot.libero.agent_choice import make_agent
+from experiments.robot.libero.agents import Agent
 from experiments.robot.libero.config import EvaluationConfig
-from experiments.robot.libero.evaluation import Plan, evaluate, load_policy, make_plan
+from experiments.robot.libero.evaluation import Plan, evaluate, make_plan
 from experiments.robot.libero.results import FILE_NAME, EpisodeRecord, Results, count_successes
 from experiments.robot.libero.simulator import RenderingUnavailable
 
 UNUSABLE, INVALID = 2, 3
 """Exit statuses."""
 
-_REFUSALS = (ValueError, FileNotFoundError, ImportError, RenderingUnavailable)
+_REFUSALS = (ValueError, FileNotFoundError, ImportError, ConnectionError, RenderingUnavailable)
 
 
 def main(config: EvaluationConfig, command: list[str]) -> int:
@@ -39,7 +40,7 @@ def main(config: EvaluationConfig, command: list[str]) -> int:
     try:
         plan = make_plan(config)
         with console.status("loading the policy"):
-            agent = PolicyAgent(load_policy(config))
+            agent = make_agent(config)
     except _REFUSALS as error:
         console.print(f"[bold red]error:[/] {type(error).__name__}: ", end="")
         console.print(str(error), markup=False, highlight=False)
