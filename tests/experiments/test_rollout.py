@@ -86,7 +86,9 @@ def roll(environment: Watched, policy: Any, start: Start, **settings: Any) -> Ep
     environment.frames = 0
     environment.actions.clear()
     recorder = settings.pop("recorder", None)
-    return run_episode(environment, policy, start, RolloutSettings(**{"max_steps": 20, **settings}), recorder)
+    return run_episode(
+        lambda task: environment, policy, start, RolloutSettings(**{"max_steps": 20, **settings}), recorder
+    )
 
 
 def test_looks_every_chunk_and_renders_nothing_else(environment: Watched, start: Start) -> None:
@@ -162,7 +164,11 @@ def test_success_ends_the_rollout(environment: Watched, start: Start) -> None:
     assert record.steps < 20
     with LiberoEnvironment(plate, render=False, settle_steps=4) as other:
         record = run_episode(
-            other, HoldsStill(), replace(start, task=plate, state=state), RolloutSettings(20, blank_images=True), None
+            lambda task: other,
+            HoldsStill(),
+            replace(start, task=plate, state=state),
+            RolloutSettings(20, blank_images=True),
+            None,
         )
     assert record.success is True
 

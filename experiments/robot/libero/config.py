@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from experiments.robot.libero.environment import RENDERERS, STEP_CAPS
+from experiments.robot.libero.remote_flags import check_remote_flags
 from prismatic.models.quantization import check_quantization
 
 CONTROLS = ("none", "blank_images", "swapped_instruction", "random_tokens")
@@ -35,6 +36,9 @@ class EvaluationConfig:
     load_in_4bit: bool = False
     model_family: str = "openvla"  # accepted; goes into the name of the run
     lora_rank: int = 32  # accepted and unneeded: checkpoints are merged
+    policy_url: str | None = None  # a policy server instead of a checkpoint: ws://host:port, openpi's protocol
+    policy_convention: str | None = None  # openpi or lightvla; None: as the server says, else openpi
+    policy_timeout_s: float = 300.0  # how long the server's answer may take
 
     # Simulator
     task_suite_name: str = "libero_spatial"  # suite; an unknown one lists those there are
@@ -109,7 +113,8 @@ def parse_indices(text: str, name: str) -> list[int]:
 
 def check_flags(config: EvaluationConfig) -> None:
     """Raises ValueError for flags that contradict each other, are out of range, or ask for what is not there yet."""
-    if not config.pretrained_checkpoint:
+    check_remote_flags(config)
+    if not config.pretrained_checkpoint and config.policy_url is None:
         raise ValueError("--pretrained_checkpoint is missing: give a checkpoint folder or a hub id such as user/name")
     if config.use_l1_regression and config.use_diffusion:
         raise ValueError("--use_l1_regression and --use_diffusion exclude each other; set one of them to False")

@@ -112,7 +112,9 @@ def _records(plan: Plan, agent: Agent, starts: Sequence[Sequence[Start]], result
     if workers == 1:
         yield from _records_in_this_process(settings, agent, schedule)
     elif workers:
-        with WorkerPool(settings, agent, workers, config.worker_timeout_s, config.batch_size) as pool:
+        # A server is asked about each look by itself, at once about all that wait.
+        batch_size = config.batch_size or (workers if config.policy_url else 1)
+        with WorkerPool(settings, agent, workers, config.worker_timeout_s, batch_size) as pool:
             for record in pool.run(schedule):
                 results.run["worker_restarts"] = pool.restarts
                 yield record

@@ -27,11 +27,11 @@ from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from experiments.robot.libero.agents import Agent, PolicyAgent
+from experiments.robot.libero.agent_choice import make_agent
+from experiments.robot.libero.agents import Agent
 from experiments.robot.libero.config import EvaluationConfig
 from experiments.robot.libero.evaluation import Listeners, check_resumable, evaluate
 from experiments.robot.libero.plan import Plan, make_plan
-from experiments.robot.libero.policy_loading import load_policy
 from experiments.robot.libero.results import FILE_NAME, EpisodeRecord, Results, count_successes
 from experiments.robot.libero.simulator import RenderingUnavailable
 from prismatic.training.distributed import Ranks, ranks, resolve_device
@@ -41,7 +41,7 @@ UNUSABLE, INVALID, STOPPED = 2, 3, 130
 LONGEST = timedelta(days=30)
 """How long a process that is done waits for the others."""
 
-_REFUSALS = (ValueError, FileNotFoundError, ImportError, RenderingUnavailable)
+_REFUSALS = (ValueError, FileNotFoundError, ImportError, ConnectionError, RenderingUnavailable)
 
 
 def main(config: EvaluationConfig, command: list[str]) -> int:
@@ -85,7 +85,7 @@ def prepare(config: EvaluationConfig, processes: Ranks, console: Console) -> tup
         # A folder named by the time must be the same one for all processes.
         plan = replace(plan, output_dir=processes.gather(plan.output_dir)[0])
         with console.status("loading the policy"):
-            agent = PolicyAgent(load_policy(config, processes.device))
+            agent = make_agent(config, processes.device)
         check_resumable(plan, agent)
     except _REFUSALS as error:
         raise Refused(error) from error

@@ -1,0 +1,32 @@
+"""Which agent the flags of an evaluation ask for: a checkpoint in this process, or somebody's server."""
+
+from __future__ import annotations
+
+import torch
+
+from experiments.robot.libero.agents import Agent, PolicyAgent
+from experiments.robot.libero.config import EvaluationConfig
+from experiments.robot.libero.policy_loading import load_policy
+
+
+def make_agent(config: EvaluationConfig, device: torch.device | str = "cpu") -> Agent:
+    """Load the checkpoint onto a device, or connect to the server of `--policy_url`.
+
+    Raises:
+        FileNotFoundError, ValueError: as `load_policy`; when more actions are to be executed than the server returns.
+        ConnectionError: when there is no usable server (`PolicyServerError`).
+    """
+    if config.policy_url is None:
+        return PolicyAgent(load_policy(config, device))
+    # Needs packages of the extra `serve`, which checkpoints do without.
+    from experiments.robot.libero.remote_policy import RemoteAgent
+
+    agent = RemoteAgent(config.policy_url, config.policy_convention, config.policy_timeout_s)
+    steps = config.num_open_loop_steps or agent.robot.open_loop_steps
+    if steps > agent.robot.chunk_length:
+        agent.close()
+        raise ValueError(
+            f"{steps} actions of each chunk are to be executed, but the server at {config.policy_url} returns "
+            f"{agent.robot.chunk_length}; give --num_open_loop_steps {agent.robot.chunk_length} or fewer"
+        )
+    return agent

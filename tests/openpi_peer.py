@@ -1,0 +1,102 @@
+"""The other end of the wire, made of openpi-client itself: runs in an environment of its own (it needs numpy < 2).
+
+    python openpi_peer.py messages        messages packed by openpi_client, one per line, in hexadecimal
+    python openpi_peer.py repack          reads such lines, unpacks and packs each with openpi_client
+    python openpi_peer.py resize FILE     enlarges the pictures of an .npz to 224 px by openpi_client, into OUT.npz
+    python openpi_peer.py ask URL FILE    asks a policy server by openpi_client about FILE.npz, prints the packed reply
+    python openpi_peer.py serve FILE LOG  serves the actions of FILE.npy, chunk after chunk, noting what it is sent
+
+Not a test module: `tests/serving/test_openpi_client.py` starts it.
+"""
+
+import asyncio
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import websockets.asyncio.server
+from openpi_client import image_tools, msgpack_numpy, websocket_client_policy
+
+CHUNK, EXECUTED = 10, 5
+
+
+def messages() -> list[Any]:
+    """The same values, drawn alike, on either side."""
+    rng = np.random.default_rng(0)
+    return [
+        {"observation/image": rng.integers(0, 256, (224, 224, 3)).astype(np.uint8), "prompt": "put the bowl away"},
+        {"actions": rng.normal(size=(50, 7)).astype(np.float32), "server_timing": {"infer_ms": 12.5}},
+        {"state": rng.normal(size=8), "turned": np.arange(12, dtype=np.int16).reshape(3, 4).T, "none": None},
+        {"scalars": [np.float32(0.1), np.int64(-3), np.bool_(True), np.float64(2.5)], "empty": np.zeros((0, 7))},
+        {"words": np.array(["bowl", "plate"]), "bytes": b"\x00\xff", "nested": {"a": [1, 2.5, "three", True]}},
+        {},
+    ]
+
+
+def repack(line: str) -> str:
+    return msgpack_numpy.packb(msgpack_numpy.unpackb(bytes.fromhex(line))).hex()
+
+
+def resize(source: Path) -> None:
+    with np.load(source) as pictures:
+        made = {name: image_tools.resize_with_pad(pictures[name], 224, 224) for name in pictures.files}
+    np.savez(source.with_name("out.npz"), **made)
+
+
+def ask(url: str, source: Path) -> str:
+    policy = websocket_client_policy.WebsocketClientPolicy(url)
+    with np.load(source) as content:
+        observation: dict[str, Any] = {name: content[name] for name in content.files}
+    observation["prompt"] = str(observation["prompt"])
+    reply = policy.infer(observation)
+    return msgpack_numpy.packb({"metadata": policy.get_server_metadata(), "reply": reply}).hex()
+
+
+def serve(source: Path, log: Path) -> None:
+    actions = np.load(source)
+    asked: list[dict[str, Any]] = []
+
+    def infer(observation: dict[str, Any]) -> dict[str, Any]:
+        asked.append(observation)
+        first = EXECUTED * max(len(asked) - 2, 0)
+        np.savez(log.with_name(f"{log.name}-{len(asked)}.npz"), **observation)
+        return {"actions": actions[first : first + CHUNK], "server_timing": {"infer_ms": 1.5}}
+
+    async def handle(connection: websockets.asyncio.server.ServerConnection) -> None:
+        packer = msgpack_numpy.Packer()
+        await connection.send(packer.pack({"served_by": "openpi_client"}))
+        while True:
+            try:
+                await connection.send(packer.pack(infer(msgpack_numpy.unpackb(await connection.recv()))))
+            except websockets.exceptions.ConnectionClosed:
+                return
+            except Exception:
+                await connection.send(traceback.format_exc())
+                await connection.close(1011)
+                return
+
+    async def run() -> None:
+        async with websockets.asyncio.server.serve(handle, "127.0.0.1", 0, compression=None, max_size=None) as server:
+            print(f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}", flush=True)
+            await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
+
+    asyncio.run(run())
+
+
+def main(command: str, *arguments: str) -> None:
+    if command == "messages":
+        print("\n".join(msgpack_numpy.packb(message).hex() for message in messages()))
+    elif command == "repack":
+        print("\n".join(repack(line) for line in sys.stdin.read().split()))
+    elif command == "resize":
+        resize(Path(arguments[0]))
+    elif command == "ask":
+        print(ask(arguments[0], Path(arguments[1])))
+    else:
+        serve(Path(arguments[0]), Path(arguments[1]))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,176 @@
+"""Against the real openpi-client 0.1.2, in an environment of its own, because it needs numpy < 2."""
+
+import ast
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from policy_server import serving
+
+from experiments.robot.libero.config import EvaluationConfig
+from experiments.robot.libero.environment import LiberoEnvironment, load_task
+from experiments.robot.libero.remote_policy import resize_with_padding
+from experiments.robot.libero.results import Results
+from experiments.robot.libero.run_libero_eval import main
+from prismatic.serving.wire import pack, unpack
+
+pytestmark = pytest.mark.slow
+
+# openpi-client imports typing_extensions and does not say so.
+REQUIREMENTS = ("openpi-client==0.1.2", "numpy<2", "typing_extensions")
+PEER = Path(__file__).resolve().parent.parent / "openpi_peer.py"
+CAP = 300  # libero_goal's
+
+Peer = Callable[..., str]
+
+
+def own_environment() -> dict[str, str]:
+    """Without this process's PYTHONPATH, whose packages are for another numpy."""
+    return {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+
+
+@pytest.fixture(scope="session")
+def openpi_python(request: pytest.FixtureRequest) -> Path:
+    """The interpreter of an environment with openpi-client; made once, in pytest's cache."""
+    cache = request.config.cache
+    assert cache is not None
+    folder = cache.mkdir(f"openpi-client-{sys.version_info.major}.{sys.version_info.minor}")
+    python, complete = folder / "bin" / "python", folder / "complete"
+    if not complete.exists() or complete.read_text() != " ".join(REQUIREMENTS):
+        subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], check=True, env=own_environment())
+        command = [str(python), "-m", "pip", "install", "--quiet", "--retries", "1", *REQUIREMENTS]
+        installed = subprocess.run(command, capture_output=True, text=True, env=own_environment())
+        if installed.returncode != 0:
+            pytest.skip(f"pip cannot install openpi-client here: {installed.stderr.strip().splitlines()[-1]}")
+        complete.write_text(" ".join(REQUIREMENTS))
+    return python
+
+
+@pytest.fixture
+def peer(openpi_python: Path) -> Peer:
+    def run(*arguments: str | Path, stdin: str = "") -> str:
+        command = [str(openpi_python), str(PEER), *map(str, arguments)]
+        done = subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=120, env=own_environment())
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    return run
+
+
+@contextmanager
+def openpi_server(python: Path, actions: Path, log: Path) -> Iterator[str]:
+    command = [str(python), str(PEER), "serve", str(actions), str(log)]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=own_environment()
+    ) as process:
+        assert process.stdout is not None and process.stdin is not None
+        try:
+            url = process.stdout.readline().strip()
+            assert url, "the server did not start; its output is above"
+            yield url
+        finally:
+            process.stdin.close()
+            process.wait(20)
+
+
+def peers_messages() -> list[Any]:
+    """What `openpi_peer.messages` draws, which cannot be imported here: it imports openpi_client."""
+    tree = ast.parse(PEER.read_text())
+    (function,) = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "messages"]
+    scope: dict[str, Any] = {"np": np, "Any": Any}
+    exec(compile(ast.Module([function], []), str(PEER), "exec"), scope)
+    return list(scope["messages"]())
+
+
+def assert_same(found: Any, expected: Any) -> None:
+    # NumPy's float64 is a Python float to msgpack, on either side.
+    assert type(found) is (float if isinstance(expected, np.float64) else type(expected))
+    if isinstance(expected, dict):
+        assert list(found) == list(expected)
+        for key in expected:
+            assert_same(found[key], expected[key])
+    elif isinstance(expected, list):
+        for one, other in zip(found, expected, strict=True):
+            assert_same(one, other)
+    elif isinstance(expected, np.ndarray):
+        assert found.dtype == expected.dtype
+        np.testing.assert_array_equal(found, expected)
+    else:
+        assert found == expected
+
+
+def test_messages_are_the_same_bytes_both_ways(peer: Peer) -> None:
+    ours = peers_messages()
+    theirs = [bytes.fromhex(line) for line in peer("messages").split("\n")[: len(ours)]]
+    assert len(theirs) == len(ours) == 6
+    for message, packed in zip(ours, theirs, strict=True):
+        assert pack(message) == packed
+        assert_same(unpack(packed), message)
+    again = peer("repack", stdin="\n".join(pack(message).hex() for message in ours)).split()
+    assert [bytes.fromhex(line) for line in again] == theirs
+
+
+def test_pictures_are_resized_alike(peer: Peer, tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    shapes = [(256, 256), (128, 128), (224, 224), (480, 640), (333, 100), (31, 57)]
+    pictures = {f"{h}x{w}": rng.integers(0, 256, (h, w, 3)).astype(np.uint8) for h, w in shapes}
+    np.savez(tmp_path / "in.npz", **pictures)
+    peer("resize", tmp_path / "in.npz")
+    with np.load(tmp_path / "out.npz") as theirs:
+        for name, picture in pictures.items():
+            np.testing.assert_array_equal(resize_with_padding(picture, 224), theirs[name], err_msg=name)
+
+
+def test_openpi_s_client_asks_our_server(peer: Peer, tmp_path: Path) -> None:
+    observation = {"observation/state": np.arange(8.0), "observation/image": np.full((224, 224, 3), 9, np.uint8)}
+    np.savez(tmp_path / "look.npz", prompt="go left", **observation)
+    heard: list[dict[str, Any]] = []
+
+    def infer(message: dict[str, Any]) -> dict[str, Any]:
+        heard.append(message)
+        return {"actions": np.outer(message["observation/state"], np.ones(7))}
+
+    with serving(infer, {"convention": "openpi", "action_dim": 7}) as url:
+        answer = unpack(bytes.fromhex(peer("ask", url, tmp_path / "look.npz").strip()))
+    assert answer["metadata"] == {"convention": "openpi", "action_dim": 7}
+    np.testing.assert_array_equal(answer["reply"]["actions"], np.outer(np.arange(8.0), np.ones(7)))
+    assert heard[0]["prompt"] == "go left"
+    for key, value in observation.items():
+        np.testing.assert_array_equal(heard[0][key], value)
+
+
+def test_a_server_of_openpi_s_parts_is_evaluated(openpi_python: Path, tmp_path: Path) -> None:
+    """The whole command. What the simulator did is repeated as openpi's example does it, with the server's numbers."""
+    rng = np.random.default_rng(2)
+    actions = rng.uniform(-0.4, 0.4, (CAP + 10, 7)).astype(np.float32)
+    actions[:, 6] = rng.choice([-1.0, -0.01, 0.0, 0.3, 1.0], CAP + 10)
+    np.save(tmp_path / "actions.npy", actions)
+    flags = {"task_suite_name": "libero_goal", "task_ids": "1", "initial_states": "30", "renderer": "fast"}
+    with openpi_server(openpi_python, tmp_path / "actions.npy", tmp_path / "asked") as url:
+        config = EvaluationConfig(policy_url=url, output_dir=str(tmp_path / "results"), env_img_res=128, **flags)
+        assert main(config, ["eval"]) == 0
+    results = Results.load(tmp_path / "results")
+    (episode,) = results.episodes
+    assert episode.invalid is None and episode.steps == CAP and len(episode.latency_ms) == CAP // 5
+    assert episode.stage_ms["server"] == [1.5] * (CAP // 5)
+    assert results.policy["server_metadata"] == {"served_by": "openpi_client"}
+    assert results.policy["policy_convention"] == "openpi" and results.policy["robot"]["chunk_length"] == 10
+
+    with LiberoEnvironment(load_task("libero_goal", 1), resolution=128, renderer="fast", seed=7) as environment:
+        environment.reset(30, seed=7)
+        for step in range(CAP):
+            if step % 5 == 0:
+                # Of the looks, the first is the agent's own.
+                with np.load(tmp_path / f"asked-{step // 5 + 2}.npz") as asked:
+                    np.testing.assert_array_equal(asked["observation/state"], environment.state(), err_msg=str(step))
+                    if step % 100 == 0:
+                        for name in ("image", "wrist_image"):
+                            seen = environment.frame("full_image" if name == "image" else name)
+                            assert np.array_equal(asked[f"observation/{name}"], resize_with_padding(seen, 224))
+            environment.step(actions[step].tolist())
