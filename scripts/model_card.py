@@ -15,7 +15,7 @@ PAPER = "[arXiv 2509.12594](https://arxiv.org/abs/2509.12594)"
 _FACTS = ("kind", "weights", "robot", "pruner", "images per sample", "action read-out", "statistics")
 _NOT_OF_THE_RESULT = {
     "pretrained_checkpoint", "model_family", "lora_rank", "run_id_note", "local_log_dir", "output_dir", "use_wandb",
-    "wandb_entity", "wandb_project", "save_rollout_video", "max_videos_per_task", "video_every_steps",
+    "wandb_entity", "wandb_project", "save_rollout_video", "max_videos_per_task", "video_every_steps", "report",
 }  # fmt: skip
 
 

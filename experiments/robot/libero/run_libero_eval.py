@@ -2,15 +2,16 @@
 
     python experiments/robot/libero/run_libero_eval.py --pretrained_checkpoint CHECKPOINT --task_suite_name libero_goal
 
-Writes `results.json`, and videos where asked for, into one folder. Ends with 0 when every rollout counts, 3 when some
-are invalid (an error inside the rollout; the tracebacks are in the results), 2 when the flags or the checkpoint cannot
-be used.
+Writes `results.json`, a report on it, and videos where asked for, into one folder. Ends with 0 when every rollout
+counts, 3 when some are invalid (an error inside the rollout; the tracebacks are in the results), 2 when the flags or
+the checkpoint cannot be used.
 """
 
 from __future__ import annotations
 
 import logging
 import sys
+from pathlib import Path
 
 import draccus
 from rich.console import Console
@@ -50,9 +51,23 @@ def main(config: EvaluationConfig, command: list[str]) -> int:
     console.print(summary_table(results))
     console.print(cost_line(results))
     console.print(f"results: {plan.output_dir / FILE_NAME}", soft_wrap=True)
+    if config.report:
+        console.print(report_line(plan.output_dir), soft_wrap=True, markup=False)
     if config.use_wandb:
         log_to_wandb(plan, results)
     return INVALID if results.summary()["all"]["invalid"] else 0
+
+
+def report_line(folder: Path) -> str:
+    """Write the report; returns where it is, or why there is none: no evaluation is lost over its report."""
+    try:
+        from experiments.robot.libero.report import write_reports
+
+        return f"report: {write_reports([folder])[0]}"
+    except ImportError as error:
+        return f"no report ({error}): pip install 'lightvla[report]', then scripts/report_results.py {folder}"
+    except (OSError, ValueError) as error:
+        return f"no report: {error}"
 
 
 def log_to_wandb(plan: Plan, results: Results) -> None:
