@@ -3,6 +3,8 @@
 import json
 import shlex
 import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +15,23 @@ from experiments.robot.libero.results import Results
 from experiments.robot.libero.starts import Displacement
 from prismatic.models.flops import FlopCount, count_flops
 from prismatic.policy import Policy
-from prismatic.report.figures import Curve
-from prismatic.report.html import (
+from prismatic.report.charts import RateBars
+from prismatic.report.data import (
+    Cell,
     Clip,
     CodeBlock,
     Headline,
+    Media,
+    Notes,
     Picture,
     ReportData,
-    SuccessRow,
-    SuccessTable,
+    Row,
+    Section,
     Table,
-    read_metrics,
-)  # fmt: skip
+    duration,
+    share_cell,
+)
+from prismatic.report.figures import Curve, read_metrics
 from prismatic.report.html import write_report as write_html
 from prismatic.visualization import Caption, compose_frame, dim_pruned, encode_png, kept_grids
 from scripts.demo_settings import STAGES, TASKS, DemoConfig, Paths, evaluations, stage_commands
@@ -67,31 +74,70 @@ def write_report(config: DemoConfig) -> Path:
             Headline(f"{tokens['mean']:.1f} of {tokens['of']}", "visual tokens kept on average"),
             Headline(f"-{100 * (1 - flops[1].total / flops[0].total):.0f} %", "FLOPs by pruning"),
         ),
-        success=(
-            SuccessTable(
-                "Closed-loop success on held-out starts", rows,
-                f"Initial states {config.held_out_states} were not used in training. Wide starts move the goal's "
-                f"objects anywhere free within {100 * config.wide_starts_m:.0f} cm. Intervals are Wilson's, 95 %.",
-            ),
+        sections=(
+            Section("Success", success_blocks(config, rows)),
+            Section("Rollouts", clips(paths, results["wide"])),
+            Section("What the policy keeps", pictures),
+            Section("Training", training_curves(config), columns=2),
+            Section("Cost", [cost_table(flops, latency, tokens)]),
+            Section("Commands", [
+                CodeBlock("The same with a 7B checkpoint", COMMANDS_7B),
+                CodeBlock("What this demo ran", demo_commands(config)),
+            ]),
+            Section("Run", [stage_table(config), versions_table(results["wide"])], columns=2),
+            Section("Notes", [Notes(items)] if (items := results["wide"].policy.get("assumptions", ())) else ()),
         ),
-        pictures=pictures,
-        clips=clips(paths, results["wide"]),
-        metrics=training_log(config),
-        curves=(
-            Curve("Loss: L1 of normalised actions", {"training": "loss", "held out": "val_loss"}, "L1"),
-            Curve("Visual tokens kept", {"training": "tokens_kept", "held out": "val_tokens_kept"}, "per sample"),
-        ),
-        performance=(cost_table(flops, latency, tokens),),
-        commands=(
-            CodeBlock("The same with a 7B checkpoint", COMMANDS_7B),
-            CodeBlock("What this demo ran", demo_commands(config)),
-        ),
-        stages=stage_times(config),
-        versions={**results["wide"].versions, "renderer": str(results["wide"].run["rendering_backend"]),
-                  "git commit": str(results["wide"].run["git_commit"])},
-        notes=tuple(results["wide"].policy.get("assumptions", ())),
     )  # fmt: skip
     return write_html(data, paths.report)
+
+
+@dataclass(frozen=True)
+class SuccessRow:
+    """Successes under one condition.
+
+    Args:
+        counts: Task -> (successes, trials).
+        expected: What was asked for, as text; `met` says whether it holds (None: not judged).
+    """
+
+    name: str
+    counts: Mapping[str, tuple[int, int]]
+    note: str
+    expected: str = ""
+    met: bool | None = None
+
+    @property
+    def successes(self) -> int:
+        return sum(successes for successes, _ in self.counts.values())
+
+    @property
+    def trials(self) -> int:
+        return sum(trials for _, trials in self.counts.values())
+
+
+def success_blocks(config: DemoConfig, rows: Sequence[SuccessRow]) -> list[RateBars | Table]:
+    """Bars over all tasks, and a table of the tasks with what was asked for."""
+    tasks = list(dict.fromkeys(task for row in rows for task in row.counts))
+    cells: list[Row] = [
+        (
+            Cell(row.name, note=row.note),
+            *("{}/{}".format(*row.counts[task]) if task in row.counts else "–" for task in tasks),
+            share_cell(row.successes, row.trials),
+            Cell(row.expected, mark=row.met),
+        )
+        for row in rows
+    ]
+    note = (
+        f"Initial states {config.held_out_states} were not used in training. Wide starts move the goal's objects "
+        f"anywhere free within {100 * config.wide_starts_m:.0f} cm. Intervals are Wilson's, 95 %."
+    )
+    return [
+        RateBars("All tasks together", [r.name for r in rows], {"solved": [(r.successes, r.trials) for r in rows]}),
+        Table(
+            "Closed-loop success on held-out starts",
+            ("condition", *tasks, "all, with 95 % interval", "asked for"), cells, note, sortable=True,
+        ),
+    ]  # fmt: skip
 
 
 def training_log(config: DemoConfig) -> list[dict[str, Any]]:
@@ -100,6 +146,15 @@ def training_log(config: DemoConfig) -> list[dict[str, Any]]:
     later = read_metrics(paths.run / "metrics.jsonl")
     moved = [{**record, "step": record["step"] + config.unpruned_steps} for record in later]
     return [*read_metrics(paths.unpruned_run / "metrics.jsonl"), *moved]
+
+
+def training_curves(config: DemoConfig) -> list[Curve]:
+    """The curves over both runs."""
+    log = training_log(config)
+    return [
+        Curve("Loss: L1 of normalised actions", {"training": "loss", "held out": "val_loss"}, log, "L1"),
+        Curve("Visual tokens kept", {"training": "tokens_kept", "held out": "val_tokens_kept"}, log, "per sample"),
+    ]
 
 
 def success_rows(results: dict[str, Results]) -> list[SuccessRow]:
@@ -141,7 +196,8 @@ def measure_cost(config: DemoConfig, policy: Policy, results: Results) -> dict[s
         grids = kept_grids(kept, len(views))
         dimmed = [dim_pruned(view, grid, policy.transform.center_crop) for view, grid in zip(views, grids, strict=True)]
         caption = Caption(task.language, f"kept {int(kept.sum())} of {kept.size} visual tokens")
-        pictures.append(Picture(task.language, encode_png(compose_frame(views, dimmed, caption))))
+        png = encode_png(compose_frame(views, dimmed, caption))
+        pictures.append(Picture(task.language, Media("image/png", png)))
     recorded = policy.model.config.pruner_spec
     times: dict[str, list[dict[str, float]]] = {"none": [], "pruned": []}
     for call in range(LATENCY_CALLS):
@@ -197,7 +253,8 @@ def clips(paths: Paths, results: Results) -> list[Clip]:
             caption = (
                 f"initial state {episode.initial_state}, {outcome}, {np.mean(episode.tokens_kept):.1f} tokens kept"
             )
-            found[episode.task_index] = Clip(episode.instruction, content, caption)
+            video = Media("video/mp4", content)
+            found[episode.task_index] = Clip(episode.instruction, video, caption, autoplay=True)
     return list(found.values())
 
 
@@ -206,7 +263,15 @@ def demo_commands(config: DemoConfig) -> str:
     return "\n".join(shlex.join(command) for stage in STAGES for command in stage_commands(config, stage))
 
 
-def stage_times(config: DemoConfig) -> list[tuple[str, float]]:
-    """Seconds of the stages that are done."""
+def stage_table(config: DemoConfig) -> Table:
+    """How long the stages took that are done."""
     files = {stage: Paths(config.output_dir, config.suffix).stage(stage) for stage in STAGES}
-    return [(stage, json.loads(file.read_text())["seconds"]) for stage, file in files.items() if file.is_file()]
+    seconds = {stage: json.loads(file.read_text())["seconds"] for stage, file in files.items() if file.is_file()}
+    rows = [(stage, duration(time)) for stage, time in seconds.items()]
+    return Table("Stage times", ("stage", "time"), rows, totals=[("together", duration(sum(seconds.values())))])
+
+
+def versions_table(results: Results) -> Table:
+    """Software and machine, as they were recorded."""
+    facts = {**results.versions, "renderer": results.run["rendering_backend"], "git commit": results.run["git_commit"]}
+    return Table("Versions", ("part", "version"), [(name, str(value)) for name, value in facts.items()], numeric=False)

@@ -7,15 +7,15 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from experiments.robot.libero.config import EvaluationConfig
+from experiments.robot.libero.config import FREE_FLAGS, EvaluationConfig
 from experiments.robot.libero.results import Results
 from prismatic.inspection import Inspection
 
 PAPER = "[arXiv 2509.12594](https://arxiv.org/abs/2509.12594)"
 _FACTS = ("kind", "weights", "robot", "pruner", "images per sample", "action read-out", "statistics")
-_NOT_OF_THE_RESULT = {
-    "pretrained_checkpoint", "model_family", "lora_rank", "run_id_note", "local_log_dir", "output_dir", "use_wandb",
-    "wandb_entity", "wandb_project", "save_rollout_video", "max_videos_per_task", "video_every_steps",
+_NOT_OF_THE_RESULT = FREE_FLAGS | {
+    "pretrained_checkpoint", "model_family", "lora_rank", "save_rollout_video", "max_videos_per_task",
+    "video_every_steps",
 }  # fmt: skip
 
 

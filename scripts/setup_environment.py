@@ -18,6 +18,8 @@ OLDEST, NEWEST = (3, 10), (3, 12)
 SIZE = "The first installation downloads about 4.3 GB (PyTorch with CUDA is most of it) and takes 10 GB on disk."
 EGL_PACKAGES = ["libegl1", "libegl-mesa0", "libgl1-mesa-dri", "libgl1", "libglib2.0-0"]
 OSMESA_PACKAGES = ["libosmesa6", "libglib2.0-0"]
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+BROWSER_PACKAGES = ["chromium"]
 BACKENDS = {"egl": EGL_PACKAGES, "osmesa": OSMESA_PACKAGES}
 RENDER_ONE_FRAME = "from experiments.robot.libero.environment import check_rendering; print(check_rendering())"
 
@@ -138,6 +140,25 @@ def check_rendering(python):
     )
 
 
+def find_browser():
+    """The path of an installed Chromium or Chrome, or None."""
+    return next((path for path in map(shutil.which, BROWSERS) if path), None)
+
+
+def check_browser():
+    """See to a browser for the tests of the reports: install one if this user may, else say how."""
+    if find_browser() is None:
+        install_packages(BROWSER_PACKAGES)
+    browser = find_browser()
+    if browser is not None:
+        say(f"the tests of the reports use {browser}")
+        return
+    say(
+        "no Chromium was found: the tests that open reports in a browser will be skipped. On Debian run:\n"
+        f"    sudo apt-get update && sudo apt-get install -y {' '.join(BROWSER_PACKAGES)}"
+    )
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--venv", type=Path, default=ROOT / ".venv")
@@ -149,6 +170,8 @@ def main():
             say(SIZE)
         install(make_environment(arguments.venv.absolute()))
     check_rendering(arguments.venv.absolute() / "bin" / "python")
+    if not arguments.check_only:
+        check_browser()
 
 
 if __name__ == "__main__":

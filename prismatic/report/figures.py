@@ -1,20 +1,89 @@
-"""Line charts as inline SVG that takes the page's own text colour, so that one file reads well in light and dark."""
+"""Charts as inline SVG that takes the page's own text colour, so that one file reads well in light and dark."""
 
+from __future__ import annotations
+
+import hashlib
 import io
-from collections.abc import Mapping, Sequence
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar
 
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-COLOURS = ("#3d7dd8", "#d9822b", "#3f9d63", "#b0519b")
-"""Line colours that hold on white and on near-black."""
+from prismatic.report.data import Table
 
-_INK = "#123457"  # Stands for the page's text colour until the SVG is written.
+COLOURS = ("#3d7dd8", "#d9822b", "#3f9d63", "#b0519b", "#8a8f2f", "#2f9aa5", "#c2554b", "#7a6bd1")
+"""Colours that hold on white and on near-black."""
+
+INK = "#123457"
+"""Stands for the page's text colour until the SVG is written."""
+
+_TABLE_ROWS = 12
+_LEGEND_LETTERS = 78  # that fit beside each other above a wide chart
 _SMOOTH_FROM = 60  # Points from which on a running mean is drawn over the faint raw line.
+_OPTIONS: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "font.family": "sans-serif",
+    "font.size": 10,
+    "text.parse_math": False,
+}
+_NO_METADATA = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+
+
+@contextmanager
+def chart_axes(width: float, height: float) -> Iterator[Any]:
+    """Axes of a new figure of so many inches, styled for the page; see `to_svg`."""
+    with matplotlib.rc_context(_OPTIONS):
+        axes = Figure(figsize=(width, height), layout="constrained").add_subplot()
+        axes.tick_params(colors=INK, which="both", length=3)
+        axes.grid(alpha=0.18, color=INK, linewidth=0.6)
+        axes.set_axisbelow(True)
+        style_spines(axes)
+        yield axes
+
+
+def style_spines(axes: Any, shown: Sequence[str] = ("left", "bottom")) -> None:
+    for name, spine in axes.spines.items():
+        spine.set_visible(name in shown)
+        spine.set_color(INK)
+        spine.set_alpha(0.5)
+
+
+def add_legend(axes: Any) -> None:
+    """A legend inside the axes, where there is room."""
+    axes.legend(frameon=False, labelcolor=INK, fontsize=9)
+
+
+def legend_shape(labels: Sequence[str]) -> tuple[int, float]:
+    """Columns of a legend above a wide chart, and the inches that it takes in height; (0, 0) for a single label."""
+    if len(labels) < 2:
+        return 0, 0.0
+    one_row = sum(6 + len(label) for label in labels) <= _LEGEND_LETTERS
+    columns = len(labels) if one_row else max(1, _LEGEND_LETTERS // (6 + max(map(len, labels))))
+    return columns, 0.12 + 0.2 * -(-len(labels) // columns)
+
+
+def add_legend_above(axes: Any, columns: int) -> None:
+    """A legend over the whole width of the figure, above the axes; see `legend_shape`."""
+    axes.figure.legend(loc="outside upper left", ncols=columns, frameon=False, labelcolor=INK, fontsize=9)
+
+
+def to_svg(axes: Any, description: str) -> str:
+    """The figure of the axes as an `<svg>` element whose ids no other chart of the page has."""
+    salt = hashlib.sha256(description.encode()).hexdigest()[:10]
+    with matplotlib.rc_context({**_OPTIONS, "svg.hashsalt": salt}):
+        buffer = io.StringIO()
+        axes.figure.savefig(buffer, format="svg", transparent=True, metadata=_NO_METADATA)
+    text = buffer.getvalue().replace(INK, "currentColor")
+    text = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>c{salt}-", text)
+    return text[text.index("<svg") :]
 
 
 @dataclass(frozen=True)
@@ -24,14 +93,56 @@ class Curve:
     Args:
         title: What is drawn, in words.
         keys: Legend label -> key in the metrics records; records without the key are left out.
+        metrics: One mapping per logged step, with `step` and any number of named values; see `read_metrics`.
         unit: Label of the y axis.
         log_scale: Logarithmic y axis.
     """
 
+    kind: ClassVar[str] = "chart"
+    wide: ClassVar[bool] = False
     title: str
     keys: Mapping[str, str]
+    metrics: Sequence[Mapping[str, Any]]
     unit: str = ""
     log_scale: bool = False
+
+    @property
+    def series(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """Legend label -> steps and values; keys that no record has are left out."""
+        found = {label: points_of(self.metrics, key) for label, key in self.keys.items()}
+        return {label: points for label, points in found.items() if points[0].size}
+
+    @property
+    def description(self) -> str:
+        ends = [f"{label} {values[0]:.3g} to {values[-1]:.3g}" for label, (_, values) in self.series.items()]
+        return f"{self.title}, over optimiser steps: {'; '.join(ends)}"
+
+    def svg(self) -> str | None:
+        """The chart; None when no record has any of the keys."""
+        series = self.series
+        if not series:
+            return None
+        with chart_axes(5.2, 3.0) as axes:
+            for colour, (label, (steps, values)) in zip(COLOURS * len(series), series.items(), strict=False):
+                _draw_line(axes, steps, values, label, colour)
+            _style_curve(axes, self)
+            if len(series) > 1:
+                add_legend(axes)
+            return to_svg(axes, self.description)
+
+    def table(self) -> Table | None:
+        """At most a dozen points of each line."""
+        rows = [
+            (f"{steps[index]:g}", label, f"{values[index]:.4g}")
+            for label, (steps, values) in self.series.items()
+            for index in spread(steps.size)
+        ]
+        return Table(self.title, ("optimiser step", "line", self.unit or "value"), rows) if rows else None
+
+
+def spread(count: int, most: int = _TABLE_ROWS) -> list[int]:
+    """At most so many indices below `count`, evenly from the first to the last."""
+    return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(int)).tolist()
 
 
 def points_of(metrics: Sequence[Mapping[str, Any]], key: str) -> tuple[np.ndarray, np.ndarray]:
@@ -43,34 +154,6 @@ def points_of(metrics: Sequence[Mapping[str, Any]], key: str) -> tuple[np.ndarra
     )
     table = np.array(pairs, dtype=np.float64).reshape(-1, 2)
     return table[:, 0], table[:, 1]
-
-
-def curve_svg(curve: Curve, metrics: Sequence[Mapping[str, Any]]) -> str | None:
-    """The chart as an `<svg>` element; None when no record has any of the keys.
-
-    Args:
-        metrics: One mapping per logged step, with `step` and any number of named values.
-    """
-    series = {label: points_of(metrics, key) for label, key in curve.keys.items()}
-    series = {label: points for label, points in series.items() if points[0].size}
-    if not series:
-        return None
-    options: dict[Any, Any] = {
-        "svg.fonttype": "none",
-        "svg.hashsalt": curve.title,
-        "font.family": "sans-serif",
-        "font.size": 10,
-    }
-    with matplotlib.rc_context(options):
-        figure = Figure(figsize=(5.2, 3.0), layout="constrained")
-        axes = figure.add_subplot()
-        for colour, (label, (steps, values)) in zip(COLOURS * len(series), series.items(), strict=False):
-            _draw_line(axes, steps, values, label, colour)
-        _style_axes(axes, curve, len(series))
-        buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    text = buffer.getvalue().replace(_INK, "currentColor")
-    return text[text.index("<svg") :]
 
 
 def _draw_line(axes: Any, steps: np.ndarray, values: np.ndarray, label: str, colour: str) -> None:
@@ -90,7 +173,7 @@ def running_mean(values: np.ndarray, window: int) -> np.ndarray:
     return (sums[index + half + 1] - sums[index - half]) / (2 * half + 1)
 
 
-def _style_axes(axes: Any, curve: Curve, lines: int) -> None:
+def _style_curve(axes: Any, curve: Curve) -> None:
     if curve.log_scale:
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
@@ -98,14 +181,25 @@ def _style_axes(axes: Any, curve: Curve, lines: int) -> None:
         axes.yaxis.set_minor_formatter(NullFormatter())
     else:
         axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
-    axes.set_xlabel("optimiser step", color=_INK)
-    axes.set_ylabel(curve.unit, color=_INK)
+    axes.set_xlabel("optimiser step", color=INK)
+    axes.set_ylabel(curve.unit, color=INK)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
-    axes.tick_params(colors=_INK, which="both", length=3)
-    axes.grid(alpha=0.18, color=_INK, linewidth=0.6)
-    for name, spine in axes.spines.items():
-        spine.set_visible(name in ("left", "bottom"))
-        spine.set_color(_INK)
-        spine.set_alpha(0.5)
-    if lines > 1:
-        axes.legend(frameon=False, labelcolor=_INK, fontsize=9)
+
+
+def read_metrics(path: str | Path) -> list[dict[str, Any]]:
+    """Records of a JSON-lines file. A last line that was cut off by a killed writer is left out.
+
+    Raises:
+        ValueError: when any earlier line is not JSON; names file and line.
+    """
+    lines = Path(path).read_text(encoding="utf-8").splitlines()
+    records = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            if number < len(lines):
+                raise ValueError(f"{path}, line {number}: not JSON ({error})") from error
+    return records

@@ -154,3 +154,4 @@ def test_command_evaluates_and_writes_results(untrained_checkpoint: Path, tmp_pa
         assert episode.invalid is None and episode.success is False
         assert episode.steps == 300 and len(episode.latency_ms) == 38 and episode.num_visual_tokens == 98
         assert episode.displacement is not None and episode.displacement["split"] == "evaluation"
+    assert "put the bowl on the plate" in (tmp_path / "report.html").read_text(encoding="utf-8")

@@ -29,3 +29,17 @@ def test_a_renderer_that_does_not_work_is_reported_not_raised() -> None:
     name, error = setup_environment.render(Path(sys.executable), "no-such-backend")
     assert name is None
     assert "no-such-backend" in error and APT_COMMAND in error
+
+
+def test_a_missing_browser_is_no_error(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    setup_environment.check_browser()
+    assert "apt-get install -y chromium" in capsys.readouterr().out
+    browser = tmp_path / "chromium"
+    browser.write_text("#!/bin/sh\n")
+    browser.chmod(0o755)
+    assert setup_environment.find_browser() == str(browser)
+    setup_environment.check_browser()
+    assert str(browser) in capsys.readouterr().out

@@ -51,6 +51,7 @@ class EvaluationConfig:
     run_id_note: str | None = None  # ends the name of the output folder
     local_log_dir: str = "./experiments/logs"  # output folders go below it
     save_rollout_video: bool = False  # camera views beside what the pruner kept
+    report: bool = True  # report.html and report.md beside the results
     use_wandb: bool = False
     wandb_entity: str | None = None
     wandb_project: str = "lightvla"
@@ -70,20 +71,16 @@ class EvaluationConfig:
     video_every_steps: int = 2  # a frame each so many control steps
     output_dir: str | None = None  # None: a folder of its own below local_log_dir
     num_envs: int | None = None  # simulator processes; 1 simulates beside the policy; None: one per core
-    batch_size: int = (
-        1  # looks answered at once; with more than 1, answers depend on who else waits, in the last digits
-    )
+    batch_size: int | None = None  # looks answered at once; None: 1, so that no answer depends on who else waits
     resume: bool = False  # go on with the rollouts that output_dir already holds
     max_attempts: int = 3  # how often a rollout is begun before an error makes it invalid
     worker_timeout_s: float = 300.0  # a simulator process that says nothing for so long is replaced
-    render_every_step: bool = (
-        False  # draw pictures that nobody looks at, as the research code does; for comparing times
-    )
+    render_every_step: bool = False  # draw pictures nobody looks at, as the research code does; to compare times
 
 
 FREE_FLAGS = frozenset(
     {"output_dir", "local_log_dir", "run_id_note", "use_wandb", "wandb_entity", "wandb_project", "device"}
-    | {"num_envs", "resume", "max_attempts", "worker_timeout_s", "render_every_step"}
+    | {"num_envs", "resume", "max_attempts", "worker_timeout_s", "render_every_step", "report", "policy_timeout_s"}
 )
 """Flags that change how an evaluation runs but not what it finds; all others must agree when it is resumed."""
 

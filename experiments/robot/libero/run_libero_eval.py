@@ -4,9 +4,9 @@
 
     torchrun --standalone --nproc-per-node 8 experiments/robot/libero/run_libero_eval.py ...    # a policy per GPU
 
-Writes `results.json`, and videos where asked for, into one folder; `--resume True` goes on with a stopped evaluation.
-Ends with 0 when every rollout counts, 3 when some are invalid (an error inside the rollout; the tracebacks are in the
-results), 2 when the flags or the checkpoint cannot be used, 130 when it was interrupted.
+Writes `results.json`, a report on it, and videos where asked for, into one folder; `--resume True` goes on with a
+stopped evaluation. Ends with 0 when every rollout counts, 3 when some are invalid (an error inside the rollout; the
+tracebacks are in the results), 2 when the flags or the checkpoint cannot be used, 130 when it was interrupted.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
+from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # idle threads must not take the cores from simulator processes
 
@@ -106,9 +107,23 @@ def run(config: EvaluationConfig, command: list[str], console: Console, processe
     shown.print(summary_table(results))
     shown.print(cost_line(results))
     shown.print(f"results: {plan.output_dir / FILE_NAME}", soft_wrap=True)
+    if config.report and processes.is_main:
+        shown.print(report_line(plan.output_dir), soft_wrap=True, markup=False)
     if config.use_wandb and processes.is_main:
         log_to_wandb(plan, results)
     return INVALID if results.summary()["all"]["invalid"] else 0
+
+
+def report_line(folder: Path) -> str:
+    """Write the report; returns where it is, or why there is none: no evaluation is lost over its report."""
+    try:
+        from experiments.robot.libero.report import write_reports
+
+        return f"report: {write_reports([folder])[0]}"
+    except ImportError as error:
+        return f"no report ({error}): pip install 'lightvla[report]', then scripts/report_results.py {folder}"
+    except (OSError, ValueError) as error:
+        return f"no report: {error}"
 
 
 def log_to_wandb(plan: Plan, results: Results) -> None:

@@ -1,0 +1,105 @@
+"""An evaluation as its report sees it: a name, its results, and how it is to be understood."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from experiments.robot.libero.results import EpisodeRecord, Results
+
+CONTROL_WORDS = {
+    "blank_images": "the policy saw mid-grey pictures; what it solves, it solves with its eyes shut",
+    "swapped_instruction": "the policy was told another task of the same scene; its own goal should stay unreached",
+    "random_tokens": "the policy saw as many tokens as the pruner chose, but chosen at random",
+}
+"""What each control means, for readers who have not read the documentation."""
+
+TaskKey = tuple[str, int]
+"""Suite and index of a task."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One results file.
+
+    Args:
+        name: Short and unique in the report.
+        folder: Where the results file lies; videos are relative to it.
+    """
+
+    name: str
+    results: Results
+    folder: Path
+
+    @property
+    def control(self) -> str:
+        """Name of the control; empty for an ordinary evaluation."""
+        control = str(self.results.config.get("control", "none"))
+        return "" if control == "none" else control
+
+    @property
+    def label(self) -> str:
+        """The name, with the control where there is one."""
+        return f"{self.name} (control: {self.control.replace('_', ' ')})" if self.control else self.name
+
+    @property
+    def complete(self) -> bool:
+        return bool(self.results.run.get("complete"))
+
+    @property
+    def seconds_per_step(self) -> float | None:
+        """Length of a control step; None where the results do not say."""
+        rate = (self.results.policy.get("robot") or {}).get("control_rate_hz")
+        return 1.0 / rate if rate else None
+
+    @property
+    def open_loop_steps(self) -> int | None:
+        """Control steps from one look to the next; None where the results do not say."""
+        robot = self.results.policy.get("robot") or {}
+        return self.results.config.get("num_open_loop_steps") or robot.get("open_loop_steps")
+
+
+def load_evaluations(paths: Sequence[str | Path]) -> list[Evaluation]:
+    """Read results files, or the ones inside folders, and name them by the folders they lie in.
+
+    Raises:
+        FileNotFoundError: where there is none.
+        ValueError: for results of another schema, and for one file given twice.
+    """
+    folders = [(path if path.is_dir() else path.parent).resolve() for path in map(Path, paths)]
+    results = [Results.load(path) for path in paths]
+    if len(set(folders)) < len(folders):
+        raise ValueError("the same results were given twice; name each results file or folder once")
+    names = short_names(folders)
+    return [Evaluation(*parts) for parts in zip(names, results, folders, strict=True)]
+
+
+def short_names(folders: Sequence[Path]) -> list[str]:
+    """As many last parts of the paths as it takes to tell them apart."""
+    longest = max((len(folder.parts) for folder in folders), default=1)
+    for count in range(1, longest + 1):
+        names = ["/".join(folder.parts[-count:]) for folder in folders]
+        if len(set(names)) == len(names):
+            break
+    return names
+
+
+def task_words(episode: EpisodeRecord) -> str:
+    return episode.task_name.replace("_", " ")
+
+
+def outcome_words(episode: EpisodeRecord) -> str:
+    """`solved`, `not solved` or `invalid`; where another task's words were given, what became of both goals."""
+    if episode.success is None:
+        return "invalid"
+    if episode.other_task is None:
+        return "solved" if episode.success else "not solved"
+    own, other = ("reached" if reached else "not reached" for reached in (episode.success, episode.other_success))
+    return f"own goal {own}, the goal it was told {other}"
+
+
+def last_line(traceback: str) -> str:
+    """The line of a traceback that names the error; errors of several lines end in more words."""
+    lines = [line for line in traceback.strip().splitlines() if line.strip()]
+    return lines[-1].strip() if lines else "no traceback was recorded"

@@ -1,0 +1,47 @@
+"""Which files go into a page and which are linked, under one limit for the whole page."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote
+
+from prismatic.report.data import Media
+
+
+@dataclass
+class MediaFiles:
+    """Embeds files while they fit, first come first served, and links the others.
+
+    Args:
+        folder: Where the report's file will be; links are relative to it.
+        max_bytes: Room for embedded content, counted as it stands in the page (base64: 4/3 of the file).
+        embedded: How many files went in.
+        linked: How many did not fit.
+        used_bytes: Room taken so far.
+    """
+
+    folder: Path
+    max_bytes: int
+    embedded: int = 0
+    linked: int = 0
+    used_bytes: int = 0
+
+    def add(self, path: Path, mime: str) -> Media | None:
+        """The file as the page shows it; None when there is no such file."""
+        if not path.is_file():
+            return None
+        address = relative_address(path, self.folder)
+        size = 4 * -(-path.stat().st_size // 3)
+        if self.used_bytes + size > self.max_bytes:
+            self.linked += 1
+            return Media(mime, address=address)
+        self.used_bytes += size
+        self.embedded += 1
+        return Media(mime, path.read_bytes(), address)
+
+
+def relative_address(path: Path, folder: Path) -> str:
+    """Percent-encoded address of a file for a page in `folder`."""
+    return quote(Path(os.path.relpath(path.resolve(), folder.resolve())).as_posix())
