@@ -10,6 +10,7 @@ import pytest
 from experiments.robot.libero.config import EvaluationConfig, check_flags, parse_indices
 from experiments.robot.libero.environment import load_task
 from experiments.robot.libero.evaluation import load_policy, make_plan, scene_of, swap_partners
+from experiments.robot.libero.recording import EpisodeRecording
 from experiments.robot.libero.results import Results
 from experiments.robot.libero.run_libero_eval import UNUSABLE, main
 
@@ -140,7 +141,8 @@ def test_command_refuses_with_one_line(capsys: pytest.CaptureFixture[str]) -> No
 
 
 def test_command_evaluates_and_writes_results(untrained_checkpoint: Path, tmp_path: Path) -> None:
-    flags = {"initial_states": "30", "wide_starts_m": 0.06, "renderer": "fast", "env_img_res": 64, "device": "cpu"}
+    flags: dict[str, Any] = {"initial_states": "30", "wide_starts_m": 0.06, "renderer": "fast", "env_img_res": 64}
+    flags |= {"device": "cpu", "record": True}
     flags |= {"pretrained_checkpoint": str(untrained_checkpoint), "output_dir": str(tmp_path), "task_ids": "1,8"}
     assert main(config(**flags, control="swapped_instruction"), ["eval", "--flag"]) == 0
     results = Results.load(tmp_path)
@@ -153,3 +155,8 @@ def test_command_evaluates_and_writes_results(untrained_checkpoint: Path, tmp_pa
         assert episode.invalid is None and episode.success is False
         assert episode.steps == 300 and len(episode.latency_ms) == 38 and episode.num_visual_tokens == 98
         assert episode.displacement is not None and episode.displacement["split"] == "evaluation"
+        assert episode.record == f"records/task{episode.task_index}_state30_trial0_failure.npz"
+        recording = EpisodeRecording.load(tmp_path / episode.record)
+        assert recording.episode.actions_sha256 == episode.actions_sha256 and len(recording.look_steps) == 38
+        assert recording.kept is not None and recording.kept.sum(axis=1).tolist() == episode.tokens_kept
+        assert recording.policy["unnorm_key"] == "libero_goal_no_noops" and recording.environment["resolution"] == 64

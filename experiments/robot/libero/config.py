@@ -47,6 +47,7 @@ class EvaluationConfig:
     run_id_note: str | None = None  # ends the name of the output folder
     local_log_dir: str = "./experiments/logs"  # output folders go below it
     save_rollout_video: bool = False  # camera views beside what the pruner kept
+    record: bool = False  # observations, actions and kept tokens of every episode, for replays and pictures
     use_wandb: bool = False
     wandb_entity: str | None = None
     wandb_project: str = "lightvla"

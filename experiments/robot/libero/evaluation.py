@@ -25,6 +25,7 @@ from experiments.robot.libero.environment import (
     get_suite,
     load_task,
 )
+from experiments.robot.libero.recording import FOLDER, EpisodeRecorder
 from experiments.robot.libero.results import FILE_NAME, EpisodeRecord, Results, collect_versions, git_commit
 from experiments.robot.libero.rollout import RolloutRecorder, RolloutSettings, Start, run_episode
 from experiments.robot.libero.simulator import simulator
@@ -278,10 +279,15 @@ def _evaluate_task(
             if environment is None:
                 environment = _make_environment(plan, agent, start.task)
             recorder = _make_recorder(plan, agent, start)
-            record = run_episode(environment, agent, start, settings, recorder)
+            episode_recorder = _make_episode_recorder(plan, agent, start, settings)
+            observers = [observer for observer in (recorder, episode_recorder) if observer is not None]
+            record = run_episode(environment, agent, start, settings, observers)
             if recorder is not None and recorder.frames:
                 record.video = f"videos/{video_name(record)}"
                 recorder.save(plan.output_dir / record.video)
+            if episode_recorder is not None and episode_recorder.recording is not None:
+                record.record = f"{FOLDER}/{record.file_stem}.npz"
+                episode_recorder.recording.save(plan.output_dir / record.record)
             if record.invalid is not None:
                 reason = record.invalid.strip().splitlines()[-1]
                 logger.warning("task %d, trial %d is invalid: %s", record.task_index, record.trial, reason)
@@ -319,7 +325,12 @@ def _make_recorder(plan: Plan, agent: Agent, start: Start) -> RolloutRecorder | 
     )
 
 
+def _make_episode_recorder(plan: Plan, agent: Agent, start: Start, settings: RolloutSettings) -> EpisodeRecorder | None:
+    if not plan.config.record:
+        return None
+    return EpisodeRecorder(start, settings, agent.center_crop, agent.robot.control_rate_hz, agent.description())
+
+
 def video_name(record: EpisodeRecord) -> str:
     """`task1_state30_trial0_success.mp4`."""
-    outcome = {True: "success", False: "failure", None: "invalid"}[record.success]
-    return f"task{record.task_index}_state{record.initial_state}_trial{record.trial}_{outcome}.mp4"
+    return f"{record.file_stem}.mp4"

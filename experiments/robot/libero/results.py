@@ -89,6 +89,12 @@ class EpisodeRecord:
         """What pairs the same start across evaluations: (suite, task, initial state, trial)."""
         return self.suite, self.task_index, self.initial_state, self.trial
 
+    @property
+    def file_stem(self) -> str:
+        """`task1_state30_trial0_success`: how files of this rollout are named, without suffix."""
+        outcome = {True: "success", False: "failure", None: "invalid"}[self.success]
+        return f"task{self.task_index}_state{self.initial_state}_trial{self.trial}_{outcome}"
+
 
 @dataclass
 class Results:
