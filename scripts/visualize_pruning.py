@@ -51,15 +51,18 @@ def main(arguments: argparse.Namespace, console: Console) -> int:
         console.print(str(error), markup=False, highlight=False, soft_wrap=True)
         return UNUSABLE
     for name, trace in traces.items():
-        kept = trace.kept.sum(axis=1)
-        console.print(
-            f"{name}: {trace.num_looks} looks, {kept.mean():.1f} of {trace.kept.shape[1]} tokens kept "
-            f"({kept.min()} to {kept.max()})",
-            highlight=False,
-            soft_wrap=True,
-        )
+        console.print(f"{name}: {summary(trace)}", highlight=False, soft_wrap=True)
     console.print(f"pictures: {arguments.output_dir}", soft_wrap=True)
     return 0
+
+
+def summary(trace: PruningTrace) -> str:
+    """`34 looks, 17.3 of 98 tokens kept (12 to 27)`."""
+    kept = trace.kept.sum(axis=1)
+    if trace.num_looks == 1:
+        return f"1 look, {kept[0]} of {trace.kept.shape[1]} tokens kept"
+    mean, span = f"{kept.mean():.1f} of {trace.kept.shape[1]}", f"{kept.min()} to {kept.max()}"
+    return f"{trace.num_looks} looks, {mean} tokens kept ({span})"
 
 
 def check(arguments: argparse.Namespace) -> None:

@@ -158,8 +158,10 @@ def _draw_scores(axes: Any, steps: NDArray[np.int64], scores: NDArray[np.float32
         low, median, high = np.nanquantile(chosen, [0.1, 0.5, 0.9], axis=1)
         axes.fill_between(steps[some], low, high, color=colour, alpha=0.2, linewidth=0)
         axes.plot(steps[some], median, color=colour, label=f"{label} tokens", linewidth=1.8)
+    bottom, top = axes.get_ylim()
+    axes.set_ylim(bottom, top + 0.2 * (top - bottom))  # room for the legend
     axes.set_ylabel("best score of any query")
-    axes.legend(frameon=False, fontsize=9, ncols=2)
+    axes.legend(frameon=False, fontsize=9, ncols=2, loc="upper left")
 
 
 def compare_chart(traces: Sequence[PruningTrace], names: Sequence[str]) -> Figure:
