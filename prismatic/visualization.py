@@ -29,6 +29,7 @@ _MARGIN = 8
 _BACKGROUND = (24, 26, 31)
 _TEXT = (226, 228, 233)
 _MUTED = (150, 155, 165)
+_OUTLINE = (255, 205, 70)
 _OUTCOME = {True: (92, 201, 128), False: (235, 111, 100)}
 
 
@@ -56,15 +57,34 @@ def dim_pruned(image: Picture, grid: NDArray[np.bool_], center_crop: bool = Fals
             border, which it never saw, counts as dropped.
         strength: 0 leaves pruned patches alone, 1 makes them black.
     """
+    seen = _kept_pixels(image, grid, center_crop)
+    grey = image.mean(axis=2, keepdims=True)
+    dimmed = (1.0 - strength) * (0.5 * image + 0.5 * grey)
+    return np.where(seen[..., None], image, dimmed.round()).astype(np.uint8)
+
+
+def outline_kept(image: Picture, grid: NDArray[np.bool_], center_crop: bool = False) -> Picture:
+    """The image with a thin line just inside the border of every area of kept patches, which dark ones need.
+
+    Args:
+        image: uint8 (H, W, 3), the full camera view, dimmed or not.
+        grid: bool (G, G), True where the patch was kept.
+        center_crop: as in `dim_pruned`.
+    """
+    seen = np.pad(_kept_pixels(image, grid, center_crop), 1)
+    inner = seen[1:-1, 1:-1] & seen[:-2, 1:-1] & seen[2:, 1:-1] & seen[1:-1, :-2] & seen[1:-1, 2:]
+    edge = seen[1:-1, 1:-1] & ~inner
+    return np.where(edge[..., None], np.array(_OUTLINE, np.uint8), image).astype(np.uint8)
+
+
+def _kept_pixels(image: Picture, grid: NDArray[np.bool_], center_crop: bool) -> NDArray[np.bool_]:
+    """(H, W): which pixels lie on kept patches."""
     height, width = image.shape[:2]
     side = math.sqrt(CROP_AREA) if center_crop else 1.0
     rows = _patch_of_pixel(height, grid.shape[0], side)
     columns = _patch_of_pixel(width, grid.shape[1], side)
     padded = np.pad(grid, ((0, 1), (0, 1)))  # The extra row and column stand for "outside".
-    seen = padded[rows[:, None], columns[None, :]]
-    grey = image.mean(axis=2, keepdims=True)
-    dimmed = (1.0 - strength) * (0.5 * image + 0.5 * grey)
-    return np.where(seen[..., None], image, dimmed.round()).astype(np.uint8)
+    return padded[rows[:, None], columns[None, :]]
 
 
 def _patch_of_pixel(pixels: int, patches: int, side: float) -> NDArray[np.int64]:
@@ -151,6 +171,88 @@ def sheet(rows: Sequence[Sequence[Picture]], size: int = PANEL_SIZE, gap: int = 
     return canvas
 
 
+@dataclass(frozen=True)
+class PruningTrace:
+    """What a policy saw over L looks of one episode, with I cameras.
+
+    Args:
+        title: Stands above the frames: the instruction, say.
+        cameras: Their names, in the policy's order.
+        images: Per camera what the policy was given, uint8 (L, H, W, 3).
+        kept: (L, V) bool, the visual tokens that stayed.
+        steps: (L,) how many control steps had been taken at each look.
+        center_crop: Whether the policy saw the central part only.
+        control_rate_hz: Control steps per second.
+        scores: (L, V) the best score that any query gave each token, where there are scores.
+        success: How the episode ended, where that is known.
+
+    Raises:
+        ValueError: when the numbers of looks or cameras differ, or V is not I squares.
+    """
+
+    title: str
+    cameras: tuple[str, ...]
+    images: tuple[NDArray[np.uint8], ...]
+    kept: NDArray[np.bool_]
+    steps: NDArray[np.int64]
+    center_crop: bool = False
+    control_rate_hz: float = 20.0
+    scores: NDArray[np.float32] | None = None
+    success: bool | None = None
+
+    def __post_init__(self) -> None:
+        looks = {len(part) for part in (*self.images, self.kept, self.steps, *self._scores)}
+        if len(looks) != 1 or looks == {0} or len(self.images) != len(self.cameras):
+            raise ValueError(
+                f"{self.title!r}: {len(self.cameras)} cameras, {len(self.images)} rows of pictures, numbers of looks "
+                f"{sorted(looks)}; expected a row per camera, and as many pictures, masks and steps as there are looks"
+            )
+        kept_grids(self.kept[0], len(self.images))
+
+    @property
+    def _scores(self) -> tuple[NDArray[np.float32], ...]:
+        return () if self.scores is None else (self.scores,)
+
+    @property
+    def num_looks(self) -> int:
+        """L."""
+        return len(self.steps)
+
+    @property
+    def looks_per_second(self) -> float:
+        """How often the policy looked, for playing the looks in real time; 1 where it looked once."""
+        return self.control_rate_hz / float(np.median(np.diff(self.steps))) if self.num_looks > 1 else 1.0
+
+    @property
+    def grids(self) -> NDArray[np.bool_]:
+        """(L, I, G, G) bool, the kept patches of every camera."""
+        return np.stack([kept_grids(row, len(self.images)) for row in self.kept])
+
+    def seen(self, look: int, size: int = PANEL_SIZE) -> list[Picture]:
+        """One look's pictures (size, size, 3) with pruned patches dimmed and kept ones outlined."""
+        drawn = []
+        for pictures, grid in zip(self.images, kept_grids(self.kept[look], len(self.images)), strict=True):
+            dimmed = dim_pruned(resize(pictures[look], size), grid, self.center_crop)
+            drawn.append(outline_kept(dimmed, grid, self.center_crop))
+        return drawn
+
+    def frame(self, look: int) -> Picture:
+        """One look as a captioned frame: the pictures, and beside them the same with pruned patches dimmed."""
+        row = self.kept[look]
+        detail = f"step {self.steps[look]} · kept {row.sum()} of {row.size} visual tokens"
+        if len(self.cameras) > 1:
+            counts = kept_grids(row, len(self.cameras)).sum(axis=(1, 2))
+            detail += f" ({', '.join(f'{name} {count}' for name, count in zip(self.cameras, counts, strict=True))})"
+        last = look in (self.num_looks - 1, -1)
+        caption = Caption(self.title, detail, self.success if last else None)
+        return compose_frame([pictures[look] for pictures in self.images], self.seen(look), caption)
+
+    def overview(self, columns: int = 6, size: int = 176) -> Picture:
+        """What was kept at a few looks from first to last, a row per camera."""
+        chosen = np.linspace(0, self.num_looks - 1, min(columns, self.num_looks)).round().astype(int)
+        return sheet(list(zip(*(self.seen(look, size) for look in chosen), strict=True)), size)
+
+
 def write_mp4(path: str | Path, frames: Sequence[Picture], fps: float) -> Path:
     """H.264 in MP4, playable in any browser. Frames are uint8 (H, W, 3), all of one even-sided shape.
 
@@ -178,9 +280,10 @@ def write_mp4(path: str | Path, frames: Sequence[Picture], fps: float) -> Path:
     return path
 
 
-def encode_png(image: Picture) -> bytes:
+def encode_png(image: Picture, optimize: bool = True) -> bytes:
+    """PNG; `optimize` makes it a little smaller and takes several times as long."""
     buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, format="PNG", optimize=True)
+    Image.fromarray(image).save(buffer, format="PNG", optimize=optimize)
     return buffer.getvalue()
 
 

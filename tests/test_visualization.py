@@ -100,3 +100,52 @@ def test_png_round_trip(tmp_path: Path) -> None:
     with Image.open(path) as opened:
         assert (np.asarray(opened) == image).all()
     assert vis.data_uri(b"abc", "text/plain") == "data:text/plain;base64,YWJj"
+
+
+def test_outline_kept_draws_inside_the_border_only() -> None:
+    image, grid = np.zeros((40, 40, 3), dtype=np.uint8), np.zeros((4, 4), dtype=bool)
+    grid[1, 1:3] = grid[0, 0] = True
+    drawn = vis.outline_kept(image, grid).any(axis=2)
+    kept = np.kron(grid, np.ones((10, 10), dtype=bool))
+    for row in range(40):
+        for column in range(40):
+            around = [(row - 1, column), (row + 1, column), (row, column - 1), (row, column + 1)]
+            inside = all(0 <= r < 40 and 0 <= c < 40 and kept[r, c] for r, c in around)
+            assert drawn[row, column] == (kept[row, column] and not inside)
+
+
+def trace_of(looks: int = 3, **changes: object) -> vis.PruningTrace:
+    images = (np.stack([checker(64)] * looks), np.stack([checker(64)[::-1]] * looks))
+    kept = np.zeros((looks, 2 * 4), dtype=bool)
+    kept[:, [0, 5]] = True
+    parts = {"title": "lift it", "cameras": ("a", "b"), "images": images, "kept": kept, "success": True}
+    return vis.PruningTrace(**{**parts, "steps": 4 * np.arange(looks), **changes})  # type: ignore[arg-type]
+
+
+def test_a_trace_shows_kept_patches_bright() -> None:
+    trace = trace_of()
+    first, second = trace.seen(0, size=64)
+    image = trace.images[0][0]
+    assert (first[2:30, 2:30] == image[2:30, 2:30]).all()
+    assert first[32:].mean() < 0.4 * image[32:].mean()
+    assert (second[2:30, 34:62] == trace.images[1][0][2:30, 34:62]).all()
+    frame = trace.frame(0)
+    assert frame.shape[0] % 2 == 0 and frame.shape == trace.frame(2).shape
+    assert (trace.frame(2) != trace_of(success=None).frame(2)).any(), "the last frame says how it ended"
+    assert (frame == trace_of(success=None).frame(0)).all()
+    assert trace.overview(columns=2, size=32).shape == (2 * 32 + 8, 2 * 32 + 8, 3)
+    assert trace.looks_per_second == 5.0
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"steps": np.arange(2)}, r"numbers of looks \[2, 3\]"),
+        ({"cameras": ("a",)}, "1 cameras, 2 rows of pictures"),
+        ({"scores": np.zeros((4, 8), np.float32)}, r"numbers of looks \[3, 4\]"),
+        ({"kept": np.ones((3, 7), dtype=bool)}, "square grids"),
+    ],
+)
+def test_a_trace_refuses_parts_that_do_not_fit(changes: dict[str, object], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        trace_of(**changes)

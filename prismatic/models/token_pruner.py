@@ -28,6 +28,8 @@ class TokenSelection:
         count: (B, K) how many queries picked it, 0 where not valid.
         num_visual: V.
         multiplicity: "weighted" lets a token count as often as it was picked, "set" once.
+        scores: (B, V) float32, the best score that any query gave each visual token; None in training, and where
+            nothing was scored.
     """
 
     tokens: torch.Tensor
@@ -36,6 +38,7 @@ class TokenSelection:
     count: torch.Tensor
     num_visual: int
     multiplicity: Multiplicity = "set"
+    scores: torch.Tensor | None = None
 
     def kept(self) -> torch.Tensor:
         """(B, V) bool: the tokens that stay."""
@@ -154,7 +157,7 @@ def select_tokens(
         min_tokens: as in `pick_tokens`.
         multiplicity: as in `TokenSelection`.
         straight_through: a row has the gradient of the mean of its group's rows onehot + softmax - stopgrad(softmax)
-            (equation 4); its value is the token itself either way.
+            (equation 4); its value is the token itself either way. Without it the selection tells its `scores`.
     """
     picks, queries, made = pick_tokens(scores, min_tokens)
     index, valid, count = group_picks(picks, patches.shape[1], made)
@@ -165,6 +168,8 @@ def select_tokens(
         share = groups.to(scores.dtype) / count.clamp(min=1)[..., None].to(scores.dtype)  # (B, K, P)
         mean = share @ pick_softness(scores, queries)
         selection.tokens = tokens + (mean - mean.detach()) @ patches.detach().to(scores.dtype)
+    else:
+        selection.scores = scores.amax(1).float()
     return selection
 
 

@@ -74,7 +74,7 @@ def test_an_openpi_server_is_asked_as_openpi_s_example_asks(environment: LiberoE
     scripted = Scripted()
     with remote(scripted) as agent:
         assert (agent.robot.open_loop_steps, agent.robot.chunk_length) == (5, CHUNK)
-        record = run_episode(lambda task: environment, agent, start, RolloutSettings(max_steps=10, open_loop_steps=5))
+        record = run_episode(environment, agent, start, RolloutSettings(max_steps=10, open_loop_steps=5))
     assert record.invalid is None and record.steps == 10 and len(scripted.seen) == 3
     keys = {"observation/image", "observation/wrist_image", "observation/state", "prompt"}
     assert all(set(seen) == keys for seen in scripted.seen)
@@ -101,7 +101,7 @@ def test_the_simulator_does_what_the_server_s_own_numbers_would_make_it_do(
         environment.step(action.tolist())
     expected = environment.data.qpos.copy()
     with remote(scripted) as agent:
-        record = run_episode(lambda task: environment, agent, start, RolloutSettings(max_steps=50, open_loop_steps=5))
+        record = run_episode(environment, agent, start, RolloutSettings(max_steps=50, open_loop_steps=5))
     assert record.invalid is None and record.steps == 50
     np.testing.assert_array_equal(environment.data.qpos, expected)
 
@@ -130,10 +130,10 @@ def test_a_policy_behind_a_server_acts_as_it_does_here(
     policy = Policy.from_pretrained(untrained_checkpoint)
     settings = RolloutSettings(max_steps=16, open_loop_steps=4)
     local = PolicyAgent(policy)
-    here = run_episode(lambda task: environment, local, start, settings)
+    here = run_episode(environment, local, start, settings)
     with remote(policy_infer(policy), policy_metadata(policy)) as agent:
         assert (agent.robot, agent.cameras, agent.center_crop) == (local.robot, local.cameras, local.center_crop)
-        there = run_episode(lambda task: environment, agent, start, settings)
+        there = run_episode(environment, agent, start, settings)
         description = agent.description()
         request = Request(environment.observe(), "go", seed=5)
         answers = [*agent.answer([request]), *local.answer([request])]
@@ -257,7 +257,7 @@ def test_an_error_during_a_rollout_is_invalid_and_the_next_rollout_goes_on(
 
     settings = RolloutSettings(max_steps=10, open_loop_steps=5)
     with remote(infer) as agent:
-        broken, short, good = (run_episode(lambda task: environment, agent, start, settings) for _ in range(3))
+        broken, short, good = (run_episode(environment, agent, start, settings) for _ in range(3))
     assert broken.invalid is not None and broken.success is None and broken.steps == 5
     assert broken.invalid.strip().endswith("answered with an error: RuntimeError: out of memory")
     assert short.invalid is not None and short.invalid.strip().endswith("returned 3 actions; expected 8, as at first")

@@ -85,10 +85,8 @@ def state_with_bowl_on_plate(environment: Watched, start: Start) -> np.ndarray:
 def roll(environment: Watched, policy: Any, start: Start, **settings: Any) -> EpisodeRecord:
     environment.frames = 0
     environment.actions.clear()
-    recorder = settings.pop("recorder", None)
-    return run_episode(
-        lambda task: environment, policy, start, RolloutSettings(**{"max_steps": 20, **settings}), recorder
-    )
+    observers = settings.pop("observers", ())
+    return run_episode(environment, policy, start, RolloutSettings(**{"max_steps": 20, **settings}), observers)
 
 
 def test_looks_every_chunk_and_renders_nothing_else(environment: Watched, start: Start) -> None:
@@ -164,11 +162,7 @@ def test_success_ends_the_rollout(environment: Watched, start: Start) -> None:
     assert record.steps < 20
     with LiberoEnvironment(plate, render=False, settle_steps=4) as other:
         record = run_episode(
-            lambda task: other,
-            HoldsStill(),
-            replace(start, task=plate, state=state),
-            RolloutSettings(20, blank_images=True),
-            None,
+            other, HoldsStill(), replace(start, task=plate, state=state), RolloutSettings(20, blank_images=True)
         )
     assert record.success is True
 
@@ -183,7 +177,7 @@ def test_displacement_is_recorded_and_moves_things(environment: Watched, start: 
 
 def test_video_shows_views_and_what_was_kept(environment: Watched, start: Start, tmp_path: Path) -> None:
     recorder = RolloutRecorder("put the bowl away", every_steps=4, center_crop=False)
-    record = roll(environment, HoldsStill(), start, recorder=recorder)
+    record = roll(environment, HoldsStill(), start, observers=[recorder])
     assert record.invalid is None
     # Looks at 0, 8, 16; in between 4, 12; the end at 20, held for a second at 5 frames a second.
     assert len(recorder.frames) == 3 + 2 + 1 + 5

@@ -11,6 +11,7 @@ from experiments.robot.libero.config import EvaluationConfig, check_flags, parse
 from experiments.robot.libero.environment import load_task
 from experiments.robot.libero.plan import make_plan, scene_of, swap_partners
 from experiments.robot.libero.policy_loading import load_policy
+from experiments.robot.libero.recording import EpisodeRecording
 from experiments.robot.libero.results import Results
 from experiments.robot.libero.run_libero_eval import UNUSABLE, main
 
@@ -141,7 +142,8 @@ def test_command_refuses_with_one_line(capsys: pytest.CaptureFixture[str]) -> No
 
 
 def test_command_evaluates_and_writes_results(untrained_checkpoint: Path, tmp_path: Path) -> None:
-    flags = {"initial_states": "30", "wide_starts_m": 0.06, "renderer": "fast", "env_img_res": 64, "device": "cpu"}
+    flags: dict[str, Any] = {"initial_states": "30", "wide_starts_m": 0.06, "renderer": "fast", "env_img_res": 64}
+    flags |= {"device": "cpu", "record": True}
     flags |= {"pretrained_checkpoint": str(untrained_checkpoint), "output_dir": str(tmp_path), "task_ids": "1,8"}
     assert main(config(**flags, control="swapped_instruction"), ["eval", "--flag"]) == 0
     results = Results.load(tmp_path)
@@ -154,4 +156,9 @@ def test_command_evaluates_and_writes_results(untrained_checkpoint: Path, tmp_pa
         assert episode.invalid is None and episode.success is False
         assert episode.steps == 300 and len(episode.latency_ms) == 38 and episode.num_visual_tokens == 98
         assert episode.displacement is not None and episode.displacement["split"] == "evaluation"
+        assert episode.record == f"records/task{episode.task_index}_state30_trial0_failure.npz"
+        recording = EpisodeRecording.load(tmp_path / episode.record)
+        assert recording.episode.actions_sha256 == episode.actions_sha256 and len(recording.look_steps) == 38
+        assert recording.kept is not None and recording.kept.sum(axis=1).tolist() == episode.tokens_kept
+        assert recording.policy["unnorm_key"] == "libero_goal_no_noops" and recording.environment["resolution"] == 64
     assert "put the bowl on the plate" in (tmp_path / "report.html").read_text(encoding="utf-8")

@@ -95,6 +95,8 @@ def test_each_query_picks_its_best_token():
         kept = sorted(set(scores.argmax(1).tolist()))
         assert selection.index[row][selection.valid[row]].tolist() == kept
         torch.testing.assert_close(selection.tokens[row, : len(kept)], patches[row, kept])
+        torch.testing.assert_close(selection.scores[row], scores.max(0).values)
+    assert pruner.train()(patches).scores is None
     assert (selection.key_bias()[selection.valid] == 0).all(), "a set: the number of picks does not weigh"
 
 

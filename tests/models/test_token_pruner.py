@@ -26,6 +26,28 @@ def test_scores_equal_brute_force():
     torch.testing.assert_close(scores[1], brute_force_scores(patches[1], context[1, :3]))
 
 
+@pytest.mark.parametrize("minimum", [0, 11])
+def test_a_selection_tells_the_best_score_of_any_query(minimum):
+    patches, context = torch.randn(2, 12, 16), torch.randn(2, 5, 16)
+    mask = torch.tensor([[True] * 5, [True, True, True, False, False]])
+    pruner = TokenPruner("weighted", min_tokens=minimum)
+    scores = pruner.eval()(patches, context, mask).scores
+    assert scores.dtype == torch.float32 and scores.shape == (2, 12)
+    for row, words in enumerate((context[0], context[1, :3])):
+        table = brute_force_scores(patches[row], words)
+        expected = torch.stack([max(table[query, token] for query in range(12)) for token in range(12)])
+        torch.testing.assert_close(scores[row], expected)
+    assert pruner.eval()(patches.bfloat16(), context.bfloat16(), mask).scores.dtype == torch.float32
+    for compact in (True, False):
+        assert TokenPruner("weighted", compact, min_tokens=minimum).train()(patches, context, mask).scores is None
+
+
+def test_without_scores_that_say_what_was_kept_there_are_none():
+    patches, context = torch.randn(1, 12, 16), torch.randn(1, 5, 16)
+    for name in ("none", "random"):
+        assert PrunerSpec.parse(name).build().eval()(patches, context).scores is None
+
+
 def test_group_picks_equals_python_sets():
     picks = torch.randint(0, 9, (5, 7))
     index, valid, count = group_picks(picks, 9)

@@ -46,12 +46,14 @@ class Answer:
         kept: (V,) bool, the visual tokens that stayed; None where the agent does not say.
         picks: (V,) how many queries picked each visual token; None likewise.
         stage_ms: milliseconds per stage of the call that made this answer (preprocessing, vision, pruner, llm, total).
+        scores: (V,) the best score that any query gave each visual token; None where there are no scores.
     """
 
     actions: NDArray[np.floating[Any]]
     kept: NDArray[np.bool_] | None = None
     picks: NDArray[np.float32] | None = None
     stage_ms: dict[str, float] = field(default_factory=dict)
+    scores: NDArray[np.float32] | None = None
 
 
 class Answers(Protocol):
@@ -106,7 +108,8 @@ class PolicyAgent:
         picks = np.zeros(kept.shape, np.float32)
         rows = np.arange(len(kept))[:, None]
         np.add.at(picks, (rows, selection.index.cpu().numpy()), selection.count.float().cpu().numpy())
-        return [Answer(output.actions[row], kept[row], picks[row], stage_ms) for row in range(len(kept))]
+        scores = [None] * len(kept) if selection.scores is None else list(selection.scores.cpu().numpy())
+        return [Answer(output.actions[row], kept[row], picks[row], stage_ms, scores[row]) for row in range(len(kept))]
 
 
 def look_seed(seed: int, suite: str, task_index: int, initial_state: int, trial: int, look: int) -> int:

@@ -52,6 +52,7 @@ class EvaluationConfig:
     local_log_dir: str = "./experiments/logs"  # output folders go below it
     save_rollout_video: bool = False  # camera views beside what the pruner kept
     report: bool = True  # report.html and report.md beside the results
+    record: bool = False  # observations, actions and kept tokens of every episode, for replays and pictures
     use_wandb: bool = False
     wandb_entity: str | None = None
     wandb_project: str = "lightvla"

@@ -146,6 +146,7 @@ class LiberoEnvironment:
             raise ValueError(f"unknown renderer {renderer!r}; known: {', '.join(RENDERERS)}")
         self.task, self.resolution, self.seed = task, resolution, seed
         self.settle_steps, self.canonical_quaternion = settle_steps, canonical_quaternion
+        self.renderer = renderer
         with _seeded(seed), quiet():
             self._control = simulator().control_env(
                 bddl_file_name=str(task.bddl_file),
@@ -159,6 +160,12 @@ class LiberoEnvironment:
             observable.set_enabled(name in _PROPRIO)
         self._renderer = CameraRenderer(self.model, resolution, renderer) if render else None
         self._proprio: dict[str, Any] = {}
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Keyword arguments that make another one which behaves and draws alike."""
+        names = ("resolution", "renderer", "settle_steps", "canonical_quaternion")
+        return {name: getattr(self, name) for name in names}
 
     @property
     def model(self) -> Any:

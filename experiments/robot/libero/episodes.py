@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import logging
+import traceback
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from experiments.robot.libero.agents import Answers
 from experiments.robot.libero.environment import LiberoEnvironment, LiberoTask
+from experiments.robot.libero.recording import FOLDER, EpisodeRecorder
 from experiments.robot.libero.results import EpisodeRecord
-from experiments.robot.libero.rollout import RolloutRecorder, RolloutSettings, Start, run_episode
-
-logger = logging.getLogger(__name__)
+from experiments.robot.libero.rollout import RolloutRecorder, RolloutSettings, Start, new_record, run_episode
 
 
 @dataclass(frozen=True)
@@ -57,18 +57,29 @@ class VideoSettings:
 
 
 @dataclass(frozen=True)
+class RecordSettings:
+    """What the records of episodes say beside what happened; see `EpisodeRecording`."""
+
+    center_crop: bool
+    control_rate_hz: float
+    policy: dict[str, Any]
+
+
+@dataclass(frozen=True)
 class EpisodeSettings:
     """Everything a process must know to run starts; goes to worker processes as it is.
 
     Args:
-        output_dir: where videos go, in a folder of their own.
+        output_dir: where videos and records go, in folders of their own.
         video: None films nothing.
+        record: None records nothing.
     """
 
     rollout: RolloutSettings
     environment: EnvironmentSettings
     output_dir: Path
     video: VideoSettings | None = None
+    record: RecordSettings | None = None
 
 
 class EpisodeRunner:
@@ -80,12 +91,24 @@ class EpisodeRunner:
         self._environment: LiberoEnvironment | None = None
 
     def run(self, start: Start) -> EpisodeRecord:
-        """Roll out once, and save the video where one is wanted. An error makes the record invalid."""
-        recorder = self._settings.video.recorder(start) if self._settings.video is not None else None
-        record = run_episode(self._environment_of, self._agent, start, self._settings.rollout, recorder)
-        if recorder is not None and recorder.frames:
-            record.video = f"videos/{video_name(record)}"
-            recorder.save(self._settings.output_dir / record.video)
+        """Roll out once, and save video and record where they are wanted. An error makes the rollout invalid."""
+        settings = self._settings
+        film = settings.video.recorder(start) if settings.video is not None else None
+        memory = EpisodeRecorder(start, settings.rollout, **vars(settings.record)) if settings.record else None
+        observers = [observer for observer in (film, memory) if observer is not None]
+        try:
+            environment = self._environment_of(start.task)
+        except Exception:
+            record = new_record(start, settings.rollout.control)
+            record.invalid = traceback.format_exc()
+        else:
+            record = run_episode(environment, self._agent, start, settings.rollout, observers)
+        if film is not None and film.frames:
+            record.video = f"videos/{record.file_stem}.mp4"
+            film.save(settings.output_dir / record.video)
+        if memory is not None and memory.recording is not None:
+            record.record = f"{FOLDER}/{record.file_stem}.npz"
+            memory.recording.save(settings.output_dir / record.record)
         if record.invalid is not None:
             self.close()  # the error may have left the simulator in any state
         return record
@@ -102,9 +125,3 @@ class EpisodeRunner:
         if self._environment is not None:
             self._environment.close()
             self._environment = None
-
-
-def video_name(record: EpisodeRecord) -> str:
-    """`task1_state30_trial0_success.mp4`."""
-    outcome = {True: "success", False: "failure", None: "invalid"}[record.success]
-    return f"task{record.task_index}_state{record.initial_state}_trial{record.trial}_{outcome}.mp4"

@@ -17,7 +17,13 @@ import torch
 
 from experiments.robot.libero.agents import Agent
 from experiments.robot.libero.config import FREE_FLAGS, EvaluationConfig
-from experiments.robot.libero.episodes import EnvironmentSettings, EpisodeRunner, EpisodeSettings, VideoSettings
+from experiments.robot.libero.episodes import (
+    EnvironmentSettings,
+    EpisodeRunner,
+    EpisodeSettings,
+    RecordSettings,
+    VideoSettings,
+)
 from experiments.robot.libero.journal import Journal, read_journals
 from experiments.robot.libero.plan import Plan
 from experiments.robot.libero.results import FILE_NAME, EpisodeRecord, Results, collect_versions, git_commit
@@ -170,11 +176,14 @@ def episode_settings(plan: Plan, agent: Agent) -> EpisodeSettings:
         )
         if config.save_rollout_video
         else None,
+        record=RecordSettings(agent.center_crop, agent.robot.control_rate_hz, agent.description())
+        if config.record
+        else None,
     )
 
 
 def _empty_results(plan: Plan, agent: Agent, command: Sequence[str], ranks: Ranks) -> Results:
-    config, description = plan.config, agent.description()
+    config, description = plan.config, dict(agent.description())
     return Results(
         run={
             "command": list(command),

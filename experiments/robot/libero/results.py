@@ -96,6 +96,12 @@ class EpisodeRecord:
             raise ValueError(f"{where}: episode {content.get('trial')} has unknown keys {sorted(unknown)}")
         return cls(**content)
 
+    @property
+    def file_stem(self) -> str:
+        """`task1_state30_trial0_success`: how files of this rollout are named, without suffix."""
+        outcome = {True: "success", False: "failure", None: "invalid"}[self.success]
+        return f"task{self.task_index}_state{self.initial_state}_trial{self.trial}_{outcome}"
+
 
 @dataclass
 class Results:

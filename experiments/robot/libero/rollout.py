@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -88,6 +89,35 @@ class RolloutSettings:
     render_every_step: bool = False
 
 
+class Moment:
+    """The simulation as it stands after `step` control steps; valid until the next one."""
+
+    def __init__(self, environment: LiberoEnvironment, cameras: Sequence[str], step: int) -> None:
+        self.environment, self.step = environment, step
+        self._cameras = tuple(cameras)
+
+    @functools.cached_property
+    def views(self) -> list[Picture]:
+        """The pictures of the policy's cameras, uint8 (H, W, 3) each, drawn when first asked for."""
+        return [self.environment.frame(camera) for camera in self._cameras]
+
+
+class Observer(Protocol):
+    """Watches a rollout without changing it."""
+
+    def look(self, moment: Moment, observation: Observation, answer: Answer) -> None:
+        """The policy was given `observation` and answered."""
+        ...
+
+    def step(self, moment: Moment, action: NDArray[np.float64]) -> None:
+        """An action (7,), as the policy returned it, has led to `moment`."""
+        ...
+
+    def finish(self, moment: Moment, record: EpisodeRecord) -> None:
+        """The rollout has ended as the record says; not called for an invalid one."""
+        ...
+
+
 @dataclass
 class RolloutRecorder:
     """Gathers the frames of a video: live camera views beside the policy's last look with pruned patches dimmed.
@@ -108,24 +138,35 @@ class RolloutRecorder:
     frames: list[Picture] = field(default_factory=list)
     looks: list[list[Picture]] = field(default_factory=list)
     _kept: str = ""
+    _step_of_frame: int = -1
 
-    def look(self, live: Sequence[Picture], given: Sequence[Picture], answer: Answer, step: int) -> None:
-        """The policy looked: `given` is what it was shown."""
+    def look(self, moment: Moment, observation: Observation, answer: Answer) -> None:
+        """A frame, from now on beside what the policy was shown with pruned patches dimmed."""
         if answer.kept is not None:
+            given = [image for key, image in observation.items() if key in CAMERAS]
             grids = kept_grids(answer.kept, len(given))
             dimmed = [dim_pruned(image, grid, self.center_crop) for image, grid in zip(given, grids, strict=True)]
             self.looks.append(dimmed)
             self._kept = f" · kept {int(answer.kept.sum())} of {answer.kept.size} visual tokens"
-        self.frame(live, step)
+        self._frame(moment)
 
-    def frame(self, live: Sequence[Picture], step: int, success: bool | None = None) -> None:
-        caption = Caption(self.title, f"step {step}{self._kept}", success)
-        self.frames.append(compose_frame(live, self.looks[-1] if self.looks else [], caption))
+    def step(self, moment: Moment, action: NDArray[np.float64]) -> None:
+        """A frame, where one is due."""
+        if moment.step % self.every_steps == 0:
+            self._frame(moment)
 
-    def finish(self, live: Sequence[Picture], step: int, success: bool) -> None:
+    def finish(self, moment: Moment, record: EpisodeRecord) -> None:
         """The last frame, which says how it ended and stays for a moment."""
-        self.frame(live, step, success)
+        self._frame(moment, record.success if record.other_task is None else record.other_success)
         self.frames += [self.frames[-1]] * round(_HOLD_SECONDS * self.fps)
+
+    def _frame(self, moment: Moment, success: bool | None = None) -> None:
+        """Add the moment's frame, in place of an earlier one of the same moment."""
+        caption = Caption(self.title, f"step {moment.step}{self._kept}", success)
+        if moment.step == self._step_of_frame:
+            self.frames.pop()
+        self.frames.append(compose_frame(moment.views, self.looks[-1] if self.looks else [], caption))
+        self._step_of_frame = moment.step
 
     @property
     def fps(self) -> float:
@@ -157,26 +198,22 @@ def new_record(start: Start, control: str = "none") -> EpisodeRecord:
 
 
 def run_episode(
-    environment_of: Callable[[LiberoTask], LiberoEnvironment],
+    environment: LiberoEnvironment,
     agent: Answers,
     start: Start,
     settings: RolloutSettings,
-    recorder: RolloutRecorder | None = None,
+    observers: Sequence[Observer] = (),
 ) -> EpisodeRecord:
     """Roll out once. An exception on the way makes the rollout invalid, with the traceback in the record.
 
     With `start.other` the rollout ends as soon as either goal holds.
-
-    Args:
-        environment_of: gives the simulator of a task, made now or earlier.
     """
     record = new_record(start, settings.control)
     began = time.perf_counter()
     try:
-        environment = environment_of(start.task)
         state = start.initial_state if start.state is None else start.state
         environment.reset(state, seed=start.seed, displacement=start.displacement)
-        _act_until_done(environment, agent, start, settings, record, recorder)
+        _act_until_done(environment, agent, start, settings, record, observers)
     except Exception:
         record.success = record.other_success = None
         record.invalid = traceback.format_exc()
@@ -190,49 +227,49 @@ def _act_until_done(
     start: Start,
     settings: RolloutSettings,
     record: EpisodeRecord,
-    recorder: RolloutRecorder | None,
+    observers: Sequence[Observer],
 ) -> None:
     """Fill in everything in the record that depends on acting."""
     own = other = False
     digest = hashlib.sha256()
+    moment = Moment(environment, settings.cameras, 0)
     while record.steps < settings.max_steps and not (own or other):
-        chunk = _look(environment, agent, start, settings, record, recorder)
-        for number, action in enumerate(chunk, start=1):
-            digest.update(np.asarray(action, np.float64).tobytes())
+        chunk = _look(moment, agent, start, settings, record, observers)
+        for action in chunk:
+            digest.update(action.tobytes())
             own = environment.step_policy(action)
             other = start.other is not None and environment.succeeded(start.other.goal)
             record.steps += 1
+            moment = Moment(environment, settings.cameras, record.steps)
+            for observer in observers:
+                observer.step(moment, action)
             if own or other or record.steps >= settings.max_steps:
                 break
             if settings.render_every_step:
                 for camera in settings.cameras:
                     environment.frame(camera)
-            if recorder is not None and number < len(chunk) and record.steps % recorder.every_steps == 0:
-                recorder.frame([environment.frame(camera) for camera in settings.cameras], record.steps)
     record.success = own
     record.actions_sha256 = digest.hexdigest()
     record.other_success = None if start.other is None else other
-    if recorder is not None:
-        live = [environment.frame(camera) for camera in settings.cameras]
-        recorder.finish(live, record.steps, own if start.other is None else other)
+    for observer in observers:
+        observer.finish(moment, record)
 
 
 def _look(
-    environment: LiberoEnvironment,
+    moment: Moment,
     agent: Answers,
     start: Start,
     settings: RolloutSettings,
     record: EpisodeRecord,
-    recorder: RolloutRecorder | None,
-) -> list[NDArray[np.floating[Any]]]:
+    observers: Sequence[Observer],
+) -> list[NDArray[np.float64]]:
     """One observation and one call of the policy; returns the actions to execute, (7,) each."""
-    live: list[Picture] = []
-    if not settings.blank_images or recorder is not None:
-        live = [environment.frame(camera) for camera in settings.cameras]
-    given = live
+    environment = moment.environment
     if settings.blank_images:
         shape = (environment.resolution, environment.resolution, 3)
         given = [np.full(shape, BLANK_LEVEL, dtype=np.uint8) for _ in settings.cameras]
+    else:
+        given = moment.views
     observation: Observation = dict(zip(settings.cameras, given, strict=True))
     observation["state"] = environment.state()
 
@@ -246,6 +283,6 @@ def _look(
     if answer.kept is not None:
         record.tokens_kept.append(int(answer.kept.sum()))
         record.num_visual_tokens = int(answer.kept.size)
-    if recorder is not None:
-        recorder.look(live, given, answer, record.steps)
-    return list(np.asarray(answer.actions)[: settings.open_loop_steps])
+    for observer in observers:
+        observer.look(moment, observation, answer)
+    return list(np.asarray(answer.actions, np.float64)[: settings.open_loop_steps])

@@ -47,4 +47,6 @@ class RandomTokens(TokenPruner):
                 generator = torch.Generator().manual_seed(self.seeds[row] ^ self.seed)
             draw = torch.randperm(chosen.num_visual, generator=generator)[:number]
             index[row, :number] = draw.sort().values.to(index.device)
-        return dataclasses.replace(chosen, index=index, tokens=gather_tokens(patches, index, chosen.valid))
+        # LightVLA's scores say nothing about what was drawn.
+        tokens = gather_tokens(patches, index, chosen.valid)
+        return dataclasses.replace(chosen, index=index, tokens=tokens, scores=None)

@@ -1,0 +1,130 @@
+"""Recorded episodes once more, in the simulator and without the model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from experiments.robot.libero.agents import Answer, Observation, Request
+from experiments.robot.libero.environment import LiberoEnvironment, load_task
+from experiments.robot.libero.recording import EpisodeRecording
+from experiments.robot.libero.results import EpisodeRecord
+from experiments.robot.libero.rollout import Moment, Observer, Start, run_episode
+from experiments.robot.libero.starts import Displacement
+from prismatic.vla.robots import LIBERO
+
+
+@dataclass(frozen=True)
+class Replay:
+    """How a replay went.
+
+    Args:
+        episode: The replay's own row.
+        qpos_deviation: Largest difference between the joint positions at a look and the recorded ones, in metres and
+            radians; infinite when the replay looked at other steps.
+        differences: What came out differently, in words; empty when the episode was repeated.
+    """
+
+    episode: EpisodeRecord
+    qpos_deviation: float
+    differences: tuple[str, ...]
+
+
+class RecordedAgent:
+    """Answers each look with the actions that were executed after it, and with what was kept then."""
+
+    def __init__(self, recording: EpisodeRecording) -> None:
+        self.recording = recording
+        self.robot = LIBERO
+        self.cameras = recording.settings.cameras
+        self.center_crop = recording.center_crop
+        self._look = 0
+
+    def description(self) -> dict[str, Any]:
+        """Of the policy that was recorded."""
+        return self.recording.policy
+
+    def answer(self, requests: Sequence[Request]) -> list[Answer]:
+        return [self._next() for _ in requests]
+
+    def _next(self) -> Answer:
+        recording, look = self.recording, self._look
+        if look >= len(recording.look_steps):
+            raise RuntimeError(f"the recording has {look} looks, and the replay asks for one more")
+        self._look += 1
+        ends = [*recording.look_steps[1:], len(recording.actions)]
+        actions = recording.actions[recording.look_steps[look] : ends[look]]
+        tokens = (recording.kept, recording.picks, recording.scores)
+        kept, picks, scores = (None if rows is None else rows[look] for rows in tokens)
+        return Answer(actions, kept, picks, scores=scores)
+
+
+@dataclass
+class _Positions:
+    """Observes where everything stands at each look."""
+
+    steps: list[int] = field(default_factory=list)
+    qpos: list[NDArray[np.float64]] = field(default_factory=list)
+
+    def look(self, moment: Moment, observation: Observation, answer: Answer) -> None:
+        self.steps.append(moment.step)
+        self.qpos.append(moment.environment.data.qpos.copy())
+
+    def step(self, moment: Moment, action: NDArray[np.float64]) -> None:
+        pass
+
+    def finish(self, moment: Moment, record: EpisodeRecord) -> None:
+        pass
+
+    def deviation(self, recording: EpisodeRecording) -> float:
+        if self.steps != recording.look_steps.tolist():
+            return float("inf")
+        return float(np.abs(np.stack(self.qpos) - recording.qpos).max())
+
+
+def start_of(recording: EpisodeRecording) -> Start:
+    """The start of a recorded episode."""
+    episode = recording.episode
+    return Start(
+        task=load_task(episode.suite, episode.task_index),
+        instruction=episode.instruction,
+        initial_state=episode.initial_state,
+        trial=episode.trial,
+        seed=episode.seed,
+        displacement=None if episode.displacement is None else Displacement(**episode.displacement),
+        state=recording.start_state,
+        other=None if episode.other_task is None else load_task(episode.suite, episode.other_task),
+    )
+
+
+def replay(recording: EpisodeRecording, observers: Sequence[Observer] = (), render: bool = False) -> Replay:
+    """Execute the recorded actions from the recorded start, for no longer than they last.
+
+    Args:
+        recording: Of an episode.
+        observers: Watch the replay as they would the rollout.
+        render: Whether they may ask for pictures.
+
+    Raises:
+        RuntimeError: when the simulator fails, with its traceback.
+    """
+    start, positions = start_of(recording), _Positions()
+    # Without rendering nobody looks at what the policy would be given.
+    blank = recording.settings.blank_images or not render
+    settings = replace(recording.settings, max_steps=recording.episode.steps, blank_images=blank)
+    environment = LiberoEnvironment(start.task, render=render, seed=start.seed, **recording.environment)
+    with environment:
+        episode = run_episode(environment, RecordedAgent(recording), start, settings, [positions, *observers])
+    if episode.invalid is not None:
+        raise RuntimeError(f"the replay broke off:\n{episode.invalid}")
+    return Replay(episode, positions.deviation(recording), tuple(_differences(recording.episode, episode)))
+
+
+def _differences(recorded: EpisodeRecord, replayed: EpisodeRecord) -> list[str]:
+    names = ("success", "other_success", "steps", "actions_sha256")
+    pairs: dict[str, tuple[Any, Any]] = {name: (getattr(recorded, name), getattr(replayed, name)) for name in names}
+    return [f"{name}: recorded {old}, replayed {new}" for name, (old, new) in pairs.items() if old != new]

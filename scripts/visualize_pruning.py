@@ -1,0 +1,302 @@
+"""Draw what a policy saw: which image patches its pruner kept, look by look and on average.
+
+From recorded episodes (`run_libero_eval.py --record True`), without loading any model:
+
+    python scripts/visualize_pruning.py --record experiments/logs/RUN --output_dir pictures
+
+From any checkpoint, over an episode of an RLDS dataset or a picture per camera:
+
+    python scripts/visualize_pruning.py --checkpoint CHECKPOINT --dataset_dir DATA/libero_goal_no_noops --episode 3
+    python scripts/visualize_pruning.py --checkpoint CHECKPOINT --images full.png wrist.png --instruction "lift it"
+
+Per episode: every look with pruned patches dimmed (`looks/`), the same as a video, an overview, maps of how often each
+patch was kept and of its mean score, and a chart of the tokens kept; over several episodes a map and a chart of all.
+Ends with 0, or 2 when something cannot be used.
+"""
+
+import argparse
+import importlib.util
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import track
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))  # `scripts` is no installed package
+
+from prismatic.visualization import PruningTrace, encode_png, write_mp4  # noqa: E402
+
+UNUSABLE = 2
+"""Exit status."""
+
+BATCH = 4
+
+
+def main(arguments: argparse.Namespace, console: Console) -> int:
+    """Read, draw, say where; returns the exit status."""
+    try:
+        check(arguments)
+        traces = record_traces(arguments.record) if arguments.record else policy_traces(arguments, console)
+        if len(traces) > 1:
+            draw_all(traces, arguments.output_dir)
+        for name, trace in traces.items():
+            fps = arguments.fps or trace.looks_per_second
+            draw(trace, arguments.output_dir / name, None if arguments.no_video else fps)
+    except (ValueError, OSError, ImportError) as error:
+        console.print("[bold red]error:[/] ", end="")
+        console.print(str(error), markup=False, highlight=False, soft_wrap=True)
+        return UNUSABLE
+    for name, trace in traces.items():
+        console.print(f"{name}: {summary(trace)}", highlight=False, soft_wrap=True)
+    console.print(f"pictures: {arguments.output_dir}", soft_wrap=True)
+    return 0
+
+
+def summary(trace: PruningTrace) -> str:
+    """`34 looks, 17.3 of 98 tokens kept (12 to 27)`."""
+    kept = trace.kept.sum(axis=1)
+    if trace.num_looks == 1:
+        return f"1 look, {kept[0]} of {trace.kept.shape[1]} tokens kept"
+    mean, span = f"{kept.mean():.1f} of {trace.kept.shape[1]}", f"{kept.min()} to {kept.max()}"
+    return f"{trace.num_looks} looks, {mean} tokens kept ({span})"
+
+
+def check(arguments: argparse.Namespace) -> None:
+    """Raises ValueError or ImportError for arguments that do not go together, and for what is not installed."""
+    if bool(arguments.record) == bool(arguments.checkpoint):
+        raise ValueError("give either --record (recorded episodes) or --checkpoint (a policy to run)")
+    if arguments.checkpoint and bool(arguments.images) == bool(arguments.dataset_dir):
+        raise ValueError("--checkpoint needs frames: give either --dataset_dir with --episode, or --images")
+    if arguments.images and not arguments.instruction:
+        raise ValueError("--images needs --instruction: the tokens that are kept depend on it")
+    if arguments.every is not None and arguments.every < 1:
+        raise ValueError(f"--every {arguments.every}: expected at least 1")
+    if arguments.fps is not None and arguments.fps <= 0:
+        raise ValueError(f"--fps {arguments.fps}: expected more than 0")
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ImportError("maps and charts need matplotlib: pip install 'lightvla[report]'")
+    if not arguments.no_video and not arguments.images and importlib.util.find_spec("imageio_ffmpeg") is None:
+        raise ImportError("videos need imageio-ffmpeg: pip install 'imageio[ffmpeg]', or give --no_video")
+
+
+def record_files(paths: Sequence[Path]) -> list[Path]:
+    """The files themselves; of a folder its `.npz` files, or those in its folder `records`.
+
+    Raises:
+        FileNotFoundError: for a path that does not exist, or a folder without any.
+    """
+    from experiments.robot.libero.recording import FOLDER
+
+    files: list[Path] = []
+    for path in paths:
+        found = [path] if path.is_file() else sorted(path.glob("*.npz")) or sorted((path / FOLDER).glob("*.npz"))
+        if not found:
+            raise FileNotFoundError(
+                f"--record {path}: no recorded episode there; run_libero_eval.py --record True writes {FOLDER}/*.npz"
+            )
+        files += found
+    return files
+
+
+def record_traces(paths: Sequence[Path]) -> dict[str, PruningTrace]:
+    """Recorded episodes by file name. Raises ValueError as `EpisodeRecording.load`, and for one without kept tokens."""
+    from experiments.robot.libero.recording import EpisodeRecording
+
+    traces: dict[str, PruningTrace] = {}
+    for path in track(record_files(paths), description="reading", transient=True):
+        recording = EpisodeRecording.load(path)
+        if recording.kept is None:
+            raise ValueError(f"{path}: the recorded agent did not say which tokens it kept; nothing can be drawn")
+        episode = recording.episode
+        name = path.stem if path.stem not in traces else f"{path.stem}-{len(traces)}"
+        traces[name] = PruningTrace(
+            title=episode.instruction,
+            cameras=tuple(recording.images),
+            images=tuple(recording.images.values()),
+            kept=recording.kept,
+            steps=recording.look_steps,
+            center_crop=recording.center_crop,
+            control_rate_hz=recording.control_rate_hz,
+            scores=recording.scores,
+            success=episode.success if episode.other_task is None else episode.other_success,
+        )
+    return traces
+
+
+def policy_traces(arguments: argparse.Namespace, console: Console) -> dict[str, PruningTrace]:
+    """The frames as the checkpoint's policy sees them."""
+    frames = image_frames(arguments) if arguments.images else None  # early, before the policy is loaded
+    policy = load_policy(arguments)
+    if frames is not None:
+        name, steps = arguments.images[0].stem, np.zeros(1, np.int64)
+        observations = [name_cameras(policy, frames, arguments, console)]
+        instruction = arguments.instruction
+    else:
+        name, instruction, steps, observations = dataset_frames(policy, arguments)
+    return {name: run_policy(policy, observations, instruction, steps)}
+
+
+def load_policy(arguments: argparse.Namespace) -> Any:
+    import torch
+
+    from prismatic.policy import Policy
+
+    device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    return Policy.from_pretrained(
+        arguments.checkpoint, device=device, unnorm_key=arguments.unnorm_key, pruner=arguments.pruner
+    )
+
+
+def image_frames(arguments: argparse.Namespace) -> list[np.ndarray]:
+    """The pictures of `--images`, uint8 (H, W, 3) each."""
+    from PIL import Image
+
+    pictures = []
+    for path in arguments.images:
+        with Image.open(path) as picture:
+            pictures.append(np.asarray(picture.convert("RGB")))
+    return pictures
+
+
+def name_cameras(
+    policy: Any, pictures: Sequence[np.ndarray], arguments: argparse.Namespace, console: Console
+) -> dict[str, np.ndarray]:
+    """Pictures and state as an observation. Raises ValueError for another number of either than the policy reads."""
+    robot, transform = policy.robot, policy.transform
+    cameras = robot.cameras[: transform.num_images]
+    if len(pictures) != len(cameras):
+        raise ValueError(f"--images: {len(pictures)} given; the policy reads {len(cameras)}: {', '.join(cameras)}")
+    observation = dict(zip(cameras, pictures, strict=True))
+    if transform.use_proprio:
+        state = arguments.state
+        if state is None:
+            state = transform.statistics["proprio"]["mean"]
+            console.print("[yellow]assumed:[/] the mean state of the training data; --state gives another")
+        if len(state) != robot.proprio_dim:
+            raise ValueError(f"--state: {len(state)} numbers given; robot {robot.name!r} has {robot.proprio_dim}")
+        observation[robot.state_key] = np.asarray(state, dtype=np.float64)
+    return observation
+
+
+def dataset_frames(
+    policy: Any, arguments: argparse.Namespace
+) -> tuple[str, str, np.ndarray, list[dict[str, np.ndarray]]]:
+    """One episode of the dataset at the steps at which the policy would look: name, instruction, steps, observations.
+
+    Raises:
+        ValueError: for an episode that is not there, or a dataset that lacks what the policy reads.
+        FileNotFoundError: as `RldsIndex.open`.
+    """
+    from prismatic.vla.datasets.catalog import get_dataset_spec
+    from prismatic.vla.datasets.rlds import RldsIndex
+    from prismatic.vla.images import decode_jpeg
+
+    folder = arguments.dataset_dir.resolve()
+    index = RldsIndex.open(folder.parent, folder.name, get_dataset_spec(folder.name, arguments.robot))
+    if not 0 <= arguments.episode < len(index.episodes):
+        raise ValueError(
+            f"--episode {arguments.episode}: {folder.name} has {len(index.episodes)} episodes, counted from 0"
+        )
+    cameras = index.check_cameras(policy.transform.num_images)
+    episode = index.episodes[arguments.episode]
+    if policy.transform.use_proprio and episode.state is None:
+        raise ValueError(f"dataset {folder.name!r} has no state, which the policy reads")
+    steps = np.arange(0, episode.num_frames, arguments.every or policy.robot.open_loop_steps)
+    observations = []
+    for step in steps:
+        observation = {camera: decode_jpeg(episode.image_bytes(camera, step)) for camera in cameras}
+        if episode.state is not None:
+            observation[policy.robot.state_key] = episode.state[step]
+        observations.append(observation)
+    return f"{folder.name}_episode{arguments.episode}", episode.instruction, steps, observations
+
+
+def run_policy(
+    policy: Any, observations: Sequence[dict[str, np.ndarray]], instruction: str, steps: np.ndarray
+) -> PruningTrace:
+    """What the policy keeps of each observation."""
+    kept, scores = [], []
+    for first in track(range(0, len(observations), BATCH), description="looking", transient=True):
+        batch = observations[first : first + BATCH]
+        seeds = list(range(first, first + len(batch)))
+        selection = policy.act_batch(batch, [instruction] * len(batch), seeds=seeds).selection
+        kept.append(selection.kept().cpu().numpy())
+        if selection.scores is not None:
+            scores.append(selection.scores.cpu().numpy())
+    cameras = policy.robot.cameras[: policy.transform.num_images]
+    return PruningTrace(
+        title=instruction,
+        cameras=cameras,
+        images=tuple(np.stack([observation[camera] for observation in observations]) for camera in cameras),
+        kept=np.concatenate(kept),
+        steps=steps,
+        center_crop=policy.transform.center_crop,
+        control_rate_hz=policy.robot.control_rate_hz,
+        scores=np.concatenate(scores) if scores else None,
+    )
+
+
+def draw(trace: PruningTrace, folder: Path, fps: float | None) -> None:
+    """All pictures of one episode; a video at `fps` looks a second unless that is None, or there is one look only."""
+    from prismatic.report.pruning import figure_png, keep_map, kept_chart, score_map
+
+    folder.mkdir(parents=True, exist_ok=True)
+    title = f"{trace.title} ({trace.num_looks} looks)" if trace.num_looks > 1 else trace.title
+    (folder / "overview.png").write_bytes(encode_png(trace.overview()))
+    (folder / "keep_map.png").write_bytes(figure_png(keep_map([trace], title)))
+    if trace.scores is not None:
+        (folder / "score_map.png").write_bytes(figure_png(score_map([trace], title)))
+    if trace.num_looks > 1:
+        (folder / "tokens_kept.png").write_bytes(figure_png(kept_chart(trace)))
+    frames = list(_frames(trace, folder))
+    if fps is not None and len(frames) > 1:
+        write_mp4(folder / "overlay.mp4", [*frames, *[frames[-1]] * round(fps)], fps)
+
+
+def _frames(trace: PruningTrace, folder: Path) -> Iterator[np.ndarray]:
+    """Writes and yields the frame of every look."""
+    (folder / "looks").mkdir(exist_ok=True)
+    for look in track(range(trace.num_looks), description=f"drawing {folder.name}", transient=True):
+        frame = trace.frame(look)
+        (folder / "looks" / f"look{look:03d}_step{trace.steps[look]:03d}.png").write_bytes(encode_png(frame, False))
+        yield frame
+
+
+def draw_all(traces: dict[str, PruningTrace], folder: Path) -> None:
+    """The map and the chart of all episodes together."""
+    from prismatic.report.pruning import compare_chart, figure_png, keep_map
+
+    episodes = list(traces.values())
+    figure = keep_map(episodes, f"{len(episodes)} episodes ({sum(t.num_looks for t in episodes)} looks)")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "keep_map.png").write_bytes(figure_png(figure))
+    (folder / "tokens_kept.png").write_bytes(figure_png(compare_chart(episodes, list(traces))))
+
+
+def parse(command: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Draw which image patches a policy's pruner kept.")
+    add = parser.add_argument
+    add("--record", type=Path, nargs="+", help="recorded episodes: files, their folders, or an evaluation's folder")
+    add("--checkpoint", help="folder or hub id of a policy to run")
+    add("--dataset_dir", type=Path, help="RLDS dataset to take an episode from, DATA/NAME")
+    add("--episode", type=int, default=0, help="which one, counted from 0 (default %(default)s)")
+    add("--every", type=int, help="a look each so many steps of it (default: as often as the policy would look)")
+    add("--robot", help="layout of a dataset that the catalogue does not know")
+    add("--images", type=Path, nargs="+", help="one picture per camera, in the robot's order")
+    add("--instruction", help="sentence that goes with --images")
+    add("--state", type=float, nargs="+", help="state that goes with --images (default: the training data's mean)")
+    add("--pruner", help="overrides the checkpoint's, e.g. lightvla:multiplicity=set")
+    add("--unnorm_key", help="dataset whose statistics apply, where the checkpoint has several")
+    add("--device", help="default: cuda where there is a GPU, else cpu")
+    add("--fps", type=float, help="looks a second in videos (default: real time)")
+    add("--no_video", action="store_true", help="pictures only")
+    add("--output_dir", type=Path, default=Path("pruning_pictures"), help="default: %(default)s")
+    return parser.parse_args(command)
+
+
+if __name__ == "__main__":
+    sys.exit(main(parse(), Console()))

@@ -1,0 +1,106 @@
+"""Maps and charts of what was kept: what is drawn, read back off the figures, against loops over the masks."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from prismatic.report import pruning
+from prismatic.visualization import CROP_AREA, PruningTrace
+
+CAMERAS = ("full_image", "wrist_image")
+
+
+def made_up(looks: int, seed: int = 0, **changes: object) -> PruningTrace:
+    rng = np.random.default_rng(seed)
+    images = tuple(rng.integers(0, 256, (looks, 24, 24, 3), dtype=np.uint8) for _ in CAMERAS)
+    kept = rng.uniform(size=(looks, 2 * 9)) < 0.4
+    kept[:, 0] = True
+    scores = rng.normal(size=kept.shape).astype(np.float32) + 2 * kept
+    parts = {"title": f"task {seed}", "cameras": CAMERAS, "images": images, "kept": kept, "scores": scores}
+    return PruningTrace(**{**parts, "steps": 8 * np.arange(looks), **changes})  # type: ignore[arg-type]
+
+
+def test_shares_and_scores_are_means_over_all_looks() -> None:
+    traces = [made_up(3), made_up(7, seed=1)]
+    shares, scores = pruning.keep_shares(traces), pruning.mean_scores(traces)
+    assert shares.shape == scores.shape == (2, 3, 3)
+    for camera in range(2):
+        for row in range(3):
+            for column in range(3):
+                token = 9 * camera + 3 * row + column
+                flags = [bool(look[token]) for trace in traces for look in trace.kept]
+                values = [float(look[token]) for trace in traces for look in trace.scores]  # type: ignore[union-attr]
+                assert shares[camera, row, column] == pytest.approx(sum(flags) / 10)
+                assert scores[camera, row, column] == pytest.approx(sum(values) / 10)
+
+
+def test_mean_pictures_are_grey_means() -> None:
+    traces = [made_up(2), made_up(3, seed=1)]
+    pictures = pruning.mean_pictures(traces, size=24)
+    stack = np.concatenate([trace.images[1] for trace in traces]).astype(float)
+    np.testing.assert_allclose(pictures[1], stack.mean(axis=(0, 3)) / 255)
+
+
+@pytest.mark.parametrize("crop", [False, True])
+def test_the_map_lies_over_what_the_policy_saw(crop: bool) -> None:
+    traces = [made_up(5, center_crop=crop)]
+    figure = pruning.keep_map(traces, "a title")
+    panels, bar = figure.axes[:2], figure.axes[2]
+    for camera, axes in enumerate(panels):
+        picture, patches = axes.images
+        np.testing.assert_array_equal(np.asarray(patches.get_array()), pruning.keep_shares(traces)[camera])
+        left, right, bottom, top = patches.get_extent()
+        assert (right - left) * (bottom - top) == pytest.approx(CROP_AREA if crop else 1.0)
+        assert left + right == pytest.approx(1) and picture.get_extent() == [0, 1, 1, 0]
+        expected = f"{CAMERAS[camera]}: {traces[0].grids[:, camera].sum() / 5:.1f} of 9 patches a look"
+        assert axes.get_title() == expected
+    assert "share of looks" in bar.get_ylabel() and bar.get_ylim() == (0, 1)
+    with Image.open(io.BytesIO(pruning.figure_png(figure))) as drawn:
+        assert drawn.format == "PNG" and drawn.width > drawn.height > 400
+
+
+def test_every_camera_has_its_own_scale_of_scores() -> None:
+    trace = made_up(4)
+    figure = pruning.score_map([trace], "a title")
+    for camera, axes in enumerate(figure.axes[:2]):
+        values = pruning.mean_scores([trace])[camera]
+        assert axes.images[1].get_clim() == pytest.approx((values.min(), values.max()))
+    with pytest.raises(ValueError, match=r"no scores: \['task 0'\]"):
+        pruning.score_map([made_up(4, scores=None)], "a title")
+
+
+def test_maps_refuse_what_does_not_fit_together() -> None:
+    small = made_up(2, kept=np.ones((2, 8), dtype=bool), scores=None)
+    for traces in ([], [made_up(2), small], [made_up(2), made_up(2, center_crop=True)]):
+        with pytest.raises(ValueError, match="one map needs episodes of equal cameras"):
+            pruning.keep_map(traces, "a title")
+
+
+def test_the_chart_draws_counts_and_the_spread_of_scores() -> None:
+    trace = made_up(6)
+    counts, scores = pruning.kept_chart(trace).axes
+    drawn = {line.get_label(): line.get_ydata().tolist() for line in counts.lines}
+    halves = {"all cameras": slice(None), "full_image": slice(9), "wrist_image": slice(9, None)}
+    assert drawn == {name: [int(row[part].sum()) for row in trace.kept] for name, part in halves.items()}
+    assert counts.lines[0].get_xdata().tolist() == [0, 8, 16, 24, 32, 40]
+    assert trace.scores is not None
+    for line, mask in zip(scores.lines, (trace.kept, ~trace.kept), strict=True):
+        expected = [np.median(row[chosen]) for row, chosen in zip(trace.scores, mask, strict=True)]
+        np.testing.assert_allclose(line.get_ydata(), expected, rtol=1e-6)
+
+
+def test_the_chart_without_scores_or_without_pruning() -> None:
+    assert len(pruning.kept_chart(made_up(3, scores=None)).axes) == 1
+    everything = made_up(3, kept=np.ones((3, 18), dtype=bool))
+    assert [line.get_label() for line in pruning.kept_chart(everything).axes[1].lines] == ["kept tokens"]
+
+
+def test_many_episodes_are_not_named() -> None:
+    few, many = [made_up(3, seed) for seed in range(2)], [made_up(3, seed) for seed in range(9)]
+    labels = [line.get_label() for line in pruning.compare_chart(few, ["a", "b"]).axes[0].lines]
+    mean = np.mean([row.sum() for trace in few for row in trace.kept])
+    assert labels == ["a", "b", f"mean of all looks: {mean:.1f}"]
+    lines = pruning.compare_chart(many, [str(number) for number in range(9)]).axes[0].lines
+    assert len(lines) == 10 and all(line.get_label().startswith("_") for line in lines[:-1])
