@@ -187,7 +187,10 @@ def test_processes_merge_their_shares(serial: Results, tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {"episodes.rank0.jsonl", "episodes.rank1.jsonl", FILE_NAME}
 
 
-def test_processes_are_as_many_as_make_sense() -> None:
+def test_processes_are_as_many_as_make_sense(monkeypatch: pytest.MonkeyPatch) -> None:
     config = EvaluationConfig(num_envs=4)
     assert num_workers(config, 10) == 4 and num_workers(config, 3) == 3 and num_workers(config, 0) == 0
-    assert num_workers(EvaluationConfig(), 1000) == len(os.sched_getaffinity(0))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(12)))
+    assert num_workers(EvaluationConfig(), 1000) == 12
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    assert num_workers(EvaluationConfig(), 1000) == 1 and num_workers(config, 1000) == 4

@@ -143,8 +143,14 @@ def _records_in_this_process(settings: EpisodeSettings, agent: Agent, schedule: 
 
 
 def num_workers(config: EvaluationConfig, rollouts: int) -> int:
-    """Simulator processes: as the flag says, else one per core of this process; never more than rollouts."""
-    return min(config.num_envs or len(os.sched_getaffinity(0)), rollouts)
+    """Simulator processes: as the flag says, else this process's share of the cores; never more than rollouts."""
+    neighbours = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # torchrun's processes on this machine
+    return min(config.num_envs or max(1, num_cores() // neighbours), rollouts)
+
+
+def num_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def episode_settings(plan: Plan, agent: Agent) -> EpisodeSettings:
