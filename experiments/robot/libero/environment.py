@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -20,8 +16,10 @@ from experiments.robot.libero.simulator import (
     RenderingUnavailable,
     check_rendering,
     quiet,
+    seeded,
     simulator,
 )
+from experiments.robot.libero.suites import STEP_CAPS, LiberoTask, Predicate, get_suite, load_task, suites
 
 if TYPE_CHECKING:
     from experiments.robot.libero.starts import Displacement
@@ -44,55 +42,10 @@ __all__ = [
 
 CAMERAS = {"full_image": "agentview", "wrist_image": "robot0_eye_in_hand"}
 """Observation key -> the simulator's camera."""
-STEP_CAPS = {"libero_spatial": 220, "libero_object": 280, "libero_goal": 300, "libero_10": 520, "libero_90": 400}
-"""Suite -> control steps after which an episode counts as failed (settle steps not included)."""
 SETTLE_ACTION = (0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -1.0)
 
 _RESET_ATTEMPTS = 100
 _PROPRIO = ("robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos")
-
-Predicate = tuple[str, ...]
-"""One goal condition, (name, object) or (name, object, target); a goal is a conjunction of them."""
-
-
-@dataclass(frozen=True)
-class LiberoTask:
-    """One task of a suite; `init_states` (N, S) holds LIBERO's own initial states: time, positions, velocities."""
-
-    suite: str
-    index: int
-    name: str
-    language: str
-    bddl_file: Path
-    goal: tuple[Predicate, ...]
-    init_states: NDArray[np.float64] = field(repr=False, compare=False)
-
-
-def suites() -> tuple[str, ...]:
-    """Names of the suites that can be evaluated."""
-    return tuple(STEP_CAPS)
-
-
-@functools.cache
-def get_suite(name: str) -> Any:
-    """LIBERO's benchmark object of a suite; raises ValueError for an unknown name."""
-    if name not in STEP_CAPS:
-        raise ValueError(f"unknown LIBERO suite {name!r}; known: {', '.join(STEP_CAPS)}")
-    with quiet():
-        return simulator().benchmarks[name]()
-
-
-def load_task(suite: str, index: int) -> LiberoTask:
-    """Reads one task; raises ValueError for an unknown suite or a task index outside it."""
-    benchmark = get_suite(suite)
-    count = benchmark.get_num_tasks()
-    if not 0 <= index < count:
-        raise ValueError(f"{suite} has no task {index}; expected 0 to {count - 1}")
-    task = benchmark.get_task(index)
-    bddl_file = Path(benchmark.get_task_bddl_file_path(index))
-    goal = tuple(tuple(predicate) for predicate in simulator().parse_problem(str(bddl_file))["goal_state"])
-    states = np.asarray(benchmark.get_task_init_states(index), dtype=np.float64)
-    return LiberoTask(suite, index, task.name, task.language, bddl_file, goal, states)
 
 
 def quaternion_to_axis_angle(quaternion: ArrayLike, canonical: bool = False) -> NDArray[np.float64]:
@@ -146,7 +99,7 @@ class LiberoEnvironment:
             raise ValueError(f"unknown renderer {renderer!r}; known: {', '.join(RENDERERS)}")
         self.task, self.resolution, self.seed = task, resolution, seed
         self.settle_steps, self.canonical_quaternion = settle_steps, canonical_quaternion
-        with _seeded(seed), quiet():
+        with seeded(seed), quiet():
             self._control = simulator().control_env(
                 bddl_file_name=str(task.bddl_file),
                 has_offscreen_renderer=False,
@@ -184,7 +137,7 @@ class LiberoEnvironment:
             ValueError: for an index out of range or a state of another length.
         """
         state = self._initial_state(initial_state)
-        with _seeded(self.seed if seed is None else seed), quiet():
+        with seeded(self.seed if seed is None else seed), quiet():
             self._soft_reset()
             self._proprio = self._control.set_init_state(state)
         if displacement is not None:
@@ -310,14 +263,3 @@ class LiberoEnvironment:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
-
-
-@contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """Seeds NumPy's global generator, which robosuite and LIBERO draw from, and gives it back as it was."""
-    before = np.random.get_state()
-    np.random.seed(seed)
-    try:
-        yield
-    finally:
-        np.random.set_state(before)

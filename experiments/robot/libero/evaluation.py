@@ -10,25 +10,25 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
+from experiments.robot.libero import protocols
 from experiments.robot.libero.agents import Agent
 from experiments.robot.libero.config import DTYPES, EvaluationConfig, check_flags, parse_indices, quantization_of
 from experiments.robot.libero.environment import (
     CAMERAS,
-    STEP_CAPS,
     LiberoEnvironment,
     LiberoTask,
     check_rendering,
     get_suite,
     load_task,
 )
+from experiments.robot.libero.initial_states import read_initial_states
 from experiments.robot.libero.results import FILE_NAME, EpisodeRecord, Results, collect_versions, git_commit
 from experiments.robot.libero.rollout import RolloutRecorder, RolloutSettings, Start, run_episode
 from experiments.robot.libero.simulator import simulator
 from experiments.robot.libero.starts import Displacement
+from experiments.robot.libero.suites import SUITES
 from prismatic.checkpoint import STATISTICS_FILE, resolve
 from prismatic.models.diffusion import DiffusionActionHead
 from prismatic.policy import Policy
@@ -68,7 +68,7 @@ def make_plan(config: EvaluationConfig) -> Plan:
     videos = config.save_rollout_video and config.max_videos_per_task != 0
     renders = videos or config.control != "blank_images"
     backend = check_rendering() if renders else "none"
-    return Plan(config, starts, STEP_CAPS[suite], renders, backend, output_directory(config))
+    return Plan(config, starts, protocols.max_steps(config), renders, backend, output_directory(config))
 
 
 def swap_partners(tasks: Sequence[LiberoTask]) -> list[LiberoTask | None]:
@@ -105,6 +105,14 @@ def starts_of(config: EvaluationConfig, task: LiberoTask, other: LiberoTask | No
             raise ValueError(
                 f"--initial_states: task {task.index} has no initial state {unknown[0]}; it has {len(states)}"
             )
+    elif config.initial_states_path != "DEFAULT" and not config.wide_starts_m:
+        # As OpenVLA-OFT counts: failed demonstrations count as trials that are left out.
+        chosen = [index for index in available if index < config.num_trials_per_task]
+        if not chosen:
+            raise ValueError(
+                f"--num_trials_per_task {config.num_trials_per_task}: {config.initial_states_path} has no successful "
+                f"entry of task {task.index} before demo_{config.num_trials_per_task}; it has {available}"
+            )
     elif config.num_trials_per_task > len(available) and not config.wide_starts_m:
         raise ValueError(
             f"--num_trials_per_task {config.num_trials_per_task}: task {task.index} has {len(available)} states, "
@@ -124,35 +132,13 @@ def starts_of(config: EvaluationConfig, task: LiberoTask, other: LiberoTask | No
                 instruction=(other or task).language,
                 initial_state=index,
                 trial=trial,
-                seed=config.seed,
+                seed=protocols.reset_seed(config, trial),
                 displacement=displacement,
                 state=states[index],
                 other=other,
             )
         )
     return starts
-
-
-def read_initial_states(path: str, task: LiberoTask) -> dict[int, NDArray[np.float64]]:
-    """States of a task from a JSON file `{task_words: {"demo_0": {"success": true, "initial_state": [...]}}}`.
-
-    Entries whose expert demonstration failed are left out, as is usual with these files.
-
-    Raises:
-        FileNotFoundError: when the file does not exist.
-        ValueError: when the task is not in it.
-    """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"--initial_states_path {path} does not exist; give a JSON file or DEFAULT")
-    content = json.loads(Path(path).read_text(encoding="utf-8"))
-    key = task.language.replace(" ", "_")
-    if key not in content:
-        raise ValueError(f"{path} has no task {key!r}; it has: {', '.join(sorted(content))}")
-    return {
-        int(name.removeprefix("demo_")): np.asarray(entry["initial_state"], dtype=np.float64)
-        for name, entry in content[key].items()
-        if entry["success"]
-    }
 
 
 def output_directory(config: EvaluationConfig) -> Path:
@@ -218,9 +204,10 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _suite_key(directory: Path, suite: str) -> str | None:
-    """The suite's own statistics among several; None leaves the choice to the policy."""
+    """The suite's own statistics among several, or its base's; None leaves the choice to the policy."""
     known = _read_json(directory / STATISTICS_FILE) or _read_json(directory / "config.json").get("norm_stats") or {}
-    return next((key for key in (suite, f"{suite}_no_noops") if key in known), None)
+    base = SUITES[suite].base
+    return next((key for key in (suite, f"{suite}_no_noops", base, f"{base}_no_noops") if key in known), None)
 
 
 def evaluate(
@@ -234,6 +221,14 @@ def evaluate(
     """
     config = plan.config
     description = agent.description()
+    settings = RolloutSettings(
+        max_steps=plan.max_steps,
+        open_loop_steps=config.num_open_loop_steps or agent.robot.open_loop_steps,
+        control=config.control,
+        blank_images=config.control == "blank_images",
+        cameras=agent.cameras,
+    )
+    versions = collect_versions()
     results = Results(
         run={
             "command": list(command),
@@ -243,18 +238,13 @@ def evaluate(
             "renderer": config.renderer,
             "rendering_backend": plan.backend,
             "seed": config.seed,
+            "protocol": protocols.describe(config, settings.max_steps, settings.open_loop_steps, agent.center_crop),
+            "warnings": protocols.version_warnings(versions),
             "complete": False,
         },
         config=asdict(config),
         policy=description,
-        versions=collect_versions(),
-    )
-    settings = RolloutSettings(
-        max_steps=plan.max_steps,
-        open_loop_steps=config.num_open_loop_steps or agent.robot.open_loop_steps,
-        control=config.control,
-        blank_images=config.control == "blank_images",
-        cameras=agent.cameras,
+        versions=versions,
     )
     began = time.perf_counter()
     for starts in plan.starts:

@@ -21,7 +21,8 @@ from rich.table import Table
 from experiments.robot.libero.agents import Agent, PolicyAgent
 from experiments.robot.libero.config import EvaluationConfig
 from experiments.robot.libero.evaluation import Plan, evaluate, load_policy, make_plan
-from experiments.robot.libero.results import FILE_NAME, EpisodeRecord, Results, count_successes
+from experiments.robot.libero.protocols import version_warnings
+from experiments.robot.libero.results import FILE_NAME, EpisodeRecord, Results, collect_versions, count_successes
 from experiments.robot.libero.simulator import RenderingUnavailable
 
 UNUSABLE, INVALID = 2, 3
@@ -46,6 +47,8 @@ def main(config: EvaluationConfig, command: list[str]) -> int:
         return UNUSABLE
     for assumption in agent.description()["assumptions"]:
         console.print(f"[yellow]assumed:[/] {assumption}")
+    for warning in version_warnings(collect_versions()):
+        console.print(f"[yellow]warning:[/] {warning}", soft_wrap=True)
     results = evaluate_with_progress(plan, agent, command, console)
     console.print(summary_table(results))
     console.print(cost_line(results))
