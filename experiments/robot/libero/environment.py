@@ -16,6 +16,7 @@ from experiments.robot.libero.simulator import (
     RenderingUnavailable,
     check_rendering,
     quiet,
+    release_memory,
     seeded,
     simulator,
 )
@@ -100,14 +101,14 @@ class LiberoEnvironment:
         self.task, self.resolution, self.seed = task, resolution, seed
         self.settle_steps, self.canonical_quaternion = settle_steps, canonical_quaternion
         with seeded(seed), quiet():
-            self._control = simulator().control_env(
+            self._control: Any = simulator().control_env(
                 bddl_file_name=str(task.bddl_file),
                 has_offscreen_renderer=False,
                 use_camera_obs=False,
                 ignore_done=True,
                 hard_reset=False,
             )
-        self.inner = self._control.env
+        self.inner: Any = self._control.env
         for name, observable in self.inner._observables.items():
             observable.set_enabled(name in _PROPRIO)
         self._renderer = CameraRenderer(self.model, resolution, renderer) if render else None
@@ -251,10 +252,16 @@ class LiberoEnvironment:
         self.inner._post_process()
 
     def close(self) -> None:
-        """Frees the renderer and the simulator; may be called twice."""
+        """Frees the renderer and the simulator, which cannot be used any more; may be called twice."""
         if self._renderer is not None:
             self._renderer.close()
             self._renderer = None
+        if self.inner is not None:
+            # robosuite's environment refers to itself in circles, and what hangs on it (200 MiB) is no Python memory,
+            # so the collector sees no reason to run.
+            self._control = self.inner = None
+            self._proprio = {}
+            release_memory()
 
     def __enter__(self) -> LiberoEnvironment:
         return self

@@ -20,11 +20,12 @@ import re
 import zlib
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 from numpy.typing import NDArray
 
-from experiments.robot.libero.simulator import quiet, seeded, simulator
+from experiments.robot.libero.simulator import quiet, release_memory, seeded, simulator
 
 NUM_STATES = 50
 """Initial states per task, as many as LIBERO's own tasks have."""
@@ -101,11 +102,25 @@ def draw_initial_states(key: str, description: Path, count: int) -> NDArray[np.f
             ignore_done=True,
             hard_reset=False,
         )
-    try:
-        states = [_draw(control, zlib.crc32(f"{key}/{index}".encode())) for index in range(count)]
-    finally:
-        control.close()
+    model = control.env.sim.model._model
+    fixtures = [model.body(fixture.root_body) for fixture in control.env.fixtures_dict.values()]
+    described = [_described_pose(control.env.model.root, body.name) for body in fixtures]
+    states = []
+    for index in range(count):
+        # A reset that keeps the model leaves fixtures where it placed them, and the next one places what lies on or in
+        # them as if they still were where the model's file has them.
+        for body, (position, quaternion) in zip(fixtures, described, strict=True):
+            body.pos[:], body.quat[:] = position, quaternion
+        states.append(_draw(control, zlib.crc32(f"{key}/{index}".encode())))
+    del control, model, fixtures
+    release_memory()
     return np.stack(states)
+
+
+def _described_pose(root: ElementTree.Element, name: str) -> tuple[list[float], list[float]]:
+    """Position in metres and quaternion (w, x, y, z) of a body in the model's XML, relative to its parent."""
+    body = next(element for element in root.iter("body") if element.get("name") == name)
+    return [float(x) for x in body.get("pos", "0 0 0").split()], [float(x) for x in body.get("quat", "1 0 0 0").split()]
 
 
 def _draw(control: Any, seed: int) -> NDArray[np.float64]:

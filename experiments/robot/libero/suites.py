@@ -70,7 +70,8 @@ def _all_suites() -> dict[str, Suite]:
         for perturbation, ending in PERTURBATIONS.items()
         for base in _PERTURBED
     ]
-    shifts = [f"{axis}0.{tenths}" for axis in "xy" for tenths in range(1, 6)]
+    # The package's y0.5 lacks the initial states of one task.
+    shifts = [f"{axis}0.{tenths}" for axis in "xy" for tenths in range(1, 6) if (axis, tenths) != ("y", 5)]
     found += [Suite(f"libero_object_temp_{shift}", "libero_object", SHIFT) for shift in shifts]
     return {suite.name: suite for suite in found}
 
