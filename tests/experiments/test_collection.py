@@ -145,7 +145,7 @@ def test_bad_flags_are_named(flags: dict, words: str) -> None:
     [
         (
             {"task_suite_name": "libero_goal,libero_kitchen"},
-            "unknown LIBERO suite 'libero_kitchen'; known: libero_spatial",
+            "unknown LIBERO suite 'libero_kitchen'; known: standard: libero_spatial",
         ),
         ({"task_ids": "10"}, "there is no 10; expected 0 to 9"),
         ({"initial_states": "50"}, "there is no 50; expected 0 to 49"),

@@ -178,7 +178,7 @@ def test_tasks_are_read() -> None:
 
 
 def test_bad_input_is_refused(environment: LiberoEnvironment) -> None:
-    with pytest.raises(ValueError, match=r"unknown LIBERO suite 'libero_gaol'; known: libero_spatial"):
+    with pytest.raises(ValueError, match=r"unknown LIBERO suite 'libero_gaol'; known: standard: libero_spatial"):
         get_suite("libero_gaol")
     with pytest.raises(ValueError, match="has no task 10; expected 0 to 9"):
         load_task("libero_goal", 10)

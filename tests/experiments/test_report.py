@@ -192,11 +192,12 @@ def test_foreign_words_stay_words(tmp_path: Path) -> None:
 
 
 def test_protocol_and_commands(tmp_path: Path) -> None:
-    protocol = {"workers": 4, "deterministic": True}
+    protocol = {"name": "lerobot", "max_steps": 300, "seeding": "seed + trial", "deviations": ["--seed 7: 1000", "x"]}
     found = tables(data_of(save(tmp_path / "run", [episode(1, 0, True)], run={"protocol": protocol})))
     facts = dict(texts(found["What was done"]))
     assert (facts["settle steps"], facts["cap on control steps"], facts["seed"]) == ("10", "300", "7")
-    assert (facts["open-loop steps of a chunk"], facts["workers"], facts["deterministic"]) == ("8", "4", "yes")
+    assert (facts["open-loop steps of a chunk"], facts["seeding"]) == ("8", "seed + trial")
+    assert (facts["protocol"], facts["deviations from it"]) == ("lerobot", "--seed 7: 1000; x")
     assert dict(texts(found["Versions"])) == collect_versions()
 
 

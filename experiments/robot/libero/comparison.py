@@ -365,7 +365,8 @@ def _settings(results: Results) -> Mapping[str, Any]:
     protocol = results.run.get("protocol")
     recorded = protocol if isinstance(protocol, Mapping) else {} if protocol is None else {"": protocol}
     own = {label: setting(results) for label, setting in _SETTINGS.items()}
-    return own | {f"protocol {key}".strip(): value for key, value in recorded.items()}
+    said = {"open_loop_steps", "settle_steps", "env_img_res", "seed", "num_trials_per_task"}  # above, or by the starts
+    return own | {f"protocol {key}".strip(): value for key, value in recorded.items() if key not in said}
 
 
 def _text(value: Any) -> str:

@@ -5,20 +5,25 @@ from __future__ import annotations
 import importlib.util
 import re
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
-from experiments.robot.libero.environment import RENDERERS, STEP_CAPS
+from experiments.robot.libero import protocols, suites
+from experiments.robot.libero.environment import RENDERERS
 from experiments.robot.libero.remote_flags import check_remote_flags
 from prismatic.models.quantization import check_quantization
 
 CONTROLS = ("none", "blank_images", "swapped_instruction", "random_tokens")
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
+# A flag that was left out; `__post_init__` puts a number in its place.
+_BY_PROTOCOL: Any = None
+
 
 @dataclass
 class EvaluationConfig:
-    """Roll a policy out in LIBERO. Flags left at None follow the checkpoint, or the suite."""
+    """Roll a policy out in LIBERO. Flags left at None follow the checkpoint, the suite, or the protocol."""
 
     # Policy
     pretrained_checkpoint: str = ""  # checkpoint folder or hub id
@@ -42,10 +47,12 @@ class EvaluationConfig:
 
     # Simulator
     task_suite_name: str = "libero_spatial"  # suite; an unknown one lists those there are
-    num_steps_wait: int = 10  # steps in which objects come to rest
-    num_trials_per_task: int = 50  # the first initial states, in order
+    perturbation: str | None = None  # language, object, position, task or environment: LIBERO-PRO's form of the suite
+    protocol: str | None = None  # openvla-oft, lightvla or lerobot: the conventions of a published evaluation
+    num_steps_wait: int = _BY_PROTOCOL  # steps in which objects come to rest; by default 10, or the protocol's
+    num_trials_per_task: int = _BY_PROTOCOL  # the first initial states, in order; by default 50, or the protocol's
     initial_states_path: str = "DEFAULT"  # or a JSON file of states
-    env_img_res: int = 256  # side of the rendered pictures in pixels
+    env_img_res: int = _BY_PROTOCOL  # side of the rendered pictures in pixels; by default 256, or the protocol's
 
     # Output
     run_id_note: str | None = None  # ends the name of the output folder
@@ -56,7 +63,7 @@ class EvaluationConfig:
     use_wandb: bool = False
     wandb_entity: str | None = None
     wandb_project: str = "lightvla"
-    seed: int = 7  # of the simulator before every reset, of wide starts and of random choices
+    seed: int = _BY_PROTOCOL  # of resets, wide starts and random choices; by default 7, or the protocol's
 
     # This project's own
     pruner: str | None = None  # overrides the checkpoint's: `none`, `lightvla:multiplicity=set`
@@ -77,6 +84,9 @@ class EvaluationConfig:
     max_attempts: int = 3  # how often a rollout is begun before an error makes it invalid
     worker_timeout_s: float = 300.0  # a simulator process that says nothing for so long is replaced
     render_every_step: bool = False  # draw pictures nobody looks at, as the research code does; to compare times
+
+    def __post_init__(self) -> None:
+        protocols.fill_in(self)
 
 
 FREE_FLAGS = frozenset(
@@ -117,9 +127,13 @@ def check_flags(config: EvaluationConfig) -> None:
     if config.use_l1_regression and config.use_diffusion:
         raise ValueError("--use_l1_regression and --use_diffusion exclude each other; set one of them to False")
     quantization_of(config)
-    for flag, known in (("control", CONTROLS), ("renderer", RENDERERS), ("task_suite_name", tuple(STEP_CAPS))):
+    for flag, known in (("control", CONTROLS), ("renderer", RENDERERS)):
         if getattr(config, flag) not in known:
             raise ValueError(f"unknown --{flag} {getattr(config, flag)!r}; known: {', '.join(known)}")
+    suites.find_suite(config.task_suite_name)
+    if config.perturbation is not None:
+        suites.perturbed(config.task_suite_name, config.perturbation)
+    protocols.protocol_of(config)
     if config.dtype is not None and config.dtype not in DTYPES:
         raise ValueError(f"unknown --dtype {config.dtype!r}; known: {', '.join(DTYPES)}")
     counts = ("num_trials_per_task", "video_every_steps", "num_open_loop_steps", "num_images_in_input", "num_envs")

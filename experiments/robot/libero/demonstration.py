@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from experiments.robot.libero.environment import STEP_CAPS, LiberoEnvironment
+from experiments.robot.libero.environment import LiberoEnvironment
 from experiments.robot.libero.experts import CLOSED, OPEN, Action, Expert, ExpertFailed
+from experiments.robot.libero.suites import step_cap
 
 MIN_SEGMENT = 9
 """Fewest steps of a segment: a chunk of 8 actions from each of at least two frames."""
@@ -108,7 +109,7 @@ def demonstrate(
     if mistakes is not None:
         mistakes.make(environment, attempt, rng)
     recorder = _Recorder(environment)
-    cap = STEP_CAPS[environment.task.suite]
+    cap = step_cap(environment.task.suite)
     for action, wanted in _disturbed(Expert(environment, attempt), rng, pushes):
         recorder.step(action, wanted)
         if recorder.success_step is not None and recorder.steps >= recorder.success_step + steps_past_success:

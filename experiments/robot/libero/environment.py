@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -20,8 +16,11 @@ from experiments.robot.libero.simulator import (
     RenderingUnavailable,
     check_rendering,
     quiet,
+    release_memory,
+    seeded,
     simulator,
 )
+from experiments.robot.libero.suites import STEP_CAPS, LiberoTask, Predicate, get_suite, load_task, suites
 
 if TYPE_CHECKING:
     from experiments.robot.libero.starts import Displacement
@@ -44,55 +43,10 @@ __all__ = [
 
 CAMERAS = {"full_image": "agentview", "wrist_image": "robot0_eye_in_hand"}
 """Observation key -> the simulator's camera."""
-STEP_CAPS = {"libero_spatial": 220, "libero_object": 280, "libero_goal": 300, "libero_10": 520, "libero_90": 400}
-"""Suite -> control steps after which an episode counts as failed (settle steps not included)."""
 SETTLE_ACTION = (0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -1.0)
 
 _RESET_ATTEMPTS = 100
 _PROPRIO = ("robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos")
-
-Predicate = tuple[str, ...]
-"""One goal condition, (name, object) or (name, object, target); a goal is a conjunction of them."""
-
-
-@dataclass(frozen=True)
-class LiberoTask:
-    """One task of a suite; `init_states` (N, S) holds LIBERO's own initial states: time, positions, velocities."""
-
-    suite: str
-    index: int
-    name: str
-    language: str
-    bddl_file: Path
-    goal: tuple[Predicate, ...]
-    init_states: NDArray[np.float64] = field(repr=False, compare=False)
-
-
-def suites() -> tuple[str, ...]:
-    """Names of the suites that can be evaluated."""
-    return tuple(STEP_CAPS)
-
-
-@functools.cache
-def get_suite(name: str) -> Any:
-    """LIBERO's benchmark object of a suite; raises ValueError for an unknown name."""
-    if name not in STEP_CAPS:
-        raise ValueError(f"unknown LIBERO suite {name!r}; known: {', '.join(STEP_CAPS)}")
-    with quiet():
-        return simulator().benchmarks[name]()
-
-
-def load_task(suite: str, index: int) -> LiberoTask:
-    """Reads one task; raises ValueError for an unknown suite or a task index outside it."""
-    benchmark = get_suite(suite)
-    count = benchmark.get_num_tasks()
-    if not 0 <= index < count:
-        raise ValueError(f"{suite} has no task {index}; expected 0 to {count - 1}")
-    task = benchmark.get_task(index)
-    bddl_file = Path(benchmark.get_task_bddl_file_path(index))
-    goal = tuple(tuple(predicate) for predicate in simulator().parse_problem(str(bddl_file))["goal_state"])
-    states = np.asarray(benchmark.get_task_init_states(index), dtype=np.float64)
-    return LiberoTask(suite, index, task.name, task.language, bddl_file, goal, states)
 
 
 def quaternion_to_axis_angle(quaternion: ArrayLike, canonical: bool = False) -> NDArray[np.float64]:
@@ -147,15 +101,15 @@ class LiberoEnvironment:
         self.task, self.resolution, self.seed = task, resolution, seed
         self.settle_steps, self.canonical_quaternion = settle_steps, canonical_quaternion
         self.renderer = renderer
-        with _seeded(seed), quiet():
-            self._control = simulator().control_env(
+        with seeded(seed), quiet():
+            self._control: Any = simulator().control_env(
                 bddl_file_name=str(task.bddl_file),
                 has_offscreen_renderer=False,
                 use_camera_obs=False,
                 ignore_done=True,
                 hard_reset=False,
             )
-        self.inner = self._control.env
+        self.inner: Any = self._control.env
         for name, observable in self.inner._observables.items():
             observable.set_enabled(name in _PROPRIO)
         self._renderer = CameraRenderer(self.model, resolution, renderer) if render else None
@@ -191,7 +145,7 @@ class LiberoEnvironment:
             ValueError: for an index out of range or a state of another length.
         """
         state = self._initial_state(initial_state)
-        with _seeded(self.seed if seed is None else seed), quiet():
+        with seeded(self.seed if seed is None else seed), quiet():
             self._soft_reset()
             self._proprio = self._control.set_init_state(state)
         if displacement is not None:
@@ -305,10 +259,16 @@ class LiberoEnvironment:
         self.inner._post_process()
 
     def close(self) -> None:
-        """Frees the renderer and the simulator; may be called twice."""
+        """Frees the renderer and the simulator, which cannot be used any more; may be called twice."""
         if self._renderer is not None:
             self._renderer.close()
             self._renderer = None
+        if self.inner is not None:
+            # robosuite's environment refers to itself in circles, and what hangs on it (200 MiB) is no Python memory,
+            # so the collector sees no reason to run.
+            self._control = self.inner = None
+            self._proprio = {}
+            release_memory()
 
     def __enter__(self) -> LiberoEnvironment:
         return self
@@ -317,14 +277,3 @@ class LiberoEnvironment:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
-
-
-@contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """Seeds NumPy's global generator, which robosuite and LIBERO draw from, and gives it back as it was."""
-    before = np.random.get_state()
-    np.random.seed(seed)
-    try:
-        yield
-    finally:
-        np.random.set_state(before)

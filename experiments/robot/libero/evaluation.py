@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from experiments.robot.libero import protocols
 from experiments.robot.libero.agents import Agent
 from experiments.robot.libero.config import FREE_FLAGS, EvaluationConfig
 from experiments.robot.libero.episodes import (
@@ -190,6 +191,7 @@ def episode_settings(plan: Plan, agent: Agent) -> EpisodeSettings:
 
 def _empty_results(plan: Plan, agent: Agent, command: Sequence[str], ranks: Ranks) -> Results:
     config, description = plan.config, dict(agent.description())
+    settings, versions = episode_settings(plan, agent).rollout, collect_versions()
     return Results(
         run={
             "command": list(command),
@@ -199,6 +201,8 @@ def _empty_results(plan: Plan, agent: Agent, command: Sequence[str], ranks: Rank
             "renderer": config.renderer,
             "rendering_backend": plan.backend,
             "seed": config.seed,
+            "protocol": protocols.describe(config, settings.max_steps, settings.open_loop_steps, agent.center_crop),
+            "warnings": protocols.version_warnings(versions),
             "num_envs": num_workers(config, sum(map(len, plan.starts))),
             "processes": ranks.world_size,
             "worker_restarts": 0,
@@ -206,7 +210,7 @@ def _empty_results(plan: Plan, agent: Agent, command: Sequence[str], ranks: Rank
         },
         config=asdict(config),
         policy=description,
-        versions=collect_versions(),
+        versions=versions,
     )
 
 

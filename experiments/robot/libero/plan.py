@@ -8,11 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
+from experiments.robot.libero import protocols
 from experiments.robot.libero.config import EvaluationConfig, check_flags, parse_indices
-from experiments.robot.libero.environment import STEP_CAPS, LiberoTask, check_rendering, get_suite, load_task
+from experiments.robot.libero.environment import LiberoTask, check_rendering, get_suite, load_task
+from experiments.robot.libero.initial_states import read_initial_states
 from experiments.robot.libero.journal import has_journal
 from experiments.robot.libero.rollout import Start
 from experiments.robot.libero.simulator import simulator
@@ -57,7 +56,7 @@ def make_plan(config: EvaluationConfig) -> Plan:
             "choose another folder"
         )
     backend = check_rendering() if renders else "none"
-    return Plan(config, starts, STEP_CAPS[suite], renders, backend, output_dir)
+    return Plan(config, starts, protocols.max_steps(config), renders, backend, output_dir)
 
 
 def swap_partners(tasks: Sequence[LiberoTask]) -> list[LiberoTask | None]:
@@ -94,6 +93,14 @@ def starts_of(config: EvaluationConfig, task: LiberoTask, other: LiberoTask | No
             raise ValueError(
                 f"--initial_states: task {task.index} has no initial state {unknown[0]}; it has {len(states)}"
             )
+    elif config.initial_states_path != "DEFAULT" and not config.wide_starts_m:
+        # As OpenVLA-OFT counts: failed demonstrations count as trials that are left out.
+        chosen = [index for index in available if index < config.num_trials_per_task]
+        if not chosen:
+            raise ValueError(
+                f"--num_trials_per_task {config.num_trials_per_task}: {config.initial_states_path} has no successful "
+                f"entry of task {task.index} before demo_{config.num_trials_per_task}; it has {available}"
+            )
     elif config.num_trials_per_task > len(available) and not config.wide_starts_m:
         raise ValueError(
             f"--num_trials_per_task {config.num_trials_per_task}: task {task.index} has {len(available)} states, "
@@ -113,35 +120,13 @@ def starts_of(config: EvaluationConfig, task: LiberoTask, other: LiberoTask | No
                 instruction=(other or task).language,
                 initial_state=index,
                 trial=trial,
-                seed=config.seed,
+                seed=protocols.reset_seed(config, trial),
                 displacement=displacement,
                 state=states[index],
                 other=other,
             )
         )
     return starts
-
-
-def read_initial_states(path: str, task: LiberoTask) -> dict[int, NDArray[np.float64]]:
-    """States of a task from a JSON file `{task_words: {"demo_0": {"success": true, "initial_state": [...]}}}`.
-
-    Entries whose expert demonstration failed are left out, as is usual with these files.
-
-    Raises:
-        FileNotFoundError: when the file does not exist.
-        ValueError: when the task is not in it.
-    """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"--initial_states_path {path} does not exist; give a JSON file or DEFAULT")
-    content = json.loads(Path(path).read_text(encoding="utf-8"))
-    key = task.language.replace(" ", "_")
-    if key not in content:
-        raise ValueError(f"{path} has no task {key!r}; it has: {', '.join(sorted(content))}")
-    return {
-        int(name.removeprefix("demo_")): np.asarray(entry["initial_state"], dtype=np.float64)
-        for name, entry in content[key].items()
-        if entry["success"]
-    }
 
 
 def output_directory(config: EvaluationConfig) -> Path:

@@ -10,6 +10,7 @@ import torch
 
 from experiments.robot.libero.config import DTYPES, EvaluationConfig, quantization_of
 from experiments.robot.libero.environment import CAMERAS
+from experiments.robot.libero.suites import SUITES
 from prismatic.checkpoint import STATISTICS_FILE, resolve
 from prismatic.models.diffusion import DiffusionActionHead
 from prismatic.policy import Policy
@@ -69,6 +70,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _suite_key(directory: Path, suite: str) -> str | None:
-    """The suite's own statistics among several; None leaves the choice to the policy."""
+    """The suite's own statistics among several, or its base's; None leaves the choice to the policy."""
     known = _read_json(directory / STATISTICS_FILE) or _read_json(directory / "config.json").get("norm_stats") or {}
-    return next((key for key in (suite, f"{suite}_no_noops") if key in known), None)
+    base = SUITES[suite].base
+    return next((key for key in (suite, f"{suite}_no_noops", base, f"{base}_no_noops") if key in known), None)

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from experiments.robot.libero.environment import STEP_CAPS
 from experiments.robot.libero.report_cost import latency_section, look_times, tokens_section
 from experiments.robot.libero.report_evaluation import CONTROL_WORDS, Evaluation, TaskKey, load_evaluations
 from experiments.robot.libero.report_rollouts import rollout_sections
@@ -250,19 +249,25 @@ def _protocol(evaluation: Evaluation) -> dict[str, str]:
     chosen = config.get("initial_states") or f"the first {config.get('num_trials_per_task', 'unknown')}"
     states = config.get("initial_states_path", "DEFAULT")
     backend = run.get("rendering_backend", "unknown")
+    protocol = dict(run.get("protocol") or {})
+    deviations = "; ".join(protocol.get("deviations", ())) or None
     known: dict[str, Any] = {
+        "protocol": protocol.get("name") or "none named",
+        "deviations from it": deviations if protocol.get("name") else None,
         "suite": suite,
         "tasks": config.get("task_ids") or "all",
         "starts": f"wide, goal's objects moved within {100 * wide:g} cm" if wide else "LIBERO's own",
         "initial states": chosen if states == "DEFAULT" else f"{chosen}, from {states}",
         "control": evaluation.control.replace("_", " ") or "none",
         "settle steps": config.get("num_steps_wait"),
-        "cap on control steps": STEP_CAPS.get(suite, "unknown"),
+        "cap on control steps": protocol.get("max_steps", "unknown"),
         "open-loop steps of a chunk": evaluation.open_loop_steps,
         "seed": run.get("seed", config.get("seed")),
+        "seeding": protocol.get("seeding"),
+        "simulators": run.get("num_envs"),
         "renderer": f"{config.get('renderer', 'unknown')}, {backend}",
         "rendered pictures": f"{config.get('env_img_res', 'unknown')} px",
-        "policy": policy.get("checkpoint"),
+        "policy": policy.get("checkpoint") or policy.get("policy_url"),
         "pruner": policy.get("pruner"),
         "action head": policy.get("action_head"),
         "action read-out": policy.get("action_readout"),
@@ -271,8 +276,8 @@ def _protocol(evaluation: Evaluation) -> dict[str, str]:
         "reads the robot's state": policy.get("use_proprio"),
         "dtype, device": f"{policy.get('dtype', 'unknown')}, {run.get('device', 'unknown')}",
         "started": run.get("started"),
+        "warnings": "; ".join(run.get("warnings") or ()) or None,
     }
-    known |= run.get("protocol") or {}
     return {name: _words(value) for name, value in known.items() if value is not None}
 
 

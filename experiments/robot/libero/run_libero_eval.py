@@ -33,7 +33,8 @@ from experiments.robot.libero.agents import Agent
 from experiments.robot.libero.config import EvaluationConfig
 from experiments.robot.libero.evaluation import Listeners, check_resumable, evaluate
 from experiments.robot.libero.plan import Plan, make_plan
-from experiments.robot.libero.results import FILE_NAME, EpisodeRecord, Results, count_successes
+from experiments.robot.libero.protocols import version_warnings
+from experiments.robot.libero.results import FILE_NAME, EpisodeRecord, Results, collect_versions, count_successes
 from experiments.robot.libero.simulator import RenderingUnavailable
 from prismatic.training.distributed import Ranks, ranks, resolve_device
 
@@ -99,6 +100,8 @@ def run(config: EvaluationConfig, command: list[str], console: Console, processe
     plan, agent = prepare(config, processes, shown)
     for assumption in agent.description()["assumptions"]:
         shown.print(f"[yellow]assumed:[/] {assumption}")
+    for warning in version_warnings(collect_versions()):
+        shown.print(f"[yellow]warning:[/] {warning}", soft_wrap=True)
     try:
         results = evaluate_with_progress(plan, agent, command, shown, processes)
     except KeyboardInterrupt:

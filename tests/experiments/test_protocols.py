@@ -1,0 +1,101 @@
+"""Protocols: the published numbers, which flags win, and what a result says about it."""
+
+import re
+from dataclasses import asdict
+from pathlib import Path
+
+import draccus
+import pytest
+
+from experiments.robot.libero import protocols
+from experiments.robot.libero.config import EvaluationConfig, check_flags
+from experiments.robot.libero.plan import make_plan
+
+ROOT = Path(__file__).parents[2]
+
+
+def parse(*flags: str) -> EvaluationConfig:
+    return draccus.parse(EvaluationConfig, args=["--pretrained_checkpoint", "x", *flags])
+
+
+def governed(config: EvaluationConfig) -> tuple[object, ...]:
+    return (
+        config.num_trials_per_task,
+        config.num_steps_wait,
+        config.env_img_res,
+        config.seed,
+        config.num_open_loop_steps,
+    )
+
+
+def test_flags_left_out_are_the_protocol_s() -> None:
+    assert governed(parse()) == (50, 10, 256, 7, None)
+    assert governed(parse("--protocol", "openvla-oft")) == (50, 10, 256, 7, 8)
+    assert governed(parse("--protocol", "lightvla")) == (50, 10, 256, 7, 8)
+    assert governed(parse("--protocol", "lerobot")) == (10, 10, 360, 1000, None)
+    config = parse("--protocol", "lerobot", "--seed", "7")
+    assert governed(config) == (10, 10, 360, 7, None)
+    # What was recorded gives the same evaluation again.
+    assert EvaluationConfig(**asdict(config)) == config
+
+
+@pytest.mark.parametrize(
+    ("suite", "oft", "lerobot"),
+    [
+        ("libero_spatial", 220, 280),
+        ("libero_object", 280, 280),
+        ("libero_goal", 300, 300),
+        ("libero_10", 520, 520),
+        ("libero_90", 400, 400),
+        ("libero_spatial_swap", 220, 280),
+    ],
+)
+def test_step_caps(suite: str, oft: int, lerobot: int) -> None:
+    assert protocols.max_steps(parse("--task_suite_name", suite)) == oft
+    assert protocols.max_steps(parse("--task_suite_name", suite, "--protocol", "openvla-oft")) == oft
+    assert protocols.max_steps(parse("--task_suite_name", suite, "--protocol", "lerobot")) == lerobot
+
+
+def test_a_result_lists_what_differs() -> None:
+    assert protocols.describe(parse(), 220, 8, True)["deviations"] == []
+    config = parse("--protocol", "openvla-oft", "--env_img_res", "128", "--task_ids", "1", "--wide_starts_m", "0.06")
+    record = protocols.describe(config, 220, 8, True)
+    assert record["name"] == "openvla-oft" and record["settle_steps"] == 10 and record["max_steps"] == 220
+    assert record["open_loop_steps"] == 8 and record["base_suite"] == "libero_spatial"
+    flags = [line for line in record["deviations"] if line.startswith("--")]
+    assert flags == [
+        "--env_img_res 128: the protocol has 256",
+        "--task_ids 1: the protocol has None",
+        "--wide_starts_m 0.06: the protocol has 0.0",
+    ]
+    assert any(line.startswith("seeding:") for line in record["deviations"])
+
+
+def test_lerobot_counts_the_seed_up() -> None:
+    flags = ("--task_suite_name", "libero_goal", "--task_ids", "1", "--control", "blank_images")
+    (starts,) = make_plan(parse("--protocol", "lerobot", *flags)).starts
+    assert [start.seed for start in starts] == list(range(1000, 1010))
+    assert [start.initial_state for start in starts] == list(range(10))
+    (starts,) = make_plan(parse(*flags, "--num_trials_per_task", "3")).starts
+    assert [start.seed for start in starts] == [7, 7, 7]
+
+
+def test_perturbation_is_short_for_the_suite() -> None:
+    config = parse("--task_suite_name", "libero_goal", "--perturbation", "language")
+    assert config.task_suite_name == "libero_goal_lan"
+    assert EvaluationConfig(**asdict(config)) == config
+    check_flags(config)
+    with pytest.raises(ValueError, match="does not fit --task_suite_name libero_90"):
+        check_flags(parse("--task_suite_name", "libero_90", "--perturbation", "language"))
+    with pytest.raises(ValueError, match="unknown --perturbation 'words'"):
+        check_flags(parse("--perturbation", "words"))
+    with pytest.raises(ValueError, match="unknown --protocol 'oft'; known: openvla-oft, lightvla, lerobot"):
+        check_flags(parse("--protocol", "oft"))
+
+
+def test_another_mujoco_is_warned_about() -> None:
+    assert protocols.version_warnings({"mujoco": "3.2.3"}) == [] == protocols.version_warnings({})
+    (line,) = protocols.version_warnings({"mujoco": "3.4.0"})
+    assert "3.4.0 is installed" in line and "pip install mujoco==3.2.3" in line and "\n" not in line
+    pinned = re.search(r'"mujoco==([\d.]+)"', (ROOT / "pyproject.toml").read_text())
+    assert pinned is not None and pinned[1] == protocols.RECOMMENDED_MUJOCO
