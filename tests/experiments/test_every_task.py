@@ -17,8 +17,8 @@ ROOT = Path(__file__).parents[2]
 PROCESSES = 2
 STEPS = 10
 
-# After the settle steps and a few more, objects should lie still; `fastest` (m/s or rad/s) tells where one falls or rolls,
-# which is printed only: a few published starts do so. Only the first task is drawn: one renderer per process.
+# After the settle steps and a few more, objects should lie still; `fastest` (m/s or rad/s) tells where one falls or
+# rolls, which is printed only: a few published starts do so. Only the first task is drawn: one renderer per process.
 _EVERY_TASK = """
 import json, sys, time
 import numpy as np
