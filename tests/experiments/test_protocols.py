@@ -65,7 +65,7 @@ def test_a_result_lists_what_differs() -> None:
     flags = [line for line in record["deviations"] if line.startswith("--")]
     assert flags == [
         "--env_img_res 128: the protocol has 256",
-        "--task_ids 1: the protocol has None",
+        "--task_ids 1: the protocol does without",
         "--wide_starts_m 0.06: the protocol has 0.0",
     ]
     assert any(line.startswith("seeding:") for line in record["deviations"])

@@ -5,7 +5,7 @@ LIBERO-PRO names four suites `*_env` and publishes no files for them; its evalua
 whatever it was, and initial states are drawn from the result by resets (`generate_init_states`, 50 a task). That is
 repeated here, with two differences, both needed for results that can be compared:
 
-- Initial states are drawn with seeds of their own, so that they are the same on every machine.
+- Initial states are drawn with seeds of their own, so that they follow from the task's name and their number.
 - Five tasks of libero_10 live in the living room already and would stay as they are. They move to the main table, the
   replacement that LIBERO-PRO's README recommends. (On the floor, another one that it allows, objects fly off.)
 

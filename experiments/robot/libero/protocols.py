@@ -129,7 +129,7 @@ def deviations(config: EvaluationConfig) -> list[str]:
         return []
     expected = {flag: getattr(protocol, flag) for flag in _GOVERNED} | _STANDARD
     changed = [
-        f"--{flag} {getattr(config, flag)}: the protocol has {value}"
+        f"--{flag} {getattr(config, flag)}: the protocol {'does without' if value is None else f'has {value}'}"
         for flag, value in expected.items()
         if getattr(config, flag) != value
     ]
