@@ -166,7 +166,10 @@ def _run_evaluations(config: DemoConfig, commands: list[list[str]]) -> None:
 
 def _is_complete(directory: Path) -> bool:
     file = directory / "results.json"
-    return file.is_file() and json.loads(file.read_text())["run"]["complete"]
+    if not file.is_file():
+        return False
+    results = json.loads(file.read_text())
+    return results["run"]["complete"] and not results["summary"]["all"]["invalid"]
 
 
 def _show(progress: Progress, bar: TaskID, directory: Path) -> None:

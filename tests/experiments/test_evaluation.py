@@ -6,6 +6,7 @@ state, and the seed of the look: whatever goes astray on the way changes the act
 
 import os
 import signal
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,8 +17,8 @@ import pytest
 
 from experiments.robot.libero.agents import Answer, Request
 from experiments.robot.libero.config import EvaluationConfig
-from experiments.robot.libero.evaluation import Listeners, evaluate, num_workers
-from experiments.robot.libero.journal import read_journals
+from experiments.robot.libero.evaluation import Listeners, check_resumable, evaluate, num_workers
+from experiments.robot.libero.journal import Journal, read_journals
 from experiments.robot.libero.plan import Plan, make_plan
 from experiments.robot.libero.results import FILE_NAME, EpisodeRecord, Results
 from prismatic.training.distributed import Ranks
@@ -137,6 +138,67 @@ def test_an_error_that_passes_is_no_result(serial: Results, tmp_path: Path, num_
     results = evaluate(plan_into(tmp_path, num_envs=num_envs), BreaksOn("put the bowl on the plate", 2), ["eval"])
     assert results.outcome() == serial.outcome()
     assert sum(episode.attempts - 1 for episode in results.episodes) == 2
+
+
+@pytest.mark.slow
+def test_one_bad_look_of_a_batch_spoils_no_other_rollout(serial: Results, tmp_path: Path) -> None:
+    plan = plan_into(tmp_path, num_envs=2, batch_size=2)
+    results = evaluate(plan, BreaksOn("put the bowl on the plate", 4), ["eval"])
+    assert results.outcome() == serial.outcome()
+    assert [episode.attempts for episode in results.episodes[:2]] == [1, 1]
+
+
+class Slow(Wanders):
+    """Thinks for as long as no simulator may be silent."""
+
+    def answer(self, requests: Sequence[Request]) -> list[Answer]:
+        time.sleep(12.0)
+        return super().answer(requests)
+
+
+@pytest.mark.slow
+def test_a_slow_policy_is_no_silence_of_its_simulators(tmp_path: Path) -> None:
+    plan = replace(plan_into(tmp_path, num_envs=2, worker_timeout_s=20.0, initial_states="30"), max_steps=16)
+    results = evaluate(plan, Slow(), ["eval"])
+    assert results.run["worker_restarts"] == 0 and [episode.attempts for episode in results.episodes] == [1, 1]
+
+
+@pytest.mark.parametrize("num_envs", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_what_cannot_be_saved_is_invalid_and_says_why(tmp_path: Path, num_envs: int) -> None:
+    (tmp_path / "videos").write_text("in the way")
+    flags = {"num_envs": num_envs, "initial_states": "30", "task_ids": "1", "max_attempts": 2}
+    results = evaluate(plan_into(tmp_path, save_rollout_video=True, **flags), Wanders(), ["eval"])
+    (episode,) = results.episodes
+    assert episode.success is None and episode.video is None and episode.attempts == 2
+    assert "videos" in (episode.invalid or "") and "Traceback" in (episode.invalid or "")
+    assert results.run["worker_restarts"] == 0
+
+
+@pytest.mark.slow
+def test_the_last_rollout_cannot_take_the_policy_with_it(serial: Results, tmp_path: Path) -> None:
+    for record in serial.episodes[:3]:
+        Journal(tmp_path).append(record)
+    results = evaluate(plan_into(tmp_path, num_envs=2, resume=True), Kills({1}, signal.SIGKILL), ["eval"])
+    assert results.outcome() == serial.outcome()
+    assert results.run["worker_restarts"] == 1 and results.episodes[-1].attempts == 2
+
+
+def test_only_the_same_evaluation_is_gone_on_with(serial: Results, tmp_path: Path) -> None:
+    for record in serial.episodes[:2]:
+        Journal(tmp_path).append(record)
+    check_resumable(plan_into(tmp_path, resume=True), Wanders())
+    with pytest.raises(ValueError, match="had another seed: 7, now 8"):
+        check_resumable(plan_into(tmp_path, resume=True, seed=8), Wanders())
+    with pytest.raises(ValueError, match="had another control: 'none', now 'blank_images'"):
+        check_resumable(plan_into(tmp_path, resume=True, control="blank_images"), Wanders())
+    with pytest.raises(ValueError, match="holds rollouts of an earlier evaluation"):
+        plan_into(tmp_path)
+    (tmp_path / "episodes.rank0.jsonl").unlink()
+    serial.save(tmp_path / FILE_NAME)
+    with pytest.raises(ValueError, match="holds rollouts of an earlier evaluation"):
+        plan_into(tmp_path)
+    done = evaluate(plan_into(tmp_path, resume=True), BreaksOn("", -1), ["eval"])
+    assert done.outcome() == serial.outcome(), "all was done already, by the results alone"
 
 
 @pytest.mark.parametrize("num_envs", [1, pytest.param(2, marks=pytest.mark.slow)])

@@ -53,7 +53,9 @@ def test_a_second_run_with_the_same_seed_is_identical(
 def test_killed_and_gone_on_with_it_is_as_undisturbed(
     undisturbed: Results, untrained_checkpoint: Path, tmp_path: Path
 ) -> None:
-    rng = random.Random(int(time.time()))
+    seed = int(time.time())
+    print("seed", seed)  # shown when the test fails
+    rng = random.Random(seed)
     command = [sys.executable, *flags(untrained_checkpoint, tmp_path, "--num_envs", "2", "--resume", "True")]
     kept = 0
     for _ in range(4):

@@ -23,9 +23,10 @@ def test_what_was_written_is_read_back(tmp_path: Path) -> None:
     assert [asdict(each) for each in read_journals(folder)] == [asdict(each) for each in [*records, other]]
 
 
-def test_of_a_repeated_start_the_last_record_counts(tmp_path: Path) -> None:
-    Journal(tmp_path).append(record(0, invalid="boom"))
-    Journal(tmp_path).append(record(0, success=True))
+@pytest.mark.parametrize("ranks", [(0, 0), (0, 1), (1, 0)])
+def test_of_a_repeated_start_the_valid_record_counts(tmp_path: Path, ranks: tuple[int, int]) -> None:
+    Journal(tmp_path, ranks[0]).append(record(0, invalid="boom"))
+    Journal(tmp_path, ranks[1]).append(record(0, success=True))
     (found,) = read_journals(tmp_path)
     assert found.success is True and found.invalid is None
 

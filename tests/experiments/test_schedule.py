@@ -66,12 +66,14 @@ def test_a_start_is_tried_again_so_many_times_only() -> None:
     assert schedule.take() is None and schedule.is_done
 
 
-def test_processes_share_the_starts_whatever_is_done() -> None:
+def test_processes_share_what_is_left() -> None:
     plan = starts(5, 4)
     dealt = [shares(plan, set(), rank, 3) for rank in range(3)]
     keys = sorted(start.key for share in dealt for task in share for start in task)
     assert keys == sorted(start.key for task in plan for start in task)
     assert [[len(task) for task in share] for share in dealt] == [[2, 1], [2, 1], [1, 2]]
-    done = {dealt[0][0][0].key, dealt[1][1][0].key}
+    done = {start.key for task in dealt[0] for start in task}  # the first process had done all of its part
     again = [shares(plan, done, rank, 3) for rank in range(3)]
-    assert [[len(task) for task in share] for share in again] == [[1, 1], [2, 0], [1, 2]]
+    left = sorted(start.key for share in again for task in share for start in task)
+    assert left == sorted(set(keys) - done)
+    assert [sum(map(len, share)) for share in again] == [2, 2, 2]

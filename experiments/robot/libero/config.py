@@ -90,8 +90,9 @@ class EvaluationConfig:
 
 
 FREE_FLAGS = frozenset(
-    {"output_dir", "local_log_dir", "run_id_note", "use_wandb", "wandb_entity", "wandb_project", "device"}
-    | {"num_envs", "resume", "max_attempts", "worker_timeout_s", "render_every_step", "report", "policy_timeout_s"}
+    {"output_dir", "local_log_dir", "run_id_note", "use_wandb", "wandb_entity", "wandb_project", "device", "report"}
+    | {"num_envs", "resume", "max_attempts", "worker_timeout_s", "render_every_step", "policy_url", "policy_timeout_s"}
+    | {"model_family", "lora_rank", "num_diffusion_steps_train"}
 )
 """Flags that change how an evaluation runs but not what it finds; all others must agree when it is resumed."""
 
@@ -144,6 +145,8 @@ def check_flags(config: EvaluationConfig) -> None:
         raise ValueError("--num_steps_wait and --wide_starts_m must not be negative")
     if config.worker_timeout_s <= 0:
         raise ValueError(f"--worker_timeout_s {config.worker_timeout_s}: expected seconds, more than 0")
+    if config.render_every_step and config.control == "blank_images":
+        raise ValueError("--render_every_step has nothing to draw under --control blank_images; leave it out")
     if config.resume and config.output_dir is None:
         raise ValueError("--resume needs --output_dir: the folder of the evaluation to go on with")
     if config.save_rollout_video and importlib.util.find_spec("imageio_ffmpeg") is None:

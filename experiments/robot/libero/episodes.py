@@ -103,15 +103,23 @@ class EpisodeRunner:
             record.invalid = traceback.format_exc()
         else:
             record = run_episode(environment, self._agent, start, settings.rollout, observers)
-        if film is not None and film.frames:
-            record.video = f"videos/{record.file_stem}.mp4"
-            film.save(settings.output_dir / record.video)
-        if memory is not None and memory.recording is not None:
-            record.record = f"{FOLDER}/{record.file_stem}.npz"
-            memory.recording.save(settings.output_dir / record.record)
+        if record.invalid is None:
+            try:
+                self._save(record, film, memory)
+            except Exception:
+                record.success = record.other_success = record.video = record.record = None
+                record.invalid = traceback.format_exc()
         if record.invalid is not None:
             self.close()  # the error may have left the simulator in any state
         return record
+
+    def _save(self, record: EpisodeRecord, film: RolloutRecorder | None, memory: EpisodeRecorder | None) -> None:
+        if film is not None and film.frames:
+            record.video = f"videos/{record.file_stem}.mp4"
+            film.save(self._settings.output_dir / record.video)
+        if memory is not None and memory.recording is not None:
+            record.record = f"{FOLDER}/{record.file_stem}.npz"
+            memory.recording.save(self._settings.output_dir / record.record)
 
     def _environment_of(self, task: LiberoTask) -> LiberoEnvironment:
         if self._environment is not None and self._environment.task != task:
@@ -122,6 +130,6 @@ class EpisodeRunner:
 
     def close(self) -> None:
         """Free the simulator; may be called twice."""
-        if self._environment is not None:
-            self._environment.close()
-            self._environment = None
+        environment, self._environment = self._environment, None
+        if environment is not None:
+            environment.close()

@@ -7,8 +7,9 @@ import contextlib
 import itertools
 import json
 import os
+import sys
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from experiments.robot.libero.episodes import (
 from experiments.robot.libero.journal import Journal, read_journals
 from experiments.robot.libero.plan import Plan
 from experiments.robot.libero.results import FILE_NAME, EpisodeRecord, Results, collect_versions, git_commit
-from experiments.robot.libero.rollout import RolloutSettings, Start
+from experiments.robot.libero.rollout import RolloutSettings, Start, new_record
 from experiments.robot.libero.schedule import Schedule
 from experiments.robot.libero.worker_pool import WorkerPool, again_or_invalid
 from prismatic.training.distributed import Ranks
@@ -65,49 +66,55 @@ def evaluate(
     listeners, ranks = listeners or Listeners(), ranks or Ranks(0, 1, torch.device("cpu"))
     results = _empty_results(plan, agent, command, ranks)
     order = {start.key: place for place, start in enumerate(itertools.chain(*plan.starts))}
-    done: dict[Any, EpisodeRecord] = {}
-    if plan.config.resume:
-        found = [record for share in ranks.gather(read_journals(plan.output_dir)) for record in share]
-        done = {record.key: record for record in found if record.invalid is None and record.key in order}
-    left = shares(plan.starts, set(done), ranks.rank, ranks.world_size)
-    mine = [record for record in done.values() if order[record.key] % ranks.world_size == ranks.rank]
-    listeners.begin(sum(map(len, left)) + len(mine), mine)
+    before, seconds = earlier_rollouts(plan) if plan.config.resume else ([], 0.0)
+    found = {record.key: record for share in ranks.gather(before) for record in share}
+    left = shares(plan.starts, set(found), ranks.rank, ranks.world_size)
+    results.episodes = sorted(found.values(), key=lambda record: order[record.key])
+    results.run["seconds"] = seconds
+    listeners.begin(len(found) + sum(map(len, left)), results.episodes)
 
     journal = Journal(plan.output_dir, ranks.rank)
     writer = _Writer(plan.output_dir / FILE_NAME, ranks.is_main)
     began = time.perf_counter()
-    results.episodes = sorted(done.values(), key=lambda record: order[record.key])
     writer.save(results)
-    with contextlib.closing(_records(plan, agent, left, results)) as records:
-        for record in records:
-            journal.append(record)
-            bisect.insort(results.episodes, record, key=lambda record: order[record.key])
-            results.run["seconds"] = round(time.perf_counter() - began, 1)
-            writer.save_now_and_then(results)
-            listeners.episode(record)
+    try:
+        with contextlib.closing(_records(plan, agent, left, results)) as records:
+            for record in records:
+                journal.append(record)
+                bisect.insort(results.episodes, record, key=lambda record: order[record.key])
+                results.run["seconds"] = round(seconds + time.perf_counter() - began, 1)
+                writer.save_now_and_then(results)
+                listeners.episode(record)
+    except BaseException:
+        writer.save(results)
+        raise
     merged = {record.key: record for share in ranks.gather(results.episodes) for record in share}
     results.episodes = sorted(merged.values(), key=lambda record: order[record.key])
     results.run["worker_restarts"] = sum(ranks.gather(results.run["worker_restarts"]))
+    results.run["seconds"] = max(ranks.gather(results.run["seconds"]))
     results.run["complete"] = True
     writer.save(results)
     return results
 
 
-def shares(starts: Sequence[Sequence[Start]], done: set[Any], rank: int, world_size: int) -> list[list[Start]]:
-    """The starts that one of `world_size` processes has left, task by task.
+def earlier_rollouts(plan: Plan) -> tuple[list[EpisodeRecord], float]:
+    """The valid rollouts of this plan that an earlier run left in its folder, and the seconds that these took."""
+    path = plan.output_dir / FILE_NAME
+    results = Results.load(path) if path.is_file() else Results()
+    wanted = {start.key for start in itertools.chain(*plan.starts)}
+    records = {record.key: record for record in [*results.episodes, *read_journals(plan.output_dir)]}
+    valid = [record for record in records.values() if record.invalid is None and record.key in wanted]
+    return valid, float(results.run.get("seconds", 0.0))
 
-    Starts are dealt out one by one, so every process gets its part of every task; what is done already does not change
-    who does what.
+
+def shares(starts: Sequence[Sequence[Start]], done: set[Any], rank: int, world_size: int) -> list[list[Start]]:
+    """The starts that one of `world_size` processes rolls out, task by task.
+
+    What is left is dealt out one by one, so that every process gets its part of every task.
     """
-    mine: list[list[Start]] = []
-    place = 0
-    for task in starts:
-        mine.append([])
-        for start in task:
-            if place % world_size == rank and start.key not in done:
-                mine[-1].append(start)
-            place += 1
-    return mine
+    left = [[start for start in task if start.key not in done] for task in starts]
+    places = itertools.count()
+    return [[start for start in task if next(places) % world_size == rank] for task in left]
 
 
 def _records(plan: Plan, agent: Agent, starts: Sequence[Sequence[Start]], results: Results) -> Generator[EpisodeRecord]:
@@ -116,7 +123,8 @@ def _records(plan: Plan, agent: Agent, starts: Sequence[Sequence[Start]], result
     schedule = Schedule(starts, config.max_attempts)
     settings = episode_settings(plan, agent)
     workers = num_workers(config, sum(map(len, starts)))
-    if workers == 1:
+    # By what was asked for: one rollout that kills its simulator must not be left to kill the policy.
+    if num_workers(config, sys.maxsize) == 1:
         yield from _records_in_this_process(settings, agent, schedule)
     elif workers:
         # A server is asked about each look by itself, at once about all that wait.
@@ -203,7 +211,7 @@ def _empty_results(plan: Plan, agent: Agent, command: Sequence[str], ranks: Rank
             "seed": config.seed,
             "protocol": protocols.describe(config, settings.max_steps, settings.open_loop_steps, agent.center_crop),
             "warnings": protocols.version_warnings(versions),
-            "num_envs": num_workers(config, sum(map(len, plan.starts))),
+            "num_envs": num_workers(config, sys.maxsize),
             "processes": ranks.world_size,
             "worker_restarts": 0,
             "complete": False,
@@ -215,23 +223,50 @@ def _empty_results(plan: Plan, agent: Agent, command: Sequence[str], ranks: Rank
 
 
 def check_resumable(plan: Plan, agent: Agent) -> None:
-    """Raises ValueError where `--resume` would go on with an evaluation that had other flags or another policy."""
-    path = plan.output_dir / FILE_NAME
-    if not plan.config.resume or not path.is_file():
+    """Raises ValueError where `--resume` would join the rollouts of two different evaluations."""
+    if not plan.config.resume:
         return
-    before = Results.load(path)
+    starts = {start.key: start for start in itertools.chain(*plan.starts)}
+    for record in earlier_rollouts(plan)[0]:
+        expected = new_record(starts[record.key], plan.config.control)
+        for field in ("seed", "control", "instruction", "displacement", "other_task"):
+            if getattr(record, field) != getattr(expected, field):
+                _refuse(
+                    plan, f"rollout {record.key} had another {field}", getattr(record, field), getattr(expected, field)
+                )
+    if not (plan.output_dir / FILE_NAME).is_file():
+        return
+    before, defaults = Results.load(plan.output_dir), asdict(EvaluationConfig())
     known = {
-        "flag": (before.config, asdict(plan.config), FREE_FLAGS),
-        "policy's": (before.policy, agent.description(), {"device", "device_name"}),
+        "flag": ({**defaults, **before.config}, asdict(plan.config), FREE_FLAGS),
+        "policy's": (before.policy, agent.description(), {"device", "device_name", "policy_url", "server_metadata"}),
+        "version of": (before.versions, collect_versions(), {"lightvla"}),
     }
     for kind, (old, new, free) in known.items():
         for key in sorted(set(old) | set(new)):
             # As JSON, since that is what the old value has been through.
             if key not in free and json.dumps(old.get(key), default=str) != json.dumps(new.get(key), default=str):
-                raise ValueError(
-                    f"--resume: {path} was made with another {kind} {key}: {old.get(key)!r}, now {new.get(key)!r}; "
-                    "evaluate with the same, or into another --output_dir"
-                )
+                _refuse(plan, f"it had another {kind} {key}", old.get(key), new.get(key))
+    changed = [path.name for path in weight_files(before.policy) if path.stat().st_mtime > _started(before)]
+    if changed:
+        _refuse(plan, f"{changed[0]} of the checkpoint was written after it began", before.run["started"], "later")
+
+
+def weight_files(policy: Mapping[str, Any]) -> list[Path]:
+    """The weights of a described policy, where it is a folder here."""
+    folder = Path(str(policy.get("checkpoint", "")))
+    return sorted([*folder.glob("*.safetensors"), *folder.glob("*.pt")]) if folder.is_dir() else []
+
+
+def _started(results: Results) -> float:
+    return time.mktime(time.strptime(results.run["started"][:19], "%Y-%m-%dT%H:%M:%S"))
+
+
+def _refuse(plan: Plan, what: str, old: Any, new: Any) -> None:
+    raise ValueError(
+        f"--resume: {plan.output_dir} holds another evaluation: {what}: {old!r}, now {new!r}; evaluate with the same, "
+        "or into another --output_dir"
+    )
 
 
 class _Writer:

@@ -40,7 +40,7 @@ class Journal:
 
 
 def read_journals(folder: Path) -> list[EpisodeRecord]:
-    """The rollouts of all processes of an earlier run; for a start that was repeated, the last one.
+    """The rollouts of all processes of an earlier run; for a start that was repeated, the valid one.
 
     Lines that were cut off are left out: their rollouts are done again.
 
@@ -55,7 +55,8 @@ def read_journals(folder: Path) -> list[EpisodeRecord]:
             except ValueError:
                 continue
             record = EpisodeRecord.from_json(content, f"{path}, line {number}")
-            found[record.key] = record
+            if record.invalid is None or record.key not in found:
+                found[record.key] = record
     return list(found.values())
 
 

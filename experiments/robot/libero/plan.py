@@ -13,6 +13,7 @@ from experiments.robot.libero.config import EvaluationConfig, check_flags, parse
 from experiments.robot.libero.environment import LiberoTask, check_rendering, get_suite, load_task
 from experiments.robot.libero.initial_states import read_initial_states
 from experiments.robot.libero.journal import has_journal
+from experiments.robot.libero.results import FILE_NAME
 from experiments.robot.libero.rollout import Start
 from experiments.robot.libero.simulator import simulator
 from experiments.robot.libero.starts import Displacement
@@ -50,7 +51,7 @@ def make_plan(config: EvaluationConfig) -> Plan:
     videos = config.save_rollout_video and config.max_videos_per_task != 0
     renders = videos or config.control != "blank_images"
     output_dir = output_directory(config)
-    if has_journal(output_dir) and not config.resume:
+    if (has_journal(output_dir) or (output_dir / FILE_NAME).is_file()) and not config.resume:
         raise ValueError(
             f"--output_dir {output_dir} holds rollouts of an earlier evaluation; go on with them by --resume True, or "
             "choose another folder"

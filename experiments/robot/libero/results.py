@@ -53,8 +53,9 @@ class EpisodeRecord:
         num_visual_tokens: Tokens there were to choose from.
         actions_sha256: Of all executed actions, float64 and in order: equal rollouts have equal ones.
         latency_ms: Time from each look's request to its answer, waiting for other workers' looks included.
-        stage_ms: Time inside the policy per stage (preprocessing, vision, pruner, llm, total), one number per look.
-        attempts: How often the rollout was begun; more than once after a crash, a hang or an error.
+        stage_ms: Time inside the policy per stage (preprocessing, vision, pruner, llm, total), one number per look;
+            looks that were answered together have the whole call's each.
+        attempts: How often this run began the rollout; more than once after a crash, a hang or an error.
         invalid: Why the rollout says nothing about the policy (a traceback), or None. Never counted as a failure.
         video: File name of the video, relative to the results file; the picture beside it (`.png`) shows what was kept.
         record: File name of the stored observations and actions, likewise.
@@ -243,7 +244,7 @@ def git_commit(directory: Path = Path(__file__).parent) -> str:
     try:
         commit = _git(directory, "rev-parse", "HEAD")
         changes = _git(directory, "status", "--porcelain", "--untracked-files=no")
-    except (OSError, subprocess.CalledProcessError):
+    except (OSError, subprocess.SubprocessError):
         return "unknown"
     return commit + ("+changes" if changes else "")
 

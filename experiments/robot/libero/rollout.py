@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import os
 import time
 import traceback
 from collections.abc import Sequence
@@ -174,7 +175,9 @@ class RolloutRecorder:
 
     def save(self, path: Path) -> None:
         """Write the video, and beside it (`.png`) what was kept at a few looks from first to last, a row per camera."""
-        write_mp4(path, self.frames, self.fps)
+        partial = path.with_name(f"partial-{path.name}")
+        write_mp4(partial, self.frames, self.fps)
+        os.replace(partial, path)
         if self.looks:
             chosen = np.linspace(0, len(self.looks) - 1, min(_SHEET_LOOKS, len(self.looks))).round().astype(int)
             rows = list(zip(*(self.looks[index] for index in chosen), strict=True))
@@ -246,8 +249,7 @@ def _act_until_done(
             if own or other or record.steps >= settings.max_steps:
                 break
             if settings.render_every_step:
-                for camera in settings.cameras:
-                    environment.frame(camera)
+                _ = moment.views
     record.success = own
     record.actions_sha256 = digest.hexdigest()
     record.other_success = None if start.other is None else other

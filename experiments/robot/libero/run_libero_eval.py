@@ -6,19 +6,22 @@
 
 Writes `results.json`, a report on it, and videos where asked for, into one folder; `--resume True` goes on with a
 stopped evaluation. Ends with 0 when every rollout counts, 3 when some are invalid (an error inside the rollout; the
-tracebacks are in the results), 2 when the flags or the checkpoint cannot be used, 130 when it was interrupted.
+tracebacks are in the results), 2 when the flags or the checkpoint cannot be used, 130 when it was interrupted. torchrun
+itself ends with 1 where one of its processes does not end with 0.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # idle threads must not take the cores from simulator processes
 
@@ -56,6 +59,8 @@ def main(config: EvaluationConfig, command: list[str]) -> int:
         with _joined(config) as processes:
             return run(config, command, console, processes)
     except Refused as refused:
+        if int(os.environ.get("RANK", "0")):
+            return UNUSABLE  # the main process says it
         console.print(f"[bold red]error:[/] {type(refused.reason).__name__}: ", end="")
         console.print(str(refused.reason), markup=False, highlight=False)
         return UNUSABLE
@@ -64,11 +69,12 @@ def main(config: EvaluationConfig, command: list[str]) -> int:
 @contextmanager
 def _joined(config: EvaluationConfig) -> Iterator[Ranks]:
     """This process among those of torchrun; raises `Refused` for a device that is not there."""
+    device = "cpu" if config.policy_url else config.device
     try:
-        resolve_device(config.device)
+        resolve_device(device)
     except ValueError as error:
         raise Refused(error) from error
-    with ranks(config.device, save_timeout=LONGEST) as processes:
+    with ranks(device, save_timeout=LONGEST) as processes:
         yield processes
 
 
@@ -107,14 +113,23 @@ def run(config: EvaluationConfig, command: list[str], console: Console, processe
     except KeyboardInterrupt:
         shown.print(f"stopped; go on with the same command and --resume True --output_dir {plan.output_dir}")
         return STOPPED
-    shown.print(summary_table(results))
-    shown.print(cost_line(results))
-    shown.print(f"results: {plan.output_dir / FILE_NAME}", soft_wrap=True)
-    if config.report and processes.is_main:
-        shown.print(report_line(plan.output_dir), soft_wrap=True, markup=False)
-    if config.use_wandb and processes.is_main:
+    if processes.is_main:
+        show(plan, results, console)
+    processes.barrier()  # torchrun ends all processes as soon as one of them ends with an error
+    return INVALID if processes.is_main and results.summary()["all"]["invalid"] else 0
+
+
+def show(plan: Plan, results: Results, console: Console) -> None:
+    """The outcome on the terminal, and the report."""
+    console.print(summary_table(results))
+    console.print(cost_line(results))
+    if invalid := results.summary()["all"]["invalid"]:
+        console.print(f"[bold red]{invalid} invalid rollouts[/] count neither way; --resume True tries them again")
+    console.print(f"results: {plan.output_dir / FILE_NAME}", soft_wrap=True)
+    if plan.config.report:
+        console.print(report_line(plan.output_dir), soft_wrap=True, markup=False)
+    if plan.config.use_wandb:
         log_to_wandb(plan, results)
-    return INVALID if results.summary()["all"]["invalid"] else 0
 
 
 def report_line(folder: Path) -> str:
@@ -201,5 +216,10 @@ def cost_line(results: Results) -> str:
     return "; ".join(parts)
 
 
+def _interrupt(number: int, frame: Any) -> None:
+    raise KeyboardInterrupt
+
+
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, _interrupt)  # schedulers stop jobs so
     sys.exit(main(draccus.parse(config_class=EvaluationConfig), sys.argv))

@@ -7,7 +7,6 @@ processes only: `EpisodeSettings` once, then `Start` -> any number of (`Request`
 
 from __future__ import annotations
 
-import contextlib
 import signal
 import sys
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ from multiprocessing.connection import Connection
 
 from experiments.robot.libero.agents import Answer, Request
 from experiments.robot.libero.episodes import EpisodeRunner, EpisodeSettings
+from experiments.robot.libero.results import EpisodeRecord
 
 
 @dataclass(frozen=True)
@@ -58,10 +58,15 @@ def serve(connection: Connection) -> None:
     """Run starts until the connection closes."""
     settings: EpisodeSettings = connection.recv()
     runner = EpisodeRunner(settings, PipeAgent(connection))
-    connection.send(Ready())
     try:
+        message: Ready | EpisodeRecord = Ready()
         while True:
-            connection.send(runner.run(connection.recv()))
+            try:
+                connection.send(message)
+                start = connection.recv()
+            except (EOFError, OSError):
+                return
+            message = runner.run(start)
     finally:
         runner.close()
 
@@ -69,5 +74,5 @@ def serve(connection: Connection) -> None:
 def main(descriptor: int) -> None:
     """Serve at one end of a socket pair, which this process has inherited."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent process handles it
-    with Connection(descriptor) as connection, contextlib.suppress(EOFError, OSError):
+    with Connection(descriptor) as connection:
         serve(connection)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import socket
+import struct
 import subprocess
 import sys
 import time
@@ -28,7 +30,7 @@ _ROOT = Path(__file__).resolve().parents[3]
 # Not `-m`: pickled objects must name the module that they come from, not `__main__`.
 _PROGRAM = "import sys; from experiments.robot.libero.worker import main; main(int(sys.argv[1]))"
 _POLL_SECONDS = 1.0
-_STILLBORN_LIMIT = 3  # as many processes in a row that die before they are ready mean that none will ever be
+_STILLBORN_LIMIT = 3  # as many processes in a row (or all) that die before they are ready mean that none will ever be
 _GONE = (EOFError, OSError)
 
 
@@ -51,7 +53,7 @@ class WorkerPool:
         self._timeout_s = timeout_s
         self._batch_size = batch_size
         self._stillborn = 0
-        self._workers = [_Worker(settings) for _ in range(num_workers)]
+        self._workers = [_Worker(settings, timeout_s) for _ in range(num_workers)]
         self.restarts = 0
 
     def __enter__(self) -> WorkerPool:
@@ -87,22 +89,34 @@ class WorkerPool:
                     self._stillborn = 0
             for position in range(0, len(requests), self._batch_size):
                 self._answer(requests[position : position + self._batch_size])
-            for worker in [worker for worker in self._workers if worker.silent_for() > self._timeout_s]:
+            for worker in [worker for worker in self._workers if worker.silence > self._timeout_s]:
                 reason = f"the simulator process sent nothing for {self._timeout_s:g} seconds"
                 yield from self._replace(worker, schedule, reason)
 
     def _workers_with_news(self) -> list[_Worker]:
         by_connection = {worker.connection: worker for worker in self._workers}
+        began = time.monotonic()
         ready = wait(list(by_connection), _POLL_SECONDS)
+        # Only while this process listens: a slow policy, or a job that was stopped for an hour, is no worker's silence.
+        listened = min(time.monotonic() - began, 2 * _POLL_SECONDS)
+        for connection, worker in by_connection.items():
+            worker.silence = 0.0 if worker.is_idle or connection in ready else worker.silence + listened
         # In a fixed order, so that batches depend on who waits and on nothing else.
         return [worker for connection, worker in by_connection.items() if connection in ready]
 
     def _answer(self, waiting: list[tuple[_Worker, Request]]) -> None:
+        """Answer a batch; where that fails, each by itself, so that one bad request spoils no other rollout."""
         replies: list[Any]
         try:
-            replies = list(self._agent.answer([request for _, request in waiting]))
+            replies = self._agent.answer([request for _, request in waiting])
+            if len(replies) != len(waiting):
+                raise RuntimeError(f"the agent gave {len(replies)} answers to {len(waiting)} requests")
         except Exception:
-            replies = [AgentFailed(traceback.format_exc())] * len(waiting)
+            if len(waiting) > 1:
+                for one in waiting:
+                    self._answer([one])
+                return
+            replies = [AgentFailed(traceback.format_exc())]
         for (worker, _), reply in zip(waiting, replies, strict=True):
             worker.reply(reply)
 
@@ -120,11 +134,11 @@ class WorkerPool:
         start = worker.start
         if not worker.was_ready:
             self._stillborn += 1
-            if self._stillborn >= _STILLBORN_LIMIT:
+            if self._stillborn >= max(_STILLBORN_LIMIT, len(self._workers)):
                 raise RuntimeError(f"{reason} before it was ready, {self._stillborn} times in a row; see its output")
         logger.warning("%s; starting another", reason)
         worker.kill()
-        self._workers[self._workers.index(worker)] = _Worker(self._settings)
+        self._workers[self._workers.index(worker)] = _Worker(self._settings, self._timeout_s)
         self.restarts += 1
         if start is not None:
             record = new_record(start, self._settings.rollout.control)
@@ -147,8 +161,11 @@ def again_or_invalid(record: EpisodeRecord, start: Start, schedule: Schedule) ->
 class _Worker:
     """One simulator process and what it is doing."""
 
-    def __init__(self, settings: EpisodeSettings) -> None:
+    def __init__(self, settings: EpisodeSettings, timeout_s: float) -> None:
         ours, theirs = socket.socketpair()
+        # A process can also stop in the middle of a message.
+        for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+            ours.setsockopt(socket.SOL_SOCKET, option, struct.pack("ll", max(1, math.ceil(timeout_s)), 0))
         self.connection = Connection(ours.detach())
         # The processes are the parallelism: one thread each, Mesa's software renderer included.
         single = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "LP_NUM_THREADS": "0"}
@@ -162,7 +179,7 @@ class _Worker:
         self.start: Start | None = None
         self.last_start: Start | None = None
         self.was_ready = False
-        self._heard = time.monotonic()
+        self.silence = 0.0  # seconds for which it has been this process's turn to send something, and it has not
         self._send(settings)
 
     @property
@@ -178,7 +195,6 @@ class _Worker:
 
     def receive(self) -> Any:
         message = self.connection.recv()
-        self._heard = time.monotonic()
         self.was_ready = True
         return message
 
@@ -188,24 +204,23 @@ class _Worker:
         assert start is not None
         return start
 
-    def silent_for(self) -> float:
-        """Seconds for which it has been this process's turn to send something."""
-        return 0.0 if self.is_idle else time.monotonic() - self._heard
-
     def ending(self) -> str:
         """How the process ended, in words."""
         try:
-            status = self.process.wait(timeout=10)
+            status = self.process.wait(timeout=2)
         except subprocess.TimeoutExpired:
-            return "closed its pipe"
+            return "closed its pipe, or stopped in the middle of a message"
         return f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
 
     def kill(self) -> None:
         self.process.kill()
-        self.process.wait()
+        with contextlib.suppress(subprocess.TimeoutExpired):  # a process inside a driver may not end at once
+            self.process.wait(timeout=10)
         self.connection.close()
 
     def _send(self, message: Any) -> None:
-        self._heard = time.monotonic()
-        with contextlib.suppress(OSError):  # the process is gone, which the next `receive` notices
+        self.silence = 0.0
+        try:
             self.connection.send(message)
+        except OSError:
+            self.process.kill()  # gone, or stuck: the next `receive` notices
