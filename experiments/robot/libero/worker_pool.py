@@ -215,7 +215,7 @@ class _Worker:
     def kill(self) -> None:
         self.process.kill()
         with contextlib.suppress(subprocess.TimeoutExpired):  # a process inside a driver may not end at once
-            self.process.wait(timeout=10)
+            self.process.wait(timeout=60)
         self.connection.close()
 
     def _send(self, message: Any) -> None:
