@@ -27,6 +27,7 @@ def test_a_backend_that_cannot_draw_is_named() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_osmesa_draws_what_egl_draws() -> None:
     if choose_backend() != "egl" or os.path.exists("/dev/nvidia0"):
         pytest.skip("software EGL is what is compared; this machine draws otherwise")
