@@ -1,45 +1,23 @@
 """LightVLA*: selection inside the ViTs, behind the projector and inside the LLM, against code that prunes by hand."""
 
-import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from prismatic.checkpoint import Checkpoint, LoadOptions, load_checkpoint, save_checkpoint
+from prismatic.checkpoint import Checkpoint, LoadOptions, load_checkpoint
 from prismatic.extern.hf.modeling_prismatic import OpenVLAForActionPrediction
-from prismatic.models.action_heads import L1RegressionActionHead
-from prismatic.models.projectors import ProprioProjector
 from prismatic.models.pruners.learnable_queries import LearnableQueries, score_by_queries
 from prismatic.models.pruners.registry import PrunerSpec
-from prismatic.models.sites import LlamaLayer, ModelSizes, Projector, Site, VisionBlock
+from prismatic.models.sites import Projector, Site
 from prismatic.models.token_pruner import TokenSelection, gather_tokens, rms_normalize, select_tokens
-from prismatic.policy import Policy
-from prismatic.vla.normalization import fit_statistics
-from scripts.build_small_model import SmallModelConfig, build
 
 SITES = ("site=projector", "site=vision,layer=0", "site=vision,layer=1", "site=llama,layer=1", "site=llama,layer=2")
 ONE_OF_EACH = (SITES[0], SITES[2], SITES[3])
 TOKENS = 32  # two images of 16 patches
 LENGTHS = (9, 14, 11, 8)
-
-
-@pytest.fixture(scope="module")
-def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, Path]:
-    """Small checkpoints without queries, with one ViT and with two."""
-    return {
-        fused: build(
-            SmallModelConfig(
-                tmp_path_factory.mktemp("star") / "base", image_size=64, vision_dim=32, vision_depth=4, vision_heads=2,
-                llm_dim=32, llm_layers=3, llm_heads=2, llm_mlp=48, fused=fused,
-            )
-        )
-        for fused in (False, True)
-    }  # fmt: skip
 
 
 def load(folder: Path, pruner: str) -> OpenVLAForActionPrediction:
@@ -289,153 +267,3 @@ def test_queries_learn_to_keep_what_the_task_needs(bases, site, cut):
         loss.backward()
         optimizer.step()
     assert share_found(model) < 0.1 if cut else share_found(model) > 0.7
-
-
-@pytest.fixture
-def trained(small_base: Path, tmp_path: Path) -> Callable[[str], tuple[Checkpoint, Path]]:
-    """Makes a complete policy with queries: in memory and saved."""
-
-    def make(pruner: str) -> tuple[Checkpoint, Path]:
-        spec = PrunerSpec.parse(pruner)
-        checkpoint = load_checkpoint(small_base, LoadOptions(pruner=spec, new_pruner=True))
-        checkpoint.action_head, checkpoint.proprio_projector = L1RegressionActionHead(32, 7, 8), ProprioProjector(32, 8)
-        rng = np.random.default_rng(0)
-        values = rng.uniform(-1, 1, (50, 7)), rng.uniform(-1, 1, (50, 8))
-        statistics = fit_statistics(*values, checkpoint.model.robot.action_mask, 2)
-        checkpoint.dataset_statistics = {"libero_test_no_noops": statistics}
-        return checkpoint, save_checkpoint(tmp_path / "star--0_chkpt", checkpoint, 0)
-
-    return make
-
-
-def observation() -> dict[str, np.ndarray]:
-    rng = np.random.default_rng(0)
-    images = {name: rng.integers(0, 255, (64, 64, 3), np.uint8) for name in ("full_image", "wrist_image")}
-    return {**images, "state": np.zeros(8)}
-
-
-@pytest.mark.parametrize("pruner", ["site=projector,queries=5,min_tokens=7", "site=llama,layer=1,queries=5,noise=none"])
-def test_a_saved_policy_acts_as_before(trained, pruner):
-    checkpoint, folder = trained(f"lightvla_star:{pruner}")
-    key = "libero_test_no_noops"
-    before = Policy(checkpoint, checkpoint.transform(key, True), key).act(observation(), "turn on the stove")
-    policy = Policy.from_pretrained(folder, center_crop=True)
-    output = policy.act_batch([observation()], ["turn on the stove"])
-    assert np.array_equal(output.actions[0], before)
-    assert {"vision", "pruner", "llm"} < set(output.timing) and min(output.timing.values()) > 0
-    assert output.selection.distinct().item() < TOKENS
-    assert policy.checkpoint.assumptions == []
-    recorded = json.loads((folder / "config.json").read_text())["pruner"]
-    assert PrunerSpec.from_json(recorded) == checkpoint.model.config.pruner_spec
-    policy.set_pruner("none")
-    assert policy.act_batch([observation()], ["turn on the stove"]).selection.kept().all()
-    policy.set_pruner("lightvla_star")
-    assert np.array_equal(policy.act(observation(), "turn on the stove"), before)
-
-
-def test_queries_are_part_of_the_weights(trained, caplog):
-    checkpoint, folder = trained("lightvla_star:queries=5")
-    again = load_checkpoint(folder)
-    assert torch.equal(again.model.pruner.queries, checkpoint.model.pruner.queries)
-    direct = OpenVLAForActionPrediction.from_pretrained(folder)
-    assert torch.equal(direct.pruner.queries, checkpoint.model.pruner.queries)
-    caplog.clear()
-    other = load_checkpoint(folder, LoadOptions(pruner=PrunerSpec("none")))
-    assert "pruner.queries" not in other.model.state_dict() and not caplog.records
-
-
-def test_new_queries_are_said_in_training_and_refused_in_inference(small_base, caplog):
-    spec = PrunerSpec.parse("lightvla_star:queries=5")
-    with pytest.raises(ValueError, match=r"holds no trained queries .*fine-tune with --pruner lightvla_star:queries=5"):
-        load_checkpoint(small_base, LoadOptions(pruner=spec))
-    with caplog.at_level("INFO"):
-        model = load_checkpoint(small_base, LoadOptions(pruner=spec, new_pruner=True)).model
-    assert [r.message for r in caplog.records] == [
-        "pruner lightvla_star:queries=5: 5 queries are new, with random weights"
-    ]
-    assert model.pruner.queries.shape == (5, 32) and 0.01 < model.pruner.queries.std() < 0.03
-    assert model.config.pruner_spec == spec
-
-
-def test_a_policy_has_only_the_queries_it_loaded(trained):
-    _, folder = trained("lightvla_star:site=llama,layer=1,queries=5")
-    policy = Policy.from_pretrained(folder)
-    with pytest.raises(ValueError, match="needs trained queries, but lightvla_star:site=llama,layer=1,queries=5 was"):
-        policy.set_pruner("lightvla_star:site=projector")
-    with pytest.raises(ValueError, match="'random' keeps as many tokens as LightVLA would"):
-        policy.set_pruner("random")
-    with pytest.raises(ValueError, match="needs trained queries, but none was loaded"):
-        Policy.from_pretrained(folder, pruner="none").set_pruner("lightvla_star")
-    with pytest.raises(ValueError, match=r"'pruner.queries' has shape \(5, 32\), config.json implies \(6, 32\)"):
-        Policy.from_pretrained(folder, pruner="lightvla_star:queries=6")
-
-
-@pytest.mark.parametrize(
-    ("pruner", "message"),
-    [
-        ("site=head", "site=head is not one of projector, vision, llama"),
-        ("site=vision", "give the layer too, site=vision,layer=2"),
-        ("layer=2", "layer=2: give the site too"),
-        ("site=projector,layer=2", "layer=2: give the site too"),
-        ("queries=0", "queries=0: expected at least 1"),
-        ("queries=many", "queries=many: expected a whole number"),
-        ("multiplicity=set", "no option 'multiplicity'"),
-        ("noise=pink", "noise=pink is not one of"),
-    ],
-)
-def test_bad_flags_say_what_is_known(pruner, message):
-    with pytest.raises(ValueError, match=message):
-        PrunerSpec.parse(f"lightvla_star:{pruner}")
-
-
-@pytest.mark.parametrize(
-    ("pruner", "message"),
-    [
-        ("queries=33", "33 queries cannot pick more than the 32 visual tokens there are; set queries=32 or fewer"),
-        ("site=vision,layer=2,queries=3", "run blocks 0 to 2, and one must be left .*; choose layer 0 to 1"),
-        ("site=llama,layer=3,queries=3", "has layers 0 to 2; choose layer 1 to 2"),
-        ("site=llama,layer=0,queries=3", "choose layer 1 to 2, or site=projector"),
-    ],
-)
-def test_what_does_not_fit_the_model_is_refused_before_loading(bases, tmp_path, pruner, message):
-    folder = tmp_path / "base"
-    folder.mkdir()
-    for file in bases[True].iterdir():
-        if file.suffix != ".safetensors":
-            (folder / file.name).write_bytes(file.read_bytes())
-    (folder / "model.safetensors").write_bytes(b"never read")
-    spec = PrunerSpec.parse(f"lightvla_star:{pruner}")
-    with pytest.raises(ValueError, match=message):
-        load_checkpoint(folder, LoadOptions(pruner=spec, new_pruner=True))
-
-
-def test_a_model_without_depth_has_no_site_inside(small_base):
-    with pytest.raises(ValueError, match="run blocks 0 to 0, .*; choose site=projector"):
-        load(small_base, "lightvla_star:site=vision,layer=0,queries=3")
-
-
-def test_specs_declare_their_site():
-    sizes = ModelSizes(num_visual=32, vision_dim=48, vision_blocks=3, llm_dim=16, llm_layers=4)
-    for options, site, width in (
-        ("queries=4", Projector(), 16),
-        ("site=vision,layer=1,queries=4", VisionBlock(1), 48),
-        ("site=llama,layer=3,queries=4", LlamaLayer(3), 16),
-    ):
-        spec = PrunerSpec.parse(f"lightvla_star:{options}")
-        assert PrunerSpec.parse(str(spec)) == spec == PrunerSpec.from_json(spec.to_json())
-        pruner = spec.build(sizes)
-        assert (spec.site, pruner.site, pruner.queries.shape) == (site, site, (4, width))
-    with pytest.raises(ValueError, match="build it with the model's sizes"):
-        PrunerSpec.parse("lightvla_star").build()
-    assert [PrunerSpec(name).build().site for name in ("lightvla", "none", "random")] == [Projector()] * 3
-
-
-def test_options_left_out_follow_the_same_pruner_only():
-    recorded = {"name": "lightvla_star", "site": "llama", "layer": 2, "queries": 8, "min_tokens": 3, "noise": "gumbel"}
-    shared = {"site": "llama", "layer": 2, "queries": 8, "min_tokens": 3}
-    assert PrunerSpec.parse("lightvla_star").following(recorded).options == shared
-    moved = PrunerSpec.parse("lightvla_star:site=projector").following(recorded)
-    assert moved.options == {"site": "projector", "queries": 8, "min_tokens": 3}
-    assert PrunerSpec.parse("lightvla").following(recorded).options == {"multiplicity": "set"}
-    weighted = {"name": "lightvla", "multiplicity": "weighted", "min_tokens": 9}
-    assert PrunerSpec.parse("lightvla_star").following(weighted).options == {}
