@@ -8,6 +8,7 @@ its demonstrations, 1 when some are missing, 2 when the flags cannot be used or 
 
 from __future__ import annotations
 
+import signal
 import sys
 
 import draccus
@@ -94,4 +95,5 @@ def _table(summaries: list[dict]) -> Table:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # schedulers stop jobs so
     sys.exit(main(draccus.parse(CollectionConfig)))

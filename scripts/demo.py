@@ -11,6 +11,7 @@ import json
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -29,6 +30,8 @@ from scripts.demo_report import write_report  # noqa: E402
 from scripts.demo_settings import STAGES, TASKS, DemoConfig, Paths, evaluations, stage_commands  # noqa: E402
 
 POLL_SECONDS = 1.0
+STOPPED = 130
+"""Exit status after an interruption."""
 
 console = Console()
 
@@ -78,7 +81,11 @@ def _run_commands(config: DemoConfig, stage: str, commands: list[list[str]]) -> 
         for command in commands:
             left = _continued(command) if stage == "finetune" else command
             if left is not None:
-                _check(_start(left).wait(), left)
+                process = _start(left)
+                try:
+                    _check(process.wait(), left)
+                finally:
+                    _end(process)
 
 
 def _discard(paths: Paths, stage: str) -> None:
@@ -121,6 +128,14 @@ def _start(command: list[str], log: Path | None = None) -> subprocess.Popen:
     )
 
 
+def _end(*processes: subprocess.Popen) -> None:
+    """Ask those that still run to end, and wait until they have saved what they have."""
+    for process in processes:
+        process.terminate()
+    for process in processes:
+        process.wait()
+
+
 def _check(returncode: int, command: list[str], log: Path | None = None) -> None:
     if returncode != 0:
         where = f"; its output is in {log}" if log else ""
@@ -160,8 +175,7 @@ def _run_evaluations(config: DemoConfig, commands: list[list[str]]) -> None:
                         del running[name]
                         _check(process.returncode, command, log)
         finally:
-            for process, _, _ in running.values():
-                process.terminate()
+            _end(*(process for process, _, _ in running.values()))
 
 
 def _is_complete(directory: Path) -> bool:
@@ -188,8 +202,13 @@ def main() -> None:
         sys.exit(f"unknown stage {config.stage!r}; known: all, {', '.join(STAGES)}")
     os.chdir(ROOT)
     chosen = STAGES if config.stage == "all" else (config.stage,)
-    for stage in chosen:
-        run_stage(config, stage, force=config.stage != "all")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # schedulers stop jobs so
+    try:
+        for stage in chosen:
+            run_stage(config, stage, force=config.stage != "all")
+    except KeyboardInterrupt:
+        console.print("stopped; the same command goes on where it was")
+        sys.exit(STOPPED)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,12 @@
 """The demo's commands are ones that the project's command lines understand, and stages are skipped when done."""
 
+import contextlib
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import draccus
@@ -90,3 +96,27 @@ def test_a_changed_stage_undoes_what_was_made_from_it(tmp_path, monkeypatch):
     paths.stage("finetune").write_text("{}")
     demo.run_stage(DemoConfig(output_dir=tmp_path, seed=4), "build", force=False)
     assert not paths.stage("finetune").exists()
+
+
+def test_a_demo_that_is_told_to_stop_leaves_nothing_running(tmp_path):
+    flags = ["--stage", "collect", "--output_dir", str(tmp_path), "--num_processes", "1"]
+    process = subprocess.Popen([sys.executable, "scripts/demo.py", *flags], cwd=demo.ROOT, start_new_session=True)
+    try:
+        while process.poll() is None and len(group(process.pid)) < 3:  # the demo, the collector and its simulator
+            time.sleep(0.2)
+        process.terminate()
+        assert process.wait(timeout=90) == demo.STOPPED
+        assert group(process.pid) == []
+    finally:
+        for each in group(process.pid):
+            os.kill(each, signal.SIGKILL)
+    assert not json.loads(Paths(tmp_path).stage("collect").read_text())["done"]
+
+
+def group(leader: int) -> list[int]:
+    """The processes of a group."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(ProcessLookupError):
+            found += [int(folder.name)] if os.getpgid(int(folder.name)) == leader else []
+    return found
