@@ -21,7 +21,6 @@ from experiments.robot.libero.evaluation import Listeners, check_resumable, eval
 from experiments.robot.libero.journal import Journal, read_journals
 from experiments.robot.libero.plan import Plan, make_plan
 from experiments.robot.libero.results import FILE_NAME, EpisodeRecord, Results
-from prismatic.training.distributed import Ranks
 from prismatic.vla.robots import LIBERO
 
 STEPS = 16
@@ -79,6 +78,13 @@ def plan_into(folder: Path, **flags: Any) -> Plan:
     given |= {"renderer": "fast", "env_img_res": 64, "num_steps_wait": 2, "pretrained_checkpoint": "x"}
     config = EvaluationConfig(**{**given, "output_dir": str(folder), "num_envs": 1, **flags})  # type: ignore[arg-type]
     return replace(make_plan(config), max_steps=STEPS)
+
+
+def already_done(folder: Path, episodes: Sequence[EpisodeRecord]) -> None:
+    """Leave these rollouts as an evaluation that was stopped leaves them."""
+    with Journal(folder) as journal:
+        for record in episodes:
+            journal.append(record)
 
 
 @pytest.fixture(scope="module")
@@ -176,16 +182,14 @@ def test_what_cannot_be_saved_is_invalid_and_says_why(tmp_path: Path, num_envs: 
 
 @pytest.mark.slow
 def test_the_last_rollout_cannot_take_the_policy_with_it(serial: Results, tmp_path: Path) -> None:
-    for record in serial.episodes[:3]:
-        Journal(tmp_path).append(record)
+    already_done(tmp_path, serial.episodes[:3])
     results = evaluate(plan_into(tmp_path, num_envs=2, resume=True), Kills({1}, signal.SIGKILL), ["eval"])
     assert results.outcome() == serial.outcome()
     assert results.run["worker_restarts"] == 1 and results.episodes[-1].attempts == 2
 
 
 def test_only_the_same_evaluation_is_gone_on_with(serial: Results, tmp_path: Path) -> None:
-    for record in serial.episodes[:2]:
-        Journal(tmp_path).append(record)
+    already_done(tmp_path, serial.episodes[:2])
     check_resumable(plan_into(tmp_path, resume=True), Wanders())
     with pytest.raises(ValueError, match="had another seed: 7, now 8"):
         check_resumable(plan_into(tmp_path, resume=True, seed=8), Wanders())
@@ -232,21 +236,6 @@ def test_an_interrupted_evaluation_loses_nothing(serial: Results, tmp_path: Path
     results = evaluate(plan_into(tmp_path, num_envs=2, resume=True), Wanders(), ["eval"], listeners)
     assert results.outcome() == serial.outcome()
     assert begun == [(4, 2)] and len(again) == 2
-
-
-@pytest.mark.slow
-def test_processes_merge_their_shares(serial: Results, tmp_path: Path) -> None:
-    """Two processes one after the other, each gathering what the other's files say."""
-
-    class Second(Ranks):
-        def gather(self, value: Any) -> list[Any]:
-            return [value]
-
-    for rank in (1, 0):
-        plan = plan_into(tmp_path, resume=True)
-        results = evaluate(plan, Wanders(), ["eval"], ranks=Second(rank, 2, device=None))  # type: ignore[arg-type]
-    assert results.outcome() == serial.outcome()
-    assert {path.name for path in tmp_path.iterdir()} == {"episodes.rank0.jsonl", "episodes.rank1.jsonl", FILE_NAME}
 
 
 def test_processes_are_as_many_as_make_sense(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,12 +3,17 @@ from pathlib import Path
 
 import pytest
 
-from experiments.robot.libero.journal import Journal, has_journal, read_journals
+from experiments.robot.libero.journal import Journal, JournalInUse, has_journal, read_journals
 from experiments.robot.libero.results import EpisodeRecord
 
 
 def record(trial: int, **more: object) -> EpisodeRecord:
     return EpisodeRecord("libero_goal", 1, "task_1", "do it", trial, trial, 7, **more)  # type: ignore[arg-type]
+
+
+def write(folder: Path, each: EpisodeRecord, rank: int = 0) -> None:
+    with Journal(folder, rank) as journal:
+        journal.append(each)
 
 
 def test_what_was_written_is_read_back(tmp_path: Path) -> None:
@@ -17,35 +22,47 @@ def test_what_was_written_is_read_back(tmp_path: Path) -> None:
     records = [record(0, success=True, stage_ms={"llm": [1.5, 2.0]}), record(1, success=False, tokens_kept=[3])]
     other = record(2, invalid="Traceback: boom")
     for each in records:
-        Journal(folder).append(each)
-    Journal(folder, rank=1).append(other)
+        write(folder, each)
+    write(folder, other, rank=1)
     assert has_journal(folder)
     assert [asdict(each) for each in read_journals(folder)] == [asdict(each) for each in [*records, other]]
 
 
 @pytest.mark.parametrize("ranks", [(0, 0), (0, 1), (1, 0)])
 def test_of_a_repeated_start_the_valid_record_counts(tmp_path: Path, ranks: tuple[int, int]) -> None:
-    Journal(tmp_path, ranks[0]).append(record(0, invalid="boom"))
-    Journal(tmp_path, ranks[1]).append(record(0, success=True))
+    write(tmp_path, record(0, invalid="boom"), ranks[0])
+    write(tmp_path, record(0, success=True), ranks[1])
     (found,) = read_journals(tmp_path)
     assert found.success is True and found.invalid is None
 
 
 @pytest.mark.parametrize("bytes_left", [1, 40, -1])
 def test_a_line_that_was_cut_off_loses_only_itself(tmp_path: Path, bytes_left: int) -> None:
-    journal = Journal(tmp_path)
-    journal.append(record(0))
-    whole = len(journal.path.read_bytes())
-    journal.append(record(1))
-    content = journal.path.read_bytes()
-    journal.path.write_bytes(content[: whole + bytes_left if bytes_left > 0 else bytes_left])
+    write(tmp_path, record(0))
+    (path,) = tmp_path.iterdir()
+    whole = len(path.read_bytes())
+    write(tmp_path, record(1))
+    content = path.read_bytes()
+    path.write_bytes(content[: whole + bytes_left if bytes_left > 0 else bytes_left])
     kept = [0] if bytes_left > 0 else [0, 1]  # only the end of the line is missing
     assert [each.trial for each in read_journals(tmp_path)] == kept
-    journal.append(record(2))
+    write(tmp_path, record(2))
     assert [each.trial for each in read_journals(tmp_path)] == [*kept, 2]
 
 
 def test_another_version_is_refused(tmp_path: Path) -> None:
-    Journal(tmp_path).path.write_text('{"colour": "red", "trial": 4}\n')
+    with Journal(tmp_path) as journal:
+        journal.path.write_text('{"colour": "red", "trial": 4}\n')
     with pytest.raises(ValueError, match=r"rank0.jsonl, line 1: episode 4 has unknown keys \['colour'\]"):
         read_journals(tmp_path)
+
+
+def test_one_evaluation_at_a_time_writes_into_a_folder(tmp_path: Path) -> None:
+    with Journal(tmp_path) as journal:
+        for _ in range(2):  # a refused process leaves no lock behind, and takes none away
+            with pytest.raises(JournalInUse, match=r"another evaluation is writing episodes\.rank0\.jsonl there; wait"):
+                Journal(tmp_path)
+        write(tmp_path, record(1), rank=1)
+        journal.append(record(0))
+    write(tmp_path, record(2))
+    assert sorted(each.trial for each in read_journals(tmp_path)) == [0, 1, 2]

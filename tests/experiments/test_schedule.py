@@ -3,10 +3,11 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from experiments.robot.libero.environment import LiberoTask
 from experiments.robot.libero.evaluation import shares
-from experiments.robot.libero.rollout import Start
+from experiments.robot.libero.rollout import Start, new_record
 from experiments.robot.libero.schedule import Schedule
 
 
@@ -26,17 +27,24 @@ def where(start: Start | None) -> tuple[int, int] | None:
     return None if start is None else (start.task.index, start.trial)
 
 
+def settle(schedule: Schedule, start: Start) -> None:
+    """The rollout has ended, one way or the other."""
+    assert schedule.settle(start, new_record(start, "none"))
+
+
 def test_a_worker_stays_with_its_task_and_then_takes_the_fullest_unattended_one() -> None:
     schedule = Schedule(starts(2, 3, 4))
     first = schedule.take()
     second = schedule.take()
     assert (where(first), where(second)) == ((2, 0), (1, 0))
     assert first is not None and second is not None
-    schedule.finish(first)
-    assert [where(start := schedule.take(first)), schedule.finish(start)][0] == (2, 1)  # type: ignore[arg-type]
+    settle(schedule, first)
+    third = schedule.take(first)
+    assert third is not None and where(third) == (2, 1)
+    settle(schedule, third)
     # The worker of task 1 goes on to its end, then to task 0, which nobody works on, rather than to task 2.
     for expected in [(1, 1), (1, 2), (0, 0), (0, 1)]:
-        schedule.finish(second)
+        settle(schedule, second)
         second = schedule.take(second)
         assert where(second) == expected and second is not None
 
@@ -51,19 +59,24 @@ def test_every_start_is_taken_exactly_once() -> None:
         number = int(rng.integers(3))
         before = workers[number]
         if before is not None and before not in taken:
-            schedule.finish(before)
+            settle(schedule, before)
             taken.append(before)
         workers[number] = schedule.take(before)
     assert sorted(start.key for start in taken) == sorted(start.key for task in plan for start in task)
 
 
-def test_a_start_is_tried_again_so_many_times_only() -> None:
+def test_a_start_is_tried_again_so_many_times_only(caplog: pytest.LogCaptureFixture) -> None:
     schedule = Schedule(starts(1), max_attempts=3)
     for attempt in (1, 2, 3):
         start = schedule.take()
-        assert start is not None and schedule.attempts(start) == attempt and not schedule.is_done
-        assert schedule.try_again(start) is (attempt < 3)
+        assert start is not None and not schedule.is_done
+        record = new_record(start, "none")
+        record.invalid = "Traceback\nValueError: boom\n"
+        assert schedule.settle(start, record) is (attempt == 3) and record.attempts == attempt
     assert schedule.take() is None and schedule.is_done
+    said = [record.getMessage() for record in caplog.records]
+    assert [text.rpartition(" ")[2] for text in said] == ["repeated", "repeated", "invalid"]
+    assert said[1].startswith("task 0, initial state 0, attempt 2: ValueError: boom; ")
 
 
 def test_processes_share_what_is_left() -> None:

@@ -56,7 +56,7 @@ class Answer:
     scores: NDArray[np.float32] | None = None
 
 
-class Answers(Protocol):
+class Answerer(Protocol):
     """The part of an agent that a rollout needs."""
 
     def answer(self, requests: Sequence[Request]) -> list[Answer]:
@@ -64,7 +64,7 @@ class Answers(Protocol):
         ...
 
 
-class Agent(Answers, Protocol):
+class Agent(Answerer, Protocol):
     """A policy as an evaluation sees it.
 
     Attributes:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments.robot.libero.agents import Answers
+from experiments.robot.libero.agents import Answerer
 from experiments.robot.libero.environment import LiberoEnvironment, LiberoTask
 from experiments.robot.libero.recording import FOLDER, EpisodeRecorder
 from experiments.robot.libero.results import EpisodeRecord
@@ -85,7 +85,7 @@ class EpisodeSettings:
 class EpisodeRunner:
     """Runs starts with one agent. The simulator stays as long as the task does, and is thrown away after an error."""
 
-    def __init__(self, settings: EpisodeSettings, agent: Answers) -> None:
+    def __init__(self, settings: EpisodeSettings, agent: Answerer) -> None:
         self._settings = settings
         self._agent = agent
         self._environment: LiberoEnvironment | None = None

@@ -31,7 +31,7 @@ from experiments.robot.libero.plan import Plan
 from experiments.robot.libero.results import FILE_NAME, EpisodeRecord, Results, collect_versions, git_commit
 from experiments.robot.libero.rollout import RolloutSettings, Start, new_record
 from experiments.robot.libero.schedule import Schedule
-from experiments.robot.libero.worker_pool import WorkerPool, again_or_invalid
+from experiments.robot.libero.worker_pool import WorkerPool
 from prismatic.training.distributed import Ranks
 
 
@@ -62,8 +62,18 @@ def evaluate(
 
     Args:
         command: The command line, for the record.
+
+    Raises:
+        JournalInUse: when another process evaluates into the same folder.
     """
     listeners, ranks = listeners or Listeners(), ranks or Ranks(0, 1, torch.device("cpu"))
+    with Journal(plan.output_dir, ranks.rank) as journal:
+        return _evaluate(plan, agent, command, listeners, ranks, journal)
+
+
+def _evaluate(
+    plan: Plan, agent: Agent, command: Sequence[str], listeners: Listeners, ranks: Ranks, journal: Journal
+) -> Results:
     results = _empty_results(plan, agent, command, ranks)
     order = {start.key: place for place, start in enumerate(itertools.chain(*plan.starts))}
     before, seconds = earlier_rollouts(plan) if plan.config.resume else ([], 0.0)
@@ -73,7 +83,6 @@ def evaluate(
     results.run["seconds"] = seconds
     listeners.begin(len(found) + sum(map(len, left)), results.episodes)
 
-    journal = Journal(plan.output_dir, ranks.rank)
     writer = _Writer(plan.output_dir / FILE_NAME, ranks.is_main)
     began = time.perf_counter()
     writer.save(results)
@@ -92,7 +101,7 @@ def evaluate(
     results.episodes = sorted(merged.values(), key=lambda record: order[record.key])
     results.run["worker_restarts"] = sum(ranks.gather(results.run["worker_restarts"]))
     results.run["seconds"] = max(ranks.gather(results.run["seconds"]))
-    results.run["complete"] = True
+    results.run["complete"] = len(results.episodes) == len(order)
     writer.save(results)
     return results
 
@@ -141,12 +150,8 @@ def _records_in_this_process(settings: EpisodeSettings, agent: Agent, schedule: 
     try:
         while (start := schedule.take(start)) is not None:
             record = runner.run(start)
-            record.attempts = schedule.attempts(start)
-            if record.invalid is None:
-                schedule.finish(start)
+            if schedule.settle(start, record):
                 yield record
-            else:
-                yield from again_or_invalid(record, start, schedule)
     finally:
         runner.close()
 

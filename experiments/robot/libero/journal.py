@@ -2,41 +2,65 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import logging
 import os
 from dataclasses import asdict
 from pathlib import Path
 
 from experiments.robot.libero.results import EpisodeRecord
 
+logger = logging.getLogger(__name__)
+
 _PATTERN = "episodes.rank*.jsonl"
 
 
+class JournalInUse(ValueError):
+    """Another process writes into the same folder: both would do the same rollouts."""
+
+
 class Journal:
-    """The rollouts of one process. A line is on the disk before `append` returns.
+    """The rollouts of one process; use it as a context manager. A line is on the disk before `append` returns.
 
     Args:
-        folder: of the evaluation.
+        folder: of the evaluation; made where it is missing.
         rank: each process of a sharded evaluation writes a file of its own.
+
+    Raises:
+        JournalInUse: while another process has the same journal open, where the file system knows locks.
     """
 
     def __init__(self, folder: Path, rank: int = 0) -> None:
         self.path = folder / _PATTERN.replace("*", str(rank))
+        folder.mkdir(parents=True, exist_ok=True)
+        self._file = self.path.open("a+b")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            self._file.close()
+            raise JournalInUse(
+                f"--output_dir {folder}: another evaluation is writing {self.path.name} there; wait for its end, or "
+                "choose another folder"
+            ) from error
+        except OSError:
+            logger.info("%s cannot be locked here: let no second evaluation write into %s", self.path.name, folder)
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
 
     def append(self, record: EpisodeRecord) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a+b") as file:
-            # A process that was killed while it wrote left half a line: it must not spoil this one.
-            if file.tell() and self._last_byte() != b"\n":
-                file.write(b"\n")
-            file.write(json.dumps(asdict(record)).encode() + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
-
-    def _last_byte(self) -> bytes:
-        with self.path.open("rb") as file:
-            file.seek(-1, os.SEEK_END)
-            return file.read(1)
+        # A process that was killed while it wrote left half a line: it must not spoil this one.
+        if self._file.seek(0, os.SEEK_END):
+            self._file.seek(-1, os.SEEK_END)
+            if self._file.read(1) != b"\n":
+                self._file.write(b"\n")
+        self._file.write(json.dumps(asdict(record)).encode() + b"\n")
+        self._file.flush()
+        os.fsync(self._file.fileno())
 
 
 def read_journals(folder: Path) -> list[EpisodeRecord]:

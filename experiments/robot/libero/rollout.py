@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from experiments.robot.libero.agents import Answer, Answers, Observation, Request, look_seed
+from experiments.robot.libero.agents import Answer, Answerer, Observation, Request, look_seed
 from experiments.robot.libero.environment import CAMERAS, LiberoEnvironment, LiberoTask
 from experiments.robot.libero.results import EpisodeRecord
 from prismatic.visualization import (
@@ -202,7 +202,7 @@ def new_record(start: Start, control: str = "none") -> EpisodeRecord:
 
 def run_episode(
     environment: LiberoEnvironment,
-    agent: Answers,
+    agent: Answerer,
     start: Start,
     settings: RolloutSettings,
     observers: Sequence[Observer] = (),
@@ -226,7 +226,7 @@ def run_episode(
 
 def _act_until_done(
     environment: LiberoEnvironment,
-    agent: Answers,
+    agent: Answerer,
     start: Start,
     settings: RolloutSettings,
     record: EpisodeRecord,
@@ -259,7 +259,7 @@ def _act_until_done(
 
 def _look(
     moment: Moment,
-    agent: Answers,
+    agent: Answerer,
     start: Start,
     settings: RolloutSettings,
     record: EpisodeRecord,

@@ -21,9 +21,9 @@ from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # idle threads must not take the cores from simulator processes
+if __name__ == "__main__":  # before torch is imported: its idle threads must not take the cores from simulators
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import draccus
 from rich.console import Console
@@ -35,10 +35,11 @@ from experiments.robot.libero.agent_choice import make_agent
 from experiments.robot.libero.agents import Agent
 from experiments.robot.libero.config import EvaluationConfig
 from experiments.robot.libero.evaluation import Listeners, check_resumable, evaluate
+from experiments.robot.libero.journal import JournalInUse
 from experiments.robot.libero.plan import Plan, make_plan
 from experiments.robot.libero.protocols import version_warnings
 from experiments.robot.libero.results import FILE_NAME, EpisodeRecord, Results, collect_versions, count_successes
-from experiments.robot.libero.simulator import RenderingUnavailable
+from experiments.robot.libero.simulator import RenderingUnavailable, render_on_gpu
 from prismatic.training.distributed import Ranks, ranks, resolve_device
 
 UNUSABLE, INVALID, STOPPED = 2, 3, 130
@@ -89,6 +90,8 @@ class Refused(Exception):
 def prepare(config: EvaluationConfig, processes: Ranks, console: Console) -> tuple[Plan, Agent]:
     """Everything that can be refused. Raises `Refused`."""
     try:
+        if processes.world_size > 1 and processes.device.index is not None:
+            render_on_gpu(processes.device.index)
         plan = make_plan(config)
         # A folder named by the time must be the same one for all processes.
         plan = replace(plan, output_dir=processes.gather(plan.output_dir)[0])
@@ -110,6 +113,8 @@ def run(config: EvaluationConfig, command: list[str], console: Console, processe
         shown.print(f"[yellow]warning:[/] {warning}", soft_wrap=True)
     try:
         results = evaluate_with_progress(plan, agent, command, shown, processes)
+    except JournalInUse as error:
+        raise Refused(error) from error
     except KeyboardInterrupt:
         shown.print(f"stopped; go on with the same command and --resume True --output_dir {plan.output_dir}")
         return STOPPED
@@ -216,10 +221,6 @@ def cost_line(results: Results) -> str:
     return "; ".join(parts)
 
 
-def _interrupt(number: int, frame: Any) -> None:
-    raise KeyboardInterrupt
-
-
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, _interrupt)  # schedulers stop jobs so
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # schedulers stop jobs so
     sys.exit(main(draccus.parse(config_class=EvaluationConfig), sys.argv))

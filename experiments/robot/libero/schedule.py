@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter, deque
 from collections.abc import Iterable, Sequence
 
+from experiments.robot.libero.results import EpisodeRecord
 from experiments.robot.libero.rollout import Start
+
+logger = logging.getLogger(__name__)
 
 
 class Schedule:
@@ -43,18 +47,19 @@ class Schedule:
         self._attempts[start.key] += 1
         return start
 
-    def finish(self, start: Start) -> None:
-        """A start that was taken has its outcome."""
-        self._working[self._queue_of[start.key]] -= 1
+    def settle(self, start: Start, record: EpisodeRecord) -> bool:
+        """A start that was taken has ended with this record. Returns whether that stands.
 
-    def try_again(self, start: Start) -> bool:
-        """Put back a start whose rollout said nothing about the policy; False when it has been tried often enough."""
-        self.finish(start)
-        if self._attempts[start.key] >= self.max_attempts:
-            return False
-        self._waiting[self._queue_of[start.key]].appendleft(start)
-        return True
-
-    def attempts(self, start: Start) -> int:
-        """How often a start has been begun."""
-        return self._attempts[start.key]
+        An invalid record says nothing about the policy: its start is put back, until it has been tried often enough.
+        """
+        queue, attempts = self._queue_of[start.key], self._attempts[start.key]
+        self._working[queue] -= 1
+        record.attempts = attempts
+        again = record.invalid is not None and attempts < self.max_attempts
+        if record.invalid is not None:
+            reason = record.invalid.strip().splitlines()[-1]
+            where = f"task {start.task.index}, initial state {start.initial_state}, attempt {attempts}"
+            logger.warning("%s: %s; the rollout is %s", where, reason, "repeated" if again else "invalid")
+        if again:
+            self._waiting[queue].appendleft(start)
+        return not again

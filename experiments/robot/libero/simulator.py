@@ -108,17 +108,49 @@ def check_rendering() -> str:
         RenderingUnavailable: with the command that installs what is missing.
     """
     backend = choose_backend()
-    result = subprocess.run([sys.executable, "-c", _RENDER_ONE_FRAME], capture_output=True, text=True, timeout=120)
+    if obstacle := _obstacle_to_rendering():
+        raise RenderingUnavailable(
+            f"MuJoCo cannot render with {backend!r} ({obstacle}); on Debian or Ubuntu run: {APT_COMMAND}"
+        )
+    return backend
+
+
+def render_on_gpu(index: int) -> bool:
+    """Lets this process and its children draw on a GPU of their own: all take the first one otherwise.
+
+    Args:
+        index: as torch counts, among the GPUs that `CUDA_VISIBLE_DEVICES` leaves. EGL knows nothing of that variable.
+
+    Returns:
+        Whether `MUJOCO_EGL_DEVICE_ID` was set: not where it is set already, and only where EGL can draw on that GPU.
+    """
+    if choose_backend() != "egl" or "MUJOCO_EGL_DEVICE_ID" in os.environ:
+        return False
+    visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    device = visible[index] if index < len(visible) else str(index)
+    if not device.isdigit() or _obstacle_to_rendering(MUJOCO_EGL_DEVICE_ID=device):
+        return False
+    os.environ["MUJOCO_EGL_DEVICE_ID"] = device
+    return True
+
+
+def _obstacle_to_rendering(**variables: str) -> str | None:
+    """Why a process cannot draw one frame, or None when it can.
+
+    Args:
+        variables: of its environment, beside this process's.
+    """
+    result = subprocess.run(
+        [sys.executable, "-c", _RENDER_ONE_FRAME],
+        env={**os.environ, **variables},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     words = result.stdout.split()
-    spread = int(words[-1]) if result.returncode == 0 and words else None
-    if spread is not None and spread > BLANK_SPREAD:
-        return backend
-    reason = (
-        "the picture was blank" if spread is not None else (result.stderr.strip().splitlines() or ["no output"])[-1]
-    )
-    raise RenderingUnavailable(
-        f"MuJoCo cannot render with {backend!r} ({reason}); on Debian or Ubuntu run: {APT_COMMAND}"
-    )
+    if result.returncode != 0 or not words:
+        return (result.stderr.strip().splitlines() or ["no output"])[-1]
+    return None if int(words[-1]) > BLANK_SPREAD else "the picture was blank"
 
 
 @contextlib.contextmanager

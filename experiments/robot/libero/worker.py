@@ -7,7 +7,6 @@ processes only: `EpisodeSettings` once, then `Start` -> any number of (`Request`
 
 from __future__ import annotations
 
-import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -73,6 +72,5 @@ def serve(connection: Connection) -> None:
 
 def main(descriptor: int) -> None:
     """Serve at one end of a socket pair, which this process has inherited."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent process handles it
     with Connection(descriptor) as connection:
         serve(connection)

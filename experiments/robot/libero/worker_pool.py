@@ -28,7 +28,11 @@ logger = logging.getLogger(__name__)
 
 _ROOT = Path(__file__).resolve().parents[3]
 # Not `-m`: pickled objects must name the module that they come from, not `__main__`.
-_PROGRAM = "import sys; from experiments.robot.libero.worker import main; main(int(sys.argv[1]))"
+# Interrupts are the parent's to handle, from before the imports on.
+_PROGRAM = (
+    "import signal, sys; signal.signal(signal.SIGINT, signal.SIG_IGN); "
+    "from experiments.robot.libero.worker import main; main(int(sys.argv[1]))"
+)
 _POLL_SECONDS = 1.0
 _STILLBORN_LIMIT = 3  # as many processes in a row (or all) that die before they are ready mean that none will ever be
 _GONE = (EOFError, OSError)
@@ -63,11 +67,6 @@ class WorkerPool:
         for worker in self._workers:
             worker.kill()
 
-    @property
-    def process_ids(self) -> list[int]:
-        """Of the simulator processes."""
-        return [worker.process.pid for worker in self._workers]
-
     def run(self, schedule: Schedule) -> Iterator[EpisodeRecord]:
         """Yield a record for every start of the schedule, in the order in which they end."""
         while not schedule.is_done:
@@ -84,7 +83,8 @@ class WorkerPool:
                 if isinstance(message, Request):
                     requests.append((worker, message))
                 elif isinstance(message, EpisodeRecord):
-                    yield from self._finish(worker, message, schedule)
+                    if schedule.settle(worker.free(), message):
+                        yield message
                 elif isinstance(message, Ready):
                     self._stillborn = 0
             for position in range(0, len(requests), self._batch_size):
@@ -120,15 +120,6 @@ class WorkerPool:
         for (worker, _), reply in zip(waiting, replies, strict=True):
             worker.reply(reply)
 
-    def _finish(self, worker: _Worker, record: EpisodeRecord, schedule: Schedule) -> Iterator[EpisodeRecord]:
-        start = worker.free()
-        record.attempts = schedule.attempts(start)
-        if record.invalid is None:
-            schedule.finish(start)
-            yield record
-        else:
-            yield from again_or_invalid(record, start, schedule)
-
     def _replace(self, worker: _Worker, schedule: Schedule, reason: str) -> Iterator[EpisodeRecord]:
         """Start another process in place of one that is of no use any more."""
         start = worker.start
@@ -142,20 +133,9 @@ class WorkerPool:
         self.restarts += 1
         if start is not None:
             record = new_record(start, self._settings.rollout.control)
-            record.attempts = schedule.attempts(start)
             record.invalid = f"{reason} during the rollout"
-            yield from again_or_invalid(record, start, schedule)
-
-
-def again_or_invalid(record: EpisodeRecord, start: Start, schedule: Schedule) -> Iterator[EpisodeRecord]:
-    """Put a start back whose rollout is invalid, or yield its record when it has been tried often enough."""
-    reason = (record.invalid or "").strip().splitlines()[-1]
-    where = f"task {start.task.index}, initial state {start.initial_state}, attempt {record.attempts}"
-    if schedule.try_again(start):
-        logger.warning("%s: %s; the rollout is repeated", where, reason)
-    else:
-        logger.warning("%s: %s; the rollout is invalid", where, reason)
-        yield record
+            if schedule.settle(start, record):
+                yield record
 
 
 class _Worker:

@@ -18,7 +18,8 @@ class RandomTokens(TokenPruner):
         multiplicity, min_tokens: as in `TokenPruner`.
 
     Attributes:
-        seeds: one per sample of the next batch, to be mixed with `seed`; None goes on in the stream.
+        seeds: one per sample of the next batch, to be mixed with `seed`; None goes on in the stream. With seeds, all
+            passes of one look (denoising has several) draw alike.
     """
 
     needs_noise = False
