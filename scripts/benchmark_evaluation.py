@@ -89,14 +89,14 @@ def rollouts_per_hour(cost: Cost, cores: int, policies: int, look_ms: float | No
 
 def time_table(results: dict[str, Results]) -> Table:
     table = Table(title="the same rollouts, three ways")
-    for heading in ("way", "wall time", "s per rollout", "times as fast", "solved", "equal actions"):
+    for heading in ("way", "seconds", "per rollout", "speed-up", "solved", "same actions"):
         table.add_column(heading, justify="left" if heading == "way" else "right")
     first = next(iter(results.values()))
     for name, found in results.items():
         seconds, summary = found.run["seconds"], found.summary()["all"]
         table.add_row(
             name,
-            f"{seconds:.1f} s",
+            f"{seconds:.1f}",
             f"{seconds / len(found.episodes):.2f}",
             f"{first.run['seconds'] / seconds:.2f}",
             f"{summary['successes']}/{summary['trials']}",
