@@ -129,7 +129,7 @@ def _start(command: list[str], log: Path | None = None) -> subprocess.Popen:
 
 
 def _end(*processes: subprocess.Popen) -> None:
-    """Ask those that still run to end, and wait until they have saved what they have."""
+    """Ask those that still run to end, and wait for that."""
     for process in processes:
         process.terminate()
     for process in processes:

@@ -205,7 +205,8 @@ def test_without_rendering() -> None:
 
 
 @pytest.mark.parametrize(
-    ("visible", "index", "device"), [(None, 0, "0"), ("0,7", 0, "0"), ("7,0", 1, "0"), ("7", 0, None), (None, 99, None)]
+    ("visible", "index", "device"),
+    [(None, 0, "0"), ("0,7", 0, "0"), ("7, 0", 1, "0"), ("7", 0, None), (None, 99, None)],
 )
 def test_a_process_draws_on_its_own_gpu_where_egl_has_it(
     monkeypatch: pytest.MonkeyPatch, visible: str | None, index: int, device: str | None
@@ -213,7 +214,8 @@ def test_a_process_draws_on_its_own_gpu_where_egl_has_it(
     """Mesa's software device is EGL's number 0 here; there is no 7 and no 99."""
     if choose_backend() != "egl":
         pytest.skip("another backend has no devices")
-    monkeypatch.delenv("MUJOCO_EGL_DEVICE_ID", raising=False)
+    monkeypatch.setenv("MUJOCO_EGL_DEVICE_ID", "unset at the end of the test")
+    monkeypatch.delenv("MUJOCO_EGL_DEVICE_ID")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
@@ -221,7 +223,6 @@ def test_a_process_draws_on_its_own_gpu_where_egl_has_it(
     assert os.environ.get("MUJOCO_EGL_DEVICE_ID") == device
     if device is not None:
         assert not render_on_gpu(99), "what is set already stays"
-        monkeypatch.delenv("MUJOCO_EGL_DEVICE_ID")
 
 
 def test_a_missing_renderer_is_named_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:

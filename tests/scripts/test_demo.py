@@ -102,7 +102,7 @@ def test_a_demo_that_is_told_to_stop_leaves_nothing_running(tmp_path):
     flags = ["--stage", "collect", "--output_dir", str(tmp_path), "--num_processes", "1"]
     process = subprocess.Popen([sys.executable, "scripts/demo.py", *flags], cwd=demo.ROOT, start_new_session=True)
     try:
-        while process.poll() is None and len(group(process.pid)) < 3:  # the demo, the collector and its simulator
+        while process.poll() is None and not any(map(simulates, group(process.pid))):
             time.sleep(0.2)
         process.terminate()
         assert process.wait(timeout=90) == demo.STOPPED
@@ -111,6 +111,13 @@ def test_a_demo_that_is_told_to_stop_leaves_nothing_running(tmp_path):
         for each in group(process.pid):
             os.kill(each, signal.SIGKILL)
     assert not json.loads(Paths(tmp_path).stage("collect").read_text())["done"]
+
+
+def simulates(number: int) -> bool:
+    """Whether a process is one that the collector has started for a simulator."""
+    with contextlib.suppress(OSError):
+        return b"spawn_main" in Path(f"/proc/{number}/cmdline").read_bytes()
+    return False
 
 
 def group(leader: int) -> list[int]:
