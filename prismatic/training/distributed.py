@@ -16,6 +16,10 @@ SAVE_TIMEOUT = timedelta(hours=6)
 """How long the others wait at a barrier, unless asked otherwise: one process merges and writes a whole checkpoint."""
 
 
+class ElsewhereError(RuntimeError):
+    """Another process cannot go on, so neither can this one."""
+
+
 @dataclass(frozen=True)
 class Ranks:
     """Which process this is, among how many, and the device it computes on.
@@ -41,6 +45,24 @@ class Ranks:
         """Wait for all processes, also for one that writes a checkpoint meanwhile."""
         if self.world_size > 1:
             dist.barrier(self.waiting)
+
+    @contextmanager
+    def together(self, *errors: type[Exception]) -> Iterator[None]:
+        """An error of these kinds that one process raises inside is raised by all, after all have left the block.
+
+        Raises:
+            ElsewhereError: in a process that has none itself, with the words of the first that has.
+        """
+        own: Exception | None = None
+        try:
+            yield
+        except errors as error:
+            own = error
+        for rank, what in enumerate(self.gather(None if own is None else f"{type(own).__name__}: {own}")):
+            if own is not None:
+                raise own
+            if what is not None:
+                raise ElsewhereError(f"process {rank} of {self.world_size}: {what}")
 
     def gather(self, value: Any) -> list[Any]:
         """What every process passes, in order of rank; pickled, between processes of one run only.
@@ -89,10 +111,10 @@ def resolve_device(name: str) -> torch.device:
         )
     if name == "cpu" or not available:
         return torch.device("cpu")
-    local_rank, count = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
-    if local_rank >= count:
-        raise ValueError(f"process {local_rank} has no GPU: {count} visible; pass --nproc-per-node {count} or less")
-    return torch.device("cuda", local_rank)
+    processes, count = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
+    if processes > count:
+        raise ValueError(f"{processes} processes cannot share {count} GPUs; pass --nproc-per-node {count} or less")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
 
 
 @contextmanager

@@ -8,7 +8,9 @@ import os
 import signal
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,7 @@ STEPS = 16
 
 
 class Wanders:
-    """Small motions, a pure function of what is asked. `fails` names starts whose looks raise."""
+    """Small motions, a pure function of what is asked."""
 
     robot = LIBERO
     cameras = ("full_image", "wrist_image")
@@ -38,6 +40,9 @@ class Wanders:
 
     def description(self) -> dict[str, Any]:
         return {"checkpoint": "wanders", "assumptions": [], "device_name": "cpu"}
+
+    def close(self) -> None:
+        pass
 
     def answer(self, requests: Sequence[Request]) -> list[Answer]:
         self.sizes.append(len(requests))
@@ -162,6 +167,25 @@ class Slow(Wanders):
         return super().answer(requests)
 
 
+class KeepsBusy(Kills):
+    """Takes its time, so that one request always waits while it answers another."""
+
+    def answer(self, requests: Sequence[Request]) -> list[Answer]:
+        time.sleep(0.4)
+        return super().answer(requests)
+
+
+@pytest.mark.slow
+def test_a_busy_policy_notices_a_simulator_that_hangs(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    flags: dict[str, Any] = {"num_envs": 3, "worker_timeout_s": 20.0, "initial_states": "30", "task_ids": "1,4,8"}
+    plan = replace(plan_into(tmp_path, **flags), max_steps=8 * 60)
+    noticed: list[bool] = []
+    listeners = Listeners(episode=lambda record: noticed.append("sent nothing for 20 seconds" in caplog.text))
+    results = evaluate(plan, KeepsBusy({12}, signal.SIGSTOP), ["eval"], listeners)
+    assert noticed == [True] * 3, "the other two rollouts take 48 seconds, all of them spent on answers"
+    assert results.run["worker_restarts"] == 1 and sorted(e.attempts for e in results.episodes) == [1, 1, 2]
+
+
 @pytest.mark.slow
 def test_a_slow_policy_is_no_silence_of_its_simulators(tmp_path: Path) -> None:
     plan = replace(plan_into(tmp_path, num_envs=2, worker_timeout_s=20.0, initial_states="30"), max_steps=16)
@@ -218,6 +242,32 @@ def test_an_error_that_stays_is_invalid_and_no_failure(serial: Results, tmp_path
     assert mended.outcome() == serial.outcome()
 
 
+@pytest.mark.parametrize("zone", ["UTC", "Asia/Tokyo", "America/New_York"])
+def test_weights_that_changed_are_noticed_in_every_time_zone(
+    serial: Results, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, zone: str
+) -> None:
+    checkpoint, folder = tmp_path / "policy", tmp_path / "evaluation"
+    checkpoint.mkdir()
+    (checkpoint / "model.safetensors").touch()
+    agent = Wanders()
+    monkeypatch.setattr(Wanders, "description", lambda self: {"checkpoint": str(checkpoint), "assumptions": []})
+    began = datetime(2026, 3, 4, 12, 0, 0, tzinfo=timezone.utc)
+    earlier = replace(serial, policy=agent.description(), config={**serial.config, "output_dir": str(folder)})
+    earlier.run = {**serial.run, "started": began.strftime("%Y-%m-%dT%H:%M:%S%z")}
+    folder.mkdir()
+    earlier.save(folder / FILE_NAME)
+    monkeypatch.setenv("TZ", zone)
+    time.tzset()
+    try:
+        for seconds, refused in ((-3600, False), (0.5, False), (60, True)):
+            os.utime(checkpoint / "model.safetensors", times=(began.timestamp() + seconds,) * 2)
+            with pytest.raises(ValueError, match="was written after it began") if refused else nullcontext():
+                check_resumable(plan_into(folder, resume=True), agent)
+    finally:
+        monkeypatch.delenv("TZ")
+        time.tzset()
+
+
 def test_an_interrupted_evaluation_loses_nothing(serial: Results, tmp_path: Path) -> None:
     seen: list[EpisodeRecord] = []
 
@@ -229,13 +279,17 @@ def test_an_interrupted_evaluation_loses_nothing(serial: Results, tmp_path: Path
     with pytest.raises(KeyboardInterrupt):
         evaluate(plan_into(tmp_path, num_envs=2), Wanders(), ["eval"], Listeners(episode=interrupt))
     assert not children()
-    assert len(read_journals(tmp_path)) == 2 and not Results.load(tmp_path).run["complete"]
+    stopped = Results.load(tmp_path)
+    assert len(read_journals(tmp_path)) == 2 and not stopped.run["complete"]
+    stopped.run |= {"started": "2026-01-02T03:04:05+0900", "worker_restarts": 3}
+    stopped.save(tmp_path / FILE_NAME)
     begun: list[tuple[int, int]] = []
     again: list[EpisodeRecord] = []
     listeners = Listeners(lambda total, done: begun.append((total, len(done))), again.append)
     results = evaluate(plan_into(tmp_path, num_envs=2, resume=True), Wanders(), ["eval"], listeners)
     assert results.outcome() == serial.outcome()
     assert begun == [(4, 2)] and len(again) == 2
+    assert results.run["started"] == stopped.run["started"] and results.run["worker_restarts"] == 3
 
 
 def test_processes_are_as_many_as_make_sense(monkeypatch: pytest.MonkeyPatch) -> None:

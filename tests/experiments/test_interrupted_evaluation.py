@@ -118,3 +118,12 @@ def test_another_policy_or_flag_is_not_gone_on_with(untrained_checkpoint: Path, 
     other = [*command, "--resume", "True", "--num_open_loop_steps", "4"]
     again = subprocess.run(other, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True)
     assert again.returncode == 2 and "another flag num_open_loop_steps: None, now 4" in " ".join(again.stdout.split())
+
+
+def test_what_one_process_of_several_finds_all_refuse(untrained_checkpoint: Path, tmp_path: Path) -> None:
+    tmp_path.joinpath("episodes.rank1.jsonl").mkdir()
+    command = [*TORCHRUN, *flags(untrained_checkpoint, tmp_path, "--num_envs", "1", "--resume", "True")]
+    done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=600)
+    assert done.returncode != 0 and done.stdout.count("error:") == 1
+    assert "process 1 of 2: IsADirectoryError" in " ".join(done.stdout.split())
+    assert "Traceback" not in done.stdout

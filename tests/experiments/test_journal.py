@@ -66,3 +66,24 @@ def test_one_evaluation_at_a_time_writes_into_a_folder(tmp_path: Path) -> None:
         journal.append(record(0))
     write(tmp_path, record(2))
     assert sorted(each.trial for each in read_journals(tmp_path)) == [0, 1, 2]
+
+
+def test_fewer_processes_wait_for_the_end_of_more(tmp_path: Path) -> None:
+    """As when the second of two machines goes on after the first has died."""
+    with Journal(tmp_path, rank=1, world_size=2) as second:
+        second.append(record(1))
+        with pytest.raises(JournalInUse, match=r"episodes\.rank1\.jsonl"):
+            Journal(tmp_path)
+        Journal(tmp_path, world_size=2).close()
+    Journal(tmp_path).close()
+
+
+def test_an_evaluation_without_rollouts_leaves_no_trace(tmp_path: Path) -> None:
+    folder = tmp_path / "new"
+    with Journal(folder):
+        assert folder.is_dir() and not has_journal(folder)
+    assert not folder.exists()
+    folder.mkdir()
+    with Journal(folder), Journal(folder, rank=1, world_size=2) as second:
+        second.append(record(1))
+    assert [path.name for path in folder.iterdir()] == ["episodes.rank1.jsonl"]

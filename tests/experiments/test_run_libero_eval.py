@@ -1,6 +1,7 @@
 """The evaluation's flags, plan and command, on the real simulator and a real (untrained) checkpoint."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,12 @@ def test_parse_indices_refuses_nonsense(text: str) -> None:
         ({"num_trials_per_task": 0}, "at least 1"),
         ({"num_open_loop_steps": 0}, "at least 1"),
         ({"wide_starts_m": -0.1}, "negative"),
+        ({"seed": -1}, "--seed -1: expected 0 to 2147483647"),
+        ({"seed": 2**32}, "expected 0 to 2147483647"),
+        ({"env_img_res": 8}, "--env_img_res 8: expected 16 to 4096"),
+        ({"worker_timeout_s": 0.0}, "expected 0.1 to 10000000"),
+        ({"worker_timeout_s": math.inf}, "--worker_timeout_s inf: expected 0.1 to 10000000"),
+        ({"worker_timeout_s": math.nan}, "--worker_timeout_s nan"),
     ],
 )
 def test_bad_flags_are_named(flags: dict[str, Any], words: str) -> None:

@@ -10,14 +10,16 @@ from experiments.robot.libero.policy_loading import load_policy
 
 
 def make_agent(config: EvaluationConfig, device: torch.device | str = "cpu") -> Agent:
-    """Load the checkpoint onto a device, or connect to the server of `--policy_url`.
+    """Load the checkpoint onto a device, or connect to the server of `--policy_url`, and let it answer once.
 
     Raises:
         FileNotFoundError, ValueError: as `load_policy`; when more actions are to be executed than the server returns.
         ConnectionError: when there is no usable server (`PolicyServerError`).
     """
     if config.policy_url is None:
-        return PolicyAgent(load_policy(config, device))
+        policy = PolicyAgent(load_policy(config, device))
+        policy.warm_up()
+        return policy
     # Needs packages of the extra `serve`, which checkpoints do without.
     from experiments.robot.libero.remote_policy import RemoteAgent
 

@@ -84,6 +84,10 @@ class Agent(Answerer, Protocol):
         """What it is, for results and reports, with a list `assumptions`."""
         ...
 
+    def close(self) -> None:
+        """Give back what it holds; it cannot answer any more."""
+        ...
+
 
 class PolicyAgent:
     """A `prismatic.policy.Policy` of this process."""
@@ -96,6 +100,15 @@ class PolicyAgent:
 
     def description(self) -> dict[str, Any]:
         return self.policy.description()
+
+    def warm_up(self) -> None:
+        """Answer once for nothing: what the first answer of a process takes longer is no rollout's latency."""
+        observation: Observation = {camera: np.zeros((256, 256, 3), np.uint8) for camera in self.cameras}
+        observation[self.robot.state_key] = np.zeros(self.robot.proprio_dim)
+        self.answer([Request(observation, "do nothing")])
+
+    def close(self) -> None:
+        """Nothing to give back: the policy belongs to whoever made it."""
 
     def answer(self, requests: Sequence[Request]) -> list[Answer]:
         output = self.policy.act_batch(

@@ -12,10 +12,14 @@ import torch
 from experiments.robot.libero import protocols, suites
 from experiments.robot.libero.environment import RENDERERS
 from experiments.robot.libero.remote_flags import check_remote_flags
+from experiments.robot.libero.simulator import MIN_RESOLUTION
 from prismatic.models.quantization import check_quantization
 
 CONTROLS = ("none", "blank_images", "swapped_instruction", "random_tokens")
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+MAX_TIMEOUT_S = 10**7
+MAX_SEED = 2**31 - 1
+MAX_RESOLUTION = 4096
 
 # A flag that was left out; `__post_init__` puts a number in its place.
 _BY_PROTOCOL: Any = None
@@ -143,8 +147,14 @@ def check_flags(config: EvaluationConfig) -> None:
             raise ValueError(f"--{flag} {getattr(config, flag)}: expected at least 1")
     if config.num_steps_wait < 0 or config.wide_starts_m < 0:
         raise ValueError("--num_steps_wait and --wide_starts_m must not be negative")
-    if config.worker_timeout_s <= 0:
-        raise ValueError(f"--worker_timeout_s {config.worker_timeout_s}: expected seconds, more than 0")
+    for flag, low, high in (
+        ("worker_timeout_s", 0.1, MAX_TIMEOUT_S),
+        ("seed", 0, MAX_SEED),
+        ("env_img_res", MIN_RESOLUTION, MAX_RESOLUTION),
+    ):
+        value = getattr(config, flag)
+        if not low <= value <= high:
+            raise ValueError(f"--{flag} {value}: expected {low} to {high}")
     if config.render_every_step and config.control == "blank_images":
         raise ValueError("--render_every_step has nothing to draw under --control blank_images; leave it out")
     if config.resume and config.output_dir is None:

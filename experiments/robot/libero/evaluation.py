@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,8 @@ from experiments.robot.libero.schedule import Schedule
 from experiments.robot.libero.worker_pool import WorkerPool
 from prismatic.training.distributed import Ranks
 
+TIME_FORMAT = "%Y-%m-%dT%H:%M:%S%z"
+
 
 @dataclass(frozen=True)
 class Listeners:
@@ -54,6 +57,7 @@ def evaluate(
     command: Sequence[str],
     listeners: Listeners | None = None,
     ranks: Ranks | None = None,
+    journal: Journal | None = None,
 ) -> Results:
     """Roll out every start. Each rollout is on the disk as soon as it ends; `results.json` follows.
 
@@ -62,13 +66,16 @@ def evaluate(
 
     Args:
         command: The command line, for the record.
+        journal: of this process, open; None opens it for as long as this lasts.
 
     Raises:
         JournalInUse: when another process evaluates into the same folder.
     """
     listeners, ranks = listeners or Listeners(), ranks or Ranks(0, 1, torch.device("cpu"))
-    with Journal(plan.output_dir, ranks.rank) as journal:
-        return _evaluate(plan, agent, command, listeners, ranks, journal)
+    if journal is None:
+        with Journal(plan.output_dir, ranks.rank, ranks.world_size) as journal:
+            return _evaluate(plan, agent, command, listeners, ranks, journal)
+    return _evaluate(plan, agent, command, listeners, ranks, journal)
 
 
 def _evaluate(
@@ -76,20 +83,23 @@ def _evaluate(
 ) -> Results:
     results = _empty_results(plan, agent, command, ranks)
     order = {start.key: place for place, start in enumerate(itertools.chain(*plan.starts))}
-    before, seconds = earlier_rollouts(plan) if plan.config.resume else ([], 0.0)
+    before, earlier = earlier_rollouts(plan) if plan.config.resume else ([], {})
+    seconds, restarts = earlier.get("seconds", 0.0), earlier.get("worker_restarts", 0)
+    results.run["started"] = earlier.get("started", results.run["started"])
     found = {record.key: record for share in ranks.gather(before) for record in share}
     left = shares(plan.starts, set(found), ranks.rank, ranks.world_size)
     results.episodes = sorted(found.values(), key=lambda record: order[record.key])
-    results.run["seconds"] = seconds
+    results.run |= {"seconds": seconds, "worker_restarts": restarts}
     listeners.begin(len(found) + sum(map(len, left)), results.episodes)
 
     writer = _Writer(plan.output_dir / FILE_NAME, ranks.is_main)
     began = time.perf_counter()
     writer.save(results)
     try:
-        with contextlib.closing(_records(plan, agent, left, results)) as records:
-            for record in records:
+        with contextlib.closing(_records(plan, agent, left)) as records:
+            for record, restarted in records:
                 journal.append(record)
+                results.run["worker_restarts"] = restarts + restarted
                 bisect.insort(results.episodes, record, key=lambda record: order[record.key])
                 results.run["seconds"] = round(seconds + time.perf_counter() - began, 1)
                 writer.save_now_and_then(results)
@@ -99,21 +109,21 @@ def _evaluate(
         raise
     merged = {record.key: record for share in ranks.gather(results.episodes) for record in share}
     results.episodes = sorted(merged.values(), key=lambda record: order[record.key])
-    results.run["worker_restarts"] = sum(ranks.gather(results.run["worker_restarts"]))
+    results.run["worker_restarts"] = restarts + sum(ranks.gather(results.run["worker_restarts"] - restarts))
     results.run["seconds"] = max(ranks.gather(results.run["seconds"]))
     results.run["complete"] = len(results.episodes) == len(order)
     writer.save(results)
     return results
 
 
-def earlier_rollouts(plan: Plan) -> tuple[list[EpisodeRecord], float]:
-    """The valid rollouts of this plan that an earlier run left in its folder, and the seconds that these took."""
+def earlier_rollouts(plan: Plan) -> tuple[list[EpisodeRecord], dict[str, Any]]:
+    """The valid rollouts of this plan that an earlier run left in its folder, and what it said of itself (`run`)."""
     path = plan.output_dir / FILE_NAME
     results = Results.load(path) if path.is_file() else Results()
     wanted = {start.key for start in itertools.chain(*plan.starts)}
     records = {record.key: record for record in [*results.episodes, *read_journals(plan.output_dir)]}
     valid = [record for record in records.values() if record.invalid is None and record.key in wanted]
-    return valid, float(results.run.get("seconds", 0.0))
+    return valid, results.run
 
 
 def shares(starts: Sequence[Sequence[Start]], done: set[Any], rank: int, world_size: int) -> list[list[Start]]:
@@ -126,22 +136,21 @@ def shares(starts: Sequence[Sequence[Start]], done: set[Any], rank: int, world_s
     return [[start for start in task if next(places) % world_size == rank] for task in left]
 
 
-def _records(plan: Plan, agent: Agent, starts: Sequence[Sequence[Start]], results: Results) -> Generator[EpisodeRecord]:
-    """A record for every start, in the order in which they end."""
+def _records(plan: Plan, agent: Agent, starts: Sequence[Sequence[Start]]) -> Generator[tuple[EpisodeRecord, int]]:
+    """A record for every start, in the order in which they end, and how often a simulator has been replaced so far."""
     config = plan.config
     schedule = Schedule(starts, config.max_attempts)
     settings = episode_settings(plan, agent)
     workers = num_workers(config, sum(map(len, starts)))
     # By what was asked for: one rollout that kills its simulator must not be left to kill the policy.
     if num_workers(config, sys.maxsize) == 1:
-        yield from _records_in_this_process(settings, agent, schedule)
+        yield from ((record, 0) for record in _records_in_this_process(settings, agent, schedule))
     elif workers:
         # A server is asked about each look by itself, at once about all that wait.
         batch_size = config.batch_size or (workers if config.policy_url else 1)
         with WorkerPool(settings, agent, workers, config.worker_timeout_s, batch_size) as pool:
             for record in pool.run(schedule):
-                results.run["worker_restarts"] = pool.restarts
-                yield record
+                yield record, pool.restarts
 
 
 def _records_in_this_process(settings: EpisodeSettings, agent: Agent, schedule: Schedule) -> Iterator[EpisodeRecord]:
@@ -208,7 +217,7 @@ def _empty_results(plan: Plan, agent: Agent, command: Sequence[str], ranks: Rank
     return Results(
         run={
             "command": list(command),
-            "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "started": time.strftime(TIME_FORMAT),
             "git_commit": git_commit(),
             "device": description.pop("device_name", "unknown"),
             "renderer": config.renderer,
@@ -264,7 +273,8 @@ def weight_files(policy: Mapping[str, Any]) -> list[Path]:
 
 
 def _started(results: Results) -> float:
-    return time.mktime(time.strptime(results.run["started"][:19], "%Y-%m-%dT%H:%M:%S"))
+    """Seconds since the epoch at the end of the second in which an evaluation began."""
+    return datetime.strptime(results.run["started"], TIME_FORMAT).timestamp() + 1
 
 
 def _refuse(plan: Plan, what: str, old: Any, new: Any) -> None:

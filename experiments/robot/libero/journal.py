@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import logging
 import os
 from dataclasses import asdict
 from pathlib import Path
+from typing import BinaryIO
 
 from experiments.robot.libero.results import EpisodeRecord
 
@@ -26,30 +28,43 @@ class Journal:
     Args:
         folder: of the evaluation; made where it is missing.
         rank: each process of a sharded evaluation writes a file of its own.
+        world_size: how many processes there are. The first one also looks whether an evaluation with more processes is
+            still writing.
 
     Raises:
-        JournalInUse: while another process has the same journal open, where the file system knows locks.
+        JournalInUse: while another process has the journal open, where the file system knows locks.
+        OSError: when the folder cannot be made or written.
     """
 
-    def __init__(self, folder: Path, rank: int = 0) -> None:
+    def __init__(self, folder: Path, rank: int = 0, world_size: int = 1) -> None:
         self.path = folder / _PATTERN.replace("*", str(rank))
+        self._made_folder = not folder.exists()
         folder.mkdir(parents=True, exist_ok=True)
-        self._file = self.path.open("a+b")
+        self._file = _open_locked(self.path)
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            self._file.close()
-            raise JournalInUse(
-                f"--output_dir {folder}: another evaluation is writing {self.path.name} there; wait for its end, or "
-                "choose another folder"
-            ) from error
-        except OSError:
-            logger.info("%s cannot be locked here: let no second evaluation write into %s", self.path.name, folder)
+            siblings = {_PATTERN.replace("*", str(number)) for number in range(world_size)}
+            for other in sorted(folder.glob(_PATTERN)) if rank == 0 else ():
+                if other.name not in siblings:
+                    _open_locked(other).close()
+        except BaseException:
+            self.close()
+            raise
 
     def __enter__(self) -> Journal:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End writing. A journal without rollouts leaves no trace; may be called twice."""
+        if self._file.closed:
+            return
+        if self.path.exists() and not self.path.stat().st_size:
+            self.path.unlink()
+            if self._made_folder:
+                with contextlib.suppress(OSError):  # something else is in it
+                    self.path.parent.rmdir()
         self._file.close()
 
     def append(self, record: EpisodeRecord) -> None:
@@ -61,6 +76,22 @@ class Journal:
         self._file.write(json.dumps(asdict(record)).encode() + b"\n")
         self._file.flush()
         os.fsync(self._file.fileno())
+
+
+def _open_locked(path: Path) -> BinaryIO:
+    """Open for appending, as the only process that does."""
+    file = path.open("a+b")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        file.close()
+        raise JournalInUse(
+            f"--output_dir {path.parent}: another evaluation is writing {path.name} there; wait for its end, or choose "
+            "another folder"
+        ) from error
+    except OSError:
+        logger.info("%s cannot be locked here: let no second evaluation write into %s", path.name, path.parent)
+    return file
 
 
 def read_journals(folder: Path) -> list[EpisodeRecord]:
@@ -86,4 +117,4 @@ def read_journals(folder: Path) -> list[EpisodeRecord]:
 
 def has_journal(folder: Path) -> bool:
     """Whether an evaluation has left finished rollouts in a folder."""
-    return any(folder.glob(_PATTERN))
+    return any(path.stat().st_size for path in folder.glob(_PATTERN))

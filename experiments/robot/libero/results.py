@@ -221,8 +221,7 @@ def _summarize_tokens(episodes: Sequence[EpisodeRecord]) -> dict[str, Any] | Non
 
 
 def _summarize_latency(episodes: Sequence[EpisodeRecord]) -> dict[str, Any] | None:
-    # The first call of a process pays for lazy initialisation and would be the maximum of any run.
-    times = [value for episode in episodes for value in episode.latency_ms][1:]
+    times = [value for episode in episodes for value in episode.latency_ms]
     if not times:
         return None
     return {"median": float(np.median(times)), "p95": float(np.percentile(times, 95)), "looks": len(times)}

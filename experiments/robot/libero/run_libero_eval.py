@@ -12,6 +12,7 @@ itself ends with 1 where one of its processes does not end with 0.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
@@ -35,12 +36,12 @@ from experiments.robot.libero.agent_choice import make_agent
 from experiments.robot.libero.agents import Agent
 from experiments.robot.libero.config import EvaluationConfig
 from experiments.robot.libero.evaluation import Listeners, check_resumable, evaluate
-from experiments.robot.libero.journal import JournalInUse
+from experiments.robot.libero.journal import Journal
 from experiments.robot.libero.plan import Plan, make_plan
 from experiments.robot.libero.protocols import version_warnings
 from experiments.robot.libero.results import FILE_NAME, EpisodeRecord, Results, collect_versions, count_successes
 from experiments.robot.libero.simulator import RenderingUnavailable, render_on_gpu
-from prismatic.training.distributed import Ranks, ranks, resolve_device
+from prismatic.training.distributed import ElsewhereError, Ranks, ranks, resolve_device
 
 UNUSABLE, INVALID, STOPPED = 2, 3, 130
 """Exit statuses."""
@@ -60,11 +61,27 @@ def main(config: EvaluationConfig, command: list[str]) -> int:
         with _joined(config) as processes:
             return run(config, command, console, processes)
     except Refused as refused:
-        if int(os.environ.get("RANK", "0")):
-            return UNUSABLE  # the main process says it
-        console.print(f"[bold red]error:[/] {type(refused.reason).__name__}: ", end="")
-        console.print(str(refused.reason), markup=False, highlight=False)
+        if os.environ.get("LOCAL_RANK" if refused.of_machine else "RANK", "0") == "0":
+            console.print("[bold red]error:[/] ", end="")
+            console.print(str(refused), markup=False, highlight=False)
         return UNUSABLE
+    except KeyboardInterrupt:
+        if os.environ.get("RANK", "0") == "0":
+            console.print("stopped before the first rollout")
+        return STOPPED
+
+
+class Refused(Exception):
+    """The flags or the checkpoint cannot be used; nothing long has been done yet.
+
+    Attributes:
+        of_machine: the processes on this machine have found that; others know nothing of it.
+    """
+
+    def __init__(self, reason: Exception, of_machine: bool = False) -> None:
+        elsewhere = isinstance(reason, ElsewhereError)
+        super().__init__(str(reason) if elsewhere else f"{type(reason).__name__}: {reason}")
+        self.of_machine = of_machine
 
 
 @contextmanager
@@ -74,49 +91,49 @@ def _joined(config: EvaluationConfig) -> Iterator[Ranks]:
     try:
         resolve_device(device)
     except ValueError as error:
-        raise Refused(error) from error
+        raise Refused(error, of_machine=True) from error
     with ranks(device, save_timeout=LONGEST) as processes:
         yield processes
 
 
-class Refused(Exception):
-    """The flags or the checkpoint cannot be used; nothing long has been done yet."""
-
-    def __init__(self, reason: Exception) -> None:
-        super().__init__(str(reason))
-        self.reason = reason
-
-
-def prepare(config: EvaluationConfig, processes: Ranks, console: Console) -> tuple[Plan, Agent]:
-    """Everything that can be refused. Raises `Refused`."""
-    try:
-        if processes.world_size > 1 and processes.device.index is not None:
-            render_on_gpu(processes.device.index)
-        plan = make_plan(config)
-        # A folder named by the time must be the same one for all processes.
-        plan = replace(plan, output_dir=processes.gather(plan.output_dir)[0])
-        with console.status("loading the policy"):
-            agent = make_agent(config, processes.device)
-        check_resumable(plan, agent)
-    except _REFUSALS as error:
-        raise Refused(error) from error
-    return plan, agent
+@contextmanager
+def prepared(config: EvaluationConfig, processes: Ranks, console: Console) -> Iterator[tuple[Plan, Agent, Journal]]:
+    """Do everything that can be refused, in all processes alike. Raises `Refused`."""
+    with contextlib.ExitStack() as stack:
+        try:
+            with processes.together(*_REFUSALS):
+                if processes.world_size > 1:
+                    render_on_gpu(int(os.environ.get("LOCAL_RANK", "0")))
+                plan = make_plan(config)
+            # A folder named by the time must be the same one for all processes.
+            plan = replace(plan, output_dir=processes.gather(plan.output_dir)[0])
+            with processes.together(ValueError, OSError):
+                journal = stack.enter_context(Journal(plan.output_dir, processes.rank, processes.world_size))
+            with processes.together(*_REFUSALS), console.status("loading the policy"):
+                agent = stack.enter_context(contextlib.closing(make_agent(config, processes.device)))
+                check_resumable(plan, agent)
+        except (*_REFUSALS, OSError, ElsewhereError) as error:
+            raise Refused(error) from error
+        yield plan, agent, journal
 
 
 def run(config: EvaluationConfig, command: list[str], console: Console, processes: Ranks) -> int:
     """What one process of an evaluation does; the main one shows it."""
     shown = console if processes.is_main else Console(quiet=True)
-    plan, agent = prepare(config, processes, shown)
+    with prepared(config, processes, shown) as (plan, agent, journal):
+        return roll_out(plan, agent, journal, command, shown, processes)
+
+
+def roll_out(plan: Plan, agent: Agent, journal: Journal, command: list[str], console: Console, processes: Ranks) -> int:
+    """Evaluate what has been checked, and show what came out; returns the exit status."""
     for assumption in agent.description()["assumptions"]:
-        shown.print(f"[yellow]assumed:[/] {assumption}")
+        console.print(f"[yellow]assumed:[/] {assumption}")
     for warning in version_warnings(collect_versions()):
-        shown.print(f"[yellow]warning:[/] {warning}", soft_wrap=True)
+        console.print(f"[yellow]warning:[/] {warning}", soft_wrap=True)
     try:
-        results = evaluate_with_progress(plan, agent, command, shown, processes)
-    except JournalInUse as error:
-        raise Refused(error) from error
+        results = evaluate_with_progress(plan, agent, journal, command, console, processes)
     except KeyboardInterrupt:
-        shown.print(f"stopped; go on with the same command and --resume True --output_dir {plan.output_dir}")
+        console.print(f"stopped; go on with the same command and --resume True --output_dir {plan.output_dir}")
         return STOPPED
     if processes.is_main:
         show(plan, results, console)
@@ -134,7 +151,10 @@ def show(plan: Plan, results: Results, console: Console) -> None:
     if plan.config.report:
         console.print(report_line(plan.output_dir), soft_wrap=True, markup=False)
     if plan.config.use_wandb:
-        log_to_wandb(plan, results)
+        try:
+            log_to_wandb(plan, results)
+        except Exception as error:  # no evaluation is lost over its log
+            console.print(f"nothing was sent to Weights & Biases: {error}", markup=False)
 
 
 def report_line(folder: Path) -> str:
@@ -160,7 +180,9 @@ def log_to_wandb(plan: Plan, results: Results) -> None:
     run.finish()
 
 
-def evaluate_with_progress(plan: Plan, agent: Agent, command: list[str], console: Console, processes: Ranks) -> Results:
+def evaluate_with_progress(
+    plan: Plan, agent: Agent, journal: Journal, command: list[str], console: Console, processes: Ranks
+) -> Results:
     """`evaluate` under a progress bar that says how many rollouts succeeded."""
     columns = (
         TextColumn("{task.description}"),
@@ -188,7 +210,7 @@ def evaluate_with_progress(plan: Plan, agent: Agent, command: list[str], console
             outcomes.append(record.success)
             update()
 
-        return evaluate(plan, agent, command, Listeners(on_begin, on_episode), processes)
+        return evaluate(plan, agent, command, Listeners(on_begin, on_episode), processes, journal)
 
 
 def summary_table(results: Results) -> Table:

@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 APT_COMMAND = "sudo apt-get install -y libegl1 libegl-mesa0 libgl1-mesa-dri libgl1 libglib2.0-0"
 _REMEDY = f"on Debian or Ubuntu run: {APT_COMMAND}"
 RENDERERS = ("robosuite", "fast")
+MIN_RESOLUTION = 16
 BLANK_SPREAD = 5
 """A picture whose brightest and darkest values differ by no more than this holds nothing."""
 
@@ -126,7 +127,7 @@ def render_on_gpu(index: int) -> bool:
     """
     if choose_backend() != "egl" or "MUJOCO_EGL_DEVICE_ID" in os.environ:
         return False
-    visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    visible = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
     device = visible[index] if index < len(visible) else str(index)
     if not device.isdigit() or _obstacle_to_rendering(MUJOCO_EGL_DEVICE_ID=device):
         return False
@@ -223,8 +224,8 @@ class CameraRenderer:
     def __init__(self, model: Any, resolution: int, kind: str = "robosuite") -> None:
         if kind not in RENDERERS:
             raise ValueError(f"unknown renderer {kind!r}; known: {', '.join(RENDERERS)}")
-        if resolution < 16:
-            raise ValueError(f"the resolution is {resolution} px; expected at least 16")
+        if resolution < MIN_RESOLUTION:
+            raise ValueError(f"the resolution is {resolution} px; expected at least {MIN_RESOLUTION}")
         mujoco = simulator().mujoco
         buffer = model.vis.global_
         buffer.offwidth, buffer.offheight = max(buffer.offwidth, resolution), max(buffer.offheight, resolution)

@@ -57,6 +57,7 @@ class WorkerPool:
         self._timeout_s = timeout_s
         self._batch_size = batch_size
         self._stillborn = 0
+        self._listened = time.monotonic()
         self._workers = [_Worker(settings, timeout_s) for _ in range(num_workers)]
         self.restarts = 0
 
@@ -95,12 +96,13 @@ class WorkerPool:
 
     def _workers_with_news(self) -> list[_Worker]:
         by_connection = {worker.connection: worker for worker in self._workers}
-        began = time.monotonic()
         ready = wait(list(by_connection), _POLL_SECONDS)
-        # Only while this process listens: a slow policy, or a job that was stopped for an hour, is no worker's silence.
-        listened = min(time.monotonic() - began, 2 * _POLL_SECONDS)
+        # Time spent on answers counts too, else a busy policy would never notice. But only so much at once: a slow
+        # policy, or a job that was stopped for an hour, is no worker's silence.
+        before, self._listened = self._listened, time.monotonic()
+        passed = min(self._listened - before, 2 * _POLL_SECONDS)
         for connection, worker in by_connection.items():
-            worker.silence = 0.0 if worker.is_idle or connection in ready else worker.silence + listened
+            worker.silence = 0.0 if worker.is_idle or connection in ready else worker.silence + passed
         # In a fixed order, so that batches depend on who waits and on nothing else.
         return [worker for connection, worker in by_connection.items() if connection in ready]
 
