@@ -94,6 +94,47 @@ def test_foreign_results_are_refused(tmp_path: Path) -> None:
         Results.load(path)
 
 
+WHOLE = {"schema_version": SCHEMA_VERSION, "run": {}, "config": {}, "policy": {}, "versions": {}, "episodes": []}
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("{", "no results file .Expecting"),
+        ("\udcff", "no results file .*decode"),
+        ([], "no results file .it holds a list"),
+        (None, "no results file .it holds a NoneType"),
+        ({"schema_version": SCHEMA_VERSION}, "no results file .'run' is null, expected a dict"),
+        ({**WHOLE, "run": None}, "no results file .'run' is null, expected a dict"),
+        ({**WHOLE, "config": None}, "no results file .'config' is null, expected a dict"),
+        ({**WHOLE, "versions": 3}, "no results file .'versions' is 3, expected a dict"),
+        ({**WHOLE, "episodes": {}}, "no results file .'episodes' is {}, expected a list"),
+        ({**WHOLE, "episodes": [7]}, "an episode is a int"),
+        (
+            {**WHOLE, "episodes": [{"suite": "libero_goal", "trial": 4}]},
+            "episode 4 lacks .'initial_state', 'instruction'",
+        ),
+    ],
+)
+def test_what_is_no_results_file_is_named_with_a_remedy(tmp_path: Path, content: object, words: str) -> None:
+    path = tmp_path / "some.json"
+    text = content if isinstance(content, str) else json.dumps(content)
+    path.write_bytes(text.encode(errors="surrogateescape"))
+    with pytest.raises(ValueError, match=words) as error:
+        Results.load(path)
+    assert str(path) in str(error.value) and "evaluate again" in str(error.value)
+    assert not isinstance(error.value, json.JSONDecodeError | UnicodeDecodeError)
+
+
+def test_what_json_cannot_say_is_not_written(tmp_path: Path) -> None:
+    path = tmp_path / FILE_NAME
+    Results(episodes=[record(1, 0, True)]).save(path)
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match="results.json is not written: it would hold a NaN"):
+        Results(policy={"server_metadata": {"loss": float("nan")}}).save(path)
+    assert path.read_bytes() == before
+
+
 def test_versions_name_what_can_change_a_result() -> None:
     assert {"python", "mujoco", "robosuite", "torch", "transformers", "timm"} <= set(collect_versions())
 
