@@ -1,8 +1,8 @@
 """How sure success rates and their differences are, and how many trials it takes to be sure.
 
-One rate: the Wilson interval. Two policies tried on the same starts: McNemar's exact test, an interval for one task, a
-bootstrap over tasks. Several tests at once: Holm's correction. Planning: trials to see a difference, and the other way
-round.
+One rate: the Wilson interval. Two policies tried on the same starts: McNemar's exact test, an interval for one task or
+the average over given tasks, a bootstrap over tasks. Several tests at once: Holm's correction. Planning: trials to see
+a difference, and the other way round.
 """
 
 import math
@@ -152,8 +152,7 @@ def paired_bootstrap(
     Raises:
         ValueError: without suites, or for a suite without tasks or a task without starts.
     """
-    if not suites or any(not tasks or any(counts.trials == 0 for counts in tasks) for tasks in suites):
-        raise ValueError("a bootstrap needs at least one suite, one task in each suite, and one start of each task")
+    _check_has_starts(suites)
     rng = np.random.default_rng(seed)
     total, difference = np.zeros(replicates), 0.0
     for tasks in suites:
@@ -165,6 +164,40 @@ def paired_bootstrap(
         difference += float(np.mean([counts.difference for counts in tasks]))
     low, high = np.quantile(total / len(suites), [0.5 - confidence / 2, 0.5 + confidence / 2])
     return difference / len(suites), Interval(float(low), float(high))
+
+
+def averaged_difference_interval(suites: Sequence[Sequence[PairedCounts]], confidence: float = 0.95) -> Interval:
+    """Interval of the difference that `paired_bootstrap` estimates, over starts alone: the tasks stay as they are.
+
+    Unlike the bootstrap it keeps a width where the outcomes of every task are all alike. Where each task's part of the
+    starts is its weight in the average, all starts together estimate the same difference, and Tango's interval of their
+    counts is given. Elsewhere the tasks' own intervals (l, u) around their differences d are combined by their weights
+    w: the average of d, less the square root of the sum of (w (d - l))^2, and plus that of (w (u - d))^2. Zou, Huang
+    and Zhang, Computational Statistics and Data Analysis 53 (2009), 1080-1085, for independent proportions.
+
+    Args:
+        suites: Per suite and task the outcomes of the starts.
+
+    Returns:
+        An interval around the difference, in [-1, 1].
+
+    Raises:
+        ValueError: without suites, for a suite without tasks or a task without starts, for negative counts, or
+            confidence not inside (0, 1).
+    """
+    _check_has_starts(suites)
+    tasks = [counts for suite in suites for counts in suite]
+    shares = [len(suites) * len(suite) for suite in suites for _ in suite]  # one over the weight
+    pooled = PairedCounts.pooled(tasks)
+    if all(counts.trials * share == pooled.trials for counts, share in zip(tasks, shares, strict=True)):
+        return paired_difference_interval(pooled, confidence)
+    difference, below, above = 0.0, 0.0, 0.0
+    for counts, share in zip(tasks, shares, strict=True):
+        low, high = paired_difference_interval(counts, confidence)
+        difference += counts.difference / share
+        below += ((counts.difference - low) / share) ** 2
+        above += ((high - counts.difference) / share) ** 2
+    return Interval(max(-1.0, difference - math.sqrt(below)), min(1.0, difference + math.sqrt(above)))
 
 
 def unpaired_trials(first: float, second: float, power: float = 0.8, alpha: float = 0.05) -> int:
@@ -234,6 +267,11 @@ def paired_detectable(trials: int, discordant: float, power: float = 0.8, alpha:
         ValueError: when not even a difference of 1 shows in so few trials.
     """
     return _smallest(lambda gap: paired_trials(gap, max(gap, discordant), power, alpha), trials, 1.0)
+
+
+def _check_has_starts(suites: Sequence[Sequence[PairedCounts]]) -> None:
+    if not suites or any(not tasks or any(counts.trials == 0 for counts in tasks) for tasks in suites):
+        raise ValueError("an average needs at least one suite, one task in each suite, and one start of each task")
 
 
 def _score_bound(first: int, second: int, trials: int, z: float) -> float:

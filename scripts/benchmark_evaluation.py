@@ -7,14 +7,14 @@
 What follows `--` are the flags of `run_libero_eval.py`. `as the reference` draws both cameras at every step in one
 process; the other two draw only what the policy looks at. All three run one after the other, so nothing else should
 run beside them; the actions of all three must be equal, hash by hash. Then follows what the measured times mean for
-more cores and GPUs, as plain arithmetic.
+more cores and GPUs, as plain arithmetic. Ends with 0, with 1 where actions differ, or as the evaluation that failed.
 """
 
 import argparse
 import json
-import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,12 +22,11 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))  # `scripts` is no installed package
+from experiments.robot.libero.results import Results
 
-from experiments.robot.libero.results import Results  # noqa: E402
-
-SCRIPT = ROOT / "experiments" / "robot" / "libero" / "run_libero_eval.py"
+SCRIPT = Path(__file__).resolve().parent.parent / "experiments" / "robot" / "libero" / "run_libero_eval.py"
+DIFFERENT = 1
+"""Exit status."""
 
 
 @dataclass(frozen=True)
@@ -62,10 +61,15 @@ def ways(num_envs: int) -> list[Way]:
 
 
 def evaluate(way: Way, flags: list[str], folder: Path) -> Results:
-    """Run the command, and read what it found."""
+    """Run the command, and read what it found. Raises CalledProcessError where it does not end with 0."""
     command = [sys.executable, str(SCRIPT), *flags, *way.flags, "--output_dir", str(folder)]
-    subprocess.run(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True)
+    subprocess.run(command, check=True)
     return Results.load(folder)
+
+
+def same_rollouts(first: Results, second: Results) -> bool:
+    """Whether both did the same on the same starts: every action to the last bit, tokens kept, and how it ended."""
+    return first.outcome()["episodes"] == second.outcome()["episodes"]
 
 
 def cost_per_rollout(serial: Results) -> Cost:
@@ -100,7 +104,7 @@ def time_table(results: dict[str, Results]) -> Table:
             f"{seconds / len(found.episodes):.2f}",
             f"{first.run['seconds'] / seconds:.2f}",
             f"{summary['successes']}/{summary['trials']}",
-            "yes" if found.outcome() == first.outcome() else "NO",
+            "yes" if same_rollouts(first, found) else "NO",
         )
     return table
 
@@ -119,8 +123,9 @@ def projection_table(cost: Cost, look_ms: float) -> Table:
     return table
 
 
-def parse() -> tuple[argparse.Namespace, list[str]]:
-    own, flags = sys.argv[1:], []
+def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """This script's own flags, and those of the evaluation."""
+    own, flags = list(arguments), []
     if "--" in own:
         split = own.index("--")
         own, flags = own[:split], own[split + 1 :]
@@ -134,13 +139,18 @@ def parse() -> tuple[argparse.Namespace, list[str]]:
     return given, flags
 
 
-def main() -> int:
-    given, flags = parse()
+def main(arguments: Sequence[str]) -> int:
+    """Returns the exit status."""
+    given, flags = parse(arguments)
     console = Console()
     results = {}
     for way in ways(given.num_envs):
         console.rule(way.name)
-        results[way.name] = evaluate(way, flags, given.output_dir / way.name.replace(" ", "_"))
+        try:
+            results[way.name] = evaluate(way, flags, given.output_dir / way.name.replace(" ", "_"))
+        except subprocess.CalledProcessError as failed:
+            Console(stderr=True).print(f"error: the evaluation '{way.name}' ended with status {failed.returncode}")
+            return failed.returncode if failed.returncode > 0 else 128 - failed.returncode
     cost = cost_per_rollout(results["one process"])
     console.print(time_table(results))
     shares = f"{cost.simulation_s:.2f} s of simulation, {cost.policy_s:.2f} s of policy in {cost.looks:.1f} looks"
@@ -148,8 +158,9 @@ def main() -> int:
     console.print(projection_table(cost, given.look_ms))
     figures = {name: {"seconds": found.run["seconds"], **found.summary()["all"]} for name, found in results.items()}
     (given.output_dir / "benchmark.json").write_text(json.dumps({"ways": figures, "cost": vars(cost)}, indent=1))
-    return 0 if len({json.dumps(found.outcome()["episodes"]) for found in results.values()}) == 1 else 1
+    first, *others = results.values()
+    return 0 if all(same_rollouts(first, other) for other in others) else DIFFERENT
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
@@ -65,7 +65,9 @@ def main(arguments: Sequence[str]) -> int:
         errors.print(f"{kind}: {escape(str(options.output))}", highlight=False, soft_wrap=True)
     elif kind != "text":
         sys.stdout.write(WRITERS[kind](table))
-        for line in [*([comparison.verdict] if comparison else []), *plan]:
+        # A CSV file has no place for notes, of which a comparison's first one is the verdict.
+        said = table.notes if kind == "csv" else [comparison.verdict] if comparison else []
+        for line in [*said, *plan]:
             errors.print(line, markup=False, highlight=False, soft_wrap=True)
     return 0
 
@@ -155,9 +157,9 @@ def _evaluate(options: argparse.Namespace) -> tuple[Comparison | None, Table, li
     wanted = None if options.plan is None else options.plan / 100
     if wanted is not None and not 0.0 < wanted < 1.0:
         raise ValueError(f"--plan {options.plan:g}: expected a difference in percentage points, above 0 and below 100")
-    first = [_load(path) for path in options.results]
+    first = [Results.load(path) for path in options.results]
     if options.against:
-        second = [_load(path) for path in options.against]
+        second = [Results.load(path) for path in options.against]
         if options.names is not None and len(options.names) != 2:
             raise ValueError(f"--names {' '.join(options.names)}: with --against give two names, one for each side")
         names = options.names or distinct_names([first, second], [options.results, options.against])
@@ -166,7 +168,7 @@ def _evaluate(options: argparse.Namespace) -> tuple[Comparison | None, Table, li
     if options.names is not None and len(options.names) != len(first):
         raise ValueError(f"--names: {len(options.names)} names for {len(first)} files; name each, a policy's alike")
     policies: dict[str, list[Results]] = {}
-    for name, result in zip(options.names or map(policy_name, first), first, strict=True):
+    for name, result in zip(options.names or policy_names(first), first, strict=True):
         policies.setdefault(name, []).append(result)
     table = result_table(first[0]) if len(first) == 1 else policies_table(policies)
     return None, table, _plan(policies, wanted) if wanted else []
@@ -181,32 +183,60 @@ def _plan(policies: dict[str, list[Results]], wanted: float) -> list[str]:
     return lines
 
 
-def policy_name(result: Results) -> str:
-    """The checkpoint's folder, its pruner where that is not LightVLA's, and the control if there was one."""
-    name = Path(str(result.policy.get("checkpoint") or "policy")).name
-    pruner = str(result.policy.get("pruner") or "lightvla").partition(":")[0]
-    control = str(result.config.get("control") or "none")
-    said = [pruner] if pruner != "lightvla" and control != "random_tokens" else []
-    return ", ".join([name, *said, *([control.replace("_", " ")] if control != "none" else [])])
+def policy_names(results: Sequence[Results]) -> list[str]:
+    """A short name for the policy of each: its checkpoint's folder or server, pruner (LightVLA's unsaid) and control.
+
+    Where different policies would share a name it says what tells them apart: the checkpoint's path, the pruner's
+    options, the read-out, the quantization. Results that even so have one name are one policy's.
+    """
+    facts = [_identity(result) for result in results]
+    names = [_name(own) for own in facts]
+    found = []
+    for own, name in zip(facts, names, strict=True):
+        namesakes = [other for other, others in zip(facts, names, strict=True) if others == name]
+        found.append(_name(own, [part for part in own if len({other[part] for other in namesakes}) > 1]))
+    return found
+
+
+def _identity(result: Results) -> dict[str, str]:
+    """What makes a policy this one, as text."""
+    policy, config = result.policy, result.config
+    checkpoint = policy.get("checkpoint")
+    control = str(config.get("control") or "none")
+    pruner, _, options = str(policy.get("pruner") or "lightvla").partition(":")
+    # The seed of that control is the evaluation's: several of them are runs of one policy.
+    kept = [option for option in options.split(",") if control != "random_tokens" or not option.startswith("seed=")]
+    return {
+        "place": str(Path(checkpoint) if checkpoint else policy.get("policy_url") or "policy"),
+        "pruner": ":".join(filter(None, (pruner, ",".join(kept)))),
+        "read-out": f"{policy.get('action_readout') or 'unknown'} read-out",
+        "quantization": next((f"{bits} bit" for bits in (8, 4) if config.get(f"load_in_{bits}bit")), "not quantized"),
+        "control": control,
+    }
+
+
+def _name(identity: Mapping[str, str], in_full: Collection[str] = ()) -> str:
+    place, pruner, control = Path(identity["place"]), identity["pruner"], identity["control"]
+    short = pruner.partition(":")[0]
+    said = [short] if short != "lightvla" and control != "random_tokens" else []
+    return ", ".join(
+        [
+            identity["place"] if "place" in in_full else place.name or identity["place"],
+            *([pruner] if "pruner" in in_full else said),
+            *(identity[part] for part in ("read-out", "quantization") if part in in_full),
+            *([control.replace("_", " ")] if control != "none" else []),
+        ]
+    )
 
 
 def distinct_names(sides: Sequence[Sequence[Results]], paths: Sequence[Sequence[str]]) -> list[str]:
     """A name for each side: its policy's, or where those are equal the folder of its first file."""
-    names = [policy_name(side[0]) for side in sides]
+    names = policy_names([side[0] for side in sides])
     if len(set(names)) == len(names):
         return names
     folders = [Path(files[0]).resolve() for files in paths]
     names = [(folder if folder.is_dir() else folder.parent).name for folder in folders]
     return names if len(set(names)) == len(names) else ["first", "second"]
-
-
-def _load(path: str) -> Results:
-    try:
-        return Results.load(path)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is no results file of this project: {type(error).__name__}: {error}") from error
-    except ValueError as error:
-        raise error if str(path) in str(error) else ValueError(f"{path}: {error}") from error
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -10,6 +10,7 @@ from scipy import optimize, stats
 
 from prismatic.significance import (
     PairedCounts,
+    averaged_difference_interval,
     holm,
     mcnemar_exact,
     paired_bootstrap,
@@ -214,6 +215,40 @@ def test_the_bootstrap_covers(uneven: float) -> None:
         low, high = paired_bootstrap([tasks], replicates=500, seed=seed)[1]
         hits += low <= 0.05 <= high
     assert hits >= 0.93 * 200
+
+
+def test_the_averaged_interval_of_starts_that_weigh_alike_is_that_of_all_together() -> None:
+    suites = [[PairedCounts(3, 2, 1, 2), PairedCounts(1, 4, 2, 1)], [PairedCounts(9, 5, 0, 2)]]
+    assert averaged_difference_interval(suites) == paired_difference_interval(PairedCounts(13, 11, 3, 5))
+    assert averaged_difference_interval([suites[0][:1]], 0.8) == paired_difference_interval(suites[0][0], 0.8)
+
+
+def test_the_averaged_interval_combines_tasks_by_their_weights() -> None:
+    """Where each task agrees on all n starts, Tango's interval is z^2 / (n + z^2) either way: known in closed form."""
+    z2 = stats.norm.ppf(0.975) ** 2
+    weights, sizes = (1 / 4, 1 / 4, 1 / 2), (6, 20, 9)
+    suites = [[PairedCounts(6, 0, 0, 0), PairedCounts(0, 0, 0, 20)], [PairedCounts(5, 0, 0, 4)]]
+    half = math.sqrt(sum((w * z2 / (n + z2)) ** 2 for w, n in zip(weights, sizes, strict=True)))
+    assert averaged_difference_interval(suites) == pytest.approx((-half, half), abs=1e-9)
+    # All of one task's starts for the first, all of the other's for the second: a difference of 0, not of 10 - 40.
+    low, high = averaged_difference_interval([[PairedCounts(0, 10, 0, 0)], [PairedCounts(0, 0, 40, 0)]])
+    assert -0.3 < low < 0.0 < high < 0.3
+    with pytest.raises(ValueError, match="one start of each task"):
+        averaged_difference_interval([[PairedCounts(0, 0, 0, 0)]])
+
+
+def test_the_averaged_interval_covers() -> None:
+    """Tasks of unequal numbers of starts: about 95 % of 1000 draws are covered."""
+    rng = np.random.default_rng(1)
+    tasks = [(10, [0.2, 0.1, 0.7]), (25, [0.4, 0.05, 0.55]), (15, [0.05, 0.3, 0.65])]
+    truth = np.mean([shares[0] - shares[1] for _, shares in tasks])
+    draws = [rng.multinomial(trials, shares, 1000) for trials, shares in tasks]
+    inside = 0
+    for outcomes in zip(*draws, strict=True):
+        low, high = averaged_difference_interval([[PairedCounts(0, int(a), int(b), int(c)) for a, b, c in outcomes]])
+        assert low <= np.mean([(a - b) / (a + b + c) for a, b, c in outcomes]) <= high
+        inside += low <= truth <= high
+    assert 0.93 < inside / 1000 < 0.985
 
 
 @pytest.mark.parametrize("suites", [[], [[]], [[PairedCounts(1, 0, 0, 0)], [PairedCounts(0, 0, 0, 0)]]])

@@ -14,6 +14,7 @@ from experiments.robot.libero.comparison import (
     Comparison,
     PairedOutcome,
     compare,
+    p_text,
     p_words,
     plan_unpaired,
     points,
@@ -22,6 +23,7 @@ from experiments.robot.libero.comparison import (
 from experiments.robot.libero.results import EpisodeRecord, Results
 from prismatic.significance import (
     PairedCounts,
+    averaged_difference_interval,
     holm,
     paired_bootstrap,
     paired_detectable,
@@ -147,6 +149,24 @@ def test_starts_from_another_file_of_states_do_not_pair() -> None:
         compare([results(first)], [results(second, initial_states_path="mine.json")])
 
 
+def with_states(episodes: list[EpisodeRecord], path: str, digest: str | None) -> Results:
+    found = results(episodes, initial_states_path=path)
+    found.run["protocol"] = {"initial_states_sha256": digest} if digest else {}
+    return found
+
+
+def test_a_file_of_states_is_its_content() -> None:
+    first, second = task_with((1, 1, 0, 0))
+    found = compare([with_states(first, "a.json", "12" * 32)], [with_states(second, "copy/a.json", "12" * 32)])
+    assert found.pairing.counted == 2 and found.warnings == ()
+    with pytest.raises(ValueError, match=f"file of initial states: SHA-256 {'12' * 32} against SHA-256 {'34' * 32}"):
+        compare([with_states(first, "a.json", "12" * 32)], [with_states(second, "a.json", "34" * 32)])
+    with pytest.raises(ValueError, match=f"file of initial states: SHA-256 {'12' * 32} against a.json"):
+        compare([with_states(first, "a.json", "12" * 32)], [with_states(second, "a.json", None)])
+    unknown = compare([with_states(first, "a.json", None)], [with_states(second, "a.json", None)])
+    assert unknown.warnings == ("what a.json held was not recorded; rollouts are paired by its name",)
+
+
 def test_the_same_displacement_pairs() -> None:
     first = [rollout(1, 0, True, displacement=MOVED), rollout(1, 1, True, displacement=MOVED)]
     second = [rollout(1, 0, False, displacement=dict(reversed(MOVED.items()))), rollout(1, 1, False)]
@@ -219,6 +239,29 @@ def test_a_recorded_protocol_is_compared_suite_by_suite() -> None:
     )
 
 
+def test_deviations_repeat_what_is_compared_anyway() -> None:
+    """The starts in common are identical, whether or not one of the two evaluated further tasks."""
+    sides = []
+    for episodes, deviations in zip(
+        task_with((2, 1, 1, 1)), (["seeding"], ["--task_ids 1: ...", "seeding"]), strict=True
+    ):
+        sides.append(results(episodes))
+        sides[-1].run["protocol"] = {"name": "openvla-oft", "max_steps": 300, "deviations": deviations}
+    assert compare(sides[:1], sides[1:]).warnings == ()
+    sides[1].run["protocol"]["name"] = "lerobot"
+    assert compare(sides[:1], sides[1:], ("A", "B")).warnings == (
+        "not the same protocol: protocol name openvla-oft (A), lerobot (B)",
+    )
+
+
+def test_an_average_over_standard_and_perturbed_suites_is_warned_about() -> None:
+    parts = [task_with((2, 1, 1, 1), suite=suite) for suite in ("libero_goal", "libero_goal_swap")]
+    sides = [[results(part[side]) for part in parts] for side in (0, 1)]
+    assert compare(sides[0], sides[1]).warnings == (
+        "the average mixes suites of different perturbations: none, position",
+    )
+
+
 def test_the_verdict_names_the_better_one() -> None:
     even = [(10, 12, 1, 2)] * 4
     found = compared(*even)
@@ -256,6 +299,15 @@ def test_equal_outcomes_do_not_prove_equality() -> None:
     assert "3 starts show none at all" in compared((2, 0, 1, 0)).verdict
 
 
+def test_an_interval_is_about_its_own_difference() -> None:
+    """One task of 10 starts for the first, another suite's of 40 for the second: 0 points on average, not -60."""
+    sides = [task_with((0, 10, 0, 0), suite="libero_goal"), task_with((0, 0, 40, 0), suite="libero_object")]
+    found = compare([results(a) for a, _ in sides], [results(b) for _, b in sides]).overall
+    assert found.difference == 0.0 and found.counts == (0, 10, 40, 0)
+    assert found.interval == averaged_difference_interval([[PairedCounts(0, 10, 0, 0)], [PairedCounts(0, 0, 40, 0)]])
+    assert found.interval.low < 0.0 < found.interval.high
+
+
 def test_a_lopsided_average_is_no_verdict() -> None:
     """More starts for the first, but the average over tasks points the other way."""
     found = compared((0, 30, 10, 0), (0, 0, 3, 0))
@@ -280,4 +332,7 @@ def test_plans_give_the_planned_numbers() -> None:
 def test_numbers_in_words() -> None:
     assert [points(x) for x in (0.0556, -0.1, 0.0001, -0.0001)] == ["+5.6", "-10.0", "0.0", "0.0"]
     assert [p_words(p) for p in (0.00004, 0.0312, 0.5, 1.0)] == ["p < 0.001", "p = 0.031", "p = 0.50", "p = 1.00"]
+    assert [p_text(p) for p in (0.0496, 0.0504, 0.05, 0.0625, 0.09, 0.1, 0.04999)] == (
+        ["0.0496", "0.0504", "0.050", "0.062", "0.090", "0.10", "0.04999"]
+    )
     assert [round_up(n) for n in (7, 47, 783, 790, 12345)] == [7, 47, 790, 790, 13000]

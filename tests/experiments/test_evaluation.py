@@ -4,12 +4,13 @@ All in the real simulator. The agent moves the arm by what it is asked for, in a
 state, and the seed of the look: whatever goes astray on the way changes the actions, and with them the hashes.
 """
 
+import json
 import os
 import signal
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from experiments.robot.libero import protocols
 from experiments.robot.libero.agents import Answer, Request
 from experiments.robot.libero.config import EvaluationConfig
 from experiments.robot.libero.evaluation import Listeners, check_resumable, evaluate, num_workers
 from experiments.robot.libero.journal import Journal, read_journals
 from experiments.robot.libero.plan import Plan, make_plan
-from experiments.robot.libero.results import FILE_NAME, EpisodeRecord, Results
+from experiments.robot.libero.results import FILE_NAME, EpisodeRecord, Results, collect_versions
+from experiments.robot.libero.suites import load_task
 from prismatic.vla.robots import LIBERO
 
 STEPS = 16
@@ -210,6 +213,29 @@ def test_the_last_rollout_cannot_take_the_policy_with_it(serial: Results, tmp_pa
     results = evaluate(plan_into(tmp_path, num_envs=2, resume=True), Kills({1}, signal.SIGKILL), ["eval"])
     assert results.outcome() == serial.outcome()
     assert results.run["worker_restarts"] == 1 and results.episodes[-1].attempts == 2
+
+
+def test_a_file_of_states_with_other_content_is_not_gone_on_with(tmp_path: Path) -> None:
+    file, agent = tmp_path / "states.json", Wanders()
+    states = load_task("libero_goal", 1).init_states
+
+    def write(index: int) -> None:
+        entry = {"success": True, "initial_state": states[index].tolist()}
+        file.write_text(json.dumps({"put_the_bowl_on_the_stove": {"demo_0": entry}}))
+
+    def plan() -> Plan:
+        flags = {"task_ids": "1", "initial_states": "0", "wide_starts_m": 0.0, "resume": True}
+        return plan_into(tmp_path / "run", initial_states_path=str(file), **flags)
+
+    write(0)
+    config = plan().config
+    run = {"protocol": protocols.describe(config, STEPS, 8, False), "started": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
+    begun = Results(run, asdict(config), agent.description(), collect_versions())
+    begun.save(tmp_path / "run" / FILE_NAME)
+    check_resumable(plan(), agent)
+    write(1)
+    with pytest.raises(ValueError, match="its file of initial states held something else"):
+        check_resumable(plan(), agent)
 
 
 def test_only_the_same_evaluation_is_gone_on_with(serial: Results, tmp_path: Path) -> None:

@@ -71,6 +71,30 @@ def test_a_result_lists_what_differs() -> None:
     assert any(line.startswith("seeding:") for line in record["deviations"])
 
 
+@pytest.mark.parametrize("flags", [("--num_open_loop_steps", "10"), ("--center_crop", "True")])
+def test_what_a_protocol_leaves_open_is_not_done_without(flags: tuple[str, str]) -> None:
+    words = {
+        "num_open_loop_steps": "leaves the number to the policy",
+        "center_crop": "crops where the policy's training did",
+    }
+    (line,) = [x for x in protocols.deviations(parse("--protocol", "lerobot", *flags)) if x.startswith("--")]
+    assert line == f"{' '.join(flags)}: the protocol {words[flags[0].removeprefix('--')]}"
+
+
+def test_a_file_of_initial_states_is_known_by_what_it_holds(tmp_path: Path) -> None:
+    path, copy = tmp_path / "states.json", tmp_path / "copy.json"
+    for file in (path, copy):
+        file.write_bytes(b"abc")
+    # FIPS 180-2, appendix B.1.
+    digest = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    for file in (path, copy):
+        config = parse("--initial_states_path", str(file))
+        assert protocols.describe(config, 220, 8, True)["initial_states_sha256"] == digest
+    path.write_bytes(b"abd")
+    assert protocols.initial_states_sha256(parse("--initial_states_path", str(path))) not in (None, digest)
+    assert protocols.describe(parse(), 220, 8, True)["initial_states_sha256"] is None
+
+
 def test_lerobot_counts_the_seed_up() -> None:
     flags = ("--task_suite_name", "libero_goal", "--task_ids", "1", "--control", "blank_images")
     (starts,) = make_plan(parse("--protocol", "lerobot", *flags)).starts

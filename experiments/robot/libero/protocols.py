@@ -6,7 +6,9 @@ together with what this evaluation does otherwise whatever the flags.
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from experiments.robot.libero.suites import PERTURBATIONS, STEP_CAPS, find_suite, perturbed
@@ -85,6 +87,11 @@ _STANDARD = {
     "renderer": "robosuite",
     "control": "none",
 }
+_LEFT_OPEN = {
+    "num_open_loop_steps": "leaves the number to the policy",
+    "center_crop": "crops where the policy's training did",
+}
+"""What a protocol says where it has no value; elsewhere that it does without the flag."""
 
 
 def protocol_of(config: EvaluationConfig) -> Protocol:
@@ -129,7 +136,8 @@ def deviations(config: EvaluationConfig) -> list[str]:
         return []
     expected = {flag: getattr(protocol, flag) for flag in _GOVERNED} | _STANDARD
     changed = [
-        f"--{flag} {getattr(config, flag)}: the protocol {'does without' if value is None else f'has {value}'}"
+        f"--{flag} {getattr(config, flag)}: the protocol "
+        + (_LEFT_OPEN.get(flag, "does without") if value is None else f"has {value}")
         for flag, value in expected.items()
         if getattr(config, flag) != value
     ]
@@ -153,9 +161,20 @@ def describe(config: EvaluationConfig, max_steps: int, open_loop_steps: int, cen
         "center_crop": center_crop,
         "control_mode": "relative",
         "seed": config.seed,
+        "initial_states_sha256": initial_states_sha256(config),
         "seeding": "before every reset" + (", seed + trial" if protocol_of(config).seed_counts_up else ""),
         "deviations": deviations(config),
     }
+
+
+def initial_states_sha256(config: EvaluationConfig) -> str | None:
+    """Of the file of initial states, 64 hexadecimal digits, so that equal names do not pass for equal starts.
+
+    None for the task's own states.
+    """
+    if config.initial_states_path == _STANDARD["initial_states_path"]:
+        return None
+    return hashlib.sha256(Path(config.initial_states_path).read_bytes()).hexdigest()
 
 
 def version_warnings(versions: dict[str, str]) -> list[str]:

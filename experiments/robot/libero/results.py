@@ -7,7 +7,7 @@ import os
 import platform
 import subprocess
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -92,9 +92,14 @@ class EpisodeRecord:
 
     @classmethod
     def from_json(cls, content: dict[str, Any], where: str) -> EpisodeRecord:
-        """Raises ValueError for unknown keys, naming `where` they were found."""
+        """Raises ValueError for unknown and missing keys, naming `where` they were found."""
+        if not isinstance(content, dict):
+            raise ValueError(f"{where}: an episode is a {type(content).__name__}; expected its fields by name")
         if unknown := set(content) - {f.name for f in fields(cls)}:
             raise ValueError(f"{where}: episode {content.get('trial')} has unknown keys {sorted(unknown)}")
+        needed = {f.name for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING}
+        if missing := needed - set(content):
+            raise ValueError(f"{where}: episode {content.get('trial')} lacks {sorted(missing)}")
         return cls(**content)
 
     @property
@@ -140,14 +145,22 @@ class Results:
         return {name: (count["successes"], count["trials"]) for name, count in pairs}
 
     def save(self, path: str | Path) -> None:
-        """Write atomically: a crash leaves the previous file, never half of one."""
+        """Write atomically: a crash leaves the previous file, never half of one.
+
+        Raises:
+            ValueError: for NaN and infinity, which JSON does not have.
+        """
         content = {"schema_version": SCHEMA_VERSION, **asdict(self)}
         episodes = content.pop("episodes")
         content = {**content, "summary": self.summary(), "episodes": episodes}
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(path.name + ".partial")
-        partial.write_text(json.dumps(content, indent=1, default=str) + "\n", encoding="utf-8")
+        try:
+            text = json.dumps(content, indent=1, default=str, allow_nan=False)
+        except ValueError as error:
+            raise ValueError(f"{path} is not written: it would hold a NaN or an infinity ({error})") from error
+        partial.write_text(text + "\n", encoding="utf-8")
         os.replace(partial, path)
 
     @classmethod
@@ -156,18 +169,37 @@ class Results:
 
         Raises:
             FileNotFoundError: when there is none.
-            ValueError: when it has another schema version or unknown episode keys.
+            ValueError: when it is no results file, or has another schema version or unknown episode keys.
         """
         path = Path(path)
         path = path / FILE_NAME if path.is_dir() else path
         if not path.is_file():
             raise FileNotFoundError(f"no results at {path}; run_libero_eval.py writes {FILE_NAME} there")
-        content = json.loads(path.read_text(encoding="utf-8"))
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise _not_results(path, str(error)) from error
+        if not isinstance(content, dict):
+            raise _not_results(path, f"it holds a {type(content).__name__}")
         found = content.get("schema_version")
         if found != SCHEMA_VERSION:
             raise ValueError(f"{path} has schema version {found}, this code reads {SCHEMA_VERSION}; evaluate again")
-        episodes = [EpisodeRecord.from_json(episode, str(path)) for episode in content["episodes"]]
+        for name, kind in (*((part, dict) for part in ("run", "config", "policy", "versions")), ("episodes", list)):
+            if not isinstance(content.get(name), kind):
+                raise _not_results(
+                    path, f"{name!r} is {json.dumps(content.get(name))[:40]}, expected a {kind.__name__}"
+                )
+        try:
+            episodes = [EpisodeRecord.from_json(episode, str(path)) for episode in content["episodes"]]
+        except ValueError as error:
+            raise ValueError(
+                f"{error}; another version of this code wrote it, or it was changed: evaluate again"
+            ) from error
         return cls(content["run"], content["config"], content["policy"], content["versions"], episodes)
+
+
+def _not_results(path: Path, why: str) -> ValueError:
+    return ValueError(f"{path} is no results file ({why}); name one that run_libero_eval.py wrote, or evaluate again")
 
 
 def count_successes(outcomes: Iterable[bool | None]) -> dict[str, Any]:

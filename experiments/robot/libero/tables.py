@@ -10,18 +10,21 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from experiments.robot.libero.caveats import cut_short, own_caveats, perturbation_of, protocol_differences
 from experiments.robot.libero.comparison import AVERAGE, Comparison, PairedOutcome, p_text, percent, points
 from experiments.robot.libero.results import EpisodeRecord, Results, summarize
+from experiments.robot.libero.suites import SUITES
+from prismatic.report.markdown import escape
 from prismatic.significance import Interval, wilson_interval
 
-SUITES = {
+_PUBLISHED = {
     "libero_spatial": ("Spatial", 10),
     "libero_object": ("Object", 10),
     "libero_goal": ("Goal", 10),
     "libero_10": ("Long", 10),
     "libero_90": ("LIBERO-90", 90),
 }
-"""What papers call a suite, and how many tasks it has."""
+"""What papers call a standard suite, and how many tasks it and the suites that perturb it have."""
 
 INTERVALS = "Intervals are Wilson's, 95 %."
 WARNING = "Mind:"
@@ -102,16 +105,21 @@ def result_table(results: Results) -> Table:
         headings=("task", "solved", "rate", "95 % interval", *other, "invalid", "tokens kept", "latency"),
         rows=tuple(rows),
         records=tuple(records),
-        notes=(f"{INTERVALS} {_LEFT_OUT} Tokens kept: mean per look. Latency: median per look.",),
+        notes=(
+            f"{INTERVALS} {_LEFT_OUT} Tokens kept: mean per look. Latency: median per look.",
+            *map(_warned, own_caveats(results)),
+        ),
         totals=1,
     )
 
 
 def policies_table(policies: Mapping[str, Sequence[Results]]) -> Table:
-    """A row per policy, a column per suite, and their average (not over standard and wide starts, which is no average).
+    """A row per policy, a column per suite, and their average where all starts and suites are of one kind: not over
+    standard and wide starts, nor over standard and perturbed suites.
 
-    Results of one policy and suite with different seeds, or with the same starts again (other training runs), count as
-    several runs: their mean and standard deviation are given. Results with other starts of the same seed belong to one.
+    Results of one policy and suite with different seeds of the evaluation, or with the same starts again (other
+    training runs), count as several runs: their mean and standard deviation are given. Results with other starts of the
+    same seed belong to one.
 
     Args:
         policies: Name -> all results of that policy.
@@ -121,7 +129,7 @@ def policies_table(policies: Mapping[str, Sequence[Results]]) -> Table:
     order = list(SUITES)
     tried = {c: [{e.task_index for run in r for e in run.get(c, [])} for r in runs.values()] for c in columns}
     columns.sort(key=lambda c: (c[1], order.index(c[0]) if c[0] in order else len(order), c[0]))
-    averaged = len(columns) > 1 and len({wide_m for _, wide_m in columns}) == 1
+    averaged = len(columns) > 1 and len({(wide_m, perturbation_of(suite)) for suite, wide_m in columns}) == 1
     rows, records = [], []
     for name, results in policies.items():
         own = [_rate_records(name, column, [run[column] for run in runs[name] if column in run]) for column in columns]
@@ -133,6 +141,7 @@ def policies_table(policies: Mapping[str, Sequence[Results]]) -> Table:
         rows.append((name, *map(_rate_cell, own), tokens, f"{latency['median']:.1f} ms" if latency else ""))
         records += [record for record in own if record["rate"] is not None]
     average = ("Average",) if averaged else ()
+    sides = list(policies.items())
     several = any(record["runs"] > 1 for record in records)
     spread = " ± is the standard deviation between runs (seeds); chance among starts adds to it." if several else ""
     titles = {column: _column_title(column, set.union(*tasks)) for column, tasks in tried.items()}
@@ -144,7 +153,9 @@ def policies_table(policies: Mapping[str, Sequence[Results]]) -> Table:
         records=tuple(records),
         notes=(
             f"{INTERVALS}{spread} {_LEFT_OUT}",
-            *(f"{WARNING} not all policies were tried on the same tasks: {title}." for title in uneven),
+            *(_warned(f"not all policies were tried on the same tasks: {title}") for title in uneven),
+            *map(_warned, protocol_differences(sides, {suite for suite, _ in columns})),
+            *map(_warned, cut_short(sides)),
         ),
     )
 
@@ -188,7 +199,7 @@ def comparison_table(comparison: Comparison) -> Table:
             f"{pairing.only[1]} in {second} only.",
             "95 % intervals: Wilson's for rates; for differences over the starts of a task, and by bootstrap over "
             "tasks and starts for totals. p: McNemar's exact test; for tasks with Holm's correction.",
-            *(f"{WARNING} {warning}." for warning in comparison.warnings),
+            *map(_warned, comparison.warnings),
         ),
         totals=len(rows) - len(comparison.tasks),
     )  # fmt: skip
@@ -209,13 +220,13 @@ def outcome_name(outcome: PairedOutcome, comparison: Comparison) -> str:
 
 def to_markdown(table: Table) -> str:
     """A GitHub table with its title above and its notes below."""
-    lines = [list(map(_markdown_escaped, row)) for row in (table.headings, *table.rows)]
+    lines = [list(map(escape, row)) for row in (table.headings, *table.rows)]
     first_total = len(lines) - table.totals
     for line in lines[first_total:]:
         line[:] = [f"**{cell}**" if cell else "" for cell in line]
     ruler = ["---", *["---:"] * (len(table.headings) - 1)]
     body = [f"| {' | '.join(line)} |" for line in (lines[0], ruler, *lines[1:])]
-    return "\n".join([f"**{_markdown_escaped(table.title)}**", "", *body, *_paragraphs(table.notes)]) + "\n"
+    return "\n".join([f"**{escape(table.title)}**", "", *body, *_paragraphs(table.notes)]) + "\n"
 
 
 def to_csv(table: Table) -> str:
@@ -273,12 +284,8 @@ _LATEX = {
 }
 
 
-def _markdown_escaped(text: str) -> str:
-    return "".join(f"\\{character}" if character in r"\`*_[]<>|" else character for character in text)
-
-
 def _paragraphs(notes: Sequence[str]) -> list[str]:
-    return [line for note in notes for line in ("", _markdown_escaped(note))]
+    return [line for note in notes for line in ("", escape(note))]
 
 
 def _span(ends: Interval, signed: bool = False) -> str:
@@ -298,6 +305,10 @@ def _numbers(outcome: PairedOutcome, names: tuple[str, str]) -> dict[str, Any]:
     }
 
 
+def _warned(caveat: str) -> str:
+    return f"{WARNING} {caveat}."
+
+
 def _wide_m(results: Results) -> float:
     return float(results.config.get("wide_starts_m") or 0)
 
@@ -305,18 +316,24 @@ def _wide_m(results: Results) -> float:
 def _column_title(column: Column, tasks: Collection[int]) -> str:
     """The suite, how much of it was tried when not all, and how wide the starts are."""
     suite, wide_m = column
-    title, whole = SUITES.get(suite, (suite, len(tasks)))
+    title, whole = _PUBLISHED[SUITES[suite].base] if suite in SUITES else (suite, len(tasks))
+    title = title if suite in _PUBLISHED else suite
     part = f" ({len(tasks)} of {whole} tasks)" if len(tasks) < whole else ""
     return title + part + (f", wide starts {100 * wide_m:g} cm" if wide_m else "")
 
 
 def _runs(results: Sequence[Results]) -> list[dict[Column, list[EpisodeRecord]]]:
-    """A policy's results as runs: one per seed, and one more wherever a start comes up again."""
+    """A policy's results as runs: one per seed of an evaluation, and one more wherever a start comes up again.
+
+    An evaluation's rollouts may have seeds of their own that count up from its seed.
+    """
     runs: dict[tuple[int, int], dict[Column, list[EpisodeRecord]]] = {}
     for result in results:
+        given = next((part["seed"] for part in (result.config, result.run) if part.get("seed") is not None), None)
         parts: dict[tuple[Column, int], list[EpisodeRecord]] = {}
         for episode in result.episodes:
-            parts.setdefault(((episode.suite, _wide_m(result)), episode.seed), []).append(episode)
+            seed = episode.seed if given is None else int(given)
+            parts.setdefault(((episode.suite, _wide_m(result)), seed), []).append(episode)
         for (column, seed), episodes in parts.items():
             keys, repetition = {episode.key for episode in episodes}, 0
             while keys & {episode.key for episode in runs.get((seed, repetition), {}).get(column, [])}:
