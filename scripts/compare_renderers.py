@@ -14,6 +14,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,9 @@ ROOT = Path(__file__).resolve().parents[1]
 TASKS = (("libero_spatial", 0), ("libero_object", 3), ("libero_goal", 7), ("libero_10", 2))
 """Suite and task index: a table, a floor, a table with a stove, and a kitchen."""
 STEPS = 15
+
+UNUSABLE = 2
+"""Exit status where a backend cannot draw."""
 
 Frames = dict[str, NDArray[np.uint8]]
 
@@ -79,21 +83,27 @@ def describe(first: NDArray[np.uint8], second: NDArray[np.uint8]) -> str:
     return f"mean {difference.mean():.2g}, largest {difference.max()} of 255, {share:.2%} of values differ"
 
 
-def main() -> None:
+def main(command: Sequence[str] | None = None) -> int:
+    """Draw with both backends and compare; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--backends", default="egl,osmesa", help="two values of MUJOCO_GL")
     parser.add_argument("--resolution", type=int, default=256, help="side of the pictures in pixels")
     parser.add_argument("--draw", type=Path, help="draw with this process's MUJOCO_GL into a file, and no more")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(command)
     if arguments.draw is not None:
         draw(arguments.draw, arguments.resolution)
-        return
+        return 0
     backends = arguments.backends.split(",")
     if len(backends) != 2:
         parser.error(f"--backends {arguments.backends}: expected two, such as egl,osmesa")
-    first, second = (draw_with(backend, arguments.resolution) for backend in backends)
+    try:
+        first, second = (draw_with(backend, arguments.resolution) for backend in backends)
+    except RuntimeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return UNUSABLE
     print("\n".join(compare(first, second)))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

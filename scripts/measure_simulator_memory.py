@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from experiments.robot.libero.environment import LiberoEnvironment, load_task
@@ -39,7 +40,7 @@ def measure(suite: str, resets: int, steps: int, tasks_every: int, resolution: i
     return found
 
 
-def main() -> None:
+def main(command: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--suite", default="libero_goal", help="ten tasks, in turn")
     parser.add_argument("--resets", type=int, default=200)
@@ -47,7 +48,10 @@ def main() -> None:
     parser.add_argument("--tasks_every", type=int, default=20, help="resets before the next task is built")
     parser.add_argument("--render", action="store_true", help="draw both cameras every eight steps")
     parser.add_argument("--resolution", type=int, default=128)
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(command)
+    for name, least in (("resets", 1), ("steps", 0), ("tasks_every", 1), ("resolution", 1)):
+        if (value := getattr(arguments, name)) < least:
+            parser.error(f"--{name} {value}: expected at least {least}")
     resolution = arguments.resolution if arguments.render else None
     print(json.dumps(measure(arguments.suite, arguments.resets, arguments.steps, arguments.tasks_every, resolution)))
 

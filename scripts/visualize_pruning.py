@@ -14,21 +14,24 @@ patch was kept and of its mean score, and a chart of the tokens kept; over sever
 Ends with 0, or 2 when something cannot be used.
 """
 
+from __future__ import annotations
+
 import argparse
 import importlib.util
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rich.console import Console
 from rich.progress import track
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))  # `scripts` is no installed package
+from prismatic.visualization import PruningTrace, encode_png, write_mp4
 
-from prismatic.visualization import PruningTrace, encode_png, write_mp4  # noqa: E402
+if TYPE_CHECKING:
+    from prismatic.report.pruning import KeptTokens, PatchSums
 
 UNUSABLE = 2
 """Exit status."""
@@ -38,21 +41,21 @@ BATCH = 4
 
 def main(arguments: argparse.Namespace, console: Console) -> int:
     """Read, draw, say where; returns the exit status."""
+    summaries: list[str] = []
     try:
         check(arguments)
-        traces = record_traces(arguments.record) if arguments.record else policy_traces(arguments, console)
-        if len(traces) > 1:
-            draw_all(traces, arguments.output_dir)
-        for name, trace in traces.items():
-            fps = arguments.fps or trace.looks_per_second
-            draw(trace, arguments.output_dir / name, None if arguments.no_video else fps)
+        common = Common()
+        for name, trace in record_traces(arguments.record) if arguments.record else policy_traces(arguments, console):
+            fps = None if arguments.no_video else arguments.fps or trace.looks_per_second
+            common.add(name, trace, draw(trace, arguments.output_dir / name, fps))
+            summaries.append(f"{name}: {summary(trace)}")
+        common.draw(arguments.output_dir)
     except (ValueError, OSError, ImportError) as error:
         console.print("[bold red]error:[/] ", end="")
         console.print(str(error), markup=False, highlight=False, soft_wrap=True)
         return UNUSABLE
-    for name, trace in traces.items():
-        console.print(f"{name}: {summary(trace)}", highlight=False, soft_wrap=True)
-    console.print(f"pictures: {arguments.output_dir}", soft_wrap=True)
+    for line in (*summaries, f"pictures: {arguments.output_dir}"):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
     return 0
 
 
@@ -102,33 +105,43 @@ def record_files(paths: Sequence[Path]) -> list[Path]:
     return files
 
 
-def record_traces(paths: Sequence[Path]) -> dict[str, PruningTrace]:
-    """Recorded episodes by file name. Raises ValueError as `EpisodeRecording.load`, and for one without kept tokens."""
+def record_traces(paths: Sequence[Path]) -> Iterator[tuple[str, PruningTrace]]:
+    """Recorded episodes, each read when it is asked for, by the names of their files, each name once.
+
+    Raises:
+        ValueError: as `EpisodeRecording.load`, and for one without kept tokens.
+        FileNotFoundError: as `record_files`.
+    """
     from experiments.robot.libero.recording import EpisodeRecording
 
-    traces: dict[str, PruningTrace] = {}
-    for path in track(record_files(paths), description="reading", transient=True):
+    names: set[str] = set()
+    files = record_files(paths)
+    for path in files:
         recording = EpisodeRecording.load(path)
         if recording.kept is None:
             raise ValueError(f"{path}: the recorded agent did not say which tokens it kept; nothing can be drawn")
         episode = recording.episode
-        name = path.stem if path.stem not in traces else f"{path.stem}-{len(traces)}"
-        traces[name] = PruningTrace(
-            title=episode.instruction,
-            cameras=tuple(recording.images),
-            images=tuple(recording.images.values()),
-            kept=recording.kept,
-            steps=recording.look_steps,
-            center_crop=recording.center_crop,
-            control_rate_hz=recording.control_rate_hz,
-            scores=recording.scores,
-            success=episode.success if episode.other_task is None else episode.other_success,
+        numbered = (f"{path.stem}-{number}" for number in range(1, len(files)))
+        name = next(name for name in (path.stem, *numbered) if name not in names)
+        names.add(name)
+        yield (
+            name,
+            PruningTrace(
+                title=episode.instruction,
+                cameras=tuple(recording.images),
+                images=tuple(recording.images.values()),
+                kept=recording.kept,
+                steps=recording.look_steps,
+                center_crop=recording.center_crop,
+                control_rate_hz=recording.control_rate_hz,
+                scores=recording.scores,
+                success=episode.success if episode.other_task is None else episode.other_success,
+            ),
         )
-    return traces
 
 
-def policy_traces(arguments: argparse.Namespace, console: Console) -> dict[str, PruningTrace]:
-    """The frames as the checkpoint's policy sees them."""
+def policy_traces(arguments: argparse.Namespace, console: Console) -> list[tuple[str, PruningTrace]]:
+    """The frames as the checkpoint's policy sees them, under a name."""
     frames = image_frames(arguments) if arguments.images else None  # early, before the policy is loaded
     policy = load_policy(arguments)
     if frames is not None:
@@ -137,7 +150,7 @@ def policy_traces(arguments: argparse.Namespace, console: Console) -> dict[str, 
         instruction = arguments.instruction
     else:
         name, instruction, steps, observations = dataset_frames(policy, arguments)
-    return {name: run_policy(policy, observations, instruction, steps)}
+    return [(name, run_policy(policy, observations, instruction, steps))]
 
 
 def load_policy(arguments: argparse.Namespace) -> Any:
@@ -240,21 +253,26 @@ def run_policy(
     )
 
 
-def draw(trace: PruningTrace, folder: Path, fps: float | None) -> None:
-    """All pictures of one episode; a video at `fps` looks a second unless that is None, or there is one look only."""
-    from prismatic.report.pruning import figure_png, keep_map, kept_chart, score_map
+def draw(trace: PruningTrace, folder: Path, fps: float | None) -> PatchSums:
+    """All pictures of one episode; a video at `fps` looks a second unless that is None, or there is one look only.
 
+    Returns what its maps show, for those of several episodes.
+    """
+    from prismatic.report.pruning import PatchSums, figure_png, keep_map, kept_chart, score_map
+
+    sums = PatchSums.of(trace)
     folder.mkdir(parents=True, exist_ok=True)
     title = f"{trace.title} ({trace.num_looks} looks)" if trace.num_looks > 1 else trace.title
     (folder / "overview.png").write_bytes(encode_png(trace.overview()))
-    (folder / "keep_map.png").write_bytes(figure_png(keep_map([trace], title)))
+    (folder / "keep_map.png").write_bytes(figure_png(keep_map(sums, title)))
     if trace.scores is not None:
-        (folder / "score_map.png").write_bytes(figure_png(score_map([trace], title)))
+        (folder / "score_map.png").write_bytes(figure_png(score_map(sums, title)))
     if trace.num_looks > 1:
         (folder / "tokens_kept.png").write_bytes(figure_png(kept_chart(trace)))
     frames = list(_frames(trace, folder))
     if fps is not None and len(frames) > 1:
         write_mp4(folder / "overlay.mp4", [*frames, *[frames[-1]] * round(fps)], fps)
+    return sums
 
 
 def _frames(trace: PruningTrace, folder: Path) -> Iterator[np.ndarray]:
@@ -266,15 +284,32 @@ def _frames(trace: PruningTrace, folder: Path) -> Iterator[np.ndarray]:
         yield frame
 
 
-def draw_all(traces: dict[str, PruningTrace], folder: Path) -> None:
-    """The map and the chart of all episodes together."""
-    from prismatic.report.pruning import compare_chart, figure_png, keep_map
+@dataclass
+class Common:
+    """What the map and the chart of all episodes together need of each; its pictures are not kept.
 
-    episodes = list(traces.values())
-    figure = keep_map(episodes, f"{len(episodes)} episodes ({sum(t.num_looks for t in episodes)} looks)")
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "keep_map.png").write_bytes(figure_png(figure))
-    (folder / "tokens_kept.png").write_bytes(figure_png(compare_chart(episodes, list(traces))))
+    Args:
+        sums: of all episodes; None before the first.
+        kept: per episode the steps of its looks and the tokens kept there.
+    """
+
+    sums: PatchSums | None = None
+    kept: dict[str, KeptTokens] = field(default_factory=dict)
+
+    def add(self, name: str, trace: PruningTrace, sums: PatchSums) -> None:
+        """Raises ValueError for an episode that cannot share a map with those before."""
+        self.sums = sums if self.sums is None else self.sums + sums
+        self.kept[name] = trace.steps, trace.kept.sum(axis=1)
+
+    def draw(self, folder: Path) -> None:
+        """The map and the chart, where there are several episodes."""
+        from prismatic.report.pruning import compare_chart, figure_png, keep_map
+
+        if self.sums is None or len(self.kept) < 2:
+            return
+        figure = keep_map(self.sums, f"{len(self.kept)} episodes ({self.sums.looks} looks)")
+        (folder / "keep_map.png").write_bytes(figure_png(figure))
+        (folder / "tokens_kept.png").write_bytes(figure_png(compare_chart(self.kept, self.sums.kept.size)))
 
 
 def parse(command: Sequence[str] | None = None) -> argparse.Namespace:

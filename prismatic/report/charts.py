@@ -62,17 +62,17 @@ class RateBars:
         tops, height = _row_tops(self.names, len(self.series))
         legend_columns, legend_height = legend_shape(list(self.series))
         with chart_axes(_WIDTH, height + 0.65 + legend_height) as axes:
-            for number, (label, counts) in enumerate(self.series.items()):
-                colour = COLOURS[number % len(COLOURS)]
-                middles = np.array(tops) + (number + 0.5) * _BAR
-                _draw_rates(axes, counts, middles, (label, colour))
+            drawn = {
+                label: _draw_rates(axes, counts, np.array(tops) + (number + 0.5) * _BAR, COLOURS[number % len(COLOURS)])
+                for number, (label, counts) in enumerate(self.series.items())
+            }
             _style_rows(axes, self.names, tops, height)
             axes.set_xlim(0, 1.12)
             axes.set_xticks(np.linspace(0, 1, 6))
             axes.xaxis.set_major_formatter(PercentFormatter(1.0))
             axes.set_xlabel("success rate, with Wilson 95 % interval", color=INK)
             if legend_columns:
-                add_legend_above(axes, legend_columns)
+                add_legend_above(axes, legend_columns, drawn)
             return to_svg(axes, self.description)
 
 
@@ -96,15 +96,13 @@ def _style_rows(axes: Any, names: Sequence[str], tops: Sequence[float], height: 
     axes.grid(visible=False, axis="y")
 
 
-def _draw_rates(
-    axes: Any, counts: Sequence[tuple[int, int]], middles: NDArray[np.float64], style: tuple[str, str]
-) -> None:
-    label, colour = style
+def _draw_rates(axes: Any, counts: Sequence[tuple[int, int]], middles: NDArray[np.float64], colour: str) -> Any:
+    """The bars, for the legend."""
     places = [place for place, (_, trials) in enumerate(counts) if trials]
     rates = np.array([counts[place][0] / counts[place][1] for place in places])
     intervals = [wilson_interval(*counts[place]) for place in places]
     low, high, y = [i.low for i in intervals], [i.high for i in intervals], middles[places]
-    axes.barh(y, rates, 0.84 * _BAR, color=colour, alpha=0.55, label=label)
+    bars = axes.barh(y, rates, 0.84 * _BAR, color=colour, alpha=0.55)
     axes.hlines(y, low, high, color=INK, linewidth=1.3)
     for end in (low, high):
         axes.vlines(end, y - 0.2 * _BAR, y + 0.2 * _BAR, color=INK, linewidth=1.3)
@@ -112,6 +110,7 @@ def _draw_rates(
     for height, place in zip(y, places, strict=True):
         successes, trials = counts[place]
         axes.text(1.02, height, f"{successes}/{trials}", va="center", fontsize=9, color=INK)
+    return bars
 
 
 @dataclass(frozen=True)
@@ -186,14 +185,16 @@ class BandChart:
         return Table(self.title, columns, rows) if rows else None
 
     def svg(self) -> str | None:
-        drawn = {label: band for label, band in self.series.items() if band.mean.size}
-        if not drawn:
+        bands = {label: band for label, band in self.series.items() if band.mean.size}
+        if not bands:
             return None
-        legend_columns, legend_height = legend_shape(list(drawn))
+        legend_columns, legend_height = legend_shape(list(bands))
         with chart_axes(_WIDTH, 3.4 + legend_height) as axes:
-            for number, (label, band) in enumerate(drawn.items()):
-                _draw_band(axes, band, label, COLOURS[number % len(COLOURS)])
-            axes.set_ylim(0, self.top or 1.08 * max(band.high.max() for band in drawn.values()))
+            drawn = {
+                label: _draw_band(axes, band, COLOURS[number % len(COLOURS)])
+                for number, (label, band) in enumerate(bands.items())
+            }
+            axes.set_ylim(0, self.top or 1.08 * max(band.high.max() for band in bands.values()))
             axes.set_xlim(left=1)
             axes.set_xlabel(self.counter, color=INK)
             axes.set_ylabel(self.unit, color=INK)
@@ -201,17 +202,19 @@ class BandChart:
             if self.seconds_per_count:
                 _add_seconds(axes, self.seconds_per_count)
             if legend_columns:
-                add_legend_above(axes, legend_columns)
+                add_legend_above(axes, legend_columns, drawn)
             return to_svg(axes, self.description)
 
 
-def _draw_band(axes: Any, band: Band, label: str, colour: str) -> None:
+def _draw_band(axes: Any, band: Band, colour: str) -> Any:
+    """The line of the mean, for the legend."""
     places = np.arange(1, band.mean.size + 1)
     common = int((2 * band.count >= band.count[0]).sum())  # counts only fall
     marker = "o" if common == 1 else None
     axes.fill_between(places[:common], band.low[:common], band.high[:common], color=colour, alpha=0.22, linewidth=0)
-    axes.plot(places[:common], band.mean[:common], color=colour, linewidth=1.9, label=label, marker=marker)
+    (line,) = axes.plot(places[:common], band.mean[:common], color=colour, linewidth=1.9, marker=marker)
     axes.plot(places[common - 1 :], band.mean[common - 1 :], color=colour, linewidth=1.4, alpha=0.8, linestyle=":")
+    return line
 
 
 def _add_seconds(axes: Any, seconds: float) -> None:
@@ -256,10 +259,10 @@ class StackedBars:
         legend_columns, legend_height = legend_shape(list(self.parts))
         with chart_axes(_WIDTH, height + 0.65 + legend_height) as axes:
             middles = np.array(tops) + _BAR / 2
-            left = np.zeros(len(self.names))
+            left, drawn = np.zeros(len(self.names)), {}
             for number, (part, values) in enumerate(self.parts.items()):
                 colour = COLOURS[number % len(COLOURS)]
-                axes.barh(middles, values, 0.84 * _BAR, left=left, color=colour, alpha=0.85, label=part)
+                drawn[part] = axes.barh(middles, values, 0.84 * _BAR, left=left, color=colour, alpha=0.85)
                 left += np.asarray(values)
             for middle, total in zip(middles, left, strict=True):
                 axes.text(total + 0.01 * left.max(), middle, f"{total:.1f}", va="center", fontsize=9, color=INK)
@@ -267,5 +270,5 @@ class StackedBars:
             axes.set_xlim(0, 1.12 * left.max() or 1.0)
             axes.set_xlabel(self.unit, color=INK)
             if legend_columns:
-                add_legend_above(axes, legend_columns)
+                add_legend_above(axes, legend_columns, drawn)
             return to_svg(axes, self.description)

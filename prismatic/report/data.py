@@ -56,6 +56,7 @@ class Table:
         sortable: A click on a column's head orders the rows by it.
         numeric: Columns after the first are set as numbers (right-aligned), otherwise as words.
         folded: Only its heading is shown until a click opens it.
+        wide: Takes the whole width also where blocks stand side by side.
     """
 
     kind: ClassVar[str] = "table"
@@ -67,6 +68,7 @@ class Table:
     sortable: bool = False
     numeric: bool = True
     folded: bool = False
+    wide: bool = False
 
     @property
     def cells(self) -> list[list[Cell]]:
@@ -211,7 +213,7 @@ class Headline:
 
 @dataclass(frozen=True)
 class ReportData:
-    """Everything in a report. What is left empty, sections without blocks included, is left out.
+    """Everything in a report. What is left empty, sections with neither blocks nor a note included, is left out.
 
     Args:
         summary: Opening sentences, one paragraph each.
@@ -228,7 +230,7 @@ class ReportData:
     @property
     def filled(self) -> list[Section]:
         """The sections that have something to show."""
-        return [section for section in self.sections if section.blocks]
+        return [section for section in self.sections if section.blocks or section.note]
 
 
 def duration(seconds: float) -> str:

@@ -28,19 +28,21 @@ INK = "#123457"
 _TABLE_ROWS = 12
 _LEGEND_LETTERS = 78  # that fit beside each other above a wide chart
 _SMOOTH_FROM = 60  # Points from which on a running mean is drawn over the faint raw line.
-_OPTIONS: dict[Any, Any] = {
+STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
     "font.size": 10,
     "text.parse_math": False,
 }
+"""Of every figure here: matplotlib's settings while it is made. Words may come from anywhere, so `$` is a letter."""
+
 _NO_METADATA = dict.fromkeys(("Date", "Creator", "Format", "Type"))
 
 
 @contextmanager
 def chart_axes(width: float, height: float) -> Iterator[Any]:
     """Axes of a new figure of so many inches, styled for the page; see `to_svg`."""
-    with matplotlib.rc_context(_OPTIONS):
+    with matplotlib.rc_context(STYLE):
         axes = Figure(figsize=(width, height), layout="constrained").add_subplot()
         axes.tick_params(colors=INK, which="both", length=3)
         axes.grid(alpha=0.18, color=INK, linewidth=0.6)
@@ -56,9 +58,12 @@ def style_spines(axes: Any, shown: Sequence[str] = ("left", "bottom")) -> None:
         spine.set_alpha(0.5)
 
 
-def add_legend(axes: Any) -> None:
-    """A legend inside the axes, where there is room."""
-    axes.legend(frameon=False, labelcolor=INK, fontsize=9)
+def add_legend(axes: Any, entries: Mapping[str, Any]) -> None:
+    """A legend inside the axes, where there is room; `entries`: label -> what was drawn.
+
+    Labels are always given: those that matplotlib gathers by itself lack all that begin with `_`.
+    """
+    axes.legend(list(entries.values()), list(entries), frameon=False, labelcolor=INK, fontsize=9)
 
 
 def legend_shape(labels: Sequence[str]) -> tuple[int, float]:
@@ -70,15 +75,16 @@ def legend_shape(labels: Sequence[str]) -> tuple[int, float]:
     return columns, 0.12 + 0.2 * -(-len(labels) // columns)
 
 
-def add_legend_above(axes: Any, columns: int) -> None:
-    """A legend over the whole width of the figure, above the axes; see `legend_shape`."""
-    axes.figure.legend(loc="outside upper left", ncols=columns, frameon=False, labelcolor=INK, fontsize=9)
+def add_legend_above(axes: Any, columns: int, entries: Mapping[str, Any]) -> None:
+    """A legend over the whole width of the figure, above the axes; see `legend_shape` and `add_legend`."""
+    look: dict[str, Any] = {"frameon": False, "labelcolor": INK, "fontsize": 9, "ncols": columns}
+    axes.figure.legend(list(entries.values()), list(entries), loc="outside upper left", **look)
 
 
 def to_svg(axes: Any, description: str) -> str:
     """The figure of the axes as an `<svg>` element whose ids no other chart of the page has."""
     salt = hashlib.sha256(description.encode()).hexdigest()[:10]
-    with matplotlib.rc_context({**_OPTIONS, "svg.hashsalt": salt}):
+    with matplotlib.rc_context({**STYLE, "svg.hashsalt": salt}):
         buffer = io.StringIO()
         axes.figure.savefig(buffer, format="svg", transparent=True, metadata=_NO_METADATA)
     text = buffer.getvalue().replace(INK, "currentColor")
@@ -123,11 +129,13 @@ class Curve:
         if not series:
             return None
         with chart_axes(5.2, 3.0) as axes:
-            for colour, (label, (steps, values)) in zip(COLOURS * len(series), series.items(), strict=False):
-                _draw_line(axes, steps, values, label, colour)
+            drawn = {
+                label: _draw_line(axes, steps, values, colour)
+                for colour, (label, (steps, values)) in zip(COLOURS * len(series), series.items(), strict=False)
+            }
             _style_curve(axes, self)
             if len(series) > 1:
-                add_legend(axes)
+                add_legend(axes, drawn)
             return to_svg(axes, self.description)
 
     def table(self) -> Table | None:
@@ -156,13 +164,13 @@ def points_of(metrics: Sequence[Mapping[str, Any]], key: str) -> tuple[np.ndarra
     return table[:, 0], table[:, 1]
 
 
-def _draw_line(axes: Any, steps: np.ndarray, values: np.ndarray, label: str, colour: str) -> None:
+def _draw_line(axes: Any, steps: np.ndarray, values: np.ndarray, colour: str) -> Any:
+    """The line that the legend names."""
     if steps.size < _SMOOTH_FROM:
         marker = "o" if steps.size < 20 else None
-        axes.plot(steps, values, color=colour, linewidth=1.8, label=label, marker=marker, markersize=3)
-        return
+        return axes.plot(steps, values, color=colour, linewidth=1.8, marker=marker, markersize=3)[0]
     axes.plot(steps, values, color=colour, linewidth=0.8, alpha=0.35)
-    axes.plot(steps, running_mean(values, max(5, steps.size // 25)), color=colour, linewidth=1.8, label=label)
+    return axes.plot(steps, running_mean(values, max(5, steps.size // 25)), color=colour, linewidth=1.8)[0]
 
 
 def running_mean(values: np.ndarray, window: int) -> np.ndarray:

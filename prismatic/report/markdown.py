@@ -49,7 +49,7 @@ def _section(section: Section) -> Iterator[str]:
     bodies = [
         part for kind, blocks in groupby(section.blocks, key=lambda block: block.kind) for part in _run(kind, blocks)
     ]
-    if bodies:
+    if bodies or section.note:
         yield f"## {escape(section.title)}"
         yield _paragraph(section.note)
         yield from bodies

@@ -9,6 +9,9 @@ from urllib.parse import quote
 
 from prismatic.report.data import Media
 
+SUFFIXES = {"video/mp4": ".mp4", "image/png": ".png"}
+"""Kind of media -> how the names of its files end."""
+
 
 @dataclass
 class MediaFiles:
@@ -28,9 +31,10 @@ class MediaFiles:
     linked: int = 0
     used_bytes: int = 0
 
-    def add(self, path: Path, mime: str) -> Media | None:
-        """The file as the page shows it; None when there is no such file."""
-        if not path.is_file():
+    def add(self, folder: Path, name: str, mime: str) -> Media | None:
+        """The file as the page shows it; None where `find_media` finds none."""
+        path = find_media(folder, name, mime)
+        if path is None:
             return None
         address = relative_address(path, self.folder)
         size = 4 * -(-path.stat().st_size // 3)
@@ -40,6 +44,21 @@ class MediaFiles:
         self.used_bytes += size
         self.embedded += 1
         return Media(mime, path.read_bytes(), address)
+
+
+def find_media(folder: Path, name: str, mime: str) -> Path | None:
+    """A file inside a folder, by the name that results give it.
+
+    None when there is none, or when the name leads out of the folder (links are followed) or to another kind of file:
+    results may come from somebody else, and a page that is passed on must hold nothing but clips and pictures.
+    """
+    try:
+        path = (folder / name).resolve()
+        there = path.is_file()
+    except (OSError, ValueError, RuntimeError):  # a name that no file can have; links in a circle
+        return None
+    fits = path.is_relative_to(folder.resolve()) and path.suffix.lower() == SUFFIXES[mime]
+    return path if there and fits else None
 
 
 def relative_address(path: Path, folder: Path) -> str:

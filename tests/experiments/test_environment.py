@@ -18,10 +18,10 @@ from experiments.robot.libero.environment import (
     get_suite,
     load_task,
     quaternion_to_axis_angle,
-    suites,
 )
 from experiments.robot.libero.simulator import choose_backend, render_on_gpu
 from experiments.robot.libero.starts import Displacement
+from experiments.robot.libero.suites import SUITES
 
 SIZE = 64
 ROOT = Path(__file__).parents[2]
@@ -64,6 +64,7 @@ import sys
 import numpy as np
 from experiments.robot.libero.environment import LiberoEnvironment, load_task
 from experiments.robot.libero.starts import Displacement
+from experiments.robot.libero.suites import SUITES
 with LiberoEnvironment(load_task("libero_goal", 8), int(sys.argv[2])) as environment:
     environment.reset(3, seed=5, displacement=Displacement(0.06, seed=1, trial=2))
     np.savez(sys.argv[1], **environment.observe())
@@ -174,7 +175,7 @@ def test_tasks_are_read() -> None:
     task = load_task("libero_goal", 8)
     assert (task.language, task.goal) == ("put the bowl on the plate", (("on", "akita_black_bowl_1", "plate_1"),))
     assert task.init_states.shape == (50, 79)
-    assert {get_suite(name).get_num_tasks() for name in suites()} == {10, 90}
+    assert {get_suite(name).get_num_tasks() for name in SUITES} == {10, 90}
 
 
 def test_bad_input_is_refused(environment: LiberoEnvironment) -> None:

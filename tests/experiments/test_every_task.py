@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from experiments.robot.libero.simulator import choose_backend
-from experiments.robot.libero.suites import STEP_CAPS, suites
+from experiments.robot.libero.suites import STEP_CAPS, SUITES
 
 ROOT = Path(__file__).parents[2]
 PROCESSES = 2
@@ -62,13 +62,13 @@ def run_suite(suite: str) -> list[dict[str, Any]]:
 @pytest.mark.timeout(3600)
 def test_every_task_of_every_suite_starts() -> None:
     with ThreadPoolExecutor(PROCESSES) as pool:
-        rows = [row for found in pool.map(run_suite, suites()) for row in found]
+        rows = [row for found in pool.map(run_suite, SUITES) for row in found]
     seconds = sum(row.get("seconds", 0.0) for row in rows)
     print(f"{len(rows)} tasks, {seconds / len(rows):.2f} s each")
     for row in rows:
         if row["error"] or not row["finite"] or row["solved_at_start"] or row["fastest"] > 0.1:
             print({key: row.get(key) for key in ("suite", "index", "error", "solved_at_start", "fastest")})
     assert [row for row in rows if row["error"] is not None] == []
-    assert len(rows) == 130 + (len(suites()) - len(STEP_CAPS)) * 10
+    assert len(rows) == 130 + (len(SUITES) - len(STEP_CAPS)) * 10
     assert all(row["finite"] and row["states"] == 50 and not row["solved_at_start"] for row in rows)
     assert all(row["spread"] > 100 for row in rows if row["index"] == 0)

@@ -61,6 +61,8 @@ def test_a_perturbed_task_is_found_by_its_published_sentence(tmp_path: Path) -> 
         ),
         ({KEY: {"demo_0": {"success": True, "initial_state": [float("nan")] * 79}}}, "79 finite numbers"),
         ({KEY: {"demo_0": entry(0, False)}}, "nothing to start from"),
+        ({KEY: {"demo_1": entry(), "demo_01": entry(1)}}, "demo_1 and demo_01 are both number 1"),
+        ({KEY: {"demo_01": entry(0, False), "demo_1": entry(1)}}, "demo_01 and demo_1 are both number 1"),
     ],
 )
 def test_what_is_wrong_with_a_file_is_said(tmp_path: Path, content: object, message: str) -> None:

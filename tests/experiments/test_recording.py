@@ -88,7 +88,7 @@ def test_a_file_holds_what_was_shown_and_done(episode: tuple[EpisodeRecording, N
     np.testing.assert_array_equal(loaded.actions[6:12], loaded.chunks[1, :6])
     assert notes.ended is not None and loaded.episode == replace(notes.ended, wall_seconds=0.0)
     assert asdict(loaded.settings) == asdict(episode[0].settings)
-    assert loaded.policy["num_visual_tokens"] == loaded.kept.shape[1] == 98 and loaded.num_images == 2
+    assert loaded.policy["num_visual_tokens"] == loaded.kept.shape[1] == 98 and len(loaded.images) == 2
     assert loaded.environment == {
         "resolution": 64, "renderer": "fast", "settle_steps": 3, "canonical_quaternion": False,
     }  # fmt: skip
@@ -148,10 +148,25 @@ def rewrite(path: Path, change: Callable[[dict[str, Any], dict[str, Any]], objec
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda header, arrays: header.update(format_version=99), "format version 99, this code reads 1"),
+        (lambda header, arrays: header.update(format_version=99), "has format version 99, this code reads 1"),
         (lambda header, arrays: arrays.pop("qpos"), r"lacks the arrays \['qpos'\]"),
         (lambda header, arrays: arrays.pop("images_wrist_image"), r"lacks the arrays \['images_wrist_image'\]"),
         (lambda header, arrays: header.pop("settings"), r"the header of .* lacks \['settings'\]"),
+        (lambda header, arrays: header["settings"].pop("cameras"), "the header of .* lacks 'cameras'"),
+        (lambda header, arrays: header.update(settings=[]), "the header of .* is unusable"),
+        (lambda header, arrays: header.update(episode={}), "the header of .* missing .* 'suite'"),
+        (lambda header, arrays: header.update(episode=None), "its EpisodeRecord is a NoneType"),
+        (lambda header, arrays: header["episode"].update(steps="20"), "of another kind: numbers of steps"),
+        (lambda header, arrays: header["settings"].update(cameras=[["full_image"]]), "of another kind: cameras"),
+        (lambda header, arrays: header.update(control_rate_hz=float("nan")), "of another kind: control_rate_hz"),
+        (lambda header, arrays: header.update(num_visual_tokens="98"), "of another kind: numbers of steps, tokens"),
+        (lambda header, arrays: header.update(environment=[1]), "of another kind: environment"),
+        (
+            lambda header, arrays: arrays.update(kept=arrays["kept"][0]),
+            r"kept is uint8 \(13,\); expected numbers with 2",
+        ),
+        (lambda header, arrays: arrays.update(qpos=np.array(["a"])), "qpos is <U1"),
+        (lambda header, arrays: arrays.update(images_full_image=np.zeros(3)), r"expected uint8 \(L, H, W, 3\)"),
         (lambda header, arrays: header["episode"].update(mood="good"), r"unknown entries \['mood'\]"),
         (lambda header, arrays: arrays.update(actions=arrays["actions"] + 1e-9), "another SHA-256"),
         (lambda header, arrays: arrays.update(states=arrays["states"][1:]), "numbers of looks differ"),
@@ -161,6 +176,14 @@ def test_a_wrong_file_is_refused_by_name(saved: Path, change: Any, words: str) -
     rewrite(saved, change)
     with pytest.raises(ValueError, match=words):
         EpisodeRecording.load(saved)
+
+
+@pytest.mark.parametrize("header", ["{", "[1]", "1", "", "null", "[" * 100_000])
+def test_a_header_that_is_none_is_refused_by_name(tmp_path: Path, header: str) -> None:
+    path = tmp_path / "odd.npz"
+    np.savez(path, header=np.array(header))
+    with pytest.raises(ValueError, match=r"the header of .*odd\.npz is unusable"):
+        EpisodeRecording.load(path)
 
 
 def test_what_is_no_record_is_refused(saved: Path, tmp_path: Path) -> None:
@@ -260,6 +283,22 @@ def test_a_replay_can_be_filmed(saved: Path, tmp_path: Path, capsys: pytest.Capt
     saved.write_bytes(b"")
     assert replay_command(saved, None, 4, Console(width=300)) == 2
     assert capsys.readouterr().out.startswith("error:")
+
+
+def test_replays_refuse_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "odd.npz"
+    np.savez(path, header=np.array("[1]"))
+    assert replay_command(path, None, 4, Console(width=300)) == 2
+    assert capsys.readouterr().out.startswith(f"error: the header of {path} is unusable")
+    for steps in (0, -2):
+        assert replay_command(path, tmp_path / "a.mp4", steps, Console(width=300)) == 2
+        assert capsys.readouterr().out == f"error: --every_steps {steps}: expected at least 1\n"
+
+
+def test_a_video_s_path_is_no_markup(saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    video = tmp_path / "[bold]x" / "a.mp4"
+    assert replay_command(saved, video, 10, Console(width=300)) == 0 and video.is_file()
+    assert f"video: {video}" in capsys.readouterr().out.replace("\n", "")
 
 
 def test_a_filmed_replay_shows_the_pictures_of_the_rollout(saved: Path) -> None:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import msgpack
 import numpy as np
 import policy_server
 import pytest
@@ -19,12 +20,17 @@ from experiments.robot.libero.agent_choice import make_agent
 from experiments.robot.libero.agents import PolicyAgent, Request
 from experiments.robot.libero.config import EvaluationConfig, check_flags
 from experiments.robot.libero.environment import LiberoEnvironment, load_task
-from experiments.robot.libero.remote_policy import RemoteAgent, resize_with_padding, to_policy_gripper
+from experiments.robot.libero.remote_policy import (
+    RemoteAgent,
+    resize_with_padding,
+    stage_milliseconds,
+    to_policy_gripper,
+)
 from experiments.robot.libero.results import Results
 from experiments.robot.libero.rollout import RolloutSettings, Start, run_episode
 from experiments.robot.libero.run_libero_eval import UNUSABLE, main
 from prismatic.policy import Policy
-from prismatic.serving.client import PolicyServerError
+from prismatic.serving.client import PolicyServerError, Reply
 from prismatic.vla.robots import LIBERO
 
 CHUNK = 10
@@ -200,6 +206,7 @@ def standing_still(_: Any) -> dict[str, Any]:
         ({"convention": "openpi"}, None, "openpi", "gripper"),
         ({"convention": "openpi"}, "lightvla", "lightvla", "although the server names 'openpi'"),
         ({"convention": "strange"}, "openpi", "openpi", "although the server names 'strange'"),
+        ({"convention": ["openpi"]}, "openpi", "openpi", r"although the server names ['openpi']"),
     ],
 )
 def test_flag_and_metadata_choose_the_convention(
@@ -218,9 +225,23 @@ def test_flag_and_metadata_choose_the_convention(
         ({"convention": "lightvla", "robot": {"colour": "red"}}, "unusable metadata: .*colour"),
         ({"convention": "lightvla", "robot": {"name": "bridge", "proprio_dim": 7}}, "drives robot 'bridge'"),
         ({"convention": "lightvla", "cameras": ["left_wrist_image"]}, "left_wrist_image"),
+        ({"convention": ["lightvla"]}, r"names the convention \['lightvla'\]; known"),
+        ({"convention": np.array(["lightvla", "openpi"])}, "names the convention array"),
+        ({"convention": "lightvla", "cameras": [["full_image"]]}, r"cameras is \[\['full_image'\]\]; expected a list"),
+        ({"convention": "lightvla", "cameras": []}, r"cameras is \[\]; expected a list of one or more"),
+        ({"convention": "lightvla", "cameras": "full_image"}, "cameras is 'full_image'; expected a list"),
+        ({"convention": "lightvla", "cameras": ["full_image"] * 2}, "each once"),
+        ({"convention": "lightvla", "center_crop": "no"}, "center_crop is 'no'; expected true or false"),
+        ({"convention": "lightvla", "robot": {"name": "x", "cameras": [["a"]]}}, r"cameras is \(\['a'\],\)"),
+        ({"convention": "lightvla", "robot": {"name": "x", "control_rate_hz": np.nan}}, "control_rate_hz is nan"),
+        ({"convention": "lightvla", "robot": {"name": "x", "open_loop_steps": "5"}}, "open_loop_steps is '5'"),
+        ({"convention": "lightvla", "robot": {"name": "x", "open_loop_steps": 0}}, "expected 1 or more"),
+        ({"convention": "lightvla", "robot": {"name": "x", "proprio_dim": np.arange(2)}}, "proprio_dim is array"),
+        ({"convention": "lightvla", "robot": ["name"]}, "has unusable metadata"),
+        (msgpack.packb({b"__ndarray__": True, b"data": b"", b"dtype": "S0", b"shape": [10**13]}), "greeted with not a"),
     ],
 )
-def test_metadata_that_does_not_fit_is_refused(metadata: dict[str, Any], words: str) -> None:
+def test_metadata_that_does_not_fit_is_refused(metadata: Any, words: str) -> None:
     with pytest.raises(PolicyServerError, match=words), remote(standing_still, metadata):
         pass
 
@@ -238,11 +259,42 @@ def test_metadata_that_does_not_fit_is_refused(metadata: dict[str, Any], words: 
         ({"actions": np.where(np.arange(14) == 9, np.nan, 0.0).reshape(2, 7)}, r"NaN or infinity, first at \[1, 2\]"),
         ({"actions": np.zeros((8, 7)), "kept": np.zeros(98)}, r"kept as float64 \(98,\); expected bool"),
         ({"actions": np.zeros((8, 7)), "kept": np.ones(98, bool), "picks": np.ones(3)}, "picks of shape"),
+        ({"actions": np.zeros((8, 7)), "kept": [[True], [True, False]]}, "unusable kept or picks"),
+        ({"actions": np.zeros((8, 7)), "kept": np.ones(98, bool), "picks": "many"}, "unusable kept or picks"),
     ],
 )
 def test_answers_that_cannot_be_used_are_refused_before_the_first_rollout(reply: dict[str, Any], words: str) -> None:
     with pytest.raises(PolicyServerError, match=words), remote(lambda _: reply):
         pass
+
+
+def strict(value: Any) -> Any:
+    """Through JSON as it is defined, which has neither NaN nor infinity."""
+    return json.loads(json.dumps(value, allow_nan=False))
+
+
+def test_times_that_are_no_finite_numbers_are_left_out() -> None:
+    times = {"a": np.nan, "b": np.inf, "c": "5", "d": True, "e": np.bool_(True), "f": None, "g": [1.0], "h": 10**400}
+    times |= {"infer_ms": np.float32(1.5), "vision_ms": np.int64(2), "llm_ms": 3, "prev_total_ms": 4.0, "total": 5.0}
+    stages = stage_milliseconds(Reply({"server_timing": times}, 0.006))
+    assert strict(stages) == stages == {"total": 6.0, "server": 1.5, "vision": 2.0, "llm": 3.0}
+    for nothing in (None, "fast", [1.0]):
+        assert stage_milliseconds(Reply({"server_timing": nothing}, 0.006)) == {"total": 6.0}
+
+
+def test_metadata_becomes_json_whatever_it_holds() -> None:
+    odd = {
+        "loss": np.nan,
+        "best": np.array([1.0, -np.inf]),
+        "size": np.float32(0.5),
+        "raw": b"x",
+        b"7": [np.int8(3), np.nan],
+    }
+    with remote(standing_still, {"policy": odd, "fine": True}) as agent:
+        description = agent.description()
+    expected = {"loss": "nan", "best": [1.0, "-inf"], "size": 0.5, "raw": "b'x'", "b'7'": [3, "nan"]}
+    assert strict(description)["server_metadata"] == {"policy": expected, "fine": True}
+    assert description["loss"] == "nan"
 
 
 def test_an_error_during_a_rollout_is_invalid_and_the_next_rollout_goes_on(

@@ -1,5 +1,6 @@
 """The report of evaluations, from results files with real videos and pictures beside them."""
 
+import base64
 import re
 from pathlib import Path
 from urllib.parse import unquote
@@ -10,10 +11,11 @@ from report_page import EVIL, Page, write_video
 from scipy import stats
 
 from experiments.robot.libero.report import report_data, write_reports
-from experiments.robot.libero.report_cost import REST, latency_section, look_times
+from experiments.robot.libero.report_cost import REST, SERVER_REST, latency_section, look_times
 from experiments.robot.libero.report_evaluation import Evaluation, last_line, load_evaluations, short_names
 from experiments.robot.libero.results import FILE_NAME, EpisodeRecord, Results, collect_versions
 from experiments.robot.libero.run_libero_eval import report_line
+from prismatic.report.charts import StackedBars
 from prismatic.report.data import ReportData, Table
 from prismatic.report.media import MediaFiles
 from prismatic.visualization import encode_png
@@ -125,7 +127,59 @@ def test_a_lost_video_is_said_not_raised(tmp_path: Path, video: Path) -> None:
     folder = save(tmp_path / "run", [episode(1, 0, False), episode(1, 1, False)], video)
     (folder / "videos" / "task1 trial0.mp4").unlink()
     (section,) = (section for section in data_of(folder).sections if section.title == "Failures")
-    assert len(section.blocks) == 1 and "1 of 2 with a clip" in section.note and "1 are not where" in section.note
+    clip, table = section.blocks
+    assert clip.kind == "clip" and "1 of 2 with a clip" in section.note and "of 1 are not where" in section.note
+    assert isinstance(table, Table) and texts(table) == [
+        ["put it in place 1", "0", "0", "not solved", "20", "file is missing"]
+    ]
+
+
+def test_failures_come_first_without_any_clip(tmp_path: Path, video: Path) -> None:
+    episodes = [episode(1, 0, True), episode(1, 1, False), episode(4, 0, False)]
+    lost = save(tmp_path / "lost", episodes, video)
+    for file in (lost / "videos").iterdir():
+        file.unlink()
+    never = save(tmp_path / "never", [episode(1, 0, True), episode(1, 1, False)])
+    page, markdown = (path.read_text(encoding="utf-8") for path in write_reports([lost]))
+    assert "<video" not in page and "0 of 2 with a clip. The video files of 2 are not where" in page
+    headings = re.findall(r"<h2[^>]*>([^<]+)", page)
+    assert headings[:2] == ["Success", "Failures"] and re.findall(r"^## (.+)", markdown, re.M) == headings
+    assert "Successes" in headings and "0 of 1 with a clip" in page
+    sections = {section.title: section for section in data_of(lost, never).filled}
+    (table,) = sections["Failures"].blocks
+    assert isinstance(table, Table) and [row[1:4] + row[-1:] for row in texts(table)] == [
+        ["lost", "1", "1", "file is missing"], ["lost", "0", "0", "file is missing"], ["never", "1", "1", "not filmed"]
+    ]  # fmt: skip
+    titles = [section.title for section in data_of(never).filled]
+    assert "Failures" in titles and "Successes" not in titles
+    assert "Failures" not in [
+        section.title for section in data_of(save(tmp_path / "all", [episode(1, 0, True)])).filled
+    ]
+
+
+@pytest.mark.parametrize("name", ["{secret}", "../secret.mp4", "key", "videos/link.mp4"])
+def test_a_report_holds_no_file_from_elsewhere(tmp_path: Path, name: str) -> None:
+    secret = tmp_path / "secret.mp4"
+    content = b"nobody else may read this"
+    folder = save(tmp_path / "run", [])
+    (folder / "videos").mkdir()
+    for path in (secret, secret.with_suffix(".png"), folder / "key"):
+        path.write_bytes(content)
+    (folder / "videos" / "link.mp4").symlink_to(secret)
+    save(folder, [episode(1, 0, False, video=name.format(secret=secret))])
+    for path in write_reports([folder]):
+        text = path.read_text(encoding="utf-8")
+        assert base64.b64encode(content).decode() not in text and "secret" not in text and "link.mp4" not in text
+        assert "are no videos of this evaluation" in text
+
+
+def test_a_picture_beside_a_clip_is_taken_from_the_folder_only(tmp_path: Path, video: Path) -> None:
+    folder = save(tmp_path / "run", [episode(1, 0, False)], video)
+    picture = folder / "videos" / "task1 trial0.png"
+    picture.replace(tmp_path / "secret.png")
+    picture.symlink_to(tmp_path / "secret.png")
+    (clip,) = (block for section in data_of(folder).sections for block in section.blocks if block.kind == "clip")
+    assert clip.picture is None
 
 
 def test_an_incomplete_run_and_a_control_say_so_first(tmp_path: Path) -> None:
@@ -153,34 +207,57 @@ def test_several_evaluations_have_a_column_each(tmp_path: Path) -> None:
 
 
 def test_the_table_of_tasks_counts_each_task_by_itself(tmp_path: Path) -> None:
-    slow = {"latency_ms": [900.0, 30.0, 50.0]}  # the first look of the run is left out
+    slow = {"latency_ms": [900.0, 30.0, 50.0]}
     episodes = [episode(1, 0, True, steps=40, **slow), episode(4, 0, True), episode(4, 1, None), episode(4, 2, False)]
     table = tables(data_of(save(tmp_path / "run", episodes)))["Tasks"]
     assert [row[2:] for row in texts(table)] == [
-        ["0", "40", "10.0", "40.0"], ["1", "20", "10.0", "15.0"], ["1", "30", "10.0", "15.0"]
+        ["0", "40", "10.0", "50.0"], ["1", "20", "10.0", "15.0"], ["1", "30", "10.0", "15.0"]
     ]  # fmt: skip
 
 
-def test_times_are_split_by_stage_without_the_first_call(tmp_path: Path) -> None:
+def test_times_are_split_by_stage(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     latency, vision, llm = rng.uniform(20, 30, 40), rng.uniform(1, 5, 40), rng.uniform(3, 9, 40)
-    latency[0] = 5000.0
     stages = {"vision": vision.tolist(), "llm": llm.tolist(), "total": (vision + llm).tolist()}
     recorded = episode(1, 0, True, latency_ms=latency.tolist(), stage_ms=stages)
     silent = episode(1, 1, True, latency_ms=[40.0, 41.0], stage_ms={})
     evaluation = Evaluation("run", Results(RUN, CONFIG, POLICY, {}, [recorded, silent]), tmp_path)
     times = look_times(evaluation)
-    assert times.whole.tolist() == [*latency[1:].tolist(), 40.0, 41.0]
+    assert times.whole.tolist() == [*latency.tolist(), 40.0, 41.0]
     assert list(times.stages) == ["vision", "llm", REST]
-    assert times.stages[REST] == pytest.approx((latency - vision - llm)[1:])
+    assert times.stages[REST] == pytest.approx(latency - vision - llm)
     section = latency_section([evaluation])
     (table,) = (block for block in section.blocks if isinstance(block, Table))
     for row, values in zip(texts(table), (*times.stages.values(), times.whole), strict=True):
         expected = [stats.scoreatpercentile(values, p) for p in (50, 90, 95, 99)] + [sum(values) / len(values)]
         assert [float(number) for number in row[1:]] == pytest.approx(expected, abs=0.0501)
-    assert "stages of 2 looks were not recorded" in table.note and "left out" in section.note
+    assert "stages of 2 looks were not recorded" in table.note
     means = next(block for block in section.blocks if block.kind == "chart").description
-    assert f"vision {vision[1:].mean():.1f}" in means
+    assert f"vision {vision.mean():.1f}" in means
+
+
+def test_a_server_s_time_is_not_counted_twice(tmp_path: Path) -> None:
+    """A look of 100 ms of which the server took 90: 30 for vision, 50 for the language model, 10 for something else."""
+    stages = {"total": [95.0] * 2, "server": [90.0] * 2, "vision": [30.0] * 2, "llm": [50.0] * 2}
+    split = episode(1, 0, True, latency_ms=[100.0] * 2, stage_ms=stages)
+    whole = episode(1, 1, True, latency_ms=[100.0], stage_ms={"total": [95.0], "server": [90.0]})
+    odd = episode(1, 2, True, latency_ms=[100.0], stage_ms={"server": [20.0], "queue": [60.0]})
+    for record, expected in (
+        (split, {"vision": 30.0, "llm": 50.0, SERVER_REST: 10.0, REST: 10.0}),
+        (whole, {"server": 90.0, REST: 10.0}),
+        (odd, {"queue": 60.0, SERVER_REST: 0.0, REST: 40.0}),  # the parts lie outside of the server's own time
+    ):
+        evaluation = Evaluation("run", Results(RUN, CONFIG, POLICY, {}, [record]), tmp_path)
+        times = look_times(evaluation)
+        assert {name: values.mean() for name, values in times.stages.items()} == pytest.approx(expected)
+        assert sum(values.sum() for values in times.stages.values()) == pytest.approx(times.whole.sum())
+        chart = next(block for block in latency_section([evaluation]).blocks if block.kind == "chart")
+        assert isinstance(chart, StackedBars) and sum(parts[0] for parts in chart.parts.values()) == pytest.approx(100)
+
+
+def test_a_server_s_own_words_about_its_policy_do_not_break_the_report(tmp_path: Path) -> None:
+    folder = save(tmp_path / "run", [episode(1, 0, True)], policy={"parameters": "nan", "checkpoint": "theirs"})
+    assert "theirs (pruner lightvla) solved 1 of 1" in write_reports([folder])[0].read_text(encoding="utf-8")
 
 
 def test_foreign_words_stay_words(tmp_path: Path) -> None:
@@ -214,6 +291,20 @@ def test_names_are_as_long_as_it_takes() -> None:
     assert short_names(folders) == ["seed7/wide", "seed8/wide", "seed8/blank"]
 
 
+def test_two_files_of_one_folder_are_two_evaluations(tmp_path: Path) -> None:
+    folder = save(tmp_path / "w", [episode(1, 0, True)])
+    save(tmp_path / "old", [episode(1, 0, False)])
+    (tmp_path / "old" / FILE_NAME).rename(folder / "old.json")
+    other = save(tmp_path / "v", [episode(1, 0, True)])
+    evaluations = load_evaluations([folder, folder / "old.json", other])
+    assert [evaluation.name for evaluation in evaluations] == [FILE_NAME, "old.json", "v"]
+    assert [evaluation.results.episodes[0].success for evaluation in evaluations] == [True, False, True]
+    assert "2 evaluations" in write_reports([folder / FILE_NAME, folder / "old.json"])[0].read_text(encoding="utf-8")
+    for twice in ([folder, folder / FILE_NAME], [folder / "old.json", tmp_path / "v" / ".." / "w" / "old.json"]):
+        with pytest.raises(ValueError, match="given twice"):
+            load_evaluations(twice)
+
+
 def test_the_error_is_the_last_line() -> None:
     assert last_line("Traceback\n  File\nValueError: bad\n\n") == "ValueError: bad"
     assert last_line("  \n") == "no traceback was recorded"
@@ -225,8 +316,9 @@ def test_unusable_input_is_named(tmp_path: Path) -> None:
         write_reports([folder, folder / FILE_NAME])
     with pytest.raises(ValueError, match="no results were given"):
         write_reports([])
-    with pytest.raises(ValueError, match="max_embedded_mb is -1"):
-        write_reports([folder], max_embedded_mb=-1)
+    for limit in (-1, float("inf"), float("nan"), 1e307):
+        with pytest.raises(ValueError, match="max_embedded_mb is .*; give 0 .embed nothing. or more, a finite number"):
+            write_reports([folder], max_embedded_mb=limit)
     with pytest.raises(FileNotFoundError, match="no results at"):
         write_reports([tmp_path / "nowhere"])
     assert report_line(tmp_path / "nowhere").startswith("no report: no results at")

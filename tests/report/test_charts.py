@@ -7,6 +7,7 @@ from report_page import EVIL
 from scipy import stats
 
 from prismatic.report.charts import BandChart, RateBars, StackedBars, band_of
+from prismatic.report.figures import Curve
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -83,6 +84,25 @@ def test_ids_differ_between_charts_and_words_are_escaped() -> None:
     for used in re.findall(r'href="#([^"]+)"', first) + re.findall(r"url\(#([^)]+)\)", first):
         assert used in ids[0]
     assert EVIL in [element.text for element in ElementTree.fromstring(first).iter(f"{SVG}text")]
+
+
+@pytest.mark.parametrize("label", ["_backup", "__", "$x", "plain"])
+def test_every_name_is_in_the_legend(label: str) -> None:
+    names = {label: 3.0, "other": 4.0}
+    band = band_of([[3, 2, 1]])
+    metrics = [{"step": step, **names} for step in range(80)]
+    charts = [
+        RateBars("t", ["a"], dict.fromkeys(names, [(1, 2)])),
+        RateBars("t", ["a"], {label: [(0, 0)], "other": [(1, 2)]}),
+        BandChart("t", dict.fromkeys(names, band), "look", "tokens"),
+        StackedBars("t", ["a"], {name: [value] for name, value in names.items()}, "ms"),
+        Curve("t", {name: name for name in names}, metrics),
+    ]
+    for chart in charts:
+        svg = chart.svg()
+        assert svg is not None
+        words = [element.text for element in ElementTree.fromstring(svg).iter(f"{SVG}text")]
+        assert words.count(label) == words.count("other") == 1
 
 
 def test_charts_are_described_in_words() -> None:

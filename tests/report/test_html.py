@@ -4,8 +4,9 @@ from pathlib import Path
 import pytest
 from report_page import EVIL, Page
 
-from prismatic.report.data import Media, ReportData, Table, duration, share_cell
+from prismatic.report.data import Media, ReportData, Section, Table, duration, share_cell
 from prismatic.report.html import render_html, write_report
+from prismatic.report.markdown import render_markdown
 from prismatic.significance import wilson_interval
 
 
@@ -45,6 +46,13 @@ def test_page_loads_nothing_from_elsewhere(report: ReportData) -> None:
 def test_what_is_empty_is_left_out() -> None:
     page = Page(render_html(ReportData(title="Only a title")))
     assert [tag for tag, _ in page.tags if tag in ("h2", "nav", "table", "section", "footer")] == []
+
+
+def test_a_section_with_nothing_but_a_note_stays() -> None:
+    data = ReportData("t", sections=[Section("Lost", [], "The files of 2 are missing."), Section("Empty", [])])
+    page = Page(render_html(data))
+    assert page.text.count("Lost") == page.text.count("The files of 2 are missing.") == 1 and "Empty" not in page.text
+    assert "## Lost\n\nThe files of 2 are missing." in render_markdown(data) and "Empty" not in render_markdown(data)
 
 
 def test_write_report_replaces_the_old_page(tmp_path: Path) -> None:

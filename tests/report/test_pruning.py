@@ -1,9 +1,12 @@
 """Maps and charts of what was kept: what is drawn, read back off the figures, against loops over the masks."""
 
+import functools
 import io
+import operator
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from prismatic.report import pruning
@@ -22,9 +25,13 @@ def made_up(looks: int, seed: int = 0, **changes: object) -> PruningTrace:
     return PruningTrace(**{**parts, "steps": 8 * np.arange(looks), **changes})  # type: ignore[arg-type]
 
 
+def sums(traces: list[PruningTrace], size: int = 32) -> pruning.PatchSums:
+    return functools.reduce(operator.add, [pruning.PatchSums.of(trace, size) for trace in traces])
+
+
 def test_shares_and_scores_are_means_over_all_looks() -> None:
     traces = [made_up(3), made_up(7, seed=1)]
-    shares, scores = pruning.keep_shares(traces), pruning.mean_scores(traces)
+    shares, scores = sums(traces).keep_shares, sums(traces).mean_scores
     assert shares.shape == scores.shape == (2, 3, 3)
     for camera in range(2):
         for row in range(3):
@@ -38,7 +45,7 @@ def test_shares_and_scores_are_means_over_all_looks() -> None:
 
 def test_mean_pictures_are_grey_means() -> None:
     traces = [made_up(2), made_up(3, seed=1)]
-    pictures = pruning.mean_pictures(traces, size=24)
+    pictures = sums(traces, size=24).mean_pictures
     stack = np.concatenate([trace.images[1] for trace in traces]).astype(float)
     np.testing.assert_allclose(pictures[1], stack.mean(axis=(0, 3)) / 255)
 
@@ -46,11 +53,11 @@ def test_mean_pictures_are_grey_means() -> None:
 @pytest.mark.parametrize("crop", [False, True])
 def test_the_map_lies_over_what_the_policy_saw(crop: bool) -> None:
     traces = [made_up(5, center_crop=crop)]
-    figure = pruning.keep_map(traces, "a title")
+    figure = pruning.keep_map(sums(traces), "a title")
     panels, bar = figure.axes[:2], figure.axes[2]
     for camera, axes in enumerate(panels):
         picture, patches = axes.images
-        np.testing.assert_array_equal(np.asarray(patches.get_array()), pruning.keep_shares(traces)[camera])
+        np.testing.assert_array_equal(np.asarray(patches.get_array()), sums(traces).keep_shares[camera])
         left, right, bottom, top = patches.get_extent()
         assert (right - left) * (bottom - top) == pytest.approx(CROP_AREA if crop else 1.0)
         assert left + right == pytest.approx(1) and picture.get_extent() == [0, 1, 1, 0]
@@ -63,25 +70,26 @@ def test_the_map_lies_over_what_the_policy_saw(crop: bool) -> None:
 
 def test_every_camera_has_its_own_scale_of_scores() -> None:
     trace = made_up(4)
-    figure = pruning.score_map([trace], "a title")
+    figure = pruning.score_map(sums([trace]), "a title")
     for camera, axes in enumerate(figure.axes[:2]):
-        values = pruning.mean_scores([trace])[camera]
+        values = sums([trace]).mean_scores[camera]
         assert axes.images[1].get_clim() == pytest.approx((values.min(), values.max()))
-    with pytest.raises(ValueError, match=r"no scores: \['task 0'\]"):
-        pruning.score_map([made_up(4, scores=None)], "a title")
+    with pytest.raises(ValueError, match="no scores: pruners other than"):
+        pruning.score_map(sums([made_up(4), made_up(4, scores=None)]), "a title")
 
 
 def test_maps_refuse_what_does_not_fit_together() -> None:
     small = made_up(2, kept=np.ones((2, 8), dtype=bool), scores=None)
-    for traces in ([], [made_up(2), small], [made_up(2), made_up(2, center_crop=True)]):
+    for other in (small, made_up(2, center_crop=True), made_up(2, cameras=("a", "b"))):
         with pytest.raises(ValueError, match="one map needs episodes of equal cameras"):
-            pruning.keep_map(traces, "a title")
+            sums([made_up(2), other])
 
 
 def test_the_chart_draws_counts_and_the_spread_of_scores() -> None:
     trace = made_up(6)
     counts, scores = pruning.kept_chart(trace).axes
-    drawn = {line.get_label(): line.get_ydata().tolist() for line in counts.lines}
+    labels = [text.get_text() for text in counts.get_legend().get_texts()]
+    drawn = {label: line.get_ydata().tolist() for label, line in zip(labels, counts.lines, strict=True)}
     halves = {"all cameras": slice(None), "full_image": slice(9), "wrist_image": slice(9, None)}
     assert drawn == {name: [int(row[part].sum()) for row in trace.kept] for name, part in halves.items()}
     assert counts.lines[0].get_xdata().tolist() == [0, 8, 16, 24, 32, 40]
@@ -99,8 +107,30 @@ def test_the_chart_without_scores_or_without_pruning() -> None:
 
 def test_many_episodes_are_not_named() -> None:
     few, many = [made_up(3, seed) for seed in range(2)], [made_up(3, seed) for seed in range(9)]
-    labels = [line.get_label() for line in pruning.compare_chart(few, ["a", "b"]).axes[0].lines]
     mean = np.mean([row.sum() for trace in few for row in trace.kept])
-    assert labels == ["a", "b", f"mean of all looks: {mean:.1f}"]
-    lines = pruning.compare_chart(many, [str(number) for number in range(9)]).axes[0].lines
-    assert len(lines) == 10 and all(line.get_label().startswith("_") for line in lines[:-1])
+    figure = compared(few, ["_a", "b"])
+    assert legend(figure) == ["_a", "b", f"mean of all looks: {mean:.1f}"]
+    for line, trace in zip(figure.axes[0].lines[:2], few, strict=True):
+        assert line.get_ydata().tolist() == [int(row.sum()) for row in trace.kept]
+    assert figure.axes[0].get_ylabel() == "tokens kept of 18"
+    figure = compared(many, [str(number) for number in range(9)])
+    assert len(figure.axes[0].lines) == 10 and [label[:4] for label in legend(figure)] == ["mean"]
+
+
+def compared(traces: list[PruningTrace], names: list[str]) -> Figure:
+    pairs = zip(names, traces, strict=True)
+    return pruning.compare_chart({name: (trace.steps, trace.kept.sum(axis=1)) for name, trace in pairs}, 18)
+
+
+def legend(figure: Figure) -> list[str]:
+    (found,) = figure.legends
+    return [text.get_text() for text in found.get_texts()]
+
+
+def test_words_are_not_read_as_formulas() -> None:
+    words = r"lift the $10 bowl {of $\bad"
+    trace = made_up(3, title=words, cameras=("_a", "$b$"))
+    for figure in (pruning.keep_map(sums([trace]), words), pruning.kept_chart(trace), compared([trace], [words])):
+        assert pruning.figure_png(figure)  # an unfinished formula is an error when it is drawn
+    labels = pruning.kept_chart(trace).axes[0].get_legend().get_texts()
+    assert [label.get_text() for label in labels] == ["all cameras", "_a", "$b$"]

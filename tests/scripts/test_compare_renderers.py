@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from experiments.robot.libero.simulator import choose_backend
-from scripts.compare_renderers import compare, draw_with
+from scripts.compare_renderers import UNUSABLE, compare, draw_with, main
 
 
 def test_differences_are_counted() -> None:
@@ -24,6 +24,13 @@ def test_differences_are_counted() -> None:
 def test_a_backend_that_cannot_draw_is_named() -> None:
     with pytest.raises(RuntimeError, match="MUJOCO_GL=vulkan cannot draw here"):
         draw_with("vulkan", 64)
+
+
+def test_the_command_names_it_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--backends", "vulkan,egl", "--resolution", "64"]) == UNUSABLE
+    printed = capsys.readouterr()
+    assert printed.err.startswith("error: MUJOCO_GL=vulkan cannot draw here: ") and printed.err.count("\n") == 1
+    assert printed.out == ""
 
 
 @pytest.mark.slow

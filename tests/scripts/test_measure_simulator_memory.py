@@ -9,8 +9,16 @@ from pathlib import Path
 import pytest
 
 from experiments.robot.libero.simulator import choose_backend
+from scripts.measure_simulator_memory import main
 
 ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize("flags", [["--tasks_every", "0"], ["--resets", "0"], ["--steps", "-1"], ["--resolution", "0"]])
+def test_impossible_numbers_are_refused_first(flags: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(flags)
+    assert f"error: {' '.join(flags)}: expected at least" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -21,3 +21,8 @@ def test_command_refuses_with_one_line(tmp_path: Path, capsys: pytest.CaptureFix
     Results().save(tmp_path / "results.json")
     assert main([str(tmp_path), "--max_embedded_mb", "-1"]) == UNUSABLE
     assert "give 0 (embed nothing) or more" in capsys.readouterr().err
+    assert main([str(tmp_path), "--max_embedded_mb", "inf"]) == UNUSABLE
+    assert "max_embedded_mb is inf" in capsys.readouterr().err
+    (tmp_path / "results.json").write_text("{")
+    assert main([str(tmp_path)]) == UNUSABLE
+    assert capsys.readouterr().err.count("\n") == 1

@@ -1,7 +1,11 @@
 """The pictures of `visualize_pruning.py`, from records and from a policy, against the masks themselves."""
 
+import functools
+import io
+import operator
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import imageio_ffmpeg
@@ -15,6 +19,7 @@ from experiments.robot.libero.recording import EpisodeRecording, actions_sha256
 from experiments.robot.libero.results import EpisodeRecord
 from experiments.robot.libero.rollout import RolloutSettings
 from prismatic.policy import Policy
+from prismatic.report.pruning import PatchSums, figure_png, keep_map
 from prismatic.vla.datasets.rlds import RldsIndex
 from prismatic.vla.images import decode_jpeg
 from scripts.visualize_pruning import UNUSABLE, main, parse, policy_traces, record_traces
@@ -68,6 +73,41 @@ def test_pictures_of_records(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert {"keep_map.png", "tokens_kept.png"} < {path.name for path in (tmp_path / "out").iterdir()}
 
 
+def test_episodes_are_drawn_one_at_a_time(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Pictures are not gathered, and the map of all episodes is nevertheless that of all their looks."""
+    for number in range(6):
+        write_record(tmp_path / "records" / f"task{number}.npz", 8, seed=number)
+    traces = record_traces([tmp_path])
+    shown = [weakref.ref(next(traces)[1].images[0]) for _ in range(2)]
+    assert shown[0]() is None
+    _, last = list(traces)[-1]
+    assert last.title == "lift it"
+    sums = [PatchSums.of(trace) for _, trace in record_traces([tmp_path])]
+    status, _ = run(["--record", str(tmp_path), "--no_video", "--output_dir", str(tmp_path / "out")], capsys)
+    assert status == 0
+    expected = figure_png(keep_map(functools.reduce(operator.add, sums), "6 episodes (48 looks)"))
+    np.testing.assert_array_equal(
+        np.asarray(Image.open(tmp_path / "out" / "keep_map.png")), np.asarray(Image.open(io.BytesIO(expected)))
+    )
+
+
+def test_equal_names_are_numbered_and_brackets_are_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("a/x", "b/x", "c/x-1", "d/x", "e/[bold]y"):
+        write_record(tmp_path / f"{name}.npz", 2)
+    files = [str(tmp_path / f"{name}.npz") for name in ("a/x", "c/x-1", "b/x", "d/x", "e/[bold]y")]
+    out = tmp_path / "[red]out"
+    status, output = run(["--record", *files, "--no_video", "--output_dir", str(out)], capsys)
+    assert status == 0 and f"pictures: {out}" in output and "[bold]y: 2 looks" in output
+    folders = {path.name for path in out.iterdir() if path.is_dir()}
+    assert folders == {"x", "x-1", "x-2", "x-3", "[bold]y"}
+
+
+def test_a_damaged_header_ends_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    np.savez(tmp_path / "a.npz", header=np.array("{"))
+    status, output = run(["--record", str(tmp_path / "a.npz")], capsys)
+    assert status == UNUSABLE and output.startswith("error:") and "a.npz" in output and "Traceback" not in output
+
+
 def test_a_look_dims_exactly_the_pruned_patches(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recording = write_record(tmp_path / "a.npz")
     assert recording.kept is not None
@@ -105,7 +145,7 @@ def test_an_episode_of_a_dataset_is_what_the_policy_keeps(
     data = ["--dataset_dir", str(dataset), "--episode", "1"]
     command = ["--checkpoint", str(small_policy_directory), *data, "--device", "cpu", "--output_dir", str(tmp_path)]
     arguments = parse([*command, "--every", "4"])
-    ((name, trace),) = policy_traces(arguments, Console()).items()
+    ((name, trace),) = policy_traces(arguments, Console())
     assert name == "libero_tiny_no_noops_episode1" and trace.steps.tolist() == [0, 4, 8, 12, 16]
     episode = RldsIndex.open(dataset.parent, dataset.name).episodes[1]
     assert trace.title == episode.instruction and trace.center_crop
@@ -120,7 +160,7 @@ def test_an_episode_of_a_dataset_is_what_the_policy_keeps(
         np.testing.assert_array_equal(trace.images[1][look], observation["wrist_image"])
     assert main(arguments, Console()) == 0 and (tmp_path / name / "overlay.mp4").stat().st_size > 1000
     arguments = parse(command)
-    assert next(iter(policy_traces(arguments, Console()).values())).steps.tolist() == [0, 8, 16]
+    assert policy_traces(arguments, Console())[0][1].steps.tolist() == [0, 8, 16]
 
 
 def test_single_pictures(small_policy_directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -144,7 +184,7 @@ def test_single_pictures(small_policy_directory: Path, tmp_path: Path, capsys: p
     status, output = run([*command, *images, "--pruner", "none"], capsys)
     assert status == UNUSABLE
     arguments = parse([*command, "--images", *map(str, files), "--instruction", "x", "--pruner", "none"])
-    (trace,) = policy_traces(arguments, Console()).values()
+    ((_, trace),) = policy_traces(arguments, Console())
     assert trace.kept.all() and trace.scores is None
 
 
@@ -174,7 +214,7 @@ def test_a_record_without_tokens_and_a_missing_episode(
     recording.kept = recording.scores = None
     recording.save(tmp_path / "b.npz")
     with pytest.raises(ValueError, match="b.npz: the recorded agent did not say which tokens it kept"):
-        record_traces([tmp_path / "b.npz"])
+        next(record_traces([tmp_path / "b.npz"]))
     command = ["--checkpoint", str(small_policy_directory), "--device", "cpu", "--dataset_dir", str(dataset)]
     status, output = run([*command, "--episode", "2"], capsys)
     assert status == UNUSABLE and "--episode 2: libero_tiny_no_noops has 2 episodes, counted from 0" in output

@@ -58,6 +58,22 @@ def test_arrays_of_other_kinds_are_refused_on_both_sides(dtype: str) -> None:
         unpack(msgpack.packb({b"__ndarray__": True, **fields}))
 
 
+@pytest.mark.parametrize(
+    "dtype", ["S0", "<U0", "f8,(", "(2)f8", "3f8", "f16", "V4", "<f8 ", "S", "float32", ["f8"], None]
+)
+def test_no_other_word_reaches_numpy_s_reader_of_dtypes(dtype: Any) -> None:
+    """Without bytes per element any shape has the right size: this one would take as many terabytes as it says."""
+    fields = {b"data": b"", b"dtype": dtype, b"shape": [10**13]}
+    for kind in (b"__ndarray__", b"__npgeneric__"):
+        with pytest.raises(ValueError, match="not a message"):
+            unpack(msgpack.packb({kind: True, **fields}))
+
+
+def test_text_without_a_letter_is_not_sent() -> None:
+    with pytest.raises(ValueError, match="dtype <U0 are not sent or taken"):
+        pack({"x": np.ndarray((3,), "<U0")})
+
+
 def test_other_objects_are_refused() -> None:
     with pytest.raises(TypeError, match="a set cannot be sent"):
         pack({"x": {1, 2}})
@@ -76,6 +92,7 @@ def test_other_objects_are_refused() -> None:
         msgpack.packb({b"__ndarray__": True, b"data": b"1234", b"shape": [1]}),
         msgpack.packb({b"__ndarray__": True, b"data": b"1234", b"dtype": "<f4", b"shape": ["a"]}),
         msgpack.packb({b"__npgeneric__": True, b"data": "a", b"dtype": "<f4"}),
+        msgpack.packb({b"__npgeneric__": True, b"data": [1.0, 2.0], b"dtype": "<f4"}),
     ],
 )
 def test_what_is_no_message_is_a_value_error(data: Any) -> None:

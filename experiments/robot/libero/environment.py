@@ -20,7 +20,7 @@ from experiments.robot.libero.simulator import (
     seeded,
     simulator,
 )
-from experiments.robot.libero.suites import STEP_CAPS, LiberoTask, Predicate, get_suite, load_task, suites
+from experiments.robot.libero.suites import STEP_CAPS, LiberoTask, Predicate, get_suite, load_task
 
 if TYPE_CHECKING:
     from experiments.robot.libero.starts import Displacement
@@ -38,7 +38,6 @@ __all__ = [
     "get_suite",
     "load_task",
     "quaternion_to_axis_angle",
-    "suites",
 ]
 
 CAMERAS = {"full_image": "agentview", "wrist_image": "robot0_eye_in_hand"}

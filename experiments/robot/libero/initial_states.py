@@ -41,9 +41,13 @@ def read_initial_states(path: str, task: LiberoTask) -> dict[int, NDArray[np.flo
     if not isinstance(content[key], dict):
         raise ValueError(f"{path}, {key}: expected entries demo_0, demo_1, ... as in {_FORMAT}")
     length = task.init_states.shape[1]
-    states = {}
+    states: dict[int, NDArray[np.float64]] = {}
+    names: dict[int, str] = {}
     for name, entry in content[key].items():
         number, success, state = _read_entry(f"{path}, {key}, {name}", name, entry, length)
+        if number in names:
+            raise ValueError(f"{path}, {key}: {names[number]} and {name} are both number {number}; expected each once")
+        names[number] = name
         if success:
             states[number] = state
     if not states:

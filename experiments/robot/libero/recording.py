@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import zipfile
 import zlib
@@ -32,6 +33,8 @@ _IMAGES = "images_"  # array name: this and the camera's key
 _HEADER = ("episode", "settings", "environment", "center_crop", "control_rate_hz", "policy", "versions")
 _TOKEN_ARRAYS = ("kept", "picks", "scores")
 _ARRAYS = ("header", "start_state", "look_steps", "states", "qpos", "chunks", "actions")
+_DIMENSIONS = {"start_state": 1, "look_steps": 1} | dict.fromkeys(("states", "qpos", "actions", *_TOKEN_ARRAYS), 2)
+_DIMENSIONS |= {"chunks": 3}
 
 
 @dataclass
@@ -117,17 +120,16 @@ class EpisodeRecording:
             raise FileNotFoundError(f"no episode record at {path}; run_libero_eval.py --record True writes them")
         arrays = _read_arrays(path)
         header = _read_header(path, arrays)
-        cameras = header["settings"]["cameras"]
+        cameras = header["settings"].cameras
         if missing := [name for name in (*_ARRAYS, *(_IMAGES + c for c in cameras)) if name not in arrays]:
             raise ValueError(f"{path} lacks the arrays {missing}; it holds {sorted(arrays)}. Record the episode again")
+        _check_arrays(path, arrays)
         if "kept" in arrays:
             kept = np.unpackbits(arrays["kept"], axis=1, count=header["num_visual_tokens"])
             arrays["kept"] = kept.astype(bool)
         parts: dict[str, Any] = {name: header[name] for name in _HEADER}
         parts |= {name: arrays[name] for name in _ARRAYS[1:]}
         parts |= {name: arrays.get(name) for name in _TOKEN_ARRAYS}
-        parts["episode"] = _dataclass_from(EpisodeRecord, header["episode"], path)
-        parts["settings"] = _dataclass_from(RolloutSettings, {**header["settings"], "cameras": tuple(cameras)}, path)
         parts["images"] = {c: np.cumsum(arrays[_IMAGES + c], axis=0, dtype=np.uint8) for c in cameras}
         recording = cls(**parts)
         recording.check(path)
@@ -145,11 +147,6 @@ class EpisodeRecording:
                 f"{where}: its {len(self.actions)} actions are not the {self.episode.steps} that were executed "
                 "(another SHA-256). Record the episode again"
             )
-
-    @property
-    def num_images(self) -> int:
-        """I, the cameras that the policy read."""
-        return len(self.images)
 
 
 def actions_sha256(actions: NDArray[np.float64]) -> str:
@@ -240,19 +237,64 @@ def _read_arrays(path: Path) -> dict[str, NDArray[Any]]:
         raise ValueError(f"{path} is no episode record, or is damaged ({error}); expected an .npz archive") from error
 
 
+def _check_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Raises ValueError for arrays of other kinds or with other numbers of axes than are written."""
+    for name, array in arrays.items():
+        if name.startswith(_IMAGES):
+            fits, expected = array.dtype == np.uint8 and array.ndim == 4 and array.shape[3] == 3, "uint8 (L, H, W, 3)"
+        elif name in _DIMENSIONS:
+            kinds, expected = "u" if name == "kept" else "fiu", f"numbers with {_DIMENSIONS[name]} axes"
+            fits = array.dtype.kind in kinds and array.ndim == _DIMENSIONS[name]
+        else:
+            continue
+        if not fits:
+            found = f"{array.dtype} {array.shape}"
+            raise ValueError(f"{path}: {name} is {found}; expected {expected}. Record the episode again")
+
+
 def _read_header(path: Path, arrays: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
+    """What is no array, with `episode` and `settings` as dataclasses. Raises ValueError for any header that is none."""
     if "header" not in arrays:
         raise ValueError(f"{path} is no episode record: it has no header, only the arrays {sorted(arrays)}")
-    header = json.loads(str(arrays["header"]))
-    if (found := header.get("format_version")) != FORMAT_VERSION:
-        raise ValueError(f"{path} has format version {found}, this code reads {FORMAT_VERSION}; record it again")
-    names = [*_HEADER, *(["num_visual_tokens"] if "kept" in arrays else [])]
-    if missing := [name for name in names if name not in header]:
-        raise ValueError(f"the header of {path} lacks {missing}; it has {sorted(header)}. Record the episode again")
+    try:
+        header = json.loads(str(arrays["header"]))
+        if (found := header.get("format_version")) != FORMAT_VERSION:
+            raise ValueError(f"it has format version {found}, this code reads {FORMAT_VERSION}")
+        names = [*_HEADER, *(["num_visual_tokens"] if "kept" in arrays else [])]
+        if missing := [name for name in names if name not in header]:
+            raise ValueError(f"it lacks {missing}; it has {sorted(header)}")
+        settings = {**header["settings"], "cameras": tuple(header["settings"]["cameras"])}
+        header["episode"] = _dataclass_from(EpisodeRecord, header["episode"])
+        header["settings"] = _dataclass_from(RolloutSettings, settings)
+        _check_types(header)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        words = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
+        raise ValueError(f"the header of {path} is unusable: {words}. Record the episode again") from error
     return header
 
 
-def _dataclass_from(kind: Any, content: Mapping[str, Any], path: Path) -> Any:
+def _check_types(header: Mapping[str, Any]) -> None:
+    """Raises ValueError for entries of other types than are written."""
+    cameras, tokens, rate = header["settings"].cameras, header.get("num_visual_tokens", 1), header["control_rate_hz"]
+    whole = (header["episode"].task_index, header["episode"].steps, header["settings"].open_loop_steps, tokens)
+    fits = {
+        **{name: isinstance(header[name], dict) for name in ("environment", "policy", "versions")},
+        "cameras": bool(cameras) and all(isinstance(camera, str) for camera in cameras),
+        "center_crop": isinstance(header["center_crop"], bool),
+        "control_rate_hz": isinstance(rate, int | float) and 0 < rate < math.inf,
+        "numbers of steps, tokens or the task": all(isinstance(number, int) and number >= 0 for number in whole),
+        "suite or instruction": all(
+            isinstance(getattr(header["episode"], key), str) for key in ("suite", "instruction")
+        ),
+    }
+    if wrong := [name for name, right in fits.items() if not right]:
+        raise ValueError(f"it has entries of another kind: {', '.join(wrong)}")
+
+
+def _dataclass_from(kind: Any, content: Any) -> Any:
+    """Raises TypeError for entries that are missing, and for anything but a dict."""
+    if not isinstance(content, dict):
+        raise TypeError(f"its {kind.__name__} is a {type(content).__name__}")
     if unknown := sorted(set(content) - {f.name for f in fields(kind)}):
-        raise ValueError(f"{path} has unknown entries {unknown}: another version of this code wrote it; use that one")
+        raise ValueError(f"unknown entries {unknown}: another version of this code wrote it")
     return kind(**content)

@@ -9,8 +9,10 @@ What goes over the wire follows one of two conventions:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -165,16 +167,17 @@ class RemoteAgent:
 
     def _choose_convention(self, asked: str | None) -> tuple[str, list[str]]:
         served = self._client.metadata.get("convention")
+        known = served if isinstance(served, str) and served in CONVENTIONS else None
         assumptions = []
         if asked is None and served is None:
             assumptions.append("the server's metadata names no convention: openpi's")
-        elif asked is None and served not in CONVENTIONS:
+        elif asked is None and known is None:
             raise self._error(
                 f"names the convention {served!r}; known: {', '.join(CONVENTIONS)}; choose by --policy_convention"
             )
-        elif None not in (asked, served) and asked != served:
+        elif asked is not None and served is not None and asked != known:
             assumptions.append(f"--policy_convention {asked}, although the server names {served!r}")
-        name = asked or served or "openpi"
+        name = asked or known or "openpi"
         return name, [*assumptions, *CONVENTIONS[name].assumptions]
 
     def _served_policy(self) -> tuple[RobotSpec, tuple[str, ...], bool]:
@@ -187,7 +190,11 @@ class RemoteAgent:
                 robot = RobotSpec.from_json(metadata["robot"])
             else:
                 self._assumptions.append(f"the server's metadata names no robot: {robot.name}, with its defaults")
-            cameras = tuple(metadata.get("cameras", robot.cameras))
+            _check_robot(robot)
+            cameras = _camera_names(metadata.get("cameras", robot.cameras))
+            center_crop = metadata.get("center_crop", False)
+            if not isinstance(center_crop, bool | np.bool_):
+                raise ValueError(f"center_crop is {center_crop!r}; expected true or false")
         except (ValueError, TypeError, AttributeError) as error:
             raise self._error(f"has unusable metadata: {error}") from error
         numbers = (robot.state_key, robot.proprio_dim, robot.action_dim)
@@ -196,7 +203,7 @@ class RemoteAgent:
                 f"drives robot {robot.name!r} with cameras {list(cameras)}, state {robot.proprio_dim} and actions "
                 f"{robot.action_dim}; LIBERO's robot has {list(CAMERAS)}, {LIBERO.proprio_dim} and {LIBERO.action_dim}"
             )
-        return robot, cameras, bool(metadata.get("center_crop", False))
+        return robot, cameras, bool(center_crop)
 
     def _probe(self) -> Request:
         shape = (_PROBE_RESOLUTION, _PROBE_RESOLUTION, 3)
@@ -209,13 +216,15 @@ class RemoteAgent:
         actions = self._convention.decode(self._checked_actions(content))
         kept = picks = None
         if content.get("kept") is not None:
-            kept = np.asarray(content["kept"])
+            try:
+                kept = np.asarray(content["kept"])
+                picks = None if content.get("picks") is None else np.asarray(content["picks"], np.float32)
+            except (ValueError, TypeError) as error:
+                raise self._error(f"returned unusable kept or picks: {error}") from error
             if kept.dtype != np.bool_ or kept.ndim != 1:
                 raise self._error(f"returned kept as {kept.dtype} {kept.shape}; expected bool (V,)")
-            if content.get("picks") is not None:
-                picks = np.asarray(content["picks"], np.float32)
-                if picks.shape != kept.shape:
-                    raise self._error(f"returned picks of shape {picks.shape} with kept of {kept.shape}")
+            if picks is not None and picks.shape != kept.shape:
+                raise self._error(f"returned picks of shape {picks.shape} with kept of {kept.shape}")
         return Answer(actions, kept, picks, stage_milliseconds(reply))
 
     def _checked_actions(self, content: Mapping[Any, Any]) -> NDArray[Any]:
@@ -244,23 +253,59 @@ class RemoteAgent:
 def stage_milliseconds(reply: Reply) -> dict[str, float]:
     """`total` by this side's clock, and what the server's `server_timing` says: `infer_ms` as `server`, others by name.
 
-    What names the previous answer (`prev_total_ms` of openpi's server) is left out.
+    What names the previous answer (`prev_total_ms` of openpi's server) is left out, and so is what is no finite number.
     """
     stages = {"total": round(1000 * reply.seconds, 3)}
     timing = reply.content.get("server_timing")
     for key, value in timing.items() if isinstance(timing, dict) else ():
-        name = str(key).removesuffix("_ms")
-        if isinstance(value, int | float) and name != "total" and not name.startswith("prev_"):
-            stages["server" if name == "infer" else name] = round(float(value), 3)
+        name, number = str(key).removesuffix("_ms"), _finite(value)
+        if number is not None and name != "total" and not name.startswith("prev_"):
+            stages["server" if name == "infer" else name] = round(number, 3)
     return stages
 
 
+def _finite(value: Any) -> float | None:
+    """A finite number as a float; None for anything else."""
+    value = value.item() if isinstance(value, np.generic) else value
+    if isinstance(value, bool) or not isinstance(value, Real):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _camera_names(cameras: Any) -> tuple[str, ...]:
+    """Raises ValueError for anything but names of cameras, each once."""
+    names = cameras.tolist() if isinstance(cameras, np.ndarray) else cameras
+    listed = isinstance(names, list | tuple) and all(isinstance(name, str) for name in names)
+    if not listed or not names or len(set(names)) < len(names):
+        raise ValueError(f"cameras is {cameras!r}; expected a list of one or more of {list(CAMERAS)}, each once")
+    return tuple(names)
+
+
+def _check_robot(robot: RobotSpec) -> None:
+    """Raises ValueError for facts of other types than those of LIBERO's robot, and for an impossible pace."""
+    for name in (f.name for f in fields(RobotSpec)):
+        value, expected = getattr(robot, name), type(getattr(LIBERO, name))
+        fits = isinstance(value, int | float if expected is float else expected)
+        if not fits or isinstance(value, bool) != (expected is bool):
+            raise ValueError(f"the robot's {name} is {value!r}; expected a {expected.__name__}")
+    if not (math.isfinite(robot.control_rate_hz) and robot.control_rate_hz > 0):
+        raise ValueError(f"the robot's control_rate_hz is {robot.control_rate_hz}; expected a number above 0")
+    if robot.open_loop_steps < 1:
+        raise ValueError(f"the robot's open_loop_steps is {robot.open_loop_steps}; expected 1 or more")
+
+
 def _plain(value: Any) -> Any:
-    """A server's metadata as JSON takes it."""
+    """A server's metadata as JSON takes it, which knows neither NaN nor infinity: those become text."""
     if isinstance(value, dict):
         return {key if isinstance(key, str) else repr(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     if isinstance(value, np.ndarray | np.generic):
-        return value.tolist()
+        return _plain(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
     return value if isinstance(value, str | int | float | bool | None) else repr(value)

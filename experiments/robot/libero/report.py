@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shlex
 from collections.abc import Sequence
@@ -13,7 +14,6 @@ import numpy as np
 from experiments.robot.libero.report_cost import latency_section, look_times, tokens_section
 from experiments.robot.libero.report_evaluation import CONTROL_WORDS, Evaluation, TaskKey, load_evaluations
 from experiments.robot.libero.report_rollouts import rollout_sections
-from experiments.robot.libero.results import EpisodeRecord
 from prismatic.report.charts import RateBars
 from prismatic.report.data import (
     Cell,
@@ -49,12 +49,13 @@ def write_reports(
 
     Raises:
         FileNotFoundError: where there are no results.
-        ValueError: for results of another schema, one file given twice, no file at all, or a negative limit.
+        ValueError: for results of another schema, one file given twice, no file at all, or a limit that is negative or
+            not finite.
     """
     if not paths:
         raise ValueError("no results were given; name results.json files or the folders that hold them")
-    if max_embedded_mb < 0:
-        raise ValueError(f"max_embedded_mb is {max_embedded_mb}; give 0 (embed nothing) or more")
+    if not (math.isfinite(max_embedded_mb * 1e6) and max_embedded_mb >= 0):
+        raise ValueError(f"max_embedded_mb is {max_embedded_mb}; give 0 (embed nothing) or more, a finite number")
     evaluations = load_evaluations(paths)
     folder = Path(output_dir or os.path.commonpath([evaluation.folder for evaluation in evaluations]))
     data = report_data(evaluations, MediaFiles(folder, round(max_embedded_mb * 1e6)))
@@ -106,7 +107,8 @@ def _summary(evaluations: Sequence[Evaluation]) -> str:
 
 def _policy_words(evaluation: Evaluation) -> str:
     policy = evaluation.results.policy
-    size = f"{policy['parameters'] / 1e6:.1f} million parameters, " if "parameters" in policy else ""
+    parameters = policy.get("parameters")  # a server's own words, where the policy is behind one
+    size = f"{parameters / 1e6:.1f} million parameters, " if isinstance(parameters, int | float) else ""
     return f"{policy.get('checkpoint', 'an unnamed policy')} ({size}pruner {policy.get('pruner', 'unknown')})"
 
 
@@ -219,19 +221,13 @@ def _details(evaluation: Evaluation, task: TaskKey | None) -> tuple[str, ...]:
     episodes = [e for e in evaluation.results.episodes if task in (None, (e.suite, e.task_index))]
     steps = [episode.steps for episode in episodes if episode.success]
     kept = [count for episode in episodes for count in episode.tokens_kept]
-    times = _times(evaluation, episodes)
+    times = [time for episode in episodes for time in episode.latency_ms]
     return (
         str(sum(episode.invalid is not None for episode in episodes)),
         f"{np.mean(steps):.0f}" if steps else "–",
         f"{np.mean(kept):.1f}" if kept else "–",
         f"{np.median(times):.1f}" if times else "–",
     )
-
-
-def _times(evaluation: Evaluation, episodes: Sequence[EpisodeRecord]) -> list[float]:
-    """Milliseconds of these rollouts' looks; the evaluation's very first look is left out."""
-    first = next((episode for episode in evaluation.results.episodes if episode.latency_ms), None)
-    return [time for episode in episodes for time in episode.latency_ms[1 if episode is first else 0 :]]
 
 
 def protocol_table(evaluations: Sequence[Evaluation]) -> Table:

@@ -15,6 +15,8 @@ from prismatic.report.data import Block, Section, Table
 PERCENTILES = (50, 90, 95, 99)
 REST = "other and waiting"
 """Time of a look that no stage accounts for: preparing the request, waiting for other rollouts' looks, the head."""
+SERVER, SERVER_REST = "server", "other on the server"
+"""The stage of a policy server's whole answer, and what is left of it where the server also names parts of it."""
 
 
 def tokens_section(evaluations: Sequence[Evaluation]) -> Section:
@@ -57,11 +59,12 @@ def _seconds_per_look(evaluations: Sequence[Evaluation]) -> float | None:
 
 @dataclass(frozen=True)
 class LookTimes:
-    """Milliseconds of every look but the first.
+    """Milliseconds of every look.
 
     Args:
         whole: (N,) From a look's request to its answer.
         stages: Stage -> (M,) times, `REST` last, M <= N: the looks whose stages were recorded; empty without any.
+            No stage is part of another one.
     """
 
     whole: NDArray[np.float64]
@@ -69,21 +72,17 @@ class LookTimes:
 
 
 def look_times(evaluation: Evaluation) -> LookTimes:
-    """Times of the looks, without the very first: the first call of a process pays for its initialisation."""
+    """Times of all looks."""
     whole: list[float] = []
     parts: list[dict[str, float]] = []
     rests: list[float] = []
-    skip = 1
     for episode in evaluation.results.episodes:
         stages = {name: times for name, times in episode.stage_ms.items() if name != "total"}
         told = bool(stages) and all(len(times) == len(episode.latency_ms) for times in stages.values())
         for look, latency in enumerate(episode.latency_ms):
-            if skip:
-                skip -= 1
-                continue
             whole.append(latency)
             if told:
-                parts.append({name: times[look] for name, times in stages.items()})
+                parts.append(_disjoint({name: times[look] for name, times in stages.items()}))
                 rests.append(max(0.0, latency - sum(parts[-1].values())))
     names = list(dict.fromkeys(name for part in parts for name in part))
     split = {name: np.array([part.get(name, 0.0) for part in parts]) for name in names}
@@ -92,9 +91,19 @@ def look_times(evaluation: Evaluation) -> LookTimes:
     return LookTimes(np.array(whole), split)
 
 
+def _disjoint(stages: dict[str, float]) -> dict[str, float]:
+    """One look's stages, with what its parts leave of the server's time in place of all of it."""
+    parts = {name: time for name, time in stages.items() if name != SERVER}
+    if SERVER not in stages or not parts:
+        return stages
+    return {**parts, SERVER_REST: max(0.0, stages[SERVER] - sum(parts.values()))}
+
+
 def latency_section(evaluations: Sequence[Evaluation]) -> Section:
     """Percentiles of the time per look, by stage, and what the mean is made of."""
     timed = [(evaluation, times) for evaluation in evaluations if (times := look_times(evaluation)).whole.size]
+    if not timed:
+        return Section("Time per look", [])
     split = [(evaluation, times) for evaluation, times in timed if times.stages]
     blocks: list[Block] = []
     if split:
@@ -108,8 +117,8 @@ def latency_section(evaluations: Sequence[Evaluation]) -> Section:
     blocks += [_percentile_table(evaluation.label, times) for evaluation, times in timed]
     devices = dict.fromkeys(str(evaluation.results.run.get("device", "unknown")) for evaluation, _ in timed)
     note = (
-        f"Milliseconds from a look's request to its answer, on: {', '.join(devices)}. The first call of an evaluation "
-        f"is left out: it warms up. “{REST}” is what no stage accounts for."
+        f"Milliseconds from a look's request to its answer, on: {', '.join(devices)}. “{REST}” is what no stage "
+        "accounts for."
     )
     return Section("Time per look", blocks, note)
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from experiments.robot.libero.results import EpisodeRecord, Results
+from experiments.robot.libero.results import FILE_NAME, EpisodeRecord, Results
 
 CONTROL_WORDS = {
     "blank_images": "the policy saw mid-grey pictures; what it solves, it solves with its eyes shut",
@@ -61,25 +61,26 @@ class Evaluation:
 
 
 def load_evaluations(paths: Sequence[str | Path]) -> list[Evaluation]:
-    """Read results files, or the ones inside folders, and name them by the folders they lie in.
+    """Read results files, or the ones inside folders, and name them by their folders, several of one folder by file.
 
     Raises:
         FileNotFoundError: where there is none.
         ValueError: for results of another schema, and for one file given twice.
     """
-    folders = [(path if path.is_dir() else path.parent).resolve() for path in map(Path, paths)]
+    files = [(path / FILE_NAME if path.is_dir() else path).resolve() for path in map(Path, paths)]
     results = [Results.load(path) for path in paths]
-    if len(set(folders)) < len(folders):
+    if len(set(files)) < len(files):
         raise ValueError("the same results were given twice; name each results file or folder once")
-    names = short_names(folders)
+    folders = [file.parent for file in files]
+    names = short_names([file if folders.count(file.parent) > 1 else file.parent for file in files])
     return [Evaluation(*parts) for parts in zip(names, results, folders, strict=True)]
 
 
-def short_names(folders: Sequence[Path]) -> list[str]:
+def short_names(paths: Sequence[Path]) -> list[str]:
     """As many last parts of the paths as it takes to tell them apart."""
-    longest = max((len(folder.parts) for folder in folders), default=1)
+    longest = max((len(path.parts) for path in paths), default=1)
     for count in range(1, longest + 1):
-        names = ["/".join(folder.parts[-count:]) for folder in folders]
+        names = ["/".join(path.parts[-count:]) for path in paths]
         if len(set(names)) == len(names):
             break
     return names

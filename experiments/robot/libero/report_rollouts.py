@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
 from experiments.robot.libero.report_evaluation import Evaluation, last_line, outcome_words, task_words
 from experiments.robot.libero.results import EpisodeRecord
 from prismatic.report.data import Block, Cell, Clip, Picture, Row, Section, Table
-from prismatic.report.media import MediaFiles, relative_address
+from prismatic.report.media import MediaFiles, find_media, relative_address
+
+VIDEO = "video/mp4"
 
 _ROWS_SHOWN = 30  # Longer tables of rollouts are folded.
 
@@ -24,37 +27,69 @@ def rollout_sections(evaluations: Sequence[Evaluation], files: MediaFiles) -> li
     """
     rollouts = [(evaluation, episode) for evaluation in evaluations for episode in evaluation.results.episodes]
     several = len(evaluations) > 1
-    failures = _clip_section("Failures", rollouts, lambda episode: episode.success is False, (files, several))
-    successes = _clip_section("Successes", rollouts, lambda episode: bool(episode.success), (files, several))
-    return [failures, invalid_section(rollouts), successes, _all_rollouts(rollouts, files, several)]
+    failed = [rollout for rollout in rollouts if rollout[1].success is False]
+    solved = [rollout for rollout in rollouts if rollout[1].success]
+    return [
+        _failures(failed, files, several),
+        invalid_section(rollouts),
+        _successes(solved, files, several),
+        _all_rollouts(rollouts, files, several),
+    ]
 
 
-def _clip_section(
-    title: str, rollouts: Sequence[Rollout], chosen: Callable[[EpisodeRecord], bool], page: tuple[MediaFiles, bool]
-) -> Section:
-    files, several = page
-    found = [rollout for rollout in rollouts if chosen(rollout[1])]
-    filmed = [rollout for rollout in found if rollout[1].video]
-    clips = [clip for rollout in filmed if (clip := _clip(*rollout, files, several)) is not None]
-    words = f"{len(clips)} of {len(found)} with a clip." if len(clips) < len(found) else f"{len(found)} in all."
-    if len(clips) < len(filmed):
-        words += f" The video files of {len(filmed) - len(clips)} are not where the results say."
-    if clips:
+def _failures(failed: Sequence[Rollout], files: MediaFiles, several: bool) -> Section:
+    """All of them: as clips, and those without one in a table."""
+    clips = [_clip(*rollout, files, several) for rollout in failed]
+    blocks: list[Block] = [clip for clip in clips if clip is not None]
+    without = [rollout for rollout, clip in zip(failed, clips, strict=True) if clip is None]
+    if without:
+        columns = ("task", *(["evaluation"] if several else []), "initial state", "trial", "outcome", "steps", "clip")
+        rows = [
+            (
+                *_place(*rollout, several),
+                outcome_words(rollout[1]),
+                str(rollout[1].steps),
+                "file is missing" if rollout[1].video else "not filmed",
+            )
+            for rollout in without
+        ]
+        title = "Failures without a clip"
+        blocks.append(Table(title, columns, rows, numeric=False, folded=len(rows) > _ROWS_SHOWN, wide=True))
+    return Section("Failures", blocks, _clip_words(failed, clips), columns=2)
+
+
+def _successes(solved: Sequence[Rollout], files: MediaFiles, several: bool) -> Section:
+    """Those that were filmed."""
+    clips = [_clip(*rollout, files, several) for rollout in solved]
+    words = _clip_words(solved, clips) if any(episode.video for _, episode in solved) else ""
+    return Section("Successes", [clip for clip in clips if clip is not None], words, columns=2)
+
+
+def _clip_words(rollouts: Sequence[Rollout], clips: Sequence[Clip | None]) -> str:
+    """How many of the rollouts have a clip, and what is to be seen in one; empty without rollouts."""
+    if not rollouts:
+        return ""
+    shown = sum(clip is not None for clip in clips)
+    lost = sum(bool(episode.video) for _, episode in rollouts) - shown
+    words = f"{shown} of {len(rollouts)} with a clip." if shown < len(rollouts) else f"{len(rollouts)} in all."
+    if lost:
+        words += f" The video files of {lost} are not where the results say, or are no videos of this evaluation."
+    if shown:
         words += (
             " In a clip: the cameras as they are, then what the policy saw at its last look, with what the pruner "
             "dropped darkened. Below it: the same at a few looks from first to last, a row per camera."
         )
-    return Section(title, clips, words, columns=2)
+    return words
 
 
 def _clip(evaluation: Evaluation, episode: EpisodeRecord, files: MediaFiles, several: bool) -> Clip | None:
-    path = evaluation.folder / str(episode.video)
-    video = files.add(path, "video/mp4")
-    if video is None:
+    name = episode.video
+    video = files.add(evaluation.folder, name, VIDEO) if name else None
+    if not name or video is None:
         return None
     title = task_words(episode)
     description = f"What was kept at a few looks of: {title}, initial state {episode.initial_state}"
-    image = files.add(path.with_suffix(".png"), "image/png")
+    image = files.add(evaluation.folder, str(Path(name).with_suffix(".png")), "image/png")
     picture = None if image is None else Picture("kept tokens", image, description=description)
     caption = describe(evaluation, episode)
     return Clip(title, video, f"{evaluation.label}: {caption}" if several else caption, picture)
@@ -81,20 +116,22 @@ def invalid_section(rollouts: Sequence[Rollout]) -> Section:
     blocks: list[Block] = []
     place = ("task", "evaluation", "initial state", "trial", "attempts")
     if invalid:
-        rows = [(*_place(*rollout), last_line(rollout[1].invalid or "")) for rollout in invalid]
+        rows = [
+            (*_place(*rollout), str(rollout[1].attempts), last_line(rollout[1].invalid or "")) for rollout in invalid
+        ]
         note = "Neither successes nor failures: they are in no rate. The whole tracebacks are in results.json."
         blocks.append(Table("Invalid rollouts", (*place, "error"), rows, note, numeric=False))
     if repeated:
-        rows = [(*_place(*rollout), outcome_words(rollout[1])) for rollout in repeated]
+        rows = [(*_place(*rollout), str(rollout[1].attempts), outcome_words(rollout[1])) for rollout in repeated]
         note = "After a crash, a hang or an error the rollout was begun anew; its last attempt counts."
         blocks.append(Table("Begun more than once", (*place, "outcome"), rows, note, numeric=False))
     return Section("Errors", blocks)
 
 
-def _place(evaluation: Evaluation, episode: EpisodeRecord) -> tuple[str, ...]:
-    return (
-        task_words(episode), evaluation.label, str(episode.initial_state), str(episode.trial), str(episode.attempts)
-    )  # fmt: skip
+def _place(evaluation: Evaluation, episode: EpisodeRecord, several: bool = True) -> tuple[str, ...]:
+    """Task, evaluation (where there are `several`), initial state and trial."""
+    label = (evaluation.label,) if several else ()
+    return (task_words(episode), *label, str(episode.initial_state), str(episode.trial))
 
 
 def _all_rollouts(rollouts: Sequence[Rollout], files: MediaFiles, several: bool) -> Section:
@@ -102,20 +139,16 @@ def _all_rollouts(rollouts: Sequence[Rollout], files: MediaFiles, several: bool)
                "tokens kept", "seconds", "attempts", "video")  # fmt: skip
     rows: list[Row] = []
     for evaluation, episode in rollouts:
-        path = evaluation.folder / episode.video if episode.video else None
-        there = path is not None and path.is_file()
+        path = find_media(evaluation.folder, episode.video, VIDEO) if episode.video else None
         rows.append(
             (
-                task_words(episode),
-                *([evaluation.label] if several else []),
-                str(episode.initial_state),
-                str(episode.trial),
+                *_place(evaluation, episode, several),
                 Cell(outcome_words(episode), mark=episode.success),
                 str(episode.steps),
                 f"{np.mean(episode.tokens_kept):.1f}" if episode.tokens_kept else "–",
                 f"{episode.wall_seconds:.1f}",
                 str(episode.attempts),
-                Cell("file", address=relative_address(path, files.folder)) if there and path else Cell("–"),
+                Cell("file", address=relative_address(path, files.folder)) if path else Cell("–"),
             )
         )
     note = "Seconds are those of the whole rollout on the evaluating machine, its videos included."

@@ -80,11 +80,6 @@ SUITES = _all_suites()
 """Name -> suite."""
 
 
-def suites() -> tuple[str, ...]:
-    """Names of the suites that can be evaluated."""
-    return tuple(SUITES)
-
-
 def listing() -> str:
     """All names, grouped by what is perturbed, for error messages."""
     groups: dict[str, list[str]] = {}
