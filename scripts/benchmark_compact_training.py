@@ -19,7 +19,6 @@ import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-import draccus
 import torch
 from rich.console import Console
 from rich.progress import track
@@ -28,6 +27,7 @@ from rich.table import Table
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # `scripts` is no installed package
 
+from prismatic.command_line import parse_or_exit  # noqa: E402
 from prismatic.extern.hf.configuration_prismatic import OpenVLAConfig  # noqa: E402
 from prismatic.extern.hf.modeling_prismatic import OpenVLAForActionPrediction  # noqa: E402
 from prismatic.models.action_heads import L1RegressionActionHead  # noqa: E402
@@ -191,7 +191,7 @@ def show(rows: list[dict[str, float]], console: Console) -> None:
 
 
 def main() -> None:
-    config = draccus.parse(BenchmarkConfig)
+    config = parse_or_exit(BenchmarkConfig)
     console = Console()
     if config.only:
         console.print(measure_memory(config))

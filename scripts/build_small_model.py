@@ -13,13 +13,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import draccus
 import torch
 from timm.layers.pos_embed_sincos import build_sincos2d_pos_embed
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 from prismatic.checkpoint import Checkpoint, save_checkpoint
+from prismatic.command_line import parse_or_exit
 from prismatic.extern.hf.configuration_prismatic import OpenVLAConfig
 from prismatic.extern.hf.modeling_prismatic import OpenVLAForActionPrediction
 from prismatic.extern.hf.processing_prismatic import PrismaticImageProcessor, PrismaticProcessor
@@ -177,4 +177,4 @@ def build(config: SmallModelConfig) -> Path:
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    build(draccus.parse(SmallModelConfig))
+    build(parse_or_exit(SmallModelConfig))

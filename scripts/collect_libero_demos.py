@@ -11,7 +11,6 @@ from __future__ import annotations
 import signal
 import sys
 
-import draccus
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
@@ -20,6 +19,7 @@ from experiments.robot.libero.collection import Outcome, collect, finished, plan
 from experiments.robot.libero.collection_config import CollectionConfig
 from experiments.robot.libero.environment import LiberoTask
 from experiments.robot.libero.simulator import RenderingUnavailable
+from prismatic.command_line import parse_or_exit
 
 INCOMPLETE, UNUSABLE = 1, 2
 """Exit statuses."""
@@ -96,4 +96,4 @@ def _table(summaries: list[dict]) -> Table:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # schedulers stop jobs so
-    sys.exit(main(draccus.parse(CollectionConfig)))
+    sys.exit(main(parse_or_exit(CollectionConfig)))

@@ -20,8 +20,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as RichTable
 
-from experiments.robot.libero.comparison import Comparison, compare, p_text, plan_unpaired, points
-from experiments.robot.libero.results import Results
+from experiments.robot.libero.comparison import Comparison, compare, p_text, plan_unpaired, points, span
+from experiments.robot.libero.results import FILE_NAME, Results
 from experiments.robot.libero.tables import (
     WARNING,
     Table,
@@ -40,7 +40,7 @@ UNUSABLE = 2
 """Exit status."""
 
 WRITERS: dict[str, Callable[[Table], str]] = {"markdown": to_markdown, "csv": to_csv, "latex": to_latex}
-SUFFIXES = {".md": "markdown", ".csv": "csv", ".tex": "latex"}
+SUFFIXES = {".md": "markdown", ".csv": "csv", ".tex": "latex", ".txt": "text"}
 
 _WIDTH = 110  # Of text that does not go to a terminal.
 _BAR = 16
@@ -51,12 +51,12 @@ def main(arguments: Sequence[str]) -> int:
     options = _parser().parse_args(arguments)
     errors = Console(stderr=True)
     try:
+        kind = options.format or _kind_of(options.output)
         comparison, table, plan = _evaluate(options)
     except (OSError, ValueError) as error:
         errors.print("[bold red]error:[/] ", end="")
         errors.print(str(error), markup=False, highlight=False, soft_wrap=True)
         return UNUSABLE
-    kind = options.format or SUFFIXES.get(Path(options.output or "").suffix.lower(), "text")
     if kind == "text" or options.output:
         terminal = Console() if sys.stdout.isatty() else Console(width=_WIDTH)
         show(table, comparison, plan, terminal)
@@ -65,9 +65,8 @@ def main(arguments: Sequence[str]) -> int:
         errors.print(f"{kind}: {escape(str(options.output))}", highlight=False, soft_wrap=True)
     elif kind != "text":
         sys.stdout.write(WRITERS[kind](table))
-        # A CSV file has no place for notes, of which a comparison's first one is the verdict.
-        said = table.notes if kind == "csv" else [comparison.verdict] if comparison else []
-        for line in [*said, *plan]:
+        # CSV has no place for notes; the other formats have the verdict among theirs.
+        for line in [*(table.notes if kind == "csv" else []), *plan]:
             errors.print(line, markup=False, highlight=False, soft_wrap=True)
     return 0
 
@@ -106,17 +105,15 @@ def drawn_comparison(comparison: Comparison) -> RichTable:
     for number, outcome in enumerate(outcomes):
         total = number >= len(comparison.tasks)
         rates = [
-            f"{100 * rate:.1f}\n{_faint(f'{100 * ends.low:.0f} to {100 * ends.high:.0f}')}"
-            for rate, ends in zip(outcome.rates, outcome.wilson, strict=True)
+            f"{100 * rate:.1f}\n{_faint(span(ends))}" for rate, ends in zip(outcome.rates, outcome.wilson, strict=True)
         ]
         tally = f"{'/'.join(map(str, outcome.counts))}\n{tally_bar(outcome.counts)}"
-        low, high = (f"{100 * end:+.0f}" for end in outcome.interval)
         p_value = outcome.p_value if outcome.corrected_p is None else outcome.corrected_p
         drawn.add_row(
             escape(outcome_name(outcome, comparison)),
             *rates,
             tally,
-            f"{points(outcome.difference)}\n{_faint(f'{low} to {high}')}",
+            f"{points(outcome.difference)}\n{_faint(span(outcome.interval, signed=True))}",
             p_text(p_value),
             style="bold" * total,
             end_section=number == len(comparison.tasks) - 1,
@@ -157,11 +154,12 @@ def _evaluate(options: argparse.Namespace) -> tuple[Comparison | None, Table, li
     wanted = None if options.plan is None else options.plan / 100
     if wanted is not None and not 0.0 < wanted < 1.0:
         raise ValueError(f"--plan {options.plan:g}: expected a difference in percentage points, above 0 and below 100")
+    if options.against and options.names is not None and len(options.names) != 2:
+        raise ValueError(f"--names {' '.join(options.names)}: with --against give two names, one for each side")
+    _check_given_once([*options.results, *(options.against or [])])
     first = [Results.load(path) for path in options.results]
     if options.against:
         second = [Results.load(path) for path in options.against]
-        if options.names is not None and len(options.names) != 2:
-            raise ValueError(f"--names {' '.join(options.names)}: with --against give two names, one for each side")
         names = options.names or distinct_names([first, second], [options.results, options.against])
         comparison = compare(first, second, (names[0], names[1]))
         return comparison, comparison_table(comparison), comparison.plan(wanted) if wanted else []
@@ -172,6 +170,24 @@ def _evaluate(options: argparse.Namespace) -> tuple[Comparison | None, Table, li
         policies.setdefault(name, []).append(result)
     table = result_table(first[0]) if len(first) == 1 else policies_table(policies)
     return None, table, _plan(policies, wanted) if wanted else []
+
+
+def _kind_of(output: str | None) -> str:
+    """The format that a file's suffix asks for."""
+    suffix = Path(output).suffix if output else ".txt"
+    if suffix.lower() not in SUFFIXES:
+        known = ", ".join(f"{name} ({kind})" for name, kind in SUFFIXES.items())
+        raise ValueError(f"--output {output}: expected a name that ends with one of {known}, or give --format as well")
+    return SUFFIXES[suffix.lower()]
+
+
+def _check_given_once(paths: Sequence[str]) -> None:
+    given: set[Path] = set()
+    for path in map(Path, paths):
+        file = (path / FILE_NAME if path.is_dir() else path).resolve()
+        if file in given:
+            raise ValueError(f"{path}: the same results were given twice; name each results file or folder once")
+        given.add(file)
 
 
 def _plan(policies: dict[str, list[Results]], wanted: float) -> list[str]:
@@ -216,17 +232,17 @@ def _identity(result: Results) -> dict[str, str]:
 
 
 def _name(identity: Mapping[str, str], in_full: Collection[str] = ()) -> str:
+    """`small`, `small (random tokens)`: not `small, random tokens`, which in a sentence would be two."""
     place, pruner, control = Path(identity["place"]), identity["pruner"], identity["control"]
     short = pruner.partition(":")[0]
     said = [short] if short != "lightvla" and control != "random_tokens" else []
-    return ", ".join(
-        [
-            identity["place"] if "place" in in_full else place.name or identity["place"],
-            *([pruner] if "pruner" in in_full else said),
-            *(identity[part] for part in ("read-out", "quantization") if part in in_full),
-            *([control.replace("_", " ")] if control != "none" else []),
-        ]
-    )
+    name = identity["place"] if "place" in in_full else place.name or identity["place"]
+    particulars = [
+        *([pruner] if "pruner" in in_full else said),
+        *(identity[part] for part in ("read-out", "quantization") if part in in_full),
+        *([control.replace("_", " ")] if control != "none" else []),
+    ]
+    return f"{name} ({', '.join(particulars)})" if particulars else name
 
 
 def distinct_names(sides: Sequence[Sequence[Results]], paths: Sequence[Sequence[str]]) -> list[str]:
@@ -245,7 +261,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--against", nargs="+", help="the other policy's, on the same starts")
     parser.add_argument("--names", nargs="+", help="two with --against; else one per file, a policy's files alike")
     parser.add_argument("--format", choices=["text", *WRITERS], help="default: by the suffix of --output, else text")
-    parser.add_argument("--output", help="file to write the table into")
+    parser.add_argument("--output", help=f"file to write the table into: {', '.join(SUFFIXES)}")
     parser.add_argument("--plan", type=float, metavar="POINTS", help="trials to see a difference of so many points")
     return parser
 

@@ -17,7 +17,6 @@ import sys
 import time
 from pathlib import Path
 
-import draccus
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
@@ -26,6 +25,7 @@ sys.path.insert(0, str(ROOT))  # `scripts` is no installed package
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # idle threads must not take the cores from other processes
 
 from prismatic.checkpoint import load_training_state  # noqa: E402
+from prismatic.command_line import parse_or_exit  # noqa: E402
 from scripts.demo_report import write_report  # noqa: E402
 from scripts.demo_settings import STAGES, TASKS, DemoConfig, Paths, evaluations, stage_commands  # noqa: E402
 
@@ -197,7 +197,7 @@ def _show(progress: Progress, bar: TaskID, directory: Path) -> None:
 
 
 def main() -> None:
-    config = draccus.parse(DemoConfig)
+    config = parse_or_exit(DemoConfig)
     if config.stage not in ("all", *STAGES):
         sys.exit(f"unknown stage {config.stage!r}; known: all, {', '.join(STAGES)}")
     os.chdir(ROOT)

@@ -14,6 +14,7 @@ FLOORS = {
     "prismatic": 0,  # the package's own __init__: the version
     "prismatic.vla": 0,
     "prismatic.significance": 0,
+    "prismatic.command_line": 0,
     "prismatic.vla.datasets": 1,
     "prismatic.models": 1,
     "prismatic.extern": 2,

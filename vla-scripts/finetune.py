@@ -15,12 +15,11 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import logging
 import sys
 
-import draccus
 import huggingface_hub.utils.logging
-from draccus.utils import DecodingError
 from rich import get_console
 from rich.logging import RichHandler
 
+from prismatic.command_line import FlagError, parse_flags
 from prismatic.training.config import FinetuneConfig
 from prismatic.training.loop import BadInput, finetune
 
@@ -36,8 +35,8 @@ def main() -> int:
     huggingface_hub.utils.logging.set_verbosity_warning()
     log = logging.getLogger("finetune")
     try:
-        folder = finetune(draccus.parse(config_class=FinetuneConfig))
-    except (BadInput, DecodingError) as error:
+        folder = finetune(parse_flags(FinetuneConfig))
+    except (BadInput, FlagError) as error:
         if is_main:
             log.error("%s", error)
         return 2

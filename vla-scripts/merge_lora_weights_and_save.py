@@ -12,9 +12,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import draccus
-
 from prismatic.adapters import merge_adapter
+from prismatic.command_line import parse_or_exit
 
 
 @dataclass
@@ -40,4 +39,4 @@ def main(config: MergeConfig) -> int:
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
-    sys.exit(main(draccus.parse(MergeConfig)))
+    sys.exit(main(parse_or_exit(MergeConfig)))

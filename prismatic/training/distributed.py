@@ -58,7 +58,7 @@ class Ranks:
             yield
         except errors as error:
             own = error
-        for rank, what in enumerate(self.gather(None if own is None else f"{type(own).__name__}: {own}")):
+        for rank, what in enumerate(self.gather(None if own is None else str(own) or type(own).__name__)):
             if own is not None:
                 raise own
             if what is not None:

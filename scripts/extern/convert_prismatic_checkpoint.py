@@ -19,12 +19,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import draccus
 import torch
 from huggingface_hub import split_torch_state_dict_into_shards
 
 from prismatic.atomic_folder import staged
 from prismatic.checkpoint import PROCESSOR_FILES, STATISTICS_FILE, expected_tensors, resolve
+from prismatic.command_line import parse_or_exit
 from prismatic.extern.hf.configuration_prismatic import OpenVLAConfig
 from prismatic.weight_files import tensor_reader, write_shards
 
@@ -174,4 +174,4 @@ def main(config: ConvertConfig) -> int:
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
-    sys.exit(main(draccus.parse(ConvertConfig)))
+    sys.exit(main(parse_or_exit(ConvertConfig)))

@@ -19,9 +19,11 @@ from experiments.robot.libero.comparison import (
     plan_unpaired,
     points,
     round_up,
+    span,
 )
 from experiments.robot.libero.results import EpisodeRecord, Results
 from prismatic.significance import (
+    Interval,
     PairedCounts,
     averaged_difference_interval,
     holm,
@@ -200,24 +202,24 @@ def test_warnings_name_the_settings_that_differ() -> None:
         return compare([results(first)], [change], ("A", "B")).warnings
 
     for config, words in (
-        ({"num_open_loop_steps": 4}, "actions executed of each chunk 8 (A), 4 (B)"),
-        ({"num_steps_wait": 20}, "settling steps 10 (A), 20 (B)"),
-        ({"env_img_res": 128}, "side of the pictures in pixels 256 (A), 128 (B)"),
-        ({"control": "blank_images"}, "control none (A), blank_images (B)"),
+        ({"num_open_loop_steps": 4}, "actions executed of each chunk 8 for A; 4 for B"),
+        ({"num_steps_wait": 20}, "settling steps 10 for A; 20 for B"),
+        ({"env_img_res": 128}, "side of the pictures in pixels 256 for A; 128 for B"),
+        ({"control": "blank_images"}, "control none for A; blank_images for B"),
     ):
         assert warned(results(second, **config)) == (f"not the same protocol: {words}",)
     other = results(second)
     other.versions["mujoco"], other.run["renderer"], other.run["complete"] = "3.3.0", "fast", False
     assert warned(other) == (
-        "not the same protocol: renderer robosuite (A), fast (B)",
-        "not the same protocol: mujoco 3.2.3 (A), 3.3.0 (B)",
+        "not the same protocol: renderer robosuite for A; fast for B",
+        "not the same protocol: mujoco 3.2.3 for A; 3.3.0 for B",
         "B: 1 of 1 evaluations did not get to the end",
     )
     following = results(second, num_open_loop_steps=None)
     following.policy["robot"] = {"open_loop_steps": 8}
     assert warned(following) == ()
     following.policy["robot"] = {"open_loop_steps": 25}
-    assert warned(following) == ("not the same protocol: actions executed of each chunk 8 (A), 25 (B)",)
+    assert warned(following) == ("not the same protocol: actions executed of each chunk 8 for A; 25 for B",)
 
 
 def test_a_recorded_protocol_is_compared_suite_by_suite() -> None:
@@ -231,10 +233,10 @@ def test_a_recorded_protocol_is_compared_suite_by_suite() -> None:
     assert compare(sides[0], sides[1], ("A", "B")).warnings == ()
     sides[1][0].run["protocol"]["max_steps"] = 400
     assert compare(sides[0], sides[1], ("A", "B")).warnings == (
-        "not the same protocol: protocol max_steps 300 (A), 400 (B)",
+        "not the same protocol: protocol max_steps 300 for A; 400 for B",
     )
     del sides[1][1].run["protocol"]
-    assert "not the same protocol: protocol settle_action [0, -1] (A), not recorded (B)" in (
+    assert "not the same protocol: protocol settle_action [0, -1] for A; not recorded for B" in (
         compare(sides[0], sides[1], ("A", "B")).warnings
     )
 
@@ -250,7 +252,7 @@ def test_deviations_repeat_what_is_compared_anyway() -> None:
     assert compare(sides[:1], sides[1:]).warnings == ()
     sides[1].run["protocol"]["name"] = "lerobot"
     assert compare(sides[:1], sides[1:], ("A", "B")).warnings == (
-        "not the same protocol: protocol name openvla-oft (A), lerobot (B)",
+        "not the same protocol: protocol name openvla-oft for A; lerobot for B",
     )
 
 
@@ -267,15 +269,15 @@ def test_the_verdict_names_the_better_one() -> None:
     found = compared(*even)
     low, high = (points(end) for end in found.overall.interval)
     assert found.distinguishable and found.overall.interval.low > 0
-    assert found.verdict == f"A is better than B (+44.0 points, 95 % interval {low} to {high}, p < 0.001)."
+    assert found.verdict == f"A is better than B: +44.0 points, 95 % interval {low} to {high}, p < 0.001."
     mirrored = compared(*[(both, b, a, neither) for both, a, b, neither in even])
-    assert mirrored.verdict.startswith("B is better than A (+44.0 points, 95 % interval +")
+    assert mirrored.verdict.startswith("B is better than A: +44.0 points, 95 % interval +")
 
 
 def test_a_difference_in_one_task_of_many_is_called_uneven() -> None:
     found = compared((5, 20, 0, 0), *[(10, 2, 2, 11)] * 9)
     assert found.distinguishable and found.overall.interval.low <= 0.0
-    assert "A is better than B (+8.0 points" in found.verdict and "uneven" in found.verdict
+    assert "A is better than B: +8.0 points" in found.verdict and "uneven" in found.verdict
 
 
 def test_no_verdict_where_chance_explains_it() -> None:
@@ -286,8 +288,30 @@ def test_no_verdict_where_chance_explains_it() -> None:
     assert found.verdict.startswith(
         "A and B are not distinguishable: 66.7 % and 63.9 % of the same 36 starts (+2.8 points"
     )
-    assert f"; 36 starts show one of about {100 * seen:.0f} points" in found.verdict
-    assert f"A difference of 2.8 points would need about {needed} trials per policy;" in found.verdict
+    assert found.verdict.endswith(
+        f"). Were the true difference 2.8 points, as measured, four of five evaluations with about {needed} starts "
+        "each would tell the two apart (80 % power); with 36 starts, as here, that takes a true difference of about "
+        f"{100 * seen:.0f} points."
+    )
+
+
+def test_an_interval_without_0_is_no_verdict() -> None:
+    """Four starts to none: McNemar's test has p = 0.125 at best, whatever the interval says."""
+    found = compared((0, 2, 0, 0), (0, 1, 0, 1), (0, 1, 0, 1))
+    assert found.overall.interval.low > 0 and found.overall.p_value == stats.binomtest(4, 4).pvalue == 0.125
+    assert (
+        "The interval excludes 0, but the verdict goes by the test. It counts only the 4 starts on which the two "
+        "differ, and 4 for A with 0 for B are not enough for it (fewer than 6 never are). Were the true"
+        in found.verdict
+    )
+    assert stats.binomtest(5, 5).pvalue >= 0.05 > stats.binomtest(6, 6).pvalue
+    mirrored = compared((0, 0, 2, 0), (0, 0, 1, 1), (0, 0, 1, 1))
+    assert mirrored.overall.interval.high < 0 and "0 for A with 4 for B are not enough" in mirrored.verdict
+    split = compared((0, 9, 2, 9))
+    assert split.overall.interval.low > 0 and not split.distinguishable
+    assert stats.binomtest(9, 11).pvalue >= 0.05 > stats.binomtest(10, 11).pvalue
+    assert "9 for A with 2 for B are not enough for it (10 of 11 on one side would be)." in split.verdict
+    assert "excludes 0" not in compared((6, 3, 1, 2), (5, 2, 2, 3)).verdict
 
 
 def test_equal_outcomes_do_not_prove_equality() -> None:
@@ -295,8 +319,9 @@ def test_equal_outcomes_do_not_prove_equality() -> None:
     found = compared((6, 0, 0, 2), (5, 0, 0, 3))
     assert found.overall.interval == paired_difference_interval(PairedCounts(11, 0, 0, 5))
     assert found.overall.interval.low < 0 < found.overall.interval.high
-    assert f"A difference of 5.0 points would need about {round_up(paired_trials(0.05, 0.05))} trials" in found.verdict
-    assert "3 starts show none at all" in compared((2, 0, 1, 0)).verdict
+    needed = round_up(paired_trials(0.05, 0.05))
+    assert f"difference 5.0 points, four of five evaluations with about {needed} starts each" in found.verdict
+    assert compared((2, 0, 1, 0)).verdict.endswith("with 3 starts, as here, no difference is large enough for that.")
 
 
 def test_an_interval_is_about_its_own_difference() -> None:
@@ -313,6 +338,7 @@ def test_a_lopsided_average_is_no_verdict() -> None:
     found = compared((0, 30, 10, 0), (0, 0, 3, 0))
     assert found.overall.p_value < 0.05 and found.overall.difference < 0
     assert not found.distinguishable and "not distinguishable" in found.verdict
+    assert "p is small because more starts fell to A, but averaged over tasks A is not ahead." in found.verdict
 
 
 def test_plans_give_the_planned_numbers() -> None:
@@ -323,14 +349,17 @@ def test_plans_give_the_planned_numbers() -> None:
     assert "differ on 33.3 %" in paired
     assert [unpaired] == plan_unpaired("A", 16 / 24, 24, 0.1)
     assert f"about {round_up(unpaired_trials(16 / 24, 16 / 24 - 0.1))} trials per policy on unrelated" in unpaired
-    assert f"24 show about {100 * unpaired_detectable(24, 16 / 24):.0f} points" in unpaired
+    seen = unpaired_detectable(24, 16 / 24)
+    assert unpaired.endswith(f"; with 24, as here, only a difference of about {100 * seen:.0f} points is told.")
     assert "No policy is 70 points away" in plan_unpaired("A", 0.6, 24, 0.7)[0]
-    assert "2 show nothing" in plan_unpaired("A", 0.5, 2, 0.1)[0]
+    [few] = plan_unpaired("A", 0.5, 2, 0.1)
+    assert few.endswith("; with 2, as here, no difference is large enough to be told.")
     assert str(round_up(paired_trials(0.5, 0.5))) in found.plan(0.5)[0], "the share is raised to the difference"
 
 
 def test_numbers_in_words() -> None:
     assert [points(x) for x in (0.0556, -0.1, 0.0001, -0.0001)] == ["+5.6", "-10.0", "0.0", "0.0"]
+    assert span(Interval(0.0, 1.0), signed=True) == "0.0 to +100.0" and span(Interval(0.1378, 0.609)) == "13.8 to 60.9"
     assert [p_words(p) for p in (0.00004, 0.0312, 0.5, 1.0)] == ["p < 0.001", "p = 0.031", "p = 0.50", "p = 1.00"]
     assert [p_text(p) for p in (0.0496, 0.0504, 0.05, 0.0625, 0.09, 0.1, 0.04999)] == (
         ["0.0496", "0.0504", "0.050", "0.062", "0.090", "0.10", "0.04999"]

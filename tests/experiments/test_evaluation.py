@@ -21,10 +21,11 @@ import pytest
 from experiments.robot.libero import protocols
 from experiments.robot.libero.agents import Answer, Request
 from experiments.robot.libero.config import EvaluationConfig
-from experiments.robot.libero.evaluation import Listeners, check_resumable, evaluate, num_workers
+from experiments.robot.libero.evaluation import Listeners, evaluate, num_workers
 from experiments.robot.libero.journal import Journal, read_journals
 from experiments.robot.libero.plan import Plan, make_plan
 from experiments.robot.libero.results import FILE_NAME, EpisodeRecord, Results, collect_versions
+from experiments.robot.libero.resuming import check_resumable, check_same_policy
 from experiments.robot.libero.suites import load_task
 from prismatic.vla.robots import LIBERO
 
@@ -232,25 +233,30 @@ def test_a_file_of_states_with_other_content_is_not_gone_on_with(tmp_path: Path)
     run = {"protocol": protocols.describe(config, STEPS, 8, False), "started": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
     begun = Results(run, asdict(config), agent.description(), collect_versions())
     begun.save(tmp_path / "run" / FILE_NAME)
-    check_resumable(plan(), agent)
+    check_resumable(plan())
     write(1)
     with pytest.raises(ValueError, match="its file of initial states held something else"):
-        check_resumable(plan(), agent)
+        check_resumable(plan())
 
 
 def test_only_the_same_evaluation_is_gone_on_with(serial: Results, tmp_path: Path) -> None:
     already_done(tmp_path, serial.episodes[:2])
-    check_resumable(plan_into(tmp_path, resume=True), Wanders())
-    with pytest.raises(ValueError, match="had another seed: 7, now 8"):
-        check_resumable(plan_into(tmp_path, resume=True, seed=8), Wanders())
+    check_resumable(plan_into(tmp_path, resume=True))
+    check_same_policy(plan_into(tmp_path, resume=True), Wanders())
+    with pytest.raises(ValueError, match="task 1, initial state 30, trial 0 had another seed: 7, now 8"):
+        check_resumable(plan_into(tmp_path, resume=True, seed=8))
     with pytest.raises(ValueError, match="had another control: 'none', now 'blank_images'"):
-        check_resumable(plan_into(tmp_path, resume=True, control="blank_images"), Wanders())
+        check_resumable(plan_into(tmp_path, resume=True, control="blank_images"))
     with pytest.raises(ValueError, match="holds rollouts of an earlier evaluation"):
         plan_into(tmp_path)
     (tmp_path / "episodes.rank0.jsonl").unlink()
     serial.save(tmp_path / FILE_NAME)
     with pytest.raises(ValueError, match="holds rollouts of an earlier evaluation"):
         plan_into(tmp_path)
+    other = Wanders()
+    other.description = lambda: {"checkpoint": "strays", "assumptions": []}  # type: ignore[method-assign]
+    with pytest.raises(ValueError, match="its policy had another checkpoint: 'wanders', now 'strays'"):
+        check_same_policy(plan_into(tmp_path, resume=True), other)
     done = evaluate(plan_into(tmp_path, resume=True), BreaksOn("", -1), ["eval"])
     assert done.outcome() == serial.outcome(), "all was done already, by the results alone"
 
@@ -288,7 +294,7 @@ def test_weights_that_changed_are_noticed_in_every_time_zone(
         for seconds, refused in ((-3600, False), (0.5, False), (60, True)):
             os.utime(checkpoint / "model.safetensors", times=(began.timestamp() + seconds,) * 2)
             with pytest.raises(ValueError, match="was written after it began") if refused else nullcontext():
-                check_resumable(plan_into(folder, resume=True), agent)
+                check_resumable(plan_into(folder, resume=True))
     finally:
         monkeypatch.delenv("TZ")
         time.tzset()

@@ -108,8 +108,11 @@ def test_initial_states_from_a_file(tmp_path: Path) -> None:
         make_plan(blind(initial_states_path=str(path)))
     entries = {f"demo_{i}": {"success": i != 1, "initial_state": task.init_states[i].tolist()} for i in range(4)}
     path.write_text(json.dumps({"put_the_bowl_on_the_stove": entries}))
-    (starts,) = make_plan(blind(task_ids="1", initial_states_path=str(path), num_trials_per_task=3)).starts
+    plan = make_plan(blind(task_ids="1", initial_states_path=str(path), num_trials_per_task=3))
+    (starts,) = plan.starts
     assert [start.initial_state for start in starts] == [0, 2]
+    (warning,) = plan.warnings
+    assert warning.startswith("task 1: 2 of 3 trials: ") and warning.endswith("no more successful entries up to demo_2")
     assert starts[1].state is not None and np.array_equal(starts[1].state, task.init_states[2])
     with pytest.raises(ValueError, match="has no task 'put_the_bowl_on_the_plate'"):
         make_plan(blind(task_ids="8", initial_states_path=str(path), num_trials_per_task=1))
@@ -144,9 +147,7 @@ def test_policy_follows_suite_and_flags(untrained_checkpoint: Path) -> None:
 def test_command_refuses_with_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(config(task_suite_name="libero_kitchen"), ["eval"]) == UNUSABLE
     output = " ".join(capsys.readouterr().out.split())
-    assert output.startswith(
-        "error: ValueError: unknown LIBERO suite 'libero_kitchen'; known: standard: libero_spatial"
-    )
+    assert output.startswith("error: unknown LIBERO suite 'libero_kitchen'; known: standard: libero_spatial")
     assert "Traceback" not in output
 
 

@@ -102,7 +102,7 @@ def test_policies_by_suites() -> None:
     assert float(rows[2]["rate"]) == (0.5 + 0.875) / 2
     assert [float(rows[3]["rate_low"]), float(rows[3]["rate_high"])] == pytest.approx(wilson(1, 3))
     assert rows[3]["invalid"] == "1" and "deviation" not in table.notes[0]
-    assert table.notes[1:] == ("Mind: not all policies were tried on the same tasks: Long (2 of 10 tasks).",)
+    assert table.notes[2:] == ("Mind: not all policies were tried on the same tasks: Long (2 of 10 tasks).",)
 
 
 @pytest.mark.parametrize("seeds", [(7, 8, 9), (7, 7, 7)], ids=["seeds of the evaluation", "training runs"])
@@ -189,15 +189,15 @@ def test_notes_say_what_doubts_there_are() -> None:
     assert not any(note.startswith("Mind:") for note in policies_table(policies).notes)
     sides["theirs"].run |= {"complete": False, "protocol": {"max_steps": 400}}
     sides["theirs"].config["control"], sides["old"].versions["mujoco"] = "blank_images", "3.3.0"
-    assert policies_table(policies).notes[1:] == (
-        "Mind: not the same protocol: control none (ours, old), blank_images (theirs).",
-        "Mind: not the same protocol: mujoco 3.2.3 (ours, theirs), 3.3.0 (old).",
-        "Mind: not the same protocol: protocol max_steps 300 (ours, old), 400 (theirs).",
+    assert policies_table(policies).notes[2:] == (
+        "Mind: not the same protocol: control none for ours and old; blank_images for theirs.",
+        "Mind: not the same protocol: mujoco 3.2.3 for ours and theirs; 3.3.0 for old.",
+        "Mind: not the same protocol: protocol max_steps 300 for ours and old; 400 for theirs.",
         "Mind: theirs: 1 of 1 evaluations did not get to the end.",
     )
-    assert len(result_table(sides["ours"]).notes) == 1
+    assert len(result_table(sides["ours"]).notes) == 2
     sides["theirs"].run["warnings"] = ["mujoco 3.3.0 is installed"]
-    assert result_table(sides["theirs"]).notes[1:] == (
+    assert result_table(sides["theirs"]).notes[2:] == (
         "Mind: the evaluation did not get to its end; 2 rollouts are here.",
         "Mind: this is the control blank_images.",
         "Mind: mujoco 3.3.0 is installed.",
@@ -226,7 +226,7 @@ def test_a_comparison_as_a_table() -> None:
     assert table.rows[0][7].startswith("+50.0 (") and table.totals == 1
     assert table.notes[0] == comparison.verdict
     assert "7 counted of 8 in both; 1 invalid in ours, 0 in theirs; 0 in ours only, 0 in theirs only" in table.notes[1]
-    assert table.notes[-1] == "Mind: not the same protocol: control none (ours), blank_images (theirs)."
+    assert table.notes[-1] == "Mind: not the same protocol: control none for ours; blank_images for theirs."
     rows = read(table)
     assert [float(row["p"]) for row in rows] == pytest.approx(
         [stats.binomtest(*n, 0.5).pvalue for n in ((2, 2), (1, 2), (3, 4))]
@@ -290,6 +290,23 @@ def test_latex_has_rules_and_balanced_rows() -> None:
     rows = [line for line in bare.splitlines() if line.endswith(r"\\")]
     assert len(rows) == 5 and all(row.count("&") == 1 for row in rows)
     assert r"\begin{tabular}{lr}" in text and not any(row.startswith(("[", "*")) for row in rows)
+
+
+def test_a_caption_is_short() -> None:
+    """Title and intervals; verdict, counts and doubts stand below the rows."""
+    pair = [results({1: [True, False]}), results({1: [False, False]}, control="blank_images")]
+    tables = [
+        comparison_table(compare(pair[:1], pair[1:], ("ours", "theirs"))),
+        policies_table({"ours": pair[:1], "theirs": pair[1:]}),
+        result_table(pair[1]),
+    ]
+    for table in tables:
+        text = to_latex(table)
+        [caption] = [line for line in text.splitlines() if line.startswith(r"\caption")]
+        assert table.title in caption and "ntervals" in caption and len(caption.split()) < 45
+        below = text.partition(r"\end{tabular}")[2]
+        assert [latex_escaped(note) in below for note in table.notes].count(False) == 1, "the one about intervals"
+        assert "Mind" in below and "Mind" not in caption and table.intervals in table.notes
 
 
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="no TeX here")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.robot.libero.comparison import compare
+from experiments.robot.libero.comparison import compare, span
 from experiments.robot.libero.results import EpisodeRecord, Results
 from experiments.robot.libero.tables import comparison_table, result_table, to_csv, to_latex, to_markdown
 from scripts.compare_results import policy_names
@@ -70,10 +70,12 @@ def test_the_verdict_is_the_last_line(ours: Path, theirs: Path) -> None:
     assert done.returncode == 0 and done.stderr == ""
     comparison = compare([Results.load(ours)], [Results.load(theirs)], ("ours", "theirs"))
     assert done.stdout.rstrip().endswith(comparison.verdict)
-    assert comparison.verdict.startswith("ours is better than theirs (+66.7 points")
+    assert comparison.verdict.startswith("ours is better than theirs: +66.7 points")
     assert "1/8/0/3" in done.stdout and "2/8/0/2" in done.stdout and "3/16/0/5" in done.stdout
     assert all(line in done.stdout for line in comparison.plan(0.1))
     assert "Mind:" not in done.stdout
+    # The interval of the last row is the verdict's, in the same words.
+    assert done.stdout.count(span(comparison.overall.interval, signed=True)) == 2
 
 
 def test_names_and_warnings(ours: Path, theirs: Path, tmp_path: Path) -> None:
@@ -81,7 +83,10 @@ def test_names_and_warnings(ours: Path, theirs: Path, tmp_path: Path) -> None:
     done = run(ours, "--against", other, "--names", "[bold]A", "B")
     assert done.returncode == 0
     assert "[bold]A and B are not distinguishable" in done.stdout, "names are text, not markup"
-    assert "Mind: not the same protocol: side of the pictures in pixels not recorded ([bold]A), 128 (B)." in done.stdout
+    assert (
+        "Mind: not the same protocol: side of the pictures in pixels not recorded for [bold]A; 128 for B."
+        in done.stdout
+    )
     assert "Starts: 6 counted of 6 in both; 18 in [bold]A only, 0 in B only." in done.stdout
 
 
@@ -99,7 +104,9 @@ def test_sides_of_several_files(ours: Path, theirs: Path, tmp_path: Path) -> Non
 ])  # fmt: skip
 def test_formats_and_files(ours: Path, theirs: Path, tmp_path: Path, kind, suffix, writer) -> None:
     expected = writer(comparison_table(compare([Results.load(ours)], [Results.load(theirs)], ("ours", "theirs"))))
-    assert run(ours, "--against", theirs, "--format", kind).stdout == expected
+    done = run(ours, "--against", theirs, "--format", kind)
+    assert done.stdout == expected
+    assert (done.stdout + done.stderr).count("ours is better than theirs") == 1, "a verdict is said once"
     file = tmp_path / "new folder" / f"table.{suffix}"
     done = run(ours, "--against", theirs, "--output", file)
     assert file.read_text(encoding="utf-8") == expected
@@ -112,6 +119,8 @@ def test_one_result_is_told_task_by_task(ours: Path, tmp_path: Path) -> None:
     assert "put the bowl 1" in done.stdout and "9/12" in done.stdout and "19/24" in done.stdout
     assert "ours solves 79.2 %; another policy 5 points away" in done.stdout
     assert run(ours, "--format", "markdown").stdout == to_markdown(result_table(Results.load(ours)))
+    assert run(ours, "--format", "csv", "--output", tmp_path / "table.dat").returncode == 0
+    assert (tmp_path / "table.dat").read_text(encoding="utf-8") == to_csv(result_table(Results.load(ours)))
     file = tmp_path / "table.txt"
     assert run(ours, "--output", file).returncode == 0 and "19/24" in file.read_text(encoding="utf-8")
 
@@ -131,7 +140,7 @@ def test_several_results_are_policies_by_suites(ours: Path, theirs: Path, tmp_pa
 
 def test_controls_and_folders_tell_equal_checkpoints_apart(ours: Path, tmp_path: Path) -> None:
     blank = evaluated(tmp_path / "blank", {1: [False] * 12, 4: [False] * 12}, control="blank_images")
-    assert "ours is better than ours, blank images" in run(ours, "--against", blank).stdout
+    assert "ours is better than ours (blank images):" in run(ours, "--against", blank).stdout
     again = evaluated(tmp_path / "later", {1: [False] * 12, 4: [False] * 12})
     assert "a is better than later" in run(ours, "--against", again).stdout
 
@@ -154,26 +163,26 @@ def test_different_policies_have_different_names() -> None:
     assert names_of(*(("runs/ours", {"policy_url": url}) for url in urls)) == ["ours", "ours"]
     pruners = ["lightvla", "lightvla:multiplicity=set", "lightvla_star:queries=64", "lightvla_star:queries=128", "none"]
     assert names_of(*(("runs/ours", {"pruner": pruner}) for pruner in pruners)) == [
-        "ours, lightvla",
-        "ours, lightvla:multiplicity=set",
-        "ours, lightvla_star:queries=64",
-        "ours, lightvla_star:queries=128",
-        "ours, none",
+        "ours (lightvla)",
+        "ours (lightvla:multiplicity=set)",
+        "ours (lightvla_star:queries=64)",
+        "ours (lightvla_star:queries=128)",
+        "ours (none)",
     ]
     assert names_of(*(("runs/ours", {"action_readout": kind}) for kind in ("aligned", "tail"))) == [
-        "ours, aligned read-out",
-        "ours, tail read-out",
+        "ours (aligned read-out)",
+        "ours (tail read-out)",
     ]
     drawn = (("runs/ours", {"pruner": f"random:multiplicity=weighted,seed={seed}"}) for seed in (7, 8))
-    assert names_of(*drawn, control="random_tokens") == ["ours, random tokens"] * 2
+    assert names_of(*drawn, control="random_tokens") == ["ours (random tokens)"] * 2
 
 
 def test_different_policies_are_not_averaged(ours: Path, tmp_path: Path) -> None:
     other = evaluated(tmp_path / "set", {1: [False] * 12}, policy={"pruner": "lightvla:multiplicity=set"})
     rows = list(csv.DictReader(io.StringIO(run(ours, other, "--format", "csv").stdout)))
     assert [(row["policy"], row["runs"]) for row in rows] == [
-        ("ours, lightvla:multiplicity=weighted", "1"),
-        ("ours, lightvla:multiplicity=set", "1"),
+        ("ours (lightvla:multiplicity=weighted)", "1"),
+        ("ours (lightvla:multiplicity=set)", "1"),
     ]
     # Training runs of one policy are averaged when they are given one name.
     again = evaluated(tmp_path / "8", {1: [True] * 12, 4: [False] * 12}, "runs8/ours")
@@ -183,7 +192,7 @@ def test_different_policies_are_not_averaged(ours: Path, tmp_path: Path) -> None
 
 def test_notes_of_a_csv_table_go_to_the_terminal(ours: Path, tmp_path: Path) -> None:
     other = evaluated(tmp_path / "c", {1: [True] * 3, 4: [False] * 3}, env_img_res=128)
-    words = "Mind: not the same protocol: side of the pictures in pixels not recorded (A), 128 (B)."
+    words = "Mind: not the same protocol: side of the pictures in pixels not recorded for A; 128 for B."
     done = run(ours, "--against", other, "--names", "A", "B", "--format", "csv")
     assert words in done.stderr.splitlines() and "Mind" not in done.stdout
     assert done.stderr.count("A and B are not distinguishable") == 1
@@ -208,7 +217,11 @@ def test_notes_of_a_csv_table_go_to_the_terminal(ours: Path, tmp_path: Path) -> 
         (["A", "--against", "A", "--names", "x"], "give two names"),
         (["A", "--names", "x", "y"], "2 names for 1 files"),
         (["A", "--plan", "0"], "--plan 0: expected a difference in percentage points"),
-        (["A", "--against", "A", "A"], "twice"),
+        (["A", "--against", "A"], "the same results were given twice"),
+        (["A", "--against", "OTHER_SEED", "A/results.json"], "results.json: the same results were given twice"),
+        (["A", "A"], "the same results were given twice"),
+        (["A", "--output", "t.xlsx"], "--output t.xlsx: expected a name that ends with one of .md (markdown), .csv"),
+        (["missing", "--output", "table"], "--output table: expected a name"),
     ],
 )
 def test_what_cannot_be_used_ends_with_2(ours: Path, tmp_path: Path, arguments: list[str], words: str) -> None:
@@ -221,7 +234,12 @@ def test_what_cannot_be_used_ends_with_2(ours: Path, tmp_path: Path, arguments: 
     }
     for name, content in contents.items():
         (tmp_path / name).write_text(content)
-    known = {"A": ours, "OTHER_SEED": other, **{name: tmp_path / name for name in contents}}
+    known = {
+        "A": ours,
+        "A/results.json": ours / "results.json",
+        "OTHER_SEED": other,
+        **{name: tmp_path / name for name in contents},
+    }
     done = run(*[known.get(argument, argument) for argument in arguments])
     assert done.returncode == 2 and words in done.stderr and "error:" in done.stderr
     assert "Traceback" not in done.stderr and done.stdout == ""

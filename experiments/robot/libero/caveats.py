@@ -46,11 +46,11 @@ def protocol_differences(sides: Sequence[Side], suites: Collection[str]) -> list
 
 
 def _listed(texts: Sequence[tuple[str, Sequence[str]]]) -> str:
-    """`8 (A, C), 4 and 8 (B)`."""
+    """`8 for A and C; 4 and 8 for B`."""
     names: dict[str, list[str]] = {}
     for name, own in texts:
         names.setdefault(" and ".join(own), []).append(name)
-    return ", ".join(f"{text} ({', '.join(own)})" for text, own in names.items())
+    return "; ".join(f"{text} for {' and '.join(own)}" for text, own in names.items())
 
 
 def cut_short(sides: Iterable[Side]) -> list[str]:

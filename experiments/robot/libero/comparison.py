@@ -39,6 +39,7 @@ AVERAGE = "average of suites"
 _TASKS_OWN = "DEFAULT"  # The flag's word for LIBERO's initial states.
 _DIGEST = "SHA-256"
 _ASKED_FOR = 0.05  # A difference worth planning for where the measured one is next to nothing.
+_FEWEST = math.ceil(math.log2(2 / ALPHA))  # Starts that must all fall to one side for McNemar's test to tell.
 
 
 class StartIdentity(NamedTuple):
@@ -157,17 +158,17 @@ class Comparison:
 
     @property
     def verdict(self) -> str:
-        """One or two plain sentences."""
+        """A few plain sentences."""
         overall, (first, second) = self.overall, self.names
-        low, high = overall.interval
         if self.distinguishable:
             better, worse = (first, second) if overall.difference > 0 else (second, first)
-            ends = (low, high) if overall.difference > 0 else (-high, -low)
+            low, high = overall.interval
+            ends = Interval(low, high) if overall.difference > 0 else Interval(-high, -low)
             sentence = (
-                f"{better} is better than {worse} ({points(abs(overall.difference))} points, "
-                f"95 % interval {points(ends[0])} to {points(ends[1])}, {p_words(overall.p_value)})."
+                f"{better} is better than {worse}: {points(abs(overall.difference))} points, "
+                f"95 % interval {span(ends, signed=True)}, {p_words(overall.p_value)}."
             )
-            if not ends[0] > 0:
+            if not ends.low > 0:
                 sentence += (
                     " That holds for these tasks taken together; it is uneven among them, and the interval, which "
                     "allows for other tasks, includes 0."
@@ -176,21 +177,44 @@ class Comparison:
         return (
             f"{first} and {second} are not distinguishable: {percent(overall.rates[0])} and "
             f"{percent(overall.rates[1])} of the same {overall.counts.trials} starts ({points(overall.difference)} "
-            f"points, 95 % interval {points(low)} to {points(high)}, {p_words(overall.p_value)}). {self._shown()}"
+            f"points, 95 % interval {span(overall.interval, signed=True)}, {p_words(overall.p_value)}). "
+            f"{self._contradiction()}{self._power()}"
         )
 
-    def _shown(self) -> str:
-        """What so many starts can show, and how many the measured difference would take."""
+    def _contradiction(self) -> str:
+        """Why there is no verdict where the interval or p taken alone suggests one; empty where neither does."""
+        counts, (low, high), (first, second) = self.overall.counts, self.overall.interval, self.names
+        if self.overall.p_value < ALPHA:
+            ahead = first if counts.only_first > counts.only_second else second
+            return f"p is small because more starts fell to {ahead}, but averaged over tasks {ahead} is not ahead. "
+        if low <= 0 <= high:
+            return ""
+        differ = counts.discordant
+        enough = next((n for n in range(differ // 2, differ + 1) if mcnemar_exact(n, differ - n) < ALPHA), None)
+        remedy = f"{enough} of {differ} on one side would be" if enough else f"fewer than {_FEWEST} never are"
+        return (
+            f"The interval excludes 0, but the verdict goes by the test. It counts only the {differ} starts on which "
+            f"the two differ, and {counts.only_first} for {first} with {counts.only_second} for {second} are not "
+            f"enough for it ({remedy}). "
+        )
+
+    def _power(self) -> str:
+        """How many starts the measured difference would take, and which difference takes as many as there are."""
         counts, gap = self.overall.counts, abs(self.overall.difference)
         share = counts.discordant / counts.trials
-        wanted = gap if gap >= 0.005 else _ASKED_FOR
+        measured = gap >= 0.005
+        wanted = gap if measured else _ASKED_FOR
         needed = round_up(paired_trials(wanted, max(wanted, share)))
-        remedy = f"A difference of {100 * wanted:.1f} points would need about {needed} trials per policy"
+        sentence = (
+            f"Were the true difference {100 * wanted:.1f} points{', as measured' * measured}, four of five evaluations "
+            f"with about {needed} starts each would tell the two apart (80 % power); with {counts.trials} starts, as "
+            "here,"
+        )
         try:
             seen = paired_detectable(counts.trials, share)
         except ValueError:
-            return f"{remedy}; {counts.trials} starts show none at all."
-        return f"{remedy}; {counts.trials} starts show one of about {100 * seen:.0f} points."
+            return f"{sentence} no difference is large enough for that."
+        return f"{sentence} that takes a true difference of about {100 * seen:.0f} points."
 
     def plan(self, difference: float) -> list[str]:
         """Trials that a difference (in (0, 1)) takes, at the share of starts on which these two policies differ."""
@@ -266,9 +290,10 @@ def plan_unpaired(name: str, rate: float, trials: int, difference: float) -> lis
         f"{needed} trials per policy on unrelated starts"
     )
     try:
-        return [f"{line} ({trials} show about {100 * unpaired_detectable(trials, rate):.0f} points)."]
+        seen = unpaired_detectable(trials, rate)
     except ValueError:
-        return [f"{line} ({trials} show nothing)."]
+        return [f"{line}; with {trials}, as here, no difference is large enough to be told."]
+    return [f"{line}; with {trials}, as here, only a difference of about {100 * seen:.0f} points is told."]
 
 
 def percent(share: float) -> str:
@@ -280,6 +305,11 @@ def points(difference: float) -> str:
     """A difference of rates in percentage points, with its sign: 0.0556 -> `+5.6`."""
     rounded = round(100 * difference, 1)
     return f"{rounded:+.1f}" if rounded else "0.0"
+
+
+def span(ends: Interval, signed: bool = False) -> str:
+    """An interval in percent, or with its signs one of differences in points: `65.1 to 98.5`, `+19.6 to +80.9`."""
+    return " to ".join(points(end) if signed else f"{100 * end:.1f}" for end in ends)
 
 
 def p_words(p_value: float) -> str:

@@ -5,13 +5,11 @@ from __future__ import annotations
 import bisect
 import contextlib
 import itertools
-import json
 import os
 import sys
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +17,7 @@ import torch
 
 from experiments.robot.libero import protocols
 from experiments.robot.libero.agents import Agent
-from experiments.robot.libero.caveats import recorded_protocol
-from experiments.robot.libero.config import FREE_FLAGS, EvaluationConfig
+from experiments.robot.libero.config import EvaluationConfig
 from experiments.robot.libero.episodes import (
     EnvironmentSettings,
     EpisodeRunner,
@@ -28,15 +25,21 @@ from experiments.robot.libero.episodes import (
     RecordSettings,
     VideoSettings,
 )
-from experiments.robot.libero.journal import Journal, read_journals
+from experiments.robot.libero.journal import Journal
 from experiments.robot.libero.plan import Plan
-from experiments.robot.libero.results import FILE_NAME, EpisodeRecord, Results, collect_versions, git_commit
-from experiments.robot.libero.rollout import RolloutSettings, Start, new_record
+from experiments.robot.libero.results import (
+    FILE_NAME,
+    TIME_FORMAT,
+    EpisodeRecord,
+    Results,
+    collect_versions,
+    git_commit,
+)
+from experiments.robot.libero.resuming import earlier_rollouts
+from experiments.robot.libero.rollout import RolloutSettings, Start
 from experiments.robot.libero.schedule import Schedule
 from experiments.robot.libero.worker_pool import WorkerPool
 from prismatic.training.distributed import Ranks
-
-TIME_FORMAT = "%Y-%m-%dT%H:%M:%S%z"
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,7 @@ def _evaluate(
     order = {start.key: place for place, start in enumerate(itertools.chain(*plan.starts))}
     before, earlier = earlier_rollouts(plan) if plan.config.resume else ([], {})
     seconds, restarts = earlier.get("seconds", 0.0), earlier.get("worker_restarts", 0)
-    results.run["started"] = earlier.get("started", results.run["started"])
+    results.run |= {key: earlier[key] for key in ("started", "command") if key in earlier}
     found = {record.key: record for share in ranks.gather(before) for record in share}
     left = shares(plan.starts, set(found), ranks.rank, ranks.world_size)
     results.episodes = sorted(found.values(), key=lambda record: order[record.key])
@@ -115,16 +118,6 @@ def _evaluate(
     results.run["complete"] = len(results.episodes) == len(order)
     writer.save(results)
     return results
-
-
-def earlier_rollouts(plan: Plan) -> tuple[list[EpisodeRecord], dict[str, Any]]:
-    """The valid rollouts of this plan that an earlier run left in its folder, and what it said of itself (`run`)."""
-    path = plan.output_dir / FILE_NAME
-    results = Results.load(path) if path.is_file() else Results()
-    wanted = {start.key for start in itertools.chain(*plan.starts)}
-    records = {record.key: record for record in [*results.episodes, *read_journals(plan.output_dir)]}
-    valid = [record for record in records.values() if record.invalid is None and record.key in wanted]
-    return valid, results.run
 
 
 def shares(starts: Sequence[Sequence[Start]], done: set[Any], rank: int, world_size: int) -> list[list[Start]]:
@@ -225,7 +218,7 @@ def _empty_results(plan: Plan, agent: Agent, command: Sequence[str], ranks: Rank
             "rendering_backend": plan.backend,
             "seed": config.seed,
             "protocol": protocols.describe(config, settings.max_steps, settings.open_loop_steps, agent.center_crop),
-            "warnings": protocols.version_warnings(versions),
+            "warnings": [*protocols.version_warnings(versions), *plan.warnings],
             "num_envs": num_workers(config, sys.maxsize),
             "processes": ranks.world_size,
             "worker_restarts": 0,
@@ -234,57 +227,6 @@ def _empty_results(plan: Plan, agent: Agent, command: Sequence[str], ranks: Rank
         config=asdict(config),
         policy=description,
         versions=versions,
-    )
-
-
-def check_resumable(plan: Plan, agent: Agent) -> None:
-    """Raises ValueError where `--resume` would join the rollouts of two different evaluations."""
-    if not plan.config.resume:
-        return
-    starts = {start.key: start for start in itertools.chain(*plan.starts)}
-    for record in earlier_rollouts(plan)[0]:
-        expected = new_record(starts[record.key], plan.config.control)
-        for field in ("seed", "control", "instruction", "displacement", "other_task"):
-            if getattr(record, field) != getattr(expected, field):
-                _refuse(
-                    plan, f"rollout {record.key} had another {field}", getattr(record, field), getattr(expected, field)
-                )
-    if not (plan.output_dir / FILE_NAME).is_file():
-        return
-    before, defaults = Results.load(plan.output_dir), asdict(EvaluationConfig())
-    known = {
-        "flag": ({**defaults, **before.config}, asdict(plan.config), FREE_FLAGS),
-        "policy's": (before.policy, agent.description(), {"device", "device_name", "policy_url", "server_metadata"}),
-        "version of": (before.versions, collect_versions(), {"lightvla"}),
-    }
-    for kind, (old, new, free) in known.items():
-        for key in sorted(set(old) | set(new)):
-            # As JSON, since that is what the old value has been through.
-            if key not in free and json.dumps(old.get(key), default=str) != json.dumps(new.get(key), default=str):
-                _refuse(plan, f"it had another {kind} {key}", old.get(key), new.get(key))
-    states = (recorded_protocol(before).get("initial_states_sha256"), protocols.initial_states_sha256(plan.config))
-    if states[0] != states[1]:
-        _refuse(plan, "its file of initial states held something else (SHA-256)", *states)
-    changed = [path.name for path in weight_files(before.policy) if path.stat().st_mtime > _started(before)]
-    if changed:
-        _refuse(plan, f"{changed[0]} of the checkpoint was written after it began", before.run["started"], "later")
-
-
-def weight_files(policy: Mapping[str, Any]) -> list[Path]:
-    """The weights of a described policy, where it is a folder here."""
-    folder = Path(str(policy.get("checkpoint", "")))
-    return sorted([*folder.glob("*.safetensors"), *folder.glob("*.pt")]) if folder.is_dir() else []
-
-
-def _started(results: Results) -> float:
-    """Seconds since the epoch at the end of the second in which an evaluation began."""
-    return datetime.strptime(results.run["started"], TIME_FORMAT).timestamp() + 1
-
-
-def _refuse(plan: Plan, what: str, old: Any, new: Any) -> None:
-    raise ValueError(
-        f"--resume: {plan.output_dir} holds another evaluation: {what}: {old!r}, now {new!r}; evaluate with the same, "
-        "or into another --output_dir"
     )
 
 

@@ -21,7 +21,7 @@ from experiments.robot.libero.starts import Displacement
 
 @dataclass(frozen=True)
 class Plan:
-    """What will be rolled out: `starts` task by task, and how."""
+    """What will be rolled out: `starts` task by task, and how; `warnings` are for whoever reads the results."""
 
     config: EvaluationConfig
     starts: list[list[Start]]
@@ -29,6 +29,7 @@ class Plan:
     renders: bool
     backend: str
     output_dir: Path
+    warnings: list[str]
 
 
 def make_plan(config: EvaluationConfig) -> Plan:
@@ -57,7 +58,24 @@ def make_plan(config: EvaluationConfig) -> Plan:
             "choose another folder"
         )
     backend = check_rendering() if renders else "none"
-    return Plan(config, starts, protocols.max_steps(config), renders, backend, output_dir)
+    return Plan(
+        config, starts, protocols.max_steps(config), renders, backend, output_dir, missing_trials(config, tasks, starts)
+    )
+
+
+def missing_trials(
+    config: EvaluationConfig, tasks: Sequence[LiberoTask], starts: Sequence[Sequence[Start]]
+) -> list[str]:
+    """What to say where a file of initial states has fewer starts than were asked for."""
+    if config.initial_states is not None:
+        return []
+    wanted, file = config.num_trials_per_task, config.initial_states_path
+    return [
+        f"task {task.index}: {len(given)} of {wanted} trials: {file} has no more successful entries up to "
+        f"demo_{wanted - 1}"
+        for task, given in zip(tasks, starts, strict=True)
+        if len(given) < wanted
+    ]
 
 
 def swap_partners(tasks: Sequence[LiberoTask]) -> list[LiberoTask | None]:

@@ -152,7 +152,7 @@ def describe(config: EvaluationConfig, max_steps: int, open_loop_steps: int, cen
         "suite": suite.name,
         "base_suite": suite.base,
         "perturbation": suite.perturbation,
-        "num_trials_per_task": config.num_trials_per_task,
+        "num_trials_per_task": config.num_trials_per_task if config.initial_states is None else None,
         "settle_steps": config.num_steps_wait,
         "max_steps": max_steps,
         "open_loop_steps": open_loop_steps,

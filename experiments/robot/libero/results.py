@@ -17,6 +17,7 @@ import numpy as np
 from prismatic.significance import wilson_interval
 
 SCHEMA_VERSION = 2
+TIME_FORMAT = "%Y-%m-%dT%H:%M:%S%z"
 FILE_NAME = "results.json"
 
 CIRCUMSTANCES = frozenset({"wall_seconds", "latency_ms", "stage_ms", "attempts"})

@@ -26,7 +26,7 @@ from pathlib import Path
 if __name__ == "__main__":  # before torch is imported: its idle threads must not take the cores from simulators
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-import draccus
+import transformers.utils.logging
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -35,12 +35,14 @@ from rich.table import Table
 from experiments.robot.libero.agent_choice import make_agent
 from experiments.robot.libero.agents import Agent
 from experiments.robot.libero.config import EvaluationConfig
-from experiments.robot.libero.evaluation import Listeners, check_resumable, evaluate
+from experiments.robot.libero.evaluation import Listeners, evaluate
 from experiments.robot.libero.journal import Journal
 from experiments.robot.libero.plan import Plan, make_plan
 from experiments.robot.libero.protocols import version_warnings
 from experiments.robot.libero.results import FILE_NAME, EpisodeRecord, Results, collect_versions, count_successes
+from experiments.robot.libero.resuming import check_resumable, check_same_policy
 from experiments.robot.libero.simulator import RenderingUnavailable, render_on_gpu
+from prismatic.command_line import parse_or_exit
 from prismatic.training.distributed import ElsewhereError, Ranks, ranks, resolve_device
 
 UNUSABLE, INVALID, STOPPED = 2, 3, 130
@@ -57,13 +59,14 @@ def main(config: EvaluationConfig, command: list[str]) -> int:
     logging.basicConfig(
         level=logging.INFO, format="%(message)s", handlers=[RichHandler(console=console, show_path=False)]
     )
+    transformers.utils.logging.disable_progress_bar()  # of loading weights; `prepared` shows that it goes on
     try:
         with _joined(config) as processes:
             return run(config, command, console, processes)
     except Refused as refused:
         if os.environ.get("LOCAL_RANK" if refused.of_machine else "RANK", "0") == "0":
             console.print("[bold red]error:[/] ", end="")
-            console.print(str(refused), markup=False, highlight=False)
+            console.print(str(refused), markup=False, highlight=False, soft_wrap=True)
         return UNUSABLE
     except KeyboardInterrupt:
         if os.environ.get("RANK", "0") == "0":
@@ -79,8 +82,7 @@ class Refused(Exception):
     """
 
     def __init__(self, reason: Exception, of_machine: bool = False) -> None:
-        elsewhere = isinstance(reason, ElsewhereError)
-        super().__init__(str(reason) if elsewhere else f"{type(reason).__name__}: {reason}")
+        super().__init__(str(reason))
         self.of_machine = of_machine
 
 
@@ -105,13 +107,14 @@ def prepared(config: EvaluationConfig, processes: Ranks, console: Console) -> It
                 if processes.world_size > 1:
                     render_on_gpu(int(os.environ.get("LOCAL_RANK", "0")))
                 plan = make_plan(config)
+                check_resumable(plan)
             # A folder named by the time must be the same one for all processes.
             plan = replace(plan, output_dir=processes.gather(plan.output_dir)[0])
             with processes.together(ValueError, OSError):
                 journal = stack.enter_context(Journal(plan.output_dir, processes.rank, processes.world_size))
             with processes.together(*_REFUSALS), console.status("loading the policy"):
                 agent = stack.enter_context(contextlib.closing(make_agent(config, processes.device)))
-                check_resumable(plan, agent)
+                check_same_policy(plan, agent)
         except (*_REFUSALS, OSError, ElsewhereError) as error:
             raise Refused(error) from error
         yield plan, agent, journal
@@ -128,12 +131,14 @@ def roll_out(plan: Plan, agent: Agent, journal: Journal, command: list[str], con
     """Evaluate what has been checked, and show what came out; returns the exit status."""
     for assumption in agent.description()["assumptions"]:
         console.print(f"[yellow]assumed:[/] {assumption}")
-    for warning in version_warnings(collect_versions()):
+    for warning in [*version_warnings(collect_versions()), *plan.warnings]:
         console.print(f"[yellow]warning:[/] {warning}", soft_wrap=True)
     try:
         results = evaluate_with_progress(plan, agent, journal, command, console, processes)
     except KeyboardInterrupt:
-        console.print(f"stopped; go on with the same command and --resume True --output_dir {plan.output_dir}")
+        again = f"go on with the same command and --resume True --output_dir {plan.output_dir}"
+        console.print(f"stopped; {again}", soft_wrap=True, markup=False)
+        console.print(f"a report of what is done so far: scripts/report_results.py {plan.output_dir}", soft_wrap=True)
         return STOPPED
     if processes.is_main:
         show(plan, results, console)
@@ -203,6 +208,9 @@ def evaluate_with_progress(
 
         def on_begin(total: int, done: Sequence[EpisodeRecord]) -> None:
             progress.update(bar, total=total)
+            if plan.config.resume:
+                found = f"{len(done)} of {total} rollouts are done already" if done else "nothing is done there yet"
+                console.print(f"--resume: {found}", highlight=False)
             outcomes.extend(record.success for record in done)
             update()
 
@@ -245,4 +253,4 @@ def cost_line(results: Results) -> str:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # schedulers stop jobs so
-    sys.exit(main(draccus.parse(config_class=EvaluationConfig), sys.argv))
+    sys.exit(main(parse_or_exit(EvaluationConfig), sys.argv))

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from experiments.robot.libero.caveats import cut_short, own_caveats, perturbation_of, protocol_differences
-from experiments.robot.libero.comparison import AVERAGE, Comparison, PairedOutcome, p_text, percent, points
+from experiments.robot.libero.comparison import AVERAGE, Comparison, PairedOutcome, p_text, percent, points, span
 from experiments.robot.libero.results import EpisodeRecord, Results, summarize
 from experiments.robot.libero.suites import SUITES
 from prismatic.report.markdown import escape
@@ -30,6 +30,11 @@ INTERVALS = "Intervals are Wilson's, 95 %."
 WARNING = "Mind:"
 """How the notes about doubtful comparisons begin."""
 
+_PAIRED_INTERVALS = (
+    "95 % intervals: Wilson's for rates; for differences over a task's starts, for totals by bootstrap over tasks and "
+    "starts."
+)
+_SPREAD = " ± is the standard deviation between runs (seeds); chance among starts adds to it."
 _LEFT_OUT = "Invalid rollouts (simulator errors) are left out."
 
 Column = tuple[str, float]
@@ -45,6 +50,7 @@ class Table:
         rows: Cells as text.
         records: The same rows for CSV: plain numbers, one per column, rates in [0, 1].
         notes: Sentences below it.
+        intervals: Which of the notes says what the intervals are; a caption has it.
         totals: How many of the last rows sum up the others.
     """
 
@@ -53,6 +59,7 @@ class Table:
     rows: tuple[tuple[str, ...], ...]
     records: tuple[dict[str, Any], ...]
     notes: tuple[str, ...] = ()
+    intervals: str = ""
     totals: int = 0
 
 
@@ -75,7 +82,7 @@ def result_table(results: Results) -> Table:
                 name if total or len(suites) == 1 else f"{suite}: {name}",
                 f"{numbers['successes']}/{numbers['trials']}",
                 "" if numbers["rate"] is None else percent(numbers["rate"]),
-                _span(interval),
+                span(interval),
                 *([f"{numbers['other_goal']['successes']}/{numbers['other_goal']['trials']}"] if swapped else []),
                 str(numbers["invalid"]),
                 f"{kept['mean']:.1f} of {kept['of']}" if kept else "",
@@ -106,9 +113,11 @@ def result_table(results: Results) -> Table:
         rows=tuple(rows),
         records=tuple(records),
         notes=(
-            f"{INTERVALS} {_LEFT_OUT} Tokens kept: mean per look. Latency: median per look.",
+            INTERVALS,
+            f"{_LEFT_OUT} Tokens kept: mean per look. Latency: median per look.",
             *map(_warned, own_caveats(results)),
         ),
+        intervals=INTERVALS,
         totals=1,
     )
 
@@ -140,23 +149,23 @@ def policies_table(policies: Mapping[str, Sequence[Results]]) -> Table:
         tokens = f"{kept['mean']:.1f} of {kept['of']}" if kept else ""
         rows.append((name, *map(_rate_cell, own), tokens, f"{latency['median']:.1f} ms" if latency else ""))
         records += [record for record in own if record["rate"] is not None]
-    average = ("Average",) if averaged else ()
     sides = list(policies.items())
-    several = any(record["runs"] > 1 for record in records)
-    spread = " ± is the standard deviation between runs (seeds); chance among starts adds to it." if several else ""
+    intervals = INTERVALS + _SPREAD * any(record["runs"] > 1 for record in records)
     titles = {column: _column_title(column, set.union(*tasks)) for column, tasks in tried.items()}
     uneven = [titles[column] for column, tasks in tried.items() if len({frozenset(t) for t in tasks if t}) > 1]
     return Table(
         title="Success rate in percent",
-        headings=("policy", *(titles[column] for column in columns), *average, "tokens kept", "latency"),
+        headings=("policy", *(titles[column] for column in columns), *["Average"] * averaged, "tokens kept", "latency"),
         rows=tuple(rows),
         records=tuple(records),
         notes=(
-            f"{INTERVALS}{spread} {_LEFT_OUT}",
+            intervals,
+            _LEFT_OUT,
             *(_warned(f"not all policies were tried on the same tasks: {title}") for title in uneven),
             *map(_warned, protocol_differences(sides, {suite for suite, _ in columns})),
             *map(_warned, cut_short(sides)),
         ),
+        intervals=intervals,
     )
 
 
@@ -170,12 +179,9 @@ def comparison_table(comparison: Comparison) -> Table:
         rows.append(
             (
                 outcome_name(outcome, comparison),
-                *(
-                    f"{100 * rate:.1f} ({_span(ends)})"
-                    for rate, ends in zip(outcome.rates, outcome.wilson, strict=True)
-                ),
+                *(f"{100 * rate:.1f} ({span(ends)})" for rate, ends in zip(outcome.rates, outcome.wilson, strict=True)),
                 *map(str, outcome.counts),
-                f"{points(outcome.difference)} ({_span(outcome.interval, signed=True)})",
+                f"{points(outcome.difference)} ({span(outcome.interval, signed=True)})",
                 p_text(p_value),
             )
         )
@@ -197,10 +203,11 @@ def comparison_table(comparison: Comparison) -> Table:
             comparison.verdict,
             f"Starts: {pairing.counted} counted of {pairing.both} in both{lost}; {pairing.only[0]} in {first} only, "
             f"{pairing.only[1]} in {second} only.",
-            "95 % intervals: Wilson's for rates; for differences over the starts of a task, and by bootstrap over "
-            "tasks and starts for totals. p: McNemar's exact test; for tasks with Holm's correction.",
+            _PAIRED_INTERVALS,
+            "p: McNemar's exact test; for tasks with Holm's correction.",
             *map(_warned, comparison.warnings),
         ),
+        intervals=_PAIRED_INTERVALS,
         totals=len(rows) - len(comparison.tasks),
     )  # fmt: skip
 
@@ -240,11 +247,16 @@ def to_csv(table: Table) -> str:
 
 
 def to_latex(table: Table) -> str:
-    """A floating table with booktabs' rules (`\\usepackage{booktabs}`), the title and the notes as its caption."""
+    """A floating table with booktabs' rules (`\\usepackage{booktabs}`). Its caption: title, and what the intervals are.
+
+    The other notes are set small below it, one to a line, so that a document can do without some.
+    """
     lines = [" & ".join(map(latex_escaped, row)) + r" \\" for row in (table.headings, *table.rows)]
     first_total = len(lines) - table.totals
     totals = [r"\midrule", *lines[first_total:]] if table.totals else []
-    caption = " ".join([f"{table.title}.", *table.notes])
+    caption = f"{table.title}. {table.intervals}".rstrip()
+    below = [latex_escaped(note) + r"\par" for note in table.notes if note != table.intervals]
+    box = ["", r"\medskip", r"\begin{minipage}{\linewidth}\footnotesize", *below, r"\end{minipage}"] if below else []
     return "\n".join(
         [
             r"\begin{table}",
@@ -258,6 +270,7 @@ def to_latex(table: Table) -> str:
             *totals,
             r"\bottomrule",
             r"\end{tabular}",
+            *box,
             r"\end{table}",
             "",
         ]
@@ -286,10 +299,6 @@ _LATEX = {
 
 def _paragraphs(notes: Sequence[str]) -> list[str]:
     return [line for note in notes for line in ("", escape(note))]
-
-
-def _span(ends: Interval, signed: bool = False) -> str:
-    return " to ".join(points(end) if signed else f"{100 * end:.1f}" for end in ends)
 
 
 def _numbers(outcome: PairedOutcome, names: tuple[str, str]) -> dict[str, Any]:
@@ -390,5 +399,5 @@ def _rate_cell(record: Mapping[str, Any]) -> str:
     if record["rate_standard_deviation"] is not None:
         return f"{cell} ± {100 * record['rate_standard_deviation']:.1f}"
     if record.get("rate_low") is not None:
-        return f"{cell} ({_span(Interval(record['rate_low'], record['rate_high']))})"
+        return f"{cell} ({span(Interval(record['rate_low'], record['rate_high']))})"
     return cell

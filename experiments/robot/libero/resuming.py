@@ -1,0 +1,97 @@
+"""Going on with a stopped evaluation: what it has done, and whether what is asked for now is the same evaluation."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from experiments.robot.libero import protocols
+from experiments.robot.libero.agents import Agent
+from experiments.robot.libero.caveats import recorded_protocol
+from experiments.robot.libero.config import FREE_FLAGS, EvaluationConfig
+from experiments.robot.libero.journal import read_journals
+from experiments.robot.libero.plan import Plan
+from experiments.robot.libero.results import FILE_NAME, TIME_FORMAT, EpisodeRecord, Results, collect_versions
+from experiments.robot.libero.rollout import new_record
+
+_FREE_OF_POLICY = frozenset({"device", "device_name", "policy_url", "server_metadata"})
+
+
+def earlier_rollouts(plan: Plan) -> tuple[list[EpisodeRecord], dict[str, Any]]:
+    """The valid rollouts of this plan that an earlier run left in its folder, and what it said of itself (`run`)."""
+    path = plan.output_dir / FILE_NAME
+    results = Results.load(path) if path.is_file() else Results()
+    wanted = {start.key for start in itertools.chain(*plan.starts)}
+    records = {record.key: record for record in [*results.episodes, *read_journals(plan.output_dir)]}
+    valid = [record for record in records.values() if record.invalid is None and record.key in wanted]
+    return valid, results.run
+
+
+def check_resumable(plan: Plan) -> None:
+    """Raises ValueError where `--resume` would join the rollouts of two different evaluations. Needs no policy."""
+    if not plan.config.resume:
+        return
+    starts = {start.key: start for start in itertools.chain(*plan.starts)}
+    for record in earlier_rollouts(plan)[0]:
+        expected = new_record(starts[record.key], plan.config.control)
+        where = f"task {record.task_index}, initial state {record.initial_state}, trial {record.trial}"
+        for field in ("seed", "control", "instruction", "displacement", "other_task"):
+            what = f"the rollout of {where} had another {field}"
+            _check_equal(plan, what, getattr(record, field), getattr(expected, field))
+    if (before := _earlier_results(plan)) is None:
+        return
+    recorded = recorded_protocol(before).get("initial_states_sha256")
+    asked = protocols.initial_states_sha256(plan.config)
+    _check_equal(plan, "its file of initial states held something else (SHA-256)", recorded, asked)
+    defaults = asdict(EvaluationConfig())
+    _check_all_equal(plan, "it was run with another --", {**defaults, **before.config}, asdict(plan.config), FREE_FLAGS)
+    _check_all_equal(plan, "it was run with another version of ", before.versions, collect_versions(), {"lightvla"})
+    changed = [path.name for path in weight_files(before.policy) if path.stat().st_mtime > _started(before)]
+    if changed:
+        _refuse(plan, f"{changed[0]} of the checkpoint was written after it began", before.run["started"], "later")
+
+
+def check_same_policy(plan: Plan, agent: Agent) -> None:
+    """Raises ValueError where `--resume` would go on with another policy."""
+    if plan.config.resume and (before := _earlier_results(plan)) is not None:
+        _check_all_equal(plan, "its policy had another ", before.policy, agent.description(), _FREE_OF_POLICY)
+
+
+def weight_files(policy: Mapping[str, Any]) -> list[Path]:
+    """The weights of a described policy, where it is a folder here."""
+    folder = Path(str(policy.get("checkpoint", "")))
+    return sorted([*folder.glob("*.safetensors"), *folder.glob("*.pt")]) if folder.is_dir() else []
+
+
+def _earlier_results(plan: Plan) -> Results | None:
+    return Results.load(plan.output_dir) if (plan.output_dir / FILE_NAME).is_file() else None
+
+
+def _started(results: Results) -> float:
+    """Seconds since the epoch at the end of the second in which an evaluation began."""
+    return datetime.strptime(results.run["started"], TIME_FORMAT).timestamp() + 1
+
+
+def _check_all_equal(
+    plan: Plan, what: str, old: Mapping[str, Any], new: Mapping[str, Any], free: frozenset[str] | set[str]
+) -> None:
+    for key in sorted({*old, *new} - free):
+        _check_equal(plan, what + key, old.get(key), new.get(key))
+
+
+def _check_equal(plan: Plan, what: str, old: Any, new: Any) -> None:
+    # As JSON, since that is what the old value has been through.
+    if json.dumps(old, default=str) != json.dumps(new, default=str):
+        _refuse(plan, what, old, new)
+
+
+def _refuse(plan: Plan, what: str, old: Any, new: Any) -> None:
+    raise ValueError(
+        f"--resume: {plan.output_dir} holds another evaluation: {what}: {old!r}, now {new!r}; evaluate with the same, "
+        "or into another --output_dir"
+    )
