@@ -316,10 +316,10 @@ class PruningTrace:
     def frame(self, look: int) -> Picture:
         """One look as a captioned frame: the pictures, and beside them the same with pruned patches dimmed."""
         row = self.kept[look]
-        detail = f"step {self.steps[look]} · kept {row.sum()} of {row.size}"
+        detail = f"step {self.steps[look]} · kept {row.sum()} of {row.size} visual tokens"
         if len(self.cameras) > 1:
             counts = kept_grids(row, len(self.cameras)).sum(axis=(1, 2))
-            detail += f" ({', '.join(f'{name} {count}' for name, count in zip(self.cameras, counts, strict=True))})"
+            detail += f" ({' + '.join(map(str, counts))})"
         last = look in (self.num_looks - 1, -1)
         caption = Caption(self.title, detail, self.success if last else None, self.context)
         return compose_frame([pictures[look] for pictures in self.images], self.seen(look), caption)
