@@ -42,7 +42,7 @@ def main(path: Path, video: Path | None, every_steps: int, console: Console) -> 
         console.print("[bold red]error:[/] ", end="")
         console.print(str(error), markup=False, highlight=False, soft_wrap=True)
         return UNUSABLE
-    outcome = "success" if result.episode.success else "not solved"
+    outcome = "solved" if result.episode.success else "not solved"
     console.print(
         f"{recording.episode.instruction}: {outcome} after {result.episode.steps} steps; joint positions at the looks "
         f"differ by at most {result.qpos_deviation:.2g} from the recorded ones",
@@ -52,6 +52,8 @@ def main(path: Path, video: Path | None, every_steps: int, console: Console) -> 
     )
     for difference in result.differences:
         console.print(f"[bold red]different:[/] {escape(difference)}", highlight=False, soft_wrap=True)
+    if not result.differences:
+        console.print("[bold green]as recorded:[/] outcome, steps, actions", highlight=False)
     return DIFFERENT if result.differences else 0
 
 

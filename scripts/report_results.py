@@ -34,7 +34,7 @@ def main(arguments: list[str]) -> int:
     try:
         page, text = write_reports(given.results, given.output_dir, given.max_embedded_mb)
     except (ValueError, OSError) as error:
-        print(f"error: {type(error).__name__}: {error}", file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         return UNUSABLE
     print(f"{page} ({page.stat().st_size / 1e6:.1f} MB)\n{text}")
     return 0

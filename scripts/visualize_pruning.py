@@ -10,7 +10,7 @@ From any checkpoint, over an episode of an RLDS dataset or a picture per camera:
     python scripts/visualize_pruning.py --checkpoint CHECKPOINT --images full.png wrist.png --instruction "lift it"
 
 Per episode: every look with pruned patches dimmed (`looks/`), the same as a video, an overview, maps of how often each
-patch was kept and of its mean score, and a chart of the tokens kept; over several episodes a map and a chart of all.
+patch was kept and of its mean score, and a chart of the tokens kept; over several episodes a map per task and a chart.
 Ends with 0, or 2 when something cannot be used.
 """
 
@@ -18,19 +18,23 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import re
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import track
 
+from prismatic.report.data import counted
 from prismatic.visualization import PruningTrace, encode_png, write_mp4
 
 if TYPE_CHECKING:
+    from experiments.robot.libero.recording import EpisodeRecording
     from prismatic.report.pruning import KeptTokens, PatchSums
 
 UNUSABLE = 2
@@ -47,7 +51,7 @@ def main(arguments: argparse.Namespace, console: Console) -> int:
         common = Common()
         for name, trace in record_traces(arguments.record) if arguments.record else policy_traces(arguments, console):
             fps = None if arguments.no_video else arguments.fps or trace.looks_per_second
-            common.add(name, trace, draw(trace, arguments.output_dir / name, fps))
+            common.add(name, trace, draw(trace, arguments.output_dir / name, fps, console))
             summaries.append(f"{name}: {summary(trace)}")
         common.draw(arguments.output_dir)
     except (ValueError, OSError, ImportError) as error:
@@ -136,8 +140,18 @@ def record_traces(paths: Sequence[Path]) -> Iterator[tuple[str, PruningTrace]]:
                 control_rate_hz=recording.control_rate_hz,
                 scores=recording.scores,
                 success=episode.success if episode.other_task is None else episode.other_success,
+                source=source_words(recording),
+                start=f"initial state {episode.initial_state}, trial {episode.trial}",
             ),
         )
+
+
+def source_words(recording: EpisodeRecording) -> str:
+    """Suite, control and policy."""
+    episode, policy = recording.episode, recording.policy
+    control = f"control: {episode.control.replace('_', ' ')}" if episode.control != "none" else ""
+    name = policy_words(policy.get("checkpoint") or policy.get("policy_url"), policy.get("pruner"))
+    return " · ".join(filter(None, (episode.suite, control, name)))
 
 
 def policy_traces(arguments: argparse.Namespace, console: Console) -> list[tuple[str, PruningTrace]]:
@@ -150,7 +164,14 @@ def policy_traces(arguments: argparse.Namespace, console: Console) -> list[tuple
         instruction = arguments.instruction
     else:
         name, instruction, steps, observations = dataset_frames(policy, arguments)
-    return [(name, run_policy(policy, observations, instruction, steps))]
+    trace = run_policy(policy, observations, instruction, steps, console)
+    return [(name, replace(trace, source=policy_words(arguments.checkpoint, str(policy.model.config.pruner_spec))))]
+
+
+def policy_words(checkpoint: object, pruner: object) -> str:
+    """`small (lightvla)`: the last part of a checkpoint's place, and its pruner."""
+    name = Path(str(checkpoint)).name if checkpoint else "unnamed policy"
+    return f"{name} ({pruner})" if pruner else name
 
 
 def load_policy(arguments: argparse.Namespace) -> Any:
@@ -229,11 +250,11 @@ def dataset_frames(
 
 
 def run_policy(
-    policy: Any, observations: Sequence[dict[str, np.ndarray]], instruction: str, steps: np.ndarray
+    policy: Any, observations: Sequence[dict[str, np.ndarray]], instruction: str, steps: np.ndarray, console: Console
 ) -> PruningTrace:
     """What the policy keeps of each observation."""
     kept, scores = [], []
-    for first in track(range(0, len(observations), BATCH), description="looking", transient=True):
+    for first in progress(range(0, len(observations), BATCH), "looking", console):
         batch = observations[first : first + BATCH]
         seeds = list(range(first, first + len(batch)))
         selection = policy.act_batch(batch, [instruction] * len(batch), seeds=seeds).selection
@@ -253,7 +274,12 @@ def run_policy(
     )
 
 
-def draw(trace: PruningTrace, folder: Path, fps: float | None) -> PatchSums:
+def progress(items: range, description: str, console: Console) -> Iterable[int]:
+    """The items, with a bar on terminals only: elsewhere even one that vanishes leaves an empty line."""
+    return track(items, description, console=console, transient=True, disable=not console.is_terminal)
+
+
+def draw(trace: PruningTrace, folder: Path, fps: float | None, console: Console) -> PatchSums:
     """All pictures of one episode; a video at `fps` looks a second unless that is None, or there is one look only.
 
     Returns what its maps show, for those of several episodes.
@@ -262,23 +288,29 @@ def draw(trace: PruningTrace, folder: Path, fps: float | None) -> PatchSums:
 
     sums = PatchSums.of(trace)
     folder.mkdir(parents=True, exist_ok=True)
-    title = f"{trace.title} ({trace.num_looks} looks)" if trace.num_looks > 1 else trace.title
+    title = map_title(trace.title, trace.context, 1, trace.num_looks)
     (folder / "overview.png").write_bytes(encode_png(trace.overview()))
     (folder / "keep_map.png").write_bytes(figure_png(keep_map(sums, title)))
     if trace.scores is not None:
         (folder / "score_map.png").write_bytes(figure_png(score_map(sums, title)))
     if trace.num_looks > 1:
         (folder / "tokens_kept.png").write_bytes(figure_png(kept_chart(trace)))
-    frames = list(_frames(trace, folder))
+    frames = list(_frames(trace, folder, console))
     if fps is not None and len(frames) > 1:
         write_mp4(folder / "overlay.mp4", [*frames, *[frames[-1]] * round(fps)], fps)
     return sums
 
 
-def _frames(trace: PruningTrace, folder: Path) -> Iterator[np.ndarray]:
+def map_title(task: str, source: str, episodes: int, looks: int) -> str:
+    """The task, and below it where the looks are from and how many."""
+    counts = f"{counted(episodes, 'episode')}, {counted(looks, 'look')}"
+    return f"{task}\n{f'{source}: ' if source else ''}{counts}"
+
+
+def _frames(trace: PruningTrace, folder: Path, console: Console) -> Iterator[np.ndarray]:
     """Writes and yields the frame of every look."""
     (folder / "looks").mkdir(exist_ok=True)
-    for look in track(range(trace.num_looks), description=f"drawing {folder.name}", transient=True):
+    for look in progress(range(trace.num_looks), f"drawing {escape(folder.name)}", console):
         frame = trace.frame(look)
         (folder / "looks" / f"look{look:03d}_step{trace.steps[look]:03d}.png").write_bytes(encode_png(frame, False))
         yield frame
@@ -286,30 +318,40 @@ def _frames(trace: PruningTrace, folder: Path) -> Iterator[np.ndarray]:
 
 @dataclass
 class Common:
-    """What the map and the chart of all episodes together need of each; its pictures are not kept.
+    """What the maps and the chart of several episodes need of each; its pictures are not kept.
 
     Args:
-        sums: of all episodes; None before the first.
+        sums: of all episodes of one task and source, and how many they are, by these two.
         kept: per episode the steps of its looks and the tokens kept there.
     """
 
-    sums: PatchSums | None = None
+    sums: dict[tuple[str, str], tuple[PatchSums, int]] = field(default_factory=dict)
     kept: dict[str, KeptTokens] = field(default_factory=dict)
 
     def add(self, name: str, trace: PruningTrace, sums: PatchSums) -> None:
-        """Raises ValueError for an episode that cannot share a map with those before."""
-        self.sums = sums if self.sums is None else self.sums + sums
+        """Raises ValueError for an episode that cannot share a map or the chart with those before."""
+        key = trace.title, trace.source
+        for other, (total, count) in self.sums.items():
+            joined = total + sums  # of other tasks only to see whether they have as many tokens
+            if other == key:
+                self.sums[key] = joined, count + 1
+        self.sums.setdefault(key, (sums, 1))
         self.kept[name] = trace.steps, trace.kept.sum(axis=1)
 
     def draw(self, folder: Path) -> None:
-        """The map and the chart, where there are several episodes."""
+        """A map per task and the chart, where there are several episodes."""
         from prismatic.report.pruning import compare_chart, figure_png, keep_map
 
-        if self.sums is None or len(self.kept) < 2:
+        if len(self.kept) < 2:
             return
-        figure = keep_map(self.sums, f"{len(self.kept)} episodes ({self.sums.looks} looks)")
-        (folder / "keep_map.png").write_bytes(figure_png(figure))
-        (folder / "tokens_kept.png").write_bytes(figure_png(compare_chart(self.kept, self.sums.kept.size)))
+        names: set[str] = set()
+        for (task, source), (sums, count) in self.sums.items():
+            stem = f"keep_map_{re.sub(r'[^a-z0-9]+', '_', task.lower()).strip('_')[:120]}"
+            name = next(n for n in (stem, *(f"{stem}-{i}" for i in range(2, len(self.sums) + 2))) if n not in names)
+            names.add(name)
+            figure = keep_map(sums, map_title(task, source, count, sums.looks))
+            (folder / f"{name}.png").write_bytes(figure_png(figure))
+        (folder / "tokens_kept.png").write_bytes(figure_png(compare_chart(self.kept, sums.kept.size)))
 
 
 def parse(command: Sequence[str] | None = None) -> argparse.Namespace:

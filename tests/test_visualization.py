@@ -1,6 +1,7 @@
 import math
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import imageio_ffmpeg
 import numpy as np
@@ -54,17 +55,55 @@ def test_compose_frame_places_the_views_and_has_even_sides() -> None:
     views = [np.full((64, 64, 3), 40 * i, dtype=np.uint8) for i in (1, 2, 3, 4)]
     frame = vis.compose_frame(views[:2], views[2:], vis.Caption("a task", "step 3", success=True), size=64)
     assert frame.shape[0] % 2 == 0 and frame.shape[1] % 2 == 0
-    values = frame[-40]
-    assert [bool((values == 40 * i).all(axis=1).any()) for i in (1, 2, 3, 4)] == [True] * 4
+    assert (frame == [92, 201, 128]).all(axis=2).any()  # the outcome, in green
+    corners = [np.argwhere((frame == 40 * i).all(axis=2)) for i in (1, 2, 3, 4)]
+    assert all(np.ptp(pixels, axis=0).tolist() == [63, 63] for pixels in corners)
+    (top, left), (right, below) = corners[0].min(axis=0), (corners[1].min(axis=0), corners[2].min(axis=0))
+    assert right.tolist() == [top, left + 64 + 8] and below[0] > top + 64 and below[1] == left
+    single = vis.compose_frame(views[:1], views[1:2], vis.Caption("", ""), size=64)
+    places = [np.argwhere((single == 40 * i).all(axis=2)).min(axis=0) for i in (1, 2)]
+    assert places[0][0] == places[1][0] and places[0][1] + 64 < places[1][1], "one camera: side by side"
 
 
-def test_compose_frame_keeps_its_shape_whatever_the_words() -> None:
+def test_compose_frame_keeps_its_shape_whatever_changes() -> None:
+    """Words that stay for a whole video may take a second line, no more; those that change may not."""
     views = [checker(), checker()]
-    shapes = {
-        vis.compose_frame(views, views, caption, size=64).shape
-        for caption in (vis.Caption("", ""), vis.Caption("long " * 100, "x" * 300, False), vis.Caption("a", "b", True))
-    }
-    assert len(shapes) == 1
+
+    def shape(*words: Any) -> tuple[int, ...]:
+        return vis.compose_frame(views, views, vis.Caption(*words), size=64).shape
+
+    details = [shape("a", *rest, "start") for rest in (("", None), ("x" * 300, False), ("b", True))]
+    assert len(set(details)) == 1
+    assert shape("", "") == shape("a", "") < shape("long " * 20, "") == shape("long " * 500, "")
+    assert shape("a", "", None, "start") < shape("a", "", None, "start " * 50)
+
+
+def test_letters_are_legible_where_frames_and_sheets_are_400_pixels_wide() -> None:
+    """Capital letters, drawn and measured: at least 6 px high there, which is the height of those of a 9 px font."""
+    views, bare, words = [np.zeros((8, 8, 3), np.uint8)] * 2, vis.Caption("", "", None, ""), "HEIGHT"
+    for caption in (vis.Caption(words, ""), vis.Caption("", words)):
+        frame = vis.compose_frame(views, views, caption)
+        changed = np.argwhere((frame != vis.compose_frame(views, views, bare)).any(axis=2))[:, 0]
+        assert (np.ptp(changed) + 1) * 400 / frame.shape[1] > 8
+    rows = [[views[0]] * 6] * 2
+    drawn, empty = (vis.labelled_sheet(rows, "x", [text] * 6, ["", ""]) for text in (words, ""))
+    changed = np.argwhere((drawn != empty).any(axis=2))[:, 0]
+    assert (np.ptp(changed) + 1) * 400 / drawn.shape[1] > 6
+
+
+def test_a_labelled_sheet_holds_its_pictures_and_words_everywhere() -> None:
+    rows = [[np.full((32, 32, 3), 10 * (3 * r + c + 5), np.uint8) for c in range(3)] for r in range(2)]
+    picture = vis.labelled_sheet(rows, "a title", ["step 0", "step 8", "step 16"], ["front", "wrist"], size=176)
+    places = np.array([np.argwhere((picture == r[c][0, 0]).all(axis=2)).min(axis=0) for r in rows for c in range(3)])
+    places = places.reshape(2, 3, 2)
+    assert (np.diff(places[..., 0], axis=0) == 184).all() and (np.diff(places[..., 1], axis=1) == 184).all()
+    top, left = places[0, 0]
+    written = picture.max(axis=2) > 100
+    for column in range(3):
+        assert written[top - 32 : top, places[0, column, 1] : places[0, column, 1] + 176].any()
+    for row in range(2):
+        assert written[places[row, 0, 0] : places[row, 0, 0] + 176, :left].any()
+    assert written[: top - 32].any()
 
 
 def test_sheet_puts_pictures_in_rows() -> None:
@@ -133,7 +172,7 @@ def test_a_trace_shows_kept_patches_bright() -> None:
     assert frame.shape[0] % 2 == 0 and frame.shape == trace.frame(2).shape
     assert (trace.frame(2) != trace_of(success=None).frame(2)).any(), "the last frame says how it ended"
     assert (frame == trace_of(success=None).frame(0)).all()
-    assert trace.overview(columns=2, size=32).shape == (2 * 32 + 8, 2 * 32 + 8, 3)
+    assert trace.overview(columns=2, size=32).shape == trace_of(success=None).overview(columns=3, size=32).shape
     assert trace.looks_per_second == 5.0
 
 

@@ -233,6 +233,11 @@ class ReportData:
         return [section for section in self.sections if section.blocks or section.note]
 
 
+def counted(count: int, noun: str) -> str:
+    """`1 task`, `2 tasks`."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
 def duration(seconds: float) -> str:
     """`42 s`, `3 min 05 s` or `1 h 02 min`."""
     total = round(seconds)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +24,7 @@ COLOUR_MAP = "inferno"
 MAX_NAMED = 8
 DPI = 150
 
-_OPACITY = (0.1, 0.85)  # of the patch with the lowest value, and of the one with the highest
+_TITLE_LETTERS = 88
 
 
 @dataclass(frozen=True)
@@ -95,12 +96,12 @@ class PatchSums:
 
 
 def keep_map(sums: PatchSums, title: str) -> Figure:
-    """How often each patch was kept, a panel per camera over the mean picture."""
+    """How often each patch was kept: a row per camera, its mean picture and the map beside it."""
     shares = sums.keep_shares
     headings = [f"{share.sum():.1f} of {share.size} patches a look" for share in shares]
     scale = Normalize(0.0, max(float(shares.max()), 1e-6))
-    figure, row = _patch_map(sums, title, shares, [scale] * len(shares), headings)
-    bar = figure.colorbar(ScalarMappable(scale, COLOUR_MAP), ax=row, fraction=0.04, pad=0.02)
+    figure, panels = _patch_map(sums, title, shares, [scale] * len(shares), headings)
+    bar = figure.colorbar(ScalarMappable(scale, COLOUR_MAP), ax=panels, fraction=0.04, pad=0.02)
     bar.ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     bar.set_label("share of looks in which the patch was kept")
     return figure
@@ -114,9 +115,9 @@ def score_map(sums: PatchSums, title: str) -> Figure:
     """
     scores = sums.mean_scores
     scales = [Normalize(float(score.min()), float(score.max())) for score in scores]
-    figure, row = _patch_map(sums, title, scores, scales, ["best score of any query"] * len(scores))
-    for axes, scale in zip(row, scales, strict=True):
-        figure.colorbar(ScalarMappable(scale, COLOUR_MAP), ax=axes, fraction=0.04, pad=0.02)
+    figure, panels = _patch_map(sums, title, scores, scales, ["best score of any query"] * len(scores))
+    for row, scale in zip(panels, scales, strict=True):
+        figure.colorbar(ScalarMappable(scale, COLOUR_MAP), ax=row, fraction=0.04, pad=0.02)
     return figure
 
 
@@ -126,26 +127,29 @@ def _patch_map(
     values: NDArray[np.float64],
     scales: Sequence[Normalize],
     headings: Sequence[str],
-) -> tuple[Figure, list[Any]]:
-    """Values (I, G, G) in colour over the mean pictures; the figure and its panels."""
+) -> tuple[Figure, NDArray[Any]]:
+    """Values (I, G, G) in colour beside the mean pictures, with the same patches; the figure and its panels (I, 2).
+
+    Colours are the colour bar's own: laid over a picture they would be other ones.
+    """
     # The grid covers what the policy saw, which is the central part where it crops.
     margin = (1 - math.sqrt(CROP_AREA)) / 2 if sums.center_crop else 0.0
     seen = (margin, 1 - margin, 1 - margin, margin)
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(3.7 * len(values) + 0.9, 4.1), layout="constrained")
-        figure.suptitle(title, fontsize=11)
-        row = list(figure.subplots(1, len(values), squeeze=False)[0])
-        for number, (axes, picture) in enumerate(zip(row, sums.mean_pictures, strict=True)):
-            share = np.sqrt(np.clip(scales[number](values[number]), 0.0, 1.0))
-            opacity = _OPACITY[0] + (_OPACITY[1] - _OPACITY[0]) * share
-            axes.imshow(picture, cmap="gray", vmin=0, vmax=1, extent=(0, 1, 1, 0))
-            axes.imshow(
-                values[number], cmap=COLOUR_MAP, norm=scales[number], alpha=opacity, extent=seen,
-                interpolation="nearest",
-            )  # fmt: skip
-            axes.set(xlim=(0, 1), ylim=(1, 0), xticks=[], yticks=[])
-            axes.set_title(f"{sums.cameras[number]}: {headings[number]}", fontsize=10)
-    return figure, row
+        figure = Figure(figsize=(8.6, 0.7 + 4.0 * len(values)), layout="constrained")
+        figure.suptitle("\n".join(textwrap.fill(line, _TITLE_LETTERS) for line in title.splitlines()), fontsize=11)
+        panels = figure.subplots(len(values), 2, squeeze=False)
+        for number, (picture, (left, right)) in enumerate(zip(sums.mean_pictures, panels, strict=True)):
+            left.imshow(picture, cmap="gray", vmin=0, vmax=1, extent=(0, 1, 1, 0))
+            right.imshow(values[number], cmap=COLOUR_MAP, norm=scales[number], extent=seen, interpolation="nearest")
+            left.set_title(f"{sums.cameras[number]}: mean picture", fontsize=10)
+            right.set_title(f"{sums.cameras[number]}: {headings[number]}", fontsize=10)
+            borders = np.linspace(margin, 1 - margin, len(values[number]) + 1)
+            for axes in (left, right):
+                axes.set(xlim=(0, 1), ylim=(1, 0), xticks=[], yticks=[])
+                axes.hlines(borders, margin, 1 - margin, color="white", linewidth=0.4, alpha=0.5)
+                axes.vlines(borders, margin, 1 - margin, color="white", linewidth=0.4, alpha=0.5)
+    return figure, panels
 
 
 def kept_chart(trace: PruningTrace) -> Figure:

@@ -193,8 +193,15 @@ def test_what_is_no_record_is_refused(saved: Path, tmp_path: Path) -> None:
     content = saved.read_bytes()
     for wrong in (b"", b"hello", content[: len(content) // 2]):
         path.write_bytes(wrong)
-        with pytest.raises(ValueError, match="is no episode record, or is damaged"):
+        with pytest.raises(
+            ValueError, match="is no episode record, or is damaged .not a whole .npz archive"
+        ) as refused:
             EpisodeRecording.load(path)
+        assert "pickle" not in str(refused.value)
+    np.savez(path, header=np.array([{}], dtype=object))
+    with pytest.raises(ValueError, match="is damaged .it holds Python objects, which records never do") as refused:
+        EpisodeRecording.load(path)
+    assert "pickle" not in str(refused.value)
     np.save(tmp_path / "array.npy", np.zeros(3))
     with pytest.raises(ValueError, match="is no episode record, or is damaged"):
         EpisodeRecording.load(tmp_path / "array.npy")
@@ -237,7 +244,7 @@ def test_a_replay_repeats_the_episode_exactly(episode: tuple[EpisodeRecording, N
     assert result.episode.actions_sha256 == episode[0].episode.actions_sha256
     pushed = replace(loaded, actions=loaded.actions + 1e-3)
     other = replay(pushed)
-    assert len(other.differences) == 1 and other.differences[0].startswith("actions_sha256")
+    assert len(other.differences) == 1 and other.differences[0].startswith("actions (SHA-256): recorded ")
     assert other.qpos_deviation > 1e-5
     assert replay(replace(loaded, start_state=load_task("libero_goal", STOVE).init_states[4])).qpos_deviation > 1e-3
 
@@ -298,7 +305,9 @@ def test_replays_refuse_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixtur
 def test_a_video_s_path_is_no_markup(saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     video = tmp_path / "[bold]x" / "a.mp4"
     assert replay_command(saved, video, 10, Console(width=300)) == 0 and video.is_file()
-    assert f"video: {video}" in capsys.readouterr().out.replace("\n", "")
+    output = capsys.readouterr().out
+    assert f"video: {video}" in output.replace("\n", "")
+    assert output.endswith("as recorded: outcome, steps, actions\n") and "different" not in output
 
 
 def test_a_filmed_replay_shows_the_pictures_of_the_rollout(saved: Path) -> None:

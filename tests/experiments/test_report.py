@@ -2,6 +2,7 @@
 
 import base64
 import re
+import shlex
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -16,9 +17,10 @@ from experiments.robot.libero.report_evaluation import Evaluation, last_line, lo
 from experiments.robot.libero.results import FILE_NAME, EpisodeRecord, Results, collect_versions
 from experiments.robot.libero.run_libero_eval import report_line
 from prismatic.report.charts import StackedBars
-from prismatic.report.data import ReportData, Table
+from prismatic.report.data import CodeBlock, ReportData, Table
 from prismatic.report.media import MediaFiles
 from prismatic.visualization import encode_png
+from scripts.compare_results import main as compare_command
 
 POLICY = {
     "checkpoint": "runs/small",
@@ -89,7 +91,8 @@ def test_the_page_tells_the_evaluation(tmp_path: Path, video: Path) -> None:
     low, high = (100 * edge for edge in stats.binomtest(2, 3).proportion_ci(0.95, method="wilson"))
     for words in (f"67 %, 95 % interval {low:.0f} to {high:.0f}", "1.7 million parameters", "within 6 cm", "10.0 of 98",
                   "15.0 ms", "two images are read", "--note 'a b'", "ValueError: the bowl fell",
-                  "1 of 4 rollouts of run ended", "begun 3 times", "mujoco"):  # fmt: skip
+                  "1 of 4 rollouts of run ended",
+                  "from wide starts (LIBERO's own starts, goal's", "begun 3 times", "mujoco"):  # fmt: skip
         assert words in text
         assert words in re.sub(r"\\(.)", r"\1", markdown.read_text(encoding="utf-8"))
     assert "Incomplete" not in text and "Control:" not in text
@@ -112,10 +115,12 @@ def test_failures_come_first_and_what_does_not_fit_is_linked(tmp_path: Path, vid
     clips = [block for section in data.sections for block in section.blocks if block.kind == "clip"]
     failure, success = clips
     assert (
-        "not solved" in failure.caption and failure.video.content == video.read_bytes() and failure.picture is not None
+        failure.title.endswith("initial state 1, trial 1: not solved")
+        and failure.video.content == video.read_bytes()
+        and failure.picture is not None
     )
     assert success.video.content is None and success.video.source == "videos/task1%20trial0.mp4"
-    assert len(data.alerts) == 1 and "1 are links" in data.alerts[0] and "--max_embedded_mb" in data.alerts[0]
+    assert len(data.alerts) == 1 and "1 is a link" in data.alerts[0] and "--max_embedded_mb" in data.alerts[0]
     html, markdown = write_reports([folder], tmp_path / "elsewhere", max_embedded_mb=0)
     addresses = [a for a in Page(html.read_text()).addresses if not a.startswith("#")]
     addresses += re.findall(r"\]\(([^)]+)\)", markdown.read_text())
@@ -186,8 +191,8 @@ def test_an_incomplete_run_and_a_control_say_so_first(tmp_path: Path) -> None:
     run = save(tmp_path / "a", [episode(1, 0, True)], run={"complete": False})
     blank = save(tmp_path / "b", [episode(1, 0, False)], config={"control": "blank_images"})
     data = data_of(run, blank)
-    assert data.alerts[0].startswith("Incomplete: a ") and "1 rollouts" in data.alerts[0]
-    assert data.alerts[1].startswith("Control: in b (control: blank images), the policy saw mid-grey")
+    assert data.alerts[0].startswith("Incomplete: a ") and "of the 1 rollout that" in data.alerts[0]
+    assert data.alerts[1].startswith("Control (blank images): in b, the policy saw mid-grey")
     empty = data_of(save(tmp_path / "c", [], run={"complete": False}))
     assert empty.alerts and "no valid rollout" in empty.headlines[0].label
 
@@ -276,6 +281,72 @@ def test_protocol_and_commands(tmp_path: Path) -> None:
     assert (facts["open-loop steps of a chunk"], facts["seeding"]) == ("8", "seed + trial")
     assert (facts["protocol"], facts["deviations from it"]) == ("lerobot", "--seed 7: 1000; x")
     assert dict(texts(found["Versions"])) == collect_versions()
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"wide_starts_m": 0.0}, "LIBERO's own starts"),
+        ({"wide_starts_m": 0.06}, "wide starts (LIBERO's own starts, goal's objects moved within 6 cm)"),
+        ({"wide_starts_m": None, "initial_states_path": "a/b.json"}, "the initial states of the file b.json"),
+        ({"wide_starts_m": 0.0, "task_suite_name": "libero_goal_swap"}, "LIBERO-PRO's starts (perturbation: position)"),
+        ({"wide_starts_m": None, "task_suite_name": "somebody_s"}, "LIBERO's own starts"),
+    ],
+)
+def test_starts_are_named(tmp_path: Path, config: dict, words: str) -> None:
+    data = data_of(save(tmp_path / "run", [episode(1, 0, True)], config=config))
+    assert f"over 1 task of {config.get('task_suite_name', 'libero_goal')} from {words}, in" in data.summary[0]
+    assert "solved 1 of 1 rollout (" in data.summary[0]
+    assert dict(texts(tables(data)["What was done"]))["starts"] == words
+
+
+def test_initial_states_are_those_of_the_rollouts_not_those_that_were_asked_for(tmp_path: Path) -> None:
+    asked = {"num_trials_per_task": 50, "initial_states_path": "b.json"}
+    starts = [(1, 3), (1, 4), (1, 5), (1, 9), (4, 3), (4, 4)]
+    for pairs, words in ((starts, "3-5, 9 (2 to 4 per task)"), (starts[:1], "3 (1 per task)"), ([], "none yet")):
+        episodes = [episode(task, state, True, initial_state=state) for task, state in pairs]
+        found = tables(data_of(save(tmp_path / "run", episodes, config=asked)))["What was done"]
+        assert dict(texts(found))["initial states"] == words
+
+
+def test_clips_of_one_task_are_told_apart_by_their_headlines(tmp_path: Path, video: Path) -> None:
+    records = [episode(1, trial, trial == 2, initial_state=30 + trial) for trial in range(3)]
+    run = save(tmp_path / "run", records, video)
+    blank = save(tmp_path / "blank", [episode(1, 0, False)], video, config={"control": "blank_images"})
+
+    def titles(*folders: Path) -> list[str]:
+        return [block.title for s in data_of(*folders).sections for block in s.blocks if block.kind == "clip"]
+
+    own = [f"put it in place 1, initial state 3{n}, trial {n}: {'' if n == 2 else 'not '}solved" for n in (0, 1, 2)]
+    assert titles(run) == own
+    last = "blank: put it in place 1, initial state 0, trial 0: not solved"
+    assert titles(run, blank) == [*(f"run: {title}" for title in own[:2]), last, f"run: {own[2]}"]
+    sections = {section.title: section for section in data_of(run, blank).filled}
+    for title in ("Failures", "Visual tokens kept", "Time per look", "All rollouts"):
+        assert sections[title].note.count("Controls: blank (blank images).") == 1
+    assert "(control" not in " ".join(
+        text for row in texts(tables(data_of(run, blank))["Over all looks"]) for text in row
+    )
+    assert not any("Controls:" in section.note for section in data_of(blank).sections)
+
+
+def test_evaluations_on_the_same_starts_are_compared_and_the_command_is_given(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    better = save(tmp_path / "the better", [episode(1, trial, True) for trial in range(9)])
+    worse = save(tmp_path / "worse", [episode(1, trial, trial == 0) for trial in range(9)])
+    elsewhere = save(tmp_path / "elsewhere", [episode(4, 0, True)])
+    blocks = [b for s in data_of(better, worse, elsewhere).sections for b in s.blocks if isinstance(b, CodeBlock)]
+    difference, other = blocks[:2]
+    assert difference.title == "The difference between the better and worse"
+    p_value = stats.binomtest(0, 8).pvalue  # McNemar: eight starts differ, all in one direction
+    assert difference.note.startswith("the better is better than worse: +88.9 points")
+    assert f"p = {p_value:.3f}" in difference.note
+    words = shlex.split(difference.code)
+    assert words[:2] == ["python", "scripts/compare_results.py"]
+    assert compare_command(words[2:]) == 0 and "88.9" in capsys.readouterr().out
+    assert other.note.startswith("Not compared: ") and "elsewhere" in other.code
+    assert not any("compare_results" in b.code for s in data_of(worse).sections for b in s.blocks if b.kind == "code")
 
 
 def test_long_tables_of_rollouts_are_folded(tmp_path: Path) -> None:

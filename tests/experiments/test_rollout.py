@@ -12,8 +12,16 @@ from PIL import Image
 from experiments.robot.libero.agents import Answer, Request, look_seed
 from experiments.robot.libero.environment import LiberoEnvironment, load_task
 from experiments.robot.libero.results import EpisodeRecord
-from experiments.robot.libero.rollout import BLANK_LEVEL, RolloutRecorder, RolloutSettings, Start, run_episode
+from experiments.robot.libero.rollout import (
+    BLANK_LEVEL,
+    RolloutRecorder,
+    RolloutSettings,
+    Start,
+    run_episode,
+    start_words,
+)
 from experiments.robot.libero.starts import Displacement
+from prismatic.visualization import Caption, compose_frame
 
 STOVE, PLATE = 1, 8  # tasks of libero_goal that share a scene
 TOKENS = 2 * 9
@@ -183,9 +191,27 @@ def test_video_shows_views_and_what_was_kept(environment: Watched, start: Start,
     assert len(recorder.frames) == 3 + 2 + 1 + 5
     assert environment.frames == 2 * (3 + 2 + 1)
     assert len({frame.shape for frame in recorder.frames}) == 1
-    views, dimmed = recorder.frames[0][64:-8, 8:528], recorder.frames[0][64:-8, 552:-8]
+    views, dimmed = recorder.frames[0][-550:-294, 8:-8], recorder.frames[0][-264:-8, 8:-8]
     assert dimmed.mean() < 0.6 * views.mean()
     recorder.save(tmp_path / "a.mp4")
     assert (tmp_path / "a.mp4").stat().st_size > 1000
     with Image.open(tmp_path / "a.png") as picture:
         assert picture.width > picture.height  # three looks, two cameras
+
+
+def test_a_video_names_start_control_and_outcome(environment: Watched, start: Start) -> None:
+    plate = load_task("libero_goal", PLATE)
+    told = replace(start, other=plate, instruction=plate.language)
+    cases = [(start, "none", "", "not solved"), (start, "blank_images", " · control: blank images", "not solved")]
+    words = f" · control: swapped instruction, own task: {start.task.name.replace('_', ' ')}"
+    for begin, control, more, outcome in (*cases, (told, "swapped_instruction", words, "told goal not reached")):
+        recorder = RolloutRecorder(begin.instruction, every_steps=4)
+        settings = RolloutSettings(4, control=control)
+        record = run_episode(environment, HoldsStill(), begin, settings, [recorder])
+        assert record.invalid is None
+        context = f"initial state {start.initial_state}, trial {start.trial}{more}"
+        assert start_words(record) == context
+        views = [environment.frame(camera) for camera in settings.cameras]
+        count = f"kept {record.tokens_kept[-1]} of {record.num_visual_tokens}"
+        caption = Caption(begin.instruction, f"step 4 · {count} visual tokens", False, context, outcome)
+        np.testing.assert_array_equal(recorder.frames[-1], compose_frame(views, recorder.looks[-1], caption))

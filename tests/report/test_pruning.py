@@ -4,6 +4,7 @@ import functools
 import io
 import operator
 
+import matplotlib
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
@@ -54,9 +55,10 @@ def test_mean_pictures_are_grey_means() -> None:
 def test_the_map_lies_over_what_the_policy_saw(crop: bool) -> None:
     traces = [made_up(5, center_crop=crop)]
     figure = pruning.keep_map(sums(traces), "a title")
-    panels, bar = figure.axes[:2], figure.axes[2]
-    for camera, axes in enumerate(panels):
-        picture, patches = axes.images
+    panels, bar = figure.axes[:4], figure.axes[4]
+    for camera, axes in enumerate(panels[1::2]):
+        (picture,), (patches,) = panels[2 * camera].images, axes.images
+        assert panels[2 * camera].get_title() == f"{CAMERAS[camera]}: mean picture"
         np.testing.assert_array_equal(np.asarray(patches.get_array()), sums(traces).keep_shares[camera])
         left, right, bottom, top = patches.get_extent()
         assert (right - left) * (bottom - top) == pytest.approx(CROP_AREA if crop else 1.0)
@@ -65,17 +67,33 @@ def test_the_map_lies_over_what_the_policy_saw(crop: bool) -> None:
         assert axes.get_title() == expected
     assert "share of looks" in bar.get_ylabel() and bar.get_ylim() == (0, 1)
     with Image.open(io.BytesIO(pruning.figure_png(figure))) as drawn:
-        assert drawn.format == "PNG" and drawn.width > drawn.height > 400
+        assert drawn.format == "PNG" and min(drawn.size) > 1000
 
 
 def test_every_camera_has_its_own_scale_of_scores() -> None:
     trace = made_up(4)
     figure = pruning.score_map(sums([trace]), "a title")
-    for camera, axes in enumerate(figure.axes[:2]):
+    for camera, axes in enumerate(figure.axes[1:4:2]):
         values = sums([trace]).mean_scores[camera]
-        assert axes.images[1].get_clim() == pytest.approx((values.min(), values.max()))
+        assert axes.images[0].get_clim() == pytest.approx((values.min(), values.max()))
     with pytest.raises(ValueError, match="no scores: pruners other than"):
         pruning.score_map(sums([made_up(4), made_up(4, scores=None)]), "a title")
+
+
+def test_colours_are_those_of_the_bar() -> None:
+    """What stands in the file where a patch is, read back through the colour map."""
+    trace = made_up(5)
+    figure, values = pruning.keep_map(sums([trace]), "a title"), sums([trace]).keep_shares
+    with Image.open(io.BytesIO(pruning.figure_png(figure))) as drawn:
+        pixels = np.asarray(drawn.convert("RGB"))
+    colours = (255 * matplotlib.colormaps[pruning.COLOUR_MAP](np.linspace(0, 1, 256))[:, :3]).round()
+    for camera, axes in enumerate(figure.axes[1:4:2]):
+        for row in range(3):
+            for column in range(3):
+                x, y = axes.transData.transform(((column + 0.4) / 3, (row + 0.4) / 3)) * pruning.DPI / figure.dpi
+                found = pixels[pixels.shape[0] - round(y), round(x)].astype(float)
+                level = np.abs(colours - found).sum(axis=1).argmin() / 255
+                assert level * values.max() == pytest.approx(values[camera, row, column], abs=0.01)
 
 
 def test_maps_refuse_what_does_not_fit_together() -> None:

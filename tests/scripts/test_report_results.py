@@ -17,7 +17,7 @@ def test_command_writes_both_forms(tmp_path: Path, capsys: pytest.CaptureFixture
 
 def test_command_refuses_with_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(tmp_path)]) == UNUSABLE
-    assert capsys.readouterr().err.startswith("error: FileNotFoundError: no results at")
+    assert capsys.readouterr().err.startswith("error: no results at")
     Results().save(tmp_path / "results.json")
     assert main([str(tmp_path), "--max_embedded_mb", "-1"]) == UNUSABLE
     assert "give 0 (embed nothing) or more" in capsys.readouterr().err

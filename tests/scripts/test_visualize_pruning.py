@@ -6,6 +6,7 @@ import operator
 import subprocess
 import sys
 import weakref
+from dataclasses import replace
 from pathlib import Path
 
 import imageio_ffmpeg
@@ -27,14 +28,15 @@ from scripts.visualize_pruning import UNUSABLE, main, parse, policy_traces, reco
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def write_record(path: Path, looks: int = 3, tokens: int = 2 * 16, seed: int = 0) -> EpisodeRecording:
+def write_record(path: Path, looks: int = 3, tokens: int = 2 * 16, seed: int = 0, **more: object) -> EpisodeRecording:
     """A made-up episode with two actions a look."""
     rng = np.random.default_rng(seed)
     actions = rng.uniform(-1, 1, (2 * looks, 7))
     episode = EpisodeRecord("libero_goal", 1, "a_task", "lift it", seed, 0, 7, success=True, steps=2 * looks)
-    episode.actions_sha256 = actions_sha256(actions)
+    episode = replace(episode, actions_sha256=actions_sha256(actions), **more)  # type: ignore[arg-type]
     recording = EpisodeRecording(
-        episode, RolloutSettings(max_steps=2 * looks, open_loop_steps=2), {}, False, 20.0, {}, {},
+        episode, RolloutSettings(max_steps=2 * looks, open_loop_steps=2), {}, False, 20.0,
+        {"checkpoint": "runs/small", "pruner": "lightvla"}, {},
         start_state=np.zeros(3), look_steps=2 * np.arange(looks),
         images={c: rng.integers(80, 256, (looks, 64, 64, 3), dtype=np.uint8) for c in ("full_image", "wrist_image")},
         states=np.zeros((looks, 8)), qpos=np.zeros((looks, 9)), chunks=actions.reshape(looks, 2, 7), actions=actions,
@@ -70,7 +72,7 @@ def test_pictures_of_records(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         assert looks == [f"look{look:03d}_step{2 * look:03d}.png" for look in range(3 + number)]
         _, seconds = imageio_ffmpeg.count_frames_and_secs(str(folder / "overlay.mp4"))
         assert seconds == pytest.approx((3 + number) / 10 + 1, abs=0.05), "20 steps a second, a look each two steps"
-    assert {"keep_map.png", "tokens_kept.png"} < {path.name for path in (tmp_path / "out").iterdir()}
+    assert {"keep_map_lift_it.png", "tokens_kept.png"} < {path.name for path in (tmp_path / "out").iterdir()}
 
 
 def test_episodes_are_drawn_one_at_a_time(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -85,10 +87,39 @@ def test_episodes_are_drawn_one_at_a_time(tmp_path: Path, capsys: pytest.Capture
     sums = [PatchSums.of(trace) for _, trace in record_traces([tmp_path])]
     status, _ = run(["--record", str(tmp_path), "--no_video", "--output_dir", str(tmp_path / "out")], capsys)
     assert status == 0
-    expected = figure_png(keep_map(functools.reduce(operator.add, sums), "6 episodes (48 looks)"))
+    title = "lift it\nlibero_goal · small (lightvla): 6 episodes, 48 looks"
+    expected = figure_png(keep_map(functools.reduce(operator.add, sums), title))
     np.testing.assert_array_equal(
-        np.asarray(Image.open(tmp_path / "out" / "keep_map.png")), np.asarray(Image.open(io.BytesIO(expected)))
+        np.asarray(Image.open(tmp_path / "out" / "keep_map_lift_it.png")), np.asarray(Image.open(io.BytesIO(expected)))
     )
+
+
+def test_every_task_suite_and_control_has_a_map_of_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    changes = [{}, {}, {"suite": "libero_goal_swap"}, {"control": "blank_images"}, {"instruction": "Push: it!"}]
+    for number, change in enumerate(changes):
+        write_record(tmp_path / "records" / f"a{number}.npz", 2 + number, seed=number, **change)
+    status, _ = run(["--record", str(tmp_path), "--no_video", "--output_dir", str(tmp_path / "out")], capsys)
+    maps = sorted(path.name for path in (tmp_path / "out").glob("keep_map*"))
+    assert status == 0
+    assert maps == [f"keep_map_{name}.png" for name in ("lift_it-2", "lift_it-3", "lift_it", "push_it")]
+    traces = [trace for _, trace in record_traces([tmp_path])]
+    sums = [PatchSums.of(trace) for trace in traces]
+    for name, total, title in (
+        ("lift_it", sums[0] + sums[1], "lift it\nlibero_goal · small (lightvla): 2 episodes, 5 looks"),
+        ("lift_it-3", sums[3], "lift it\nlibero_goal · control: blank images · small (lightvla): 1 episode, 5 looks"),
+    ):
+        drawn = np.asarray(Image.open(tmp_path / "out" / f"keep_map_{name}.png"))
+        np.testing.assert_array_equal(drawn, np.asarray(Image.open(io.BytesIO(figure_png(keep_map(total, title))))))
+
+
+def test_nothing_but_results_is_printed_where_there_is_no_terminal(tmp_path: Path) -> None:
+    write_record(tmp_path / "a.npz")
+    command = [sys.executable, "scripts/visualize_pruning.py", "--record", str(tmp_path), "--no_video"]
+    result = subprocess.run(
+        [*command, "--output_dir", str(tmp_path / "out")], capture_output=True, text=True, cwd=ROOT, check=True
+    )
+    lines = (result.stdout + result.stderr).split("\n")
+    assert [line[:9] for line in lines] == ["a: 3 look", "pictures:", ""]
 
 
 def test_equal_names_are_numbered_and_brackets_are_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -115,13 +146,15 @@ def test_a_look_dims_exactly_the_pruned_patches(tmp_path: Path, capsys: pytest.C
     assert run([*files, "--output_dir", str(out)], capsys)[0] == 0
     assert not (out / "a" / "overlay.mp4").exists()
     frame = np.asarray(Image.open(out / "a" / "looks" / "look001_step002.png")).astype(float)
-    strip, panel, gap = 60, 256, 8
+    panel, gap, heading = 256, 8, 22
+    seen = frame.shape[0] - gap - panel
+    live = seen - heading - gap - panel
     for camera in range(2):
-        live, seen = gap + camera * (panel + gap), 3 * gap + (2 + camera) * (panel + gap)
+        left = gap + camera * (panel + gap)
         for token in range(16):
-            row, column = strip + 64 * (token // 4), 64 * (token % 4)
-            inside = (slice(row + 4, row + 60), slice(live + column + 4, live + column + 60))
-            drawn = frame[row + 4 : row + 60, seen + column + 4 : seen + column + 60]
+            row, column = 64 * (token // 4), left + 64 * (token % 4)
+            inside = (slice(live + row + 4, live + row + 60), slice(column + 4, column + 60))
+            drawn = frame[seen + row + 4 : seen + row + 60, column + 4 : column + 60]
             if recording.kept[1, 16 * camera + token]:
                 assert (drawn == frame[inside]).all()
             else:

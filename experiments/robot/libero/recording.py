@@ -234,7 +234,15 @@ def _read_arrays(path: Path) -> dict[str, NDArray[Any]]:
             with content:
                 return dict(content)
     except (ValueError, OSError, EOFError, TypeError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(f"{path} is no episode record, or is damaged ({error}); expected an .npz archive") from error
+        reason = str(error)
+        if not isinstance(error, OSError) and not zipfile.is_zipfile(path):
+            reason = "not a whole .npz archive"
+        elif "pickle" in reason:  # numpy's own words say how to load such a file, which might run code
+            reason = "it holds Python objects, which records never do"
+        raise ValueError(
+            f"{path} is no episode record, or is damaged ({reason}); expected an .npz file that run_libero_eval.py "
+            "--record True wrote"
+        ) from error
 
 
 def _check_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:

@@ -125,6 +125,9 @@ def replay(recording: EpisodeRecording, observers: Sequence[Observer] = (), rend
 
 
 def _differences(recorded: EpisodeRecord, replayed: EpisodeRecord) -> list[str]:
-    names = ("success", "other_success", "steps", "actions_sha256")
-    pairs: dict[str, tuple[Any, Any]] = {name: (getattr(recorded, name), getattr(replayed, name)) for name in names}
-    return [f"{name}: recorded {old}, replayed {new}" for name, (old, new) in pairs.items() if old != new]
+    names = {"success": "goal reached", "other_success": "told goal reached", "steps": "steps"}
+    names["actions_sha256"] = "actions (SHA-256)"
+    pairs: dict[str, tuple[Any, Any]] = {
+        words: (getattr(recorded, name), getattr(replayed, name)) for name, words in names.items()
+    }
+    return [f"{words}: recorded {old}, replayed {new}" for words, (old, new) in pairs.items() if old != new]

@@ -11,8 +11,16 @@ from typing import Any
 
 import numpy as np
 
+from experiments.robot.libero.comparison import compare
 from experiments.robot.libero.report_cost import latency_section, look_times, tokens_section
-from experiments.robot.libero.report_evaluation import CONTROL_WORDS, Evaluation, TaskKey, load_evaluations
+from experiments.robot.libero.report_evaluation import (
+    CONTROL_WORDS,
+    Evaluation,
+    TaskKey,
+    load_evaluations,
+    starts_words,
+    states_words,
+)
 from experiments.robot.libero.report_rollouts import rollout_sections
 from prismatic.report.charts import RateBars
 from prismatic.report.data import (
@@ -24,6 +32,7 @@ from prismatic.report.data import (
     Row,
     Section,
     Table,
+    counted,
     duration,
     share_cell,
 )
@@ -95,13 +104,12 @@ def _summary(evaluations: Sequence[Evaluation]) -> str:
     if len(evaluations) > 1:
         return f"{len(evaluations)} evaluations of {'; '.join(policies)}."
     results, summary = evaluations[0].results, evaluations[0].results.summary()
-    config, count = results.config, summary["all"]
-    wide, seconds = config.get("wide_starts_m"), results.run.get("seconds")
-    starts = f"wide starts (objects moved within {100 * wide:g} cm)" if wide else "LIBERO's own starts"
+    config, count, seconds = results.config, summary["all"], results.run.get("seconds")
     time = f", in {duration(seconds)}" if seconds is not None else ""
     return (
-        f"{policies[0]} solved {count['successes']} of {count['trials']} rollouts ({_rate(count)}) over "
-        f"{len(summary['tasks'])} tasks of {config.get('task_suite_name', 'an unnamed suite')} from {starts}{time}."
+        f"{policies[0]} solved {count['successes']} of {counted(count['trials'], 'rollout')} ({_rate(count)}) over "
+        f"{counted(len(summary['tasks']), 'task')} of {config.get('task_suite_name', 'an unnamed suite')} from "
+        f"{starts_words(evaluations[0])}{time}."
     )
 
 
@@ -127,19 +135,22 @@ def alerts(evaluations: Sequence[Evaluation], files: MediaFiles) -> list[str]:
         episodes = evaluation.results.episodes
         if not evaluation.complete:
             found.append(
-                f"Incomplete: {evaluation.label} did not get to its end. The figures are those of the {len(episodes)} "
-                "rollouts that it recorded; those of later tasks may be missing."
+                f"Incomplete: {evaluation.name} did not get to its end. The figures are those of the "
+                f"{counted(len(episodes), 'rollout')} that it recorded; those of later tasks may be missing."
             )
         if evaluation.control:
             words = CONTROL_WORDS.get(evaluation.control, "not an ordinary evaluation")
-            found.append(f"Control: in {evaluation.label}, {words}.")
+            found.append(f"Control ({evaluation.control.replace('_', ' ')}): in {evaluation.name}, {words}.")
         if invalid := sum(episode.invalid is not None for episode in episodes):
-            found.append(f"Invalid: {invalid} of {len(episodes)} rollouts of {evaluation.label} ended in an error.")
+            found.append(
+                f"Invalid: {invalid} of {counted(len(episodes), 'rollout')} of {evaluation.name} ended in an error."
+            )
     if files.linked:
+        total, links = files.embedded + files.linked, "is a link" if files.linked == 1 else "are links"
         found.append(
-            f"Not all clips and pictures are inside this page: {files.embedded} are ({files.used_bytes / 1e6:.1f} MB), "
-            f"{files.linked} are links to files beside it. Keep page and files together, or raise --max_embedded_mb "
-            f"(now {files.max_bytes / 1e6:g})."
+            f"Not all clips and pictures are inside this page: {files.embedded} of {total} are "
+            f"({files.used_bytes / 1e6:.1f} MB), {files.linked} {links} to files beside it. Keep page and files "
+            f"together, or raise --max_embedded_mb (now {files.max_bytes / 1e6:g})."
         )
     return found
 
@@ -213,7 +224,27 @@ def success_section(evaluations: Sequence[Evaluation]) -> Section:
     details = ("invalid", "steps to success", "tokens kept", "ms per look") if single else ()
     note = "Successes of valid rollouts, the rate, and its Wilson 95 % interval in percent."
     table = Table("Tasks", ("task", *heads, *details), rows, note, totals=(total,), sortable=True)
-    return Section("Success", [bars, table])
+    return Section("Success", [bars, table, *differences(evaluations)])
+
+
+def differences(evaluations: Sequence[Evaluation]) -> list[CodeBlock]:
+    """Of several evaluations: how far each is from the first on the starts they share, and the command that says more.
+
+    Those that share no start, or measure something else under one name, cannot be compared; the command says why.
+    """
+    found = []
+    for other in evaluations[1:]:
+        first, names = evaluations[0], (evaluations[0].name, other.name)
+        try:
+            comparison = compare([first.results], [other.results], names)
+        except ValueError as error:
+            note = f"Not compared: {error}"
+        else:
+            note = " ".join([comparison.verdict, *(f"Mind: {warning}." for warning in comparison.warnings)])
+        sides = [shlex.quote(evaluation.path or str(evaluation.folder)) for evaluation in (first, other)]
+        command = f"python scripts/compare_results.py {sides[0]} --against {sides[1]} --names {shlex.join(names)}"
+        found.append(CodeBlock(f"The difference between {names[0]} and {names[1]}", command, note))
+    return found
 
 
 def _details(evaluation: Evaluation, task: TaskKey | None) -> tuple[str, ...]:
@@ -235,15 +266,13 @@ def protocol_table(evaluations: Sequence[Evaluation]) -> Table:
     facts = [_protocol(evaluation) for evaluation in evaluations]
     names = list(dict.fromkeys(name for one in facts for name in one))
     rows = [(name, *(one.get(name, "–") for one in facts)) for name in names]
-    return Table("What was done", ("setting", *(evaluation.label for evaluation in evaluations)), rows, numeric=False)
+    return Table("What was done", ("setting", *(evaluation.name for evaluation in evaluations)), rows, numeric=False)
 
 
 def _protocol(evaluation: Evaluation) -> dict[str, str]:
     """Fact -> value, in words."""
     config, run, policy = evaluation.results.config, evaluation.results.run, evaluation.results.policy
-    wide, suite = config.get("wide_starts_m"), str(config.get("task_suite_name", "unknown"))
-    chosen = config.get("initial_states") or f"the first {config.get('num_trials_per_task', 'unknown')}"
-    states = config.get("initial_states_path", "DEFAULT")
+    suite = str(config.get("task_suite_name", "unknown"))
     backend = run.get("rendering_backend", "unknown")
     protocol = dict(run.get("protocol") or {})
     deviations = "; ".join(protocol.get("deviations", ())) or None
@@ -252,8 +281,8 @@ def _protocol(evaluation: Evaluation) -> dict[str, str]:
         "deviations from it": deviations if protocol.get("name") else None,
         "suite": suite,
         "tasks": config.get("task_ids") or "all",
-        "starts": f"wide, goal's objects moved within {100 * wide:g} cm" if wide else "LIBERO's own",
-        "initial states": chosen if states == "DEFAULT" else f"{chosen}, from {states}",
+        "starts": starts_words(evaluation),
+        "initial states": states_words(evaluation),
         "control": evaluation.control.replace("_", " ") or "none",
         "settle steps": config.get("num_steps_wait"),
         "cap on control steps": protocol.get("max_steps", "unknown"),
@@ -286,7 +315,7 @@ def assumptions(evaluations: Sequence[Evaluation]) -> list[Notes]:
     found = []
     for evaluation in evaluations:
         if items := evaluation.results.policy.get("assumptions"):
-            found.append(Notes([str(item) for item in items], f"Assumed about the checkpoint of {evaluation.label}"))
+            found.append(Notes([str(item) for item in items], f"Assumed about the checkpoint of {evaluation.name}"))
     return found or [Notes(["Nothing had to be assumed about the checkpoint."], "Assumptions")]
 
 
@@ -297,11 +326,11 @@ def commands(evaluations: Sequence[Evaluation]) -> list[CodeBlock]:
         words = ["python", *map(str, evaluation.results.run.get("command") or ["unknown"])]
         command = " ".join(("\\\n    " if word.startswith("--") else "") + shlex.quote(word) for word in words)
         note = f"Code at {evaluation.results.run.get('git_commit', 'an unknown commit')}."
-        found.append(CodeBlock(evaluation.label, command, note))
+        found.append(CodeBlock(evaluation.name, command, note))
     return found
 
 
 def versions_table(evaluations: Sequence[Evaluation]) -> Table:
     names = list(dict.fromkeys(name for evaluation in evaluations for name in evaluation.results.versions))
     rows = [(name, *(str(e.results.versions.get(name, "–")) for e in evaluations)) for name in names]
-    return Table("Versions", ("package", *(evaluation.label for evaluation in evaluations)), rows, numeric=False)
+    return Table("Versions", ("package", *(evaluation.name for evaluation in evaluations)), rows, numeric=False)

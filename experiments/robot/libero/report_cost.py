@@ -8,22 +8,20 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from experiments.robot.libero.report_evaluation import Evaluation
+from experiments.robot.libero.report_evaluation import Evaluation, controls_note
 from prismatic.report.charts import BandChart, StackedBars, band_of
 from prismatic.report.data import Block, Section, Table
 
 PERCENTILES = (50, 90, 95, 99)
 REST = "other and waiting"
-"""Time of a look that no stage accounts for: preparing the request, waiting for other rollouts' looks, the head."""
+"""Time of a look that no stage accounts for: waiting for other simulators' looks, pipes between processes, the head."""
 SERVER, SERVER_REST = "server", "other on the server"
 """The stage of a policy server's whole answer, and what is left of it where the server also names parts of it."""
 
 
 def tokens_section(evaluations: Sequence[Evaluation]) -> Section:
     """How many visual tokens stayed, over the looks of a rollout and in all."""
-    kept = {
-        e.label: [episode.tokens_kept for episode in e.results.episodes if episode.tokens_kept] for e in evaluations
-    }
+    kept = {e.name: [episode.tokens_kept for episode in e.results.episodes if episode.tokens_kept] for e in evaluations}
     kept = {label: episodes for label, episodes in kept.items() if episodes}
     if not kept:
         return Section("Visual tokens kept", [])
@@ -32,7 +30,7 @@ def tokens_section(evaluations: Sequence[Evaluation]) -> Section:
         if summary := evaluation.results.summary()["tokens_kept"]:
             share = f"{100 * summary['fraction']:.0f} %" if summary["fraction"] is not None else "–"
             numbers = (f"{summary['mean']:.1f}", str(summary["min"]), str(summary["max"]), str(summary["of"]), share)
-            rows.append((evaluation.label, *numbers))
+            rows.append((evaluation.name, *numbers))
     chart = BandChart(
         "Visual tokens kept over a rollout",
         {label: band_of(episodes) for label, episodes in kept.items()},
@@ -42,8 +40,8 @@ def tokens_section(evaluations: Sequence[Evaluation]) -> Section:
     )
     note = (
         "The line is the mean over the rollouts that are still running at a look, the band their 10th to 90th "
-        "percentile; it is dotted, without a band, where fewer than half of them are."
-    )
+        "percentile; it is dotted, without a band, where fewer than half of them are. " + controls_note(evaluations)
+    ).strip()
     columns = ("evaluation", "mean", "least", "most", "of", "share kept")
     return Section("Visual tokens kept", [chart, Table("Over all looks", columns, rows)], note)
 
@@ -112,14 +110,16 @@ def latency_section(evaluations: Sequence[Evaluation]) -> Section:
             name: [float(times.stages[name].mean()) if name in times.stages else 0.0 for _, times in split]
             for name in names
         }
-        labels = [evaluation.label for evaluation, _ in split]
+        labels = [evaluation.name for evaluation, _ in split]
         blocks.append(StackedBars("Mean time of a look", labels, means, "milliseconds"))
-    blocks += [_percentile_table(evaluation.label, times) for evaluation, times in timed]
+    blocks += [_percentile_table(evaluation.name, times) for evaluation, times in timed]
     devices = dict.fromkeys(str(evaluation.results.run.get("device", "unknown")) for evaluation, _ in timed)
     note = (
-        f"Milliseconds from a look's request to its answer, on: {', '.join(devices)}. “{REST}” is what no stage "
-        "accounts for."
-    )
+        f"Milliseconds from asking the policy for actions to having them (device: {', '.join(devices)}). “{REST}” is "
+        "the rest of that time: other simulators' looks that go first or are waited for, so that several are answered "
+        "together; pictures and actions on their way through pipes between processes, or over the network; the "
+        f"action head. {controls_note(evaluations)}"
+    ).strip()
     return Section("Time per look", blocks, note)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from experiments.robot.libero.caveats import perturbation_of
 from experiments.robot.libero.results import FILE_NAME, EpisodeRecord, Results
 
 CONTROL_WORDS = {
@@ -14,6 +15,9 @@ CONTROL_WORDS = {
     "random_tokens": "the policy saw as many tokens as the pruner chose, but chosen at random",
 }
 """What each control means, for readers who have not read the documentation."""
+
+OWN_STATES = "DEFAULT"
+"""The flag's word for the initial states that come with the tasks."""
 
 TaskKey = tuple[str, int]
 """Suite and index of a task."""
@@ -26,11 +30,13 @@ class Evaluation:
     Args:
         name: Short and unique in the report.
         folder: Where the results file lies; videos are relative to it.
+        path: The results as they were named to the report, for commands; empty: the folder.
     """
 
     name: str
     results: Results
     folder: Path
+    path: str = ""
 
     @property
     def control(self) -> str:
@@ -40,7 +46,7 @@ class Evaluation:
 
     @property
     def label(self) -> str:
-        """The name, with the control where there is one."""
+        """The name, with the control where there is one: where evaluations are told apart for the first time."""
         return f"{self.name} (control: {self.control.replace('_', ' ')})" if self.control else self.name
 
     @property
@@ -73,7 +79,7 @@ def load_evaluations(paths: Sequence[str | Path]) -> list[Evaluation]:
         raise ValueError("the same results were given twice; name each results file or folder once")
     folders = [file.parent for file in files]
     names = short_names([file if folders.count(file.parent) > 1 else file.parent for file in files])
-    return [Evaluation(*parts) for parts in zip(names, results, folders, strict=True)]
+    return [Evaluation(*parts) for parts in zip(names, results, folders, map(str, paths), strict=True)]
 
 
 def short_names(paths: Sequence[Path]) -> list[str]:
@@ -84,6 +90,41 @@ def short_names(paths: Sequence[Path]) -> list[str]:
         if len(set(names)) == len(names):
             break
     return names
+
+
+def starts_words(evaluation: Evaluation) -> str:
+    """Where the rollouts began: from LIBERO's own starts, a file's, a perturbed suite's, and whether widened."""
+    config = evaluation.results.config
+    file, wide = str(config.get("initial_states_path") or OWN_STATES), config.get("wide_starts_m")
+    perturbation = perturbation_of(str(config.get("task_suite_name")))
+    if file != OWN_STATES:
+        words = f"the initial states of the file {Path(file).name}"
+    elif perturbation != "none":
+        words = f"LIBERO-PRO's starts (perturbation: {perturbation})"
+    else:
+        words = "LIBERO's own starts"
+    return f"wide starts ({words}, goal's objects moved within {100 * wide:g} cm)" if wide else words
+
+
+def states_words(evaluation: Evaluation) -> str:
+    """`30-32 (3 per task)`: the initial states that were rolled out."""
+    tasks: dict[TaskKey, set[int]] = {}
+    for episode in evaluation.results.episodes:
+        tasks.setdefault((episode.suite, episode.task_index), set()).add(episode.initial_state)
+    if not tasks:
+        return "none yet"
+    counts = sorted({len(states) for states in tasks.values()})
+    numbers = sorted(set().union(*tasks.values()))
+    ends = [n for n in numbers if n - 1 not in numbers], [n for n in numbers if n + 1 not in numbers]
+    spans = [str(a) if a == b else f"{a}-{b}" for a, b in zip(*ends, strict=True)]
+    each = f"{counts[0]}" if counts[0] == counts[-1] else f"{counts[0]} to {counts[-1]}"
+    return f"{', '.join(spans)} ({each} per task)"
+
+
+def controls_note(evaluations: Sequence[Evaluation]) -> str:
+    """Which of several evaluations are controls, for the head of a section that calls them by their names."""
+    controls = [f"{e.name} ({e.control.replace('_', ' ')})" for e in evaluations if e.control]
+    return f"Controls: {', '.join(controls)}." if controls and len(evaluations) > 1 else ""
 
 
 def task_words(episode: EpisodeRecord) -> str:

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from experiments.robot.libero.report_evaluation import Evaluation, last_line, outcome_words, task_words
+from experiments.robot.libero.report_evaluation import (
+    Evaluation,
+    controls_note,
+    last_line,
+    outcome_words,
+    task_words,
+)
 from experiments.robot.libero.results import EpisodeRecord
-from prismatic.report.data import Block, Cell, Clip, Picture, Row, Section, Table
+from prismatic.report.data import Block, Cell, Clip, Picture, Row, Section, Table, counted
 from prismatic.report.media import MediaFiles, find_media, relative_address
 
 VIDEO = "video/mp4"
@@ -29,12 +36,14 @@ def rollout_sections(evaluations: Sequence[Evaluation], files: MediaFiles) -> li
     several = len(evaluations) > 1
     failed = [rollout for rollout in rollouts if rollout[1].success is False]
     solved = [rollout for rollout in rollouts if rollout[1].success]
-    return [
+    sections = [
         _failures(failed, files, several),
         invalid_section(rollouts),
         _successes(solved, files, several),
         _all_rollouts(rollouts, files, several),
     ]
+    controls = controls_note(evaluations)
+    return [replace(s, note=f"{s.note} {controls}".strip()) if s.blocks and controls else s for s in sections]
 
 
 def _failures(failed: Sequence[Rollout], files: MediaFiles, several: bool) -> Section:
@@ -76,8 +85,8 @@ def _clip_words(rollouts: Sequence[Rollout], clips: Sequence[Clip | None]) -> st
         words += f" The video files of {lost} are not where the results say, or are no videos of this evaluation."
     if shown:
         words += (
-            " In a clip: the cameras as they are, then what the policy saw at its last look, with what the pruner "
-            "dropped darkened. Below it: the same at a few looks from first to last, a row per camera."
+            " In a clip: the cameras as they are, below them what the policy saw at its last look, with what the "
+            "pruner dropped darkened. Below the clip: the same at a few looks from first to last, a row per camera."
         )
     return words
 
@@ -87,26 +96,30 @@ def _clip(evaluation: Evaluation, episode: EpisodeRecord, files: MediaFiles, sev
     video = files.add(evaluation.folder, name, VIDEO) if name else None
     if not name or video is None:
         return None
-    title = task_words(episode)
-    description = f"What was kept at a few looks of: {title}, initial state {episode.initial_state}"
+    title = f"{f'{evaluation.name}: ' if several else ''}{describe(episode)}"
+    description = f"What was kept at a few looks of: {title}"
     image = files.add(evaluation.folder, str(Path(name).with_suffix(".png")), "image/png")
     picture = None if image is None else Picture("kept tokens", image, description=description)
-    caption = describe(evaluation, episode)
-    return Clip(title, video, f"{evaluation.label}: {caption}" if several else caption, picture)
+    return Clip(title, video, details(evaluation, episode), picture)
 
 
-def describe(evaluation: Evaluation, episode: EpisodeRecord) -> str:
-    """One rollout in a line."""
+def describe(episode: EpisodeRecord) -> str:
+    """What tells a rollout of an evaluation from the others, and its outcome."""
+    start = f"initial state {episode.initial_state}, trial {episode.trial}"
+    return f"{task_words(episode)}, {start}: {outcome_words(episode)}"
+
+
+def details(evaluation: Evaluation, episode: EpisodeRecord) -> str:
+    """The rest on one rollout in a line."""
     seconds = evaluation.seconds_per_step
     time = f" ({episode.steps * seconds:.1f} s)" if seconds else ""
     told = f"told “{episode.instruction}”, " if episode.other_task is not None else ""
-    words = f"initial state {episode.initial_state}, trial {episode.trial}: {told}{outcome_words(episode)}"
-    words += f" after {episode.steps} steps{time}"
+    words = f"{told}ended after {counted(episode.steps, 'step')}{time}"
     if episode.tokens_kept:
         words += f"; {np.mean(episode.tokens_kept):.1f} of {episode.num_visual_tokens} tokens kept"
     if episode.attempts > 1:
         words += f"; begun {episode.attempts} times"
-    return f"{words}."
+    return f"{words[0].upper()}{words[1:]}."
 
 
 def invalid_section(rollouts: Sequence[Rollout]) -> Section:
@@ -130,8 +143,8 @@ def invalid_section(rollouts: Sequence[Rollout]) -> Section:
 
 def _place(evaluation: Evaluation, episode: EpisodeRecord, several: bool = True) -> tuple[str, ...]:
     """Task, evaluation (where there are `several`), initial state and trial."""
-    label = (evaluation.label,) if several else ()
-    return (task_words(episode), *label, str(episode.initial_state), str(episode.trial))
+    name = (evaluation.name,) if several else ()
+    return (task_words(episode), *name, str(episode.initial_state), str(episode.trial))
 
 
 def _all_rollouts(rollouts: Sequence[Rollout], files: MediaFiles, several: bool) -> Section:

@@ -25,7 +25,7 @@ from prismatic.visualization import (
     dim_pruned,
     encode_png,
     kept_grids,
-    sheet,
+    labelled_sheet,
     write_mp4,
 )
 
@@ -119,16 +119,25 @@ class Observer(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class _Shot:
+    """One frame of a video before its words are known: a step, its views and the look before it, if that was told."""
+
+    step: int
+    views: list[Picture]
+    look: int | None
+
+
 @dataclass
 class RolloutRecorder:
-    """Gathers the frames of a video: live camera views beside the policy's last look with pruned patches dimmed.
+    """Gathers the frames of a video: live camera views, below them the policy's last look with pruned patches dimmed.
 
     Args:
         title: Stands above the frames.
         every_steps: A frame each so many control steps (those of the policy's looks cost no extra rendering).
         center_crop: Whether the policy sees the central part only.
         control_rate_hz: Control steps per second, so that the video plays in real time.
-        frames: The video.
+        frames: The video; empty until the rollout has ended, because its frames name start and control.
         looks: Per look, what the policy was shown, with pruned patches dimmed.
     """
 
@@ -138,36 +147,52 @@ class RolloutRecorder:
     control_rate_hz: float = 20.0
     frames: list[Picture] = field(default_factory=list)
     looks: list[list[Picture]] = field(default_factory=list)
-    _kept: str = ""
-    _step_of_frame: int = -1
+    _steps: list[int] = field(default_factory=list)
+    _counts: list[str] = field(default_factory=list)
+    _cameras: list[str] = field(default_factory=list)
+    _shots: list[_Shot] = field(default_factory=list)
+    _sheet_title: str = ""
 
     def look(self, moment: Moment, observation: Observation, answer: Answer) -> None:
-        """A frame, from now on beside what the policy was shown with pruned patches dimmed."""
+        """A frame, from now on with what the policy was shown and pruned patches dimmed."""
         if answer.kept is not None:
-            given = [image for key, image in observation.items() if key in CAMERAS]
+            self._cameras = [key for key in observation if key in CAMERAS]
+            given = [observation[key] for key in self._cameras]
             grids = kept_grids(answer.kept, len(given))
             dimmed = [dim_pruned(image, grid, self.center_crop) for image, grid in zip(given, grids, strict=True)]
             self.looks.append(dimmed)
-            self._kept = f" · kept {int(answer.kept.sum())} of {answer.kept.size} visual tokens"
-        self._frame(moment)
+            self._steps.append(moment.step)
+            self._counts.append(f" · kept {int(answer.kept.sum())} of {answer.kept.size} visual tokens")
+        self._shoot(moment)
 
     def step(self, moment: Moment, action: NDArray[np.float64]) -> None:
         """A frame, where one is due."""
         if moment.step % self.every_steps == 0:
-            self._frame(moment)
+            self._shoot(moment)
 
     def finish(self, moment: Moment, record: EpisodeRecord) -> None:
-        """The last frame, which says how it ended and stays for a moment."""
-        self._frame(moment, record.success if record.other_task is None else record.other_success)
+        """All frames; the last one says how it ended and stays for a moment."""
+        self._shoot(moment)
+        context = start_words(record)
+        success, outcome = record.success, ""
+        if record.other_task is not None:
+            success = record.other_success
+            outcome = f"told goal {'reached' if success else 'not reached'}"
+        for shot in self._shots:
+            seen, count = ([], "") if shot.look is None else (self.looks[shot.look], self._counts[shot.look])
+            ended = success if shot is self._shots[-1] else None
+            caption = Caption(self.title, f"step {shot.step}{count}", ended, context, outcome)
+            self.frames.append(compose_frame(shot.views, seen, caption))
+        self._shots.clear()
         self.frames += [self.frames[-1]] * round(_HOLD_SECONDS * self.fps)
+        end = outcome or ("solved" if success else "not solved")
+        self._sheet_title = f"{self.title} · {context} · {end} · dark is pruned"
 
-    def _frame(self, moment: Moment, success: bool | None = None) -> None:
-        """Add the moment's frame, in place of an earlier one of the same moment."""
-        caption = Caption(self.title, f"step {moment.step}{self._kept}", success)
-        if moment.step == self._step_of_frame:
-            self.frames.pop()
-        self.frames.append(compose_frame(moment.views, self.looks[-1] if self.looks else [], caption))
-        self._step_of_frame = moment.step
+    def _shoot(self, moment: Moment) -> None:
+        """Keep the moment's views, in place of an earlier shot of the same moment."""
+        if self._shots and self._shots[-1].step == moment.step:
+            self._shots.pop()
+        self._shots.append(_Shot(moment.step, moment.views, len(self.looks) - 1 if self.looks else None))
 
     @property
     def fps(self) -> float:
@@ -181,7 +206,19 @@ class RolloutRecorder:
         if self.looks:
             chosen = np.linspace(0, len(self.looks) - 1, min(_SHEET_LOOKS, len(self.looks))).round().astype(int)
             rows = list(zip(*(self.looks[index] for index in chosen), strict=True))
-            path.with_suffix(".png").write_bytes(encode_png(sheet(rows, _SHEET_SIZE)))
+            steps = [f"step {self._steps[index]}" for index in chosen]
+            picture = labelled_sheet(rows, self._sheet_title, steps, self._cameras, _SHEET_SIZE)
+            path.with_suffix(".png").write_bytes(encode_png(picture))
+
+
+def start_words(record: EpisodeRecord) -> str:
+    """`initial state 30, trial 0 · control: blank images`; where another task's words were given also the own task."""
+    words = f"initial state {record.initial_state}, trial {record.trial}"
+    if record.control != "none":
+        words += f" · control: {record.control.replace('_', ' ')}"
+    if record.other_task is not None:
+        words += f", own task: {record.task_name.replace('_', ' ')}"
+    return words
 
 
 def new_record(start: Start, control: str = "none") -> EpisodeRecord:
