@@ -17,6 +17,7 @@ import sys
 import time
 from pathlib import Path
 
+import transformers
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
@@ -76,6 +77,7 @@ def _run_commands(config: DemoConfig, stage: str, commands: list[list[str]]) -> 
     if stage == "evaluate":
         _run_evaluations(config, commands)
     elif stage == "report":
+        transformers.utils.logging.disable_progress_bar()  # of loading weights, a moment here
         console.print(f"open [bold]{write_report(config).resolve()}[/] in a browser")
     else:
         for command in commands:

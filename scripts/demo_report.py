@@ -76,8 +76,8 @@ def write_report(config: DemoConfig) -> Path:
         ),
         sections=(
             Section("Success", success_blocks(config, rows)),
-            Section("Rollouts", clips(paths, results["wide"])),
-            Section("What the policy keeps", pictures),
+            Section("Rollouts", clips(paths, results["wide"]), columns=2),
+            Section("What the policy keeps", pictures, columns=2),
             Section("Training", training_curves(config), columns=2),
             Section("Cost", [cost_table(flops, latency, tokens)]),
             Section("Commands", [
