@@ -5,10 +5,13 @@ sample. Visual tokens are ordered image by image and, inside an image, row by ro
 """
 
 import base64
+import contextlib
 import io
+import itertools
 import math
 import subprocess
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -337,31 +340,54 @@ class PruningTrace:
         return labelled_sheet(rows, title, [f"step {self.steps[look]}" for look in chosen], self.cameras, size)
 
 
-def write_mp4(path: str | Path, frames: Sequence[Picture], fps: float) -> Path:
+def write_mp4(path: str | Path, frames: Iterable[Picture], fps: float) -> Path:
     """H.264 in MP4, playable in any browser. Frames are uint8 (H, W, 3), all of one even-sided shape.
+
+    They may come from a generator; no more than one at a time is held. After an error there is no file.
 
     Raises:
         ValueError: without frames, or when their shapes differ or have odd sides.
         ImportError: when imageio-ffmpeg is missing.
         RuntimeError: when ffmpeg fails, with its words.
     """
-    shapes = {frame.shape for frame in frames}
-    if len(shapes) != 1 or any(side % 2 for side in next(iter(shapes))[:2]):
-        raise ValueError(f"a video needs frames of one shape with even sides, got {sorted(shapes)}")
+    waiting = iter(frames)
+    first = next(waiting, None)
+    if first is None or any(side % 2 for side in first.shape[:2]):
+        found = "none" if first is None else first.shape
+        raise ValueError(f"a video needs frames of one shape with even sides, got {found}")
     try:
         import imageio_ffmpeg
     except ImportError as error:
         raise ImportError("writing videos needs imageio-ffmpeg: pip install 'imageio[ffmpeg]'") from error
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    height, width = frames[0].shape[:2]
+    height, width = first.shape[:2]
     source = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", f"{fps:g}", "-i", "-"]
     target = ["-c:v", "libx264", "-pix_fmt", "yuv420p", "-crf", "25", "-preset", "veryfast", "-movflags", "+faststart"]
     command = [imageio_ffmpeg.get_ffmpeg_exe(), "-loglevel", "error", "-y", *source, *target, str(path)]
-    run = subprocess.run(command, input=b"".join(frame.tobytes() for frame in frames), capture_output=True)
-    if run.returncode:
-        raise RuntimeError(f"ffmpeg could not write {path}: {run.stderr.decode(errors='replace').strip()}")
+    with tempfile.TemporaryFile() as words, subprocess.Popen(command, stdin=subprocess.PIPE, stderr=words) as ffmpeg:
+        try:
+            _feed(ffmpeg, itertools.chain([first], waiting), first.shape)
+        except BaseException:
+            ffmpeg.kill()
+            ffmpeg.wait()
+            path.unlink(missing_ok=True)
+            raise
+        if ffmpeg.wait():
+            words.seek(0)
+            path.unlink(missing_ok=True)
+            raise RuntimeError(f"ffmpeg could not write {path}: {words.read().decode(errors='replace').strip()}")
     return path
+
+
+def _feed(ffmpeg: subprocess.Popen[bytes], frames: Iterable[Picture], shape: tuple[int, ...]) -> None:
+    """Hand all frames over. Raises ValueError at the first one of another shape."""
+    assert ffmpeg.stdin is not None
+    with contextlib.suppress(BrokenPipeError), ffmpeg.stdin as stream:  # where ffmpeg gives up it says why
+        for frame in frames:
+            if frame.shape != shape:
+                raise ValueError(f"a video needs frames of one shape with even sides, got {shape} and {frame.shape}")
+            stream.write(frame.tobytes())
 
 
 def encode_png(image: Picture, optimize: bool = True) -> bytes:

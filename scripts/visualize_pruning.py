@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from prismatic.report.pruning import KeptTokens, PatchSums
 
 UNUSABLE = 2
+FPS = (0.1, 240)
 """Exit status."""
 
 BATCH = 4
@@ -54,7 +55,7 @@ def main(arguments: argparse.Namespace, console: Console) -> int:
             common.add(name, trace, draw(trace, arguments.output_dir / name, fps, console))
             summaries.append(f"{name}: {summary(trace)}")
         common.draw(arguments.output_dir)
-    except (ValueError, OSError, ImportError) as error:
+    except (ValueError, OSError, ImportError, RuntimeError) as error:
         console.print("[bold red]error:[/] ", end="")
         console.print(str(error), markup=False, highlight=False, soft_wrap=True)
         return UNUSABLE
@@ -82,8 +83,8 @@ def check(arguments: argparse.Namespace) -> None:
         raise ValueError("--images needs --instruction: the tokens that are kept depend on it")
     if arguments.every is not None and arguments.every < 1:
         raise ValueError(f"--every {arguments.every}: expected at least 1")
-    if arguments.fps is not None and arguments.fps <= 0:
-        raise ValueError(f"--fps {arguments.fps}: expected more than 0")
+    if arguments.fps is not None and not FPS[0] <= arguments.fps <= FPS[1]:
+        raise ValueError(f"--fps {arguments.fps}: expected {FPS[0]} to {FPS[1]} looks a second")
     if importlib.util.find_spec("matplotlib") is None:
         raise ImportError("maps and charts need matplotlib: pip install 'lightvla[report]'")
     if not arguments.no_video and not arguments.images and importlib.util.find_spec("imageio_ffmpeg") is None:

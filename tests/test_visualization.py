@@ -130,6 +130,16 @@ def test_write_mp4_refuses_mixed_shapes(tmp_path: Path) -> None:
         vis.write_mp4(tmp_path / "clip.mp4", frames, fps=10)
     with pytest.raises(ValueError, match="one shape"):
         vis.write_mp4(tmp_path / "clip.mp4", [], fps=10)
+    with pytest.raises(ValueError, match="even sides"):
+        vis.write_mp4(tmp_path / "clip.mp4", [np.zeros((48, 65, 3), np.uint8)], fps=10)
+    assert not (tmp_path / "clip.mp4").exists()
+
+
+def test_write_mp4_says_what_ffmpeg_says(tmp_path: Path) -> None:
+    frames = (np.zeros((480, 640, 3), np.uint8) for _ in range(100))
+    with pytest.raises(RuntimeError, match=r"ffmpeg could not write .*clip\.mp4: .*framerate"):
+        vis.write_mp4(tmp_path / "clip.mp4", frames, fps=-1)
+    assert next(frames, None) is not None and not (tmp_path / "clip.mp4").exists()
 
 
 def test_png_round_trip(tmp_path: Path) -> None:

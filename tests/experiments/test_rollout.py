@@ -59,6 +59,18 @@ class HoldsStill:
         return [Answer(actions, kept, kept.astype(np.float32), {"total": 2.5})]
 
 
+class Shakes(HoldsStill):
+    """Leaves the robot with velocities that no simulation survives."""
+
+    def __init__(self, environment: LiberoEnvironment) -> None:
+        super().__init__()
+        self.environment = environment
+
+    def answer(self, requests: Sequence[Request]) -> list[Answer]:
+        self.environment.data.qvel[:] = 1e11
+        return super().answer(requests)
+
+
 class Breaks:
     def answer(self, requests: Sequence[Request]) -> list[Answer]:
         raise RuntimeError("the policy broke")
@@ -112,6 +124,17 @@ def test_looks_every_chunk_and_renders_nothing_else(environment: Watched, start:
     ]
     assert set(policy.requests[0].observation) == {"full_image", "wrist_image", "state"}
     assert (record.initial_state, record.trial, record.seed) == (3, 2, 7)
+
+
+def test_a_simulation_that_goes_astray_is_no_failure(
+    environment: Watched, start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # MuJoCo writes a log
+    before = roll(environment, HoldsStill(), start)
+    record = roll(environment, Shakes(environment), start)
+    assert record.success is None and "became unstable" in (record.invalid or "")
+    after = roll(environment, HoldsStill(), start)
+    assert (after.invalid, after.steps, after.actions_sha256) == (None, before.steps, before.actions_sha256)
 
 
 def test_equal_actions_have_equal_hashes(environment: Watched, start: Start) -> None:
@@ -188,10 +211,11 @@ def test_video_shows_views_and_what_was_kept(environment: Watched, start: Start,
     record = roll(environment, HoldsStill(), start, observers=[recorder])
     assert record.invalid is None
     # Looks at 0, 8, 16; in between 4, 12; the end at 20, held for a second at 5 frames a second.
-    assert len(recorder.frames) == 3 + 2 + 1 + 5
+    frames = list(recorder.frames())
+    assert len(frames) == 3 + 2 + 1 + 5
     assert environment.frames == 2 * (3 + 2 + 1)
-    assert len({frame.shape for frame in recorder.frames}) == 1
-    views, dimmed = recorder.frames[0][-550:-294, 8:-8], recorder.frames[0][-264:-8, 8:-8]
+    assert len({frame.shape for frame in frames}) == 1
+    views, dimmed = frames[0][-550:-294, 8:-8], frames[0][-264:-8, 8:-8]
     assert dimmed.mean() < 0.6 * views.mean()
     recorder.save(tmp_path / "a.mp4")
     assert (tmp_path / "a.mp4").stat().st_size > 1000
@@ -214,4 +238,5 @@ def test_a_video_names_start_control_and_outcome(environment: Watched, start: St
         views = [environment.frame(camera) for camera in settings.cameras]
         count = f"kept {record.tokens_kept[-1]} of {record.num_visual_tokens}"
         caption = Caption(begin.instruction, f"step 4 · {count} visual tokens", False, context, outcome)
-        np.testing.assert_array_equal(recorder.frames[-1], compose_frame(views, recorder.looks[-1], caption))
+        *_, last = recorder.frames()
+        np.testing.assert_array_equal(last, compose_frame(views, recorder.looks[-1], caption))

@@ -231,7 +231,8 @@ def test_single_pictures(small_policy_directory: Path, tmp_path: Path, capsys: p
         (["--checkpoint", "b", "--images", "a.png"], "--images needs --instruction"),
         (["--checkpoint", "b", "--images", "missing.png", "--instruction", "x"], "missing.png"),
         (["--record", "missing"], "--record missing: no recorded episode there"),
-        (["--record", "a", "--fps", "0"], "--fps 0.0: expected more than 0"),
+        (["--record", "a", "--fps", "0"], "--fps 0.0: expected 0.1 to 240 looks a second"),
+        (["--record", "a", "--fps", "nan"], "--fps nan: expected 0.1"),
         (["--checkpoint", "b", "--dataset_dir", "d", "--every", "0"], "--every 0: expected at least 1"),
     ],
 )

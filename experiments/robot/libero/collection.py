@@ -27,7 +27,7 @@ import numpy as np
 from experiments.robot.libero.collection_config import CollectionConfig, choose_indices
 from experiments.robot.libero.demonstration import Mistakes, Pushes, demonstrate
 from experiments.robot.libero.demonstration_files import load_episodes, save_demonstration
-from experiments.robot.libero.environment import LiberoEnvironment, LiberoTask, get_suite, load_task
+from experiments.robot.libero.environment import LiberoEnvironment, LiberoTask, SimulationUnstable, get_suite, load_task
 from experiments.robot.libero.experts import ATTEMPTS, ExpertFailed
 from experiments.robot.libero.rlds_writer import write_rlds
 from experiments.robot.libero.simulator import check_rendering
@@ -254,7 +254,7 @@ def _try_candidate(candidate: Candidate) -> Outcome:
         try:
             rng = np.random.default_rng([config.seed, *where])
             recording = demonstrate(environment, attempt, rng, pushes, config.steps_past_success, mistakes)
-        except ExpertFailed as failure:
+        except (ExpertFailed, SimulationUnstable) as failure:
             reasons.append(str(failure))
             continue
         file = stem.with_suffix(".npz")

@@ -34,6 +34,7 @@ __all__ = [
     "Predicate",
     "RenderError",
     "RenderingUnavailable",
+    "SimulationUnstable",
     "check_rendering",
     "get_suite",
     "load_task",
@@ -45,7 +46,12 @@ CAMERAS = {"full_image": "agentview", "wrist_image": "robot0_eye_in_hand"}
 SETTLE_ACTION = (0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -1.0)
 
 _RESET_ATTEMPTS = 100
+_UNSTABLE = ("BADQPOS", "BADQVEL", "BADQACC")
 _PROPRIO = ("robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos")
+
+
+class SimulationUnstable(RuntimeError):
+    """Positions, velocities or accelerations became infinite or huge; MuJoCo then starts over from a standard pose."""
 
 
 def quaternion_to_axis_angle(quaternion: ArrayLike, canonical: bool = False) -> NDArray[np.float64]:
@@ -144,6 +150,8 @@ class LiberoEnvironment:
             ValueError: for an index out of range or a state of another length.
         """
         state = self._initial_state(initial_state)
+        for kind in self._instabilities():
+            self.data.warning[kind].number = 0
         with seeded(self.seed if seed is None else seed), quiet():
             self._soft_reset()
             self._proprio = self._control.set_init_state(state)
@@ -198,12 +206,23 @@ class LiberoEnvironment:
 
         Raises:
             ValueError: for an action of another shape, or with NaN or infinity.
+            SimulationUnstable: when the simulation has gone astray, so that nothing can be said of the policy.
         """
         action = np.asarray(action, dtype=np.float64)
         if action.shape != (7,) or not np.isfinite(action).all():
             raise ValueError(f"an action is 7 finite numbers; got shape {action.shape}: {action}")
         self._proprio, _, done, _ = self.inner.step(action)
+        if any(self.data.warning[kind].number for kind in self._instabilities()):
+            raise SimulationUnstable(
+                f"the simulation of {self.task.name} became unstable (NaN, infinite or huge values in MuJoCo's state)"
+            )
         return bool(done)
+
+    @staticmethod
+    def _instabilities() -> list[int]:
+        """MuJoCo's warnings after which it resets its state without a word to the caller."""
+        kinds = simulator().mujoco.mjtWarning
+        return [int(getattr(kinds, f"mjWARN_{name}")) for name in _UNSTABLE]
 
     def step_policy(self, action: ArrayLike) -> bool:
         """Applies one action (7,) as `Policy` returns it (gripper in [0, 1], 1 = open); says whether the goal holds."""

@@ -114,7 +114,7 @@ class EpisodeRunner:
         return record
 
     def _save(self, record: EpisodeRecord, film: RolloutRecorder | None, memory: EpisodeRecorder | None) -> None:
-        if film is not None and film.frames:
+        if film is not None:
             record.video = f"videos/{record.file_stem}.mp4"
             film.save(self._settings.output_dir / record.video)
         if memory is not None and memory.recording is not None:

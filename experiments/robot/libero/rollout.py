@@ -7,7 +7,7 @@ import hashlib
 import os
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -137,7 +137,6 @@ class RolloutRecorder:
         every_steps: A frame each so many control steps (those of the policy's looks cost no extra rendering).
         center_crop: Whether the policy sees the central part only.
         control_rate_hz: Control steps per second, so that the video plays in real time.
-        frames: The video; empty until the rollout has ended, because its frames name start and control.
         looks: Per look, what the policy was shown, with pruned patches dimmed.
     """
 
@@ -145,13 +144,12 @@ class RolloutRecorder:
     every_steps: int = 2
     center_crop: bool = True
     control_rate_hz: float = 20.0
-    frames: list[Picture] = field(default_factory=list)
     looks: list[list[Picture]] = field(default_factory=list)
     _steps: list[int] = field(default_factory=list)
     _counts: list[str] = field(default_factory=list)
     _cameras: list[str] = field(default_factory=list)
     _shots: list[_Shot] = field(default_factory=list)
-    _sheet_title: str = ""
+    _record: EpisodeRecord | None = None
 
     def look(self, moment: Moment, observation: Observation, answer: Answer) -> None:
         """A frame, from now on with what the policy was shown and pruned patches dimmed."""
@@ -171,22 +169,9 @@ class RolloutRecorder:
             self._shoot(moment)
 
     def finish(self, moment: Moment, record: EpisodeRecord) -> None:
-        """All frames; the last one says how it ended and stays for a moment."""
+        """A last frame; now there can be a video, whose frames name start and control."""
         self._shoot(moment)
-        context = start_words(record)
-        success, outcome = record.success, ""
-        if record.other_task is not None:
-            success = record.other_success
-            outcome = f"told goal {'reached' if success else 'not reached'}"
-        for shot in self._shots:
-            seen, count = ([], "") if shot.look is None else (self.looks[shot.look], self._counts[shot.look])
-            ended = success if shot is self._shots[-1] else None
-            caption = Caption(self.title, f"step {shot.step}{count}", ended, context, outcome)
-            self.frames.append(compose_frame(shot.views, seen, caption))
-        self._shots.clear()
-        self.frames += [self.frames[-1]] * round(_HOLD_SECONDS * self.fps)
-        end = outcome or ("solved" if success else "not solved")
-        self._sheet_title = f"{self.title} · {context} · {end} · dark is pruned"
+        self._record = record
 
     def _shoot(self, moment: Moment) -> None:
         """Keep the moment's views, in place of an earlier shot of the same moment."""
@@ -198,17 +183,43 @@ class RolloutRecorder:
     def fps(self) -> float:
         return self.control_rate_hz / self.every_steps
 
+    def frames(self) -> Iterator[Picture]:
+        """The frames of the ended rollout, one by one; the last one says how it ended and stays for a moment."""
+        record = self._ended()
+        for shot in self._shots:
+            seen, count = ([], "") if shot.look is None else (self.looks[shot.look], self._counts[shot.look])
+            success, words = None, ""
+            if shot is self._shots[-1]:
+                success, words = _outcome(record)
+            caption = Caption(self.title, f"step {shot.step}{count}", success, start_words(record), words)
+            yield (frame := compose_frame(shot.views, seen, caption))
+        yield from [frame] * round(_HOLD_SECONDS * self.fps)
+
+    def _ended(self) -> EpisodeRecord:
+        if self._record is None:
+            raise RuntimeError("the rollout has not ended; there is no video of it")
+        return self._record
+
     def save(self, path: Path) -> None:
         """Write the video, and beside it (`.png`) what was kept at a few looks from first to last, a row per camera."""
         partial = path.with_name(f"partial-{path.name}")
-        write_mp4(partial, self.frames, self.fps)
+        write_mp4(partial, self.frames(), self.fps)
         os.replace(partial, path)
         if self.looks:
             chosen = np.linspace(0, len(self.looks) - 1, min(_SHEET_LOOKS, len(self.looks))).round().astype(int)
             rows = list(zip(*(self.looks[index] for index in chosen), strict=True))
             steps = [f"step {self._steps[index]}" for index in chosen]
-            picture = labelled_sheet(rows, self._sheet_title, steps, self._cameras, _SHEET_SIZE)
+            record = self._ended()
+            title = f"{self.title} · {start_words(record)} · {_outcome(record)[1]} · dark is pruned"
+            picture = labelled_sheet(rows, title, steps, self._cameras, _SHEET_SIZE)
             path.with_suffix(".png").write_bytes(encode_png(picture))
+
+
+def _outcome(record: EpisodeRecord) -> tuple[bool | None, str]:
+    """Whether what was told was done, and the words for it."""
+    if record.other_task is not None:
+        return record.other_success, f"told goal {'reached' if record.other_success else 'not reached'}"
+    return record.success, "solved" if record.success else "not solved"
 
 
 def start_words(record: EpisodeRecord) -> str:
