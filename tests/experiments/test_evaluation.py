@@ -6,6 +6,7 @@ state, and the seed of the look: whatever goes astray on the way changes the act
 
 import json
 import os
+import shutil
 import signal
 import time
 from collections.abc import Sequence
@@ -22,9 +23,9 @@ from experiments.robot.libero import protocols
 from experiments.robot.libero.agents import Answer, Request
 from experiments.robot.libero.config import EvaluationConfig
 from experiments.robot.libero.evaluation import Listeners, evaluate, num_workers
-from experiments.robot.libero.journal import Journal, read_journals
+from experiments.robot.libero.journal import Journal, load_results, read_journals
 from experiments.robot.libero.plan import Plan, make_plan
-from experiments.robot.libero.results import FILE_NAME, EpisodeRecord, Results, collect_versions
+from experiments.robot.libero.results import FILE_NAME, EpisodeRecord, Results, collect_versions, git_commit
 from experiments.robot.libero.resuming import check_resumable, check_same_policy
 from experiments.robot.libero.suites import load_task
 from prismatic.vla.robots import LIBERO
@@ -89,11 +90,12 @@ def plan_into(folder: Path, **flags: Any) -> Plan:
     return replace(make_plan(config), max_steps=STEPS)
 
 
-def already_done(folder: Path, episodes: Sequence[EpisodeRecord]) -> None:
-    """Leave these rollouts as an evaluation that was stopped leaves them."""
+def already_done(folder: Path, results: Results, count: int) -> None:
+    """Leave the first rollouts as an evaluation leaves them that was stopped before it wrote its results again."""
     with Journal(folder) as journal:
-        for record in episodes:
+        for record in results.episodes[:count]:
             journal.append(record)
+    replace(results, run={**results.run, "complete": False}, episodes=[]).save(folder / FILE_NAME)
 
 
 @pytest.fixture(scope="module")
@@ -210,7 +212,7 @@ def test_what_cannot_be_saved_is_invalid_and_says_why(tmp_path: Path, num_envs: 
 
 @pytest.mark.slow
 def test_the_last_rollout_cannot_take_the_policy_with_it(serial: Results, tmp_path: Path) -> None:
-    already_done(tmp_path, serial.episodes[:3])
+    already_done(tmp_path, serial, 3)
     results = evaluate(plan_into(tmp_path, num_envs=2, resume=True), Kills({1}, signal.SIGKILL), ["eval"])
     assert results.outcome() == serial.outcome()
     assert results.run["worker_restarts"] == 1 and results.episodes[-1].attempts == 2
@@ -240,7 +242,8 @@ def test_a_file_of_states_with_other_content_is_not_gone_on_with(tmp_path: Path)
 
 
 def test_only_the_same_evaluation_is_gone_on_with(serial: Results, tmp_path: Path) -> None:
-    already_done(tmp_path, serial.episodes[:2])
+    already_done(tmp_path, serial, 2)
+    assert [e.key for e in load_results(tmp_path).episodes] == [e.key for e in serial.episodes[:2]]
     check_resumable(plan_into(tmp_path, resume=True))
     check_same_policy(plan_into(tmp_path, resume=True), Wanders())
     with pytest.raises(ValueError, match="task 1, initial state 30, trial 0 had another seed: 7, now 8"):
@@ -259,6 +262,43 @@ def test_only_the_same_evaluation_is_gone_on_with(serial: Results, tmp_path: Pat
         check_same_policy(plan_into(tmp_path, resume=True), other)
     done = evaluate(plan_into(tmp_path, resume=True), BreaksOn("", -1), ["eval"])
     assert done.outcome() == serial.outcome(), "all was done already, by the results alone"
+
+
+def test_rollouts_of_unknown_origin_are_not_gone_on_with(serial: Results, tmp_path: Path) -> None:
+    already_done(tmp_path, serial, 2)
+    (tmp_path / FILE_NAME).unlink()
+    for resume in (True, False):
+        with pytest.raises(ValueError, match=r"holds rollouts of an earlier evaluation but no results\.json"):
+            plan_into(tmp_path, resume=resume)
+
+
+def test_pictures_from_another_backend_are_not_mixed_in(serial: Results, tmp_path: Path) -> None:
+    assert serial.run["rendering_backend"] != "none"
+    already_done(tmp_path, replace(serial, run={**serial.run, "rendering_backend": "glass"}), 2)
+    with pytest.raises(ValueError, match=r"rendering backend \(MUJOCO_GL\): 'glass', now"):
+        check_resumable(plan_into(tmp_path, resume=True))
+
+
+def test_one_file_may_be_named_in_two_ways(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "states.json"
+    entry = {"success": True, "initial_state": load_task("libero_goal", 1).init_states[0].tolist()}
+    file.write_text(json.dumps({"put_the_bowl_on_the_stove": {"demo_0": entry}}))
+    shutil.copy(file, tmp_path / "copy.json")
+    monkeypatch.chdir(tmp_path)
+    flags: dict[str, Any] = {"task_ids": "1", "initial_states": "0", "wide_starts_m": 0.0}
+    begun = evaluate(plan_into(tmp_path / "run", initial_states_path=str(file), **flags), Wanders(), ["eval"])
+    assert begun.run["complete"]
+    check_resumable(plan_into(tmp_path / "run", initial_states_path="states.json", resume=True, **flags))
+    with pytest.raises(ValueError, match="another --initial_states_path"):
+        check_resumable(plan_into(tmp_path / "run", initial_states_path="copy.json", resume=True, **flags))
+
+
+def test_other_conditions_of_earlier_rollouts_are_told(serial: Results, tmp_path: Path) -> None:
+    already_done(tmp_path, replace(serial, run={**serial.run, "git_commit": "deadbeef"}), 3)
+    results = evaluate(plan_into(tmp_path, resume=True), Wanders(), ["eval"])
+    told = f"the first 3 rollouts were made by the code at deadbeef, later ones by the code at {git_commit()}"
+    assert results.run["warnings"] == [*serial.run["warnings"], told]
+    assert evaluate(plan_into(tmp_path, resume=True), Wanders(), ["eval"]).run["warnings"] == results.run["warnings"]
 
 
 @pytest.mark.parametrize("num_envs", [1, pytest.param(2, marks=pytest.mark.slow)])

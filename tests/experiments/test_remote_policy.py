@@ -330,6 +330,10 @@ def config(**flags: Any) -> EvaluationConfig:
         ({"device": "cpu"}, "--device"),
         ({"control": "random_tokens"}, "needs the policy in this process"),
         ({"policy_timeout_s": 0.0}, "--policy_timeout_s 0.0: expected seconds"),
+        (
+            {"policy_timeout_s": float("inf")},
+            "--policy_timeout_s inf: expected seconds, more",
+        ),
         ({"policy_url": None, "pretrained_checkpoint": "x", "policy_convention": "openpi"}, "--policy_convention is"),
         ({"policy_url": None, "pretrained_checkpoint": "x", "policy_timeout_s": 1.0}, "--policy_timeout_s is"),
         ({"policy_url": None}, "--pretrained_checkpoint is missing"),

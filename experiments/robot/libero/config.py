@@ -11,13 +11,12 @@ import torch
 
 from experiments.robot.libero import protocols, suites
 from experiments.robot.libero.environment import RENDERERS
-from experiments.robot.libero.remote_flags import check_remote_flags
+from experiments.robot.libero.remote_flags import MAX_TIMEOUT_S, check_remote_flags
 from experiments.robot.libero.simulator import MIN_RESOLUTION
 from prismatic.models.quantization import check_quantization
 
 CONTROLS = ("none", "blank_images", "swapped_instruction", "random_tokens")
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
-MAX_TIMEOUT_S = 10**7
 MAX_SEED = 2**31 - 1
 MAX_RESOLUTION = 4096
 

@@ -35,7 +35,7 @@ from experiments.robot.libero.results import (
     collect_versions,
     git_commit,
 )
-from experiments.robot.libero.resuming import earlier_rollouts
+from experiments.robot.libero.resuming import changed_conditions, earlier_rollouts
 from experiments.robot.libero.rollout import RolloutSettings, Start
 from experiments.robot.libero.schedule import Schedule
 from experiments.robot.libero.worker_pool import WorkerPool
@@ -90,6 +90,7 @@ def _evaluate(
     before, earlier = earlier_rollouts(plan) if plan.config.resume else ([], {})
     seconds, restarts = earlier.get("seconds", 0.0), earlier.get("worker_restarts", 0)
     results.run |= {key: earlier[key] for key in ("started", "command") if key in earlier}
+    results.run["warnings"] += changed_conditions(earlier, results.run, len(before))
     found = {record.key: record for share in ranks.gather(before) for record in share}
     left = shares(plan.starts, set(found), ranks.rank, ranks.world_size)
     results.episodes = sorted(found.values(), key=lambda record: order[record.key])
@@ -99,6 +100,7 @@ def _evaluate(
     writer = _Writer(plan.output_dir / FILE_NAME, ranks.is_main)
     began = time.perf_counter()
     writer.save(results)
+    ranks.barrier()  # no rollout is on the disk before what it belongs to is
     try:
         with contextlib.closing(_records(plan, agent, left)) as records:
             for record, restarted in records:
@@ -108,9 +110,8 @@ def _evaluate(
                 results.run["seconds"] = round(seconds + time.perf_counter() - began, 1)
                 writer.save_now_and_then(results)
                 listeners.episode(record)
-    except BaseException:
+    finally:
         writer.save(results)
-        raise
     merged = {record.key: record for share in ranks.gather(results.episodes) for record in share}
     results.episodes = sorted(merged.values(), key=lambda record: order[record.key])
     results.run["worker_restarts"] = restarts + sum(ranks.gather(results.run["worker_restarts"] - restarts))

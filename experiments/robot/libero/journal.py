@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import BinaryIO
 
-from experiments.robot.libero.results import EpisodeRecord
+from experiments.robot.libero.results import FILE_NAME, EpisodeRecord, Results
 
 logger = logging.getLogger(__name__)
 
@@ -113,6 +113,22 @@ def read_journals(folder: Path) -> list[EpisodeRecord]:
             if record.invalid is None or record.key not in found:
                 found[record.key] = record
     return list(found.values())
+
+
+def load_results(path: str | Path) -> Results:
+    """A results file, or the one inside a folder; with all that the journals beside it hold where it is not complete.
+
+    The results of an evaluation with several processes that was stopped have the first one's rollouts alone.
+
+    Raises:
+        FileNotFoundError, ValueError: as `Results.load` and `read_journals`.
+    """
+    results, path = Results.load(path), Path(path)
+    if results.run.get("complete") is False and (path.is_dir() or path.name == FILE_NAME):
+        found = {record.key: record for record in results.episodes}
+        found |= {record.key: record for record in read_journals(path if path.is_dir() else path.parent)}
+        results.episodes = sorted(found.values(), key=lambda record: record.key)
+    return results
 
 
 def has_journal(folder: Path) -> bool:

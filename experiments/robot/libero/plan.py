@@ -52,7 +52,13 @@ def make_plan(config: EvaluationConfig) -> Plan:
     videos = config.save_rollout_video and config.max_videos_per_task != 0
     renders = videos or config.control != "blank_images"
     output_dir = output_directory(config)
-    if (has_journal(output_dir) or (output_dir / FILE_NAME).is_file()) and not config.resume:
+    known = (output_dir / FILE_NAME).is_file()
+    if has_journal(output_dir) and not known:
+        raise ValueError(
+            f"--output_dir {output_dir} holds rollouts of an earlier evaluation but no {FILE_NAME}, which would say "
+            "of which policy and flags; put it back, or choose another folder"
+        )
+    if known and not config.resume:
         raise ValueError(
             f"--output_dir {output_dir} holds rollouts of an earlier evaluation; go on with them by --resume True, or "
             "choose another folder"

@@ -28,6 +28,8 @@ CHECKPOINT_FLAGS = (
     "dtype",
 )
 """Flags about a checkpoint that this process loads."""
+MAX_TIMEOUT_S = 10**7
+"""As long as one may wait for an answer; the clocks of operating systems end somewhere."""
 REMOTE_FLAGS = ("policy_convention", "policy_timeout_s")
 
 
@@ -45,7 +47,9 @@ def check_remote_flags(config: EvaluationConfig) -> None:
         raise ValueError(f"{flags}: for a checkpoint, not for the server of --policy_url; leave out, and set it there")
     if config.control == "random_tokens":
         raise ValueError("--control random_tokens needs the policy in this process: give --pretrained_checkpoint")
-    if not config.policy_timeout_s > 0:
-        raise ValueError(f"--policy_timeout_s {config.policy_timeout_s}: expected seconds, more than 0")
+    if not 0 < config.policy_timeout_s <= MAX_TIMEOUT_S:
+        raise ValueError(
+            f"--policy_timeout_s {config.policy_timeout_s}: expected seconds, more than 0 and at most {MAX_TIMEOUT_S}"
+        )
     if missing := [name for name in ("websockets", "msgpack") if importlib.util.find_spec(name) is None]:
         raise ImportError(f"--policy_url needs {' and '.join(missing)}: pip install 'lightvla[serve]'")

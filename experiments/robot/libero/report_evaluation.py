@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from experiments.robot.libero.caveats import perturbation_of
+from experiments.robot.libero.journal import load_results
 from experiments.robot.libero.results import FILE_NAME, EpisodeRecord, Results
 
 CONTROL_WORDS = {
@@ -74,7 +75,7 @@ def load_evaluations(paths: Sequence[str | Path]) -> list[Evaluation]:
         ValueError: for results of another schema, and for one file given twice.
     """
     files = [(path / FILE_NAME if path.is_dir() else path).resolve() for path in map(Path, paths)]
-    results = [Results.load(path) for path in paths]
+    results = [load_results(path) for path in paths]
     if len(set(files)) < len(files):
         raise ValueError("the same results were given twice; name each results file or folder once")
     folders = [file.parent for file in files]

@@ -19,6 +19,8 @@ from experiments.robot.libero.plan import Plan
 from experiments.robot.libero.results import FILE_NAME, TIME_FORMAT, EpisodeRecord, Results, collect_versions
 from experiments.robot.libero.rollout import new_record
 
+_EARLIER = "the first"
+_PATHS = frozenset({"pretrained_checkpoint", "checkpoint", "initial_states_path"})
 _FREE_OF_POLICY = frozenset({"device", "device_name", "policy_url", "server_metadata"})
 
 
@@ -45,6 +47,9 @@ def check_resumable(plan: Plan) -> None:
             _check_equal(plan, what, getattr(record, field), getattr(expected, field))
     if (before := _earlier_results(plan)) is None:
         return
+    backends = before.run.get("rendering_backend", "none"), plan.backend
+    if "none" not in backends:  # else one of the two draws nothing, or nothing but videos
+        _check_equal(plan, "it was drawn by another rendering backend (MUJOCO_GL)", *backends)
     recorded = recorded_protocol(before).get("initial_states_sha256")
     asked = protocols.initial_states_sha256(plan.config)
     _check_equal(plan, "its file of initial states held something else (SHA-256)", recorded, asked)
@@ -60,6 +65,17 @@ def check_same_policy(plan: Plan, agent: Agent) -> None:
     """Raises ValueError where `--resume` would go on with another policy."""
     if plan.config.resume and (before := _earlier_results(plan)) is not None:
         _check_all_equal(plan, "its policy had another ", before.policy, agent.description(), _FREE_OF_POLICY)
+
+
+def changed_conditions(earlier: Mapping[str, Any], now: Mapping[str, Any], rollouts: int) -> list[str]:
+    """What else was not the same for the first rollouts of an evaluation (its `run`) that is gone on with: warnings."""
+    names = {"git_commit": "the code at", "device": "a policy on"}
+    kept = [line for line in earlier.get("warnings", ()) if line.startswith(_EARLIER)]
+    return kept + [
+        f"{_EARLIER} {rollouts} rollouts were made by {words} {earlier[name]}, later ones by {words} {now[name]}"
+        for name, words in names.items()
+        if rollouts and earlier.get(name, now[name]) != now[name]
+    ]
 
 
 def weight_files(policy: Mapping[str, Any]) -> list[Path]:
@@ -81,7 +97,13 @@ def _check_all_equal(
     plan: Plan, what: str, old: Mapping[str, Any], new: Mapping[str, Any], free: frozenset[str] | set[str]
 ) -> None:
     for key in sorted({*old, *new} - free):
-        _check_equal(plan, what + key, old.get(key), new.get(key))
+        if key not in _PATHS or not _same_place(old.get(key), new.get(key)):
+            _check_equal(plan, what + key, old.get(key), new.get(key))
+
+
+def _same_place(old: Any, new: Any) -> bool:
+    """Whether both name one file or folder of this machine, in different words."""
+    return all(old_or_new and Path(old_or_new).exists() for old_or_new in (old, new)) and Path(old).samefile(new)
 
 
 def _check_equal(plan: Plan, what: str, old: Any, new: Any) -> None:

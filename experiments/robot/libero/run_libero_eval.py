@@ -141,7 +141,12 @@ def roll_out(plan: Plan, agent: Agent, journal: Journal, command: list[str], con
         console.print(f"a report of what is done so far: scripts/report_results.py {plan.output_dir}", soft_wrap=True)
         return STOPPED
     if processes.is_main:
-        show(plan, results, console)
+        try:
+            show(plan, results, console)
+        except KeyboardInterrupt:
+            console.print(f"stopped, but the results are complete: {plan.output_dir / FILE_NAME}", soft_wrap=True)
+            console.print(f"the report: scripts/report_results.py {plan.output_dir}", soft_wrap=True)
+            return STOPPED
     processes.barrier()  # torchrun ends all processes as soon as one of them ends with an error
     return INVALID if processes.is_main and results.summary()["all"]["invalid"] else 0
 
