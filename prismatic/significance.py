@@ -7,6 +7,7 @@ a difference, and the other way round.
 
 import math
 from collections.abc import Callable, Sequence
+from fractions import Fraction
 from statistics import NormalDist
 from typing import NamedTuple
 
@@ -48,11 +49,12 @@ class PairedCounts(NamedTuple):
         return PairedCounts(*(sum(cell) for cell in zip(*tables, strict=True))) if tables else PairedCounts(0, 0, 0, 0)
 
 
-def wilson_interval(successes: int, trials: int, confidence: float = 0.95) -> Interval:
+def wilson_interval(successes: float, trials: float, confidence: float = 0.95) -> Interval:
     """Wilson score interval of a success rate (no continuity correction).
 
     Unlike the normal approximation it stays inside [0, 1] and keeps a width at 0 of n and n of n, which is where
-    robot evaluations often end up. No trials at all say nothing: (0, 1).
+    robot evaluations often end up. No trials at all say nothing: (0, 1). Counts need not be whole: see
+    `effective_trials`.
 
     Raises:
         ValueError: when the counts are not 0 <= successes <= trials, or confidence is not inside (0, 1).
@@ -72,6 +74,25 @@ def wilson_interval(successes: int, trials: int, confidence: float = 0.95) -> In
     low = 0.0 if successes == 0 else max(0.0, (centre - spread) / scale)
     high = 1.0 if successes == trials else min(1.0, (centre + spread) / scale)
     return Interval(low, high)
+
+
+def effective_trials(suites: Sequence[Sequence[int]]) -> float:
+    """As how many trials of a single rate an average over suites of averages over tasks of rates is sure.
+
+    1 / (the sum of w^2 / n), where the rate of n trials has the weight w in the average: Kish, Survey Sampling, 1965,
+    section 11.7. Of tasks with equally many trials, in suites of equally many tasks, it is all trials together. An
+    average with its `wilson_interval` for so many trials always lies inside.
+
+    Args:
+        suites: Per suite and task the trials.
+
+    Raises:
+        ValueError: without suites, or for a suite without tasks or a task without trials.
+    """
+    if not suites or any(not tasks or min(tasks) < 1 for tasks in suites):
+        raise ValueError("an average needs at least one suite, one task in each suite, and one trial of each task")
+    doubt = sum(Fraction(1, (len(suites) * len(tasks)) ** 2 * trials) for tasks in suites for trials in tasks)
+    return float(1 / doubt)
 
 
 def mcnemar_exact(only_first: int, only_second: int) -> float:

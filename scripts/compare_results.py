@@ -21,6 +21,7 @@ from rich.markup import escape
 from rich.table import Table as RichTable
 
 from experiments.robot.libero.comparison import Comparison, compare, p_text, plan_unpaired, points, span
+from experiments.robot.libero.journal import load_results
 from experiments.robot.libero.results import FILE_NAME, Results
 from experiments.robot.libero.tables import (
     WARNING,
@@ -157,9 +158,9 @@ def _evaluate(options: argparse.Namespace) -> tuple[Comparison | None, Table, li
     if options.against and options.names is not None and len(options.names) != 2:
         raise ValueError(f"--names {' '.join(options.names)}: with --against give two names, one for each side")
     _check_given_once([*options.results, *(options.against or [])])
-    first = [Results.load(path) for path in options.results]
+    first = [load_results(path) for path in options.results]
     if options.against:
-        second = [Results.load(path) for path in options.against]
+        second = [load_results(path) for path in options.against]
         names = options.names or distinct_names([first, second], [options.results, options.against])
         comparison = compare(first, second, (names[0], names[1]))
         return comparison, comparison_table(comparison), comparison.plan(wanted) if wanted else []
@@ -203,7 +204,7 @@ def policy_names(results: Sequence[Results]) -> list[str]:
     """A short name for the policy of each: its checkpoint's folder or server, pruner (LightVLA's unsaid) and control.
 
     Where different policies would share a name it says what tells them apart: the checkpoint's path, the pruner's
-    options, the read-out, the quantization. Results that even so have one name are one policy's.
+    options, the read-out, the precision, the action head. Results that even so have one name are one policy's.
     """
     facts = [_identity(result) for result in results]
     names = [_name(own) for own in facts]
@@ -214,6 +215,9 @@ def policy_names(results: Sequence[Results]) -> list[str]:
     return found
 
 
+_SELDOM_SAID = ("read-out", "quantization", "head", "dtype", "crop", "images")
+
+
 def _identity(result: Results) -> dict[str, str]:
     """What makes a policy this one, as text."""
     policy, config = result.policy, result.config
@@ -222,11 +226,17 @@ def _identity(result: Results) -> dict[str, str]:
     pruner, _, options = str(policy.get("pruner") or "lightvla").partition(":")
     # The seed of that control is the evaluation's: several of them are runs of one policy.
     kept = [option for option in options.split(",") if control != "random_tokens" or not option.startswith("seed=")]
+    steps = config.get("num_diffusion_steps_inference")
+    denoising = f"with {steps} denoising steps" if policy.get("action_head") == "diffusion" else ""
     return {
         "place": str(Path(checkpoint) if checkpoint else policy.get("policy_url") or "policy"),
         "pruner": ":".join(filter(None, (pruner, ",".join(kept)))),
         "read-out": f"{policy.get('action_readout') or 'unknown'} read-out",
         "quantization": next((f"{bits} bit" for bits in (8, 4) if config.get(f"load_in_{bits}bit")), "not quantized"),
+        "head": " ".join(filter(None, (f"{policy.get('action_head') or 'unknown'} head", denoising))),
+        "dtype": str(policy.get("dtype") or "unknown dtype"),
+        "crop": "centre crop" if policy.get("center_crop") else "no centre crop",
+        "images": f"images per look: {policy.get('num_images') or 'unknown'}",
         "control": control,
     }
 
@@ -239,7 +249,7 @@ def _name(identity: Mapping[str, str], in_full: Collection[str] = ()) -> str:
     name = identity["place"] if "place" in in_full else place.name or identity["place"]
     particulars = [
         *([pruner] if "pruner" in in_full else said),
-        *(identity[part] for part in ("read-out", "quantization") if part in in_full),
+        *(identity[part] for part in _SELDOM_SAID if part in in_full),
         *([control.replace("_", " ")] if control != "none" else []),
     ]
     return f"{name} ({', '.join(particulars)})" if particulars else name

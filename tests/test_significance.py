@@ -11,6 +11,7 @@ from scipy import optimize, stats
 from prismatic.significance import (
     PairedCounts,
     averaged_difference_interval,
+    effective_trials,
     holm,
     mcnemar_exact,
     paired_bootstrap,
@@ -49,6 +50,17 @@ def test_wilson_interval_refuses_impossible_counts(successes: int, trials: int) 
 def test_wilson_interval_refuses_impossible_confidence(confidence: float) -> None:
     with pytest.raises(ValueError, match="confidence"):
         wilson_interval(1, 2, confidence)
+
+
+def test_effective_trials_are_all_trials_of_even_averages_only() -> None:
+    assert effective_trials([[12, 12, 12]]) == 36 and effective_trials([[7]]) == 7
+    assert effective_trials([[50] * 10] * 4) == 2000
+    # The variance of the average is p (1 - p) times the sum of the squared weights of single outcomes.
+    weights = np.concatenate([np.full(n, w / n) for n, w in ((12, 0.25), (1, 0.25), (5, 0.5))])
+    assert effective_trials([[12, 1], [5]]) == pytest.approx(1 / np.square(weights).sum())
+    for nothing in ([], [[]], [[3, 0]]):
+        with pytest.raises(ValueError, match="at least one"):
+            effective_trials(nothing)
 
 
 @pytest.mark.parametrize("only_first", range(0, 12, 3))

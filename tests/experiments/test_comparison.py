@@ -3,6 +3,7 @@
 import itertools
 import random
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -33,6 +34,7 @@ from prismatic.significance import (
     paired_trials,
     unpaired_detectable,
     unpaired_trials,
+    wilson_interval,
 )
 
 CONFIG = {"num_open_loop_steps": 8, "num_steps_wait": 10, "env_img_res": 256, "control": "none"}
@@ -98,27 +100,35 @@ def test_several_files_of_several_suites_equal_counting_by_hand() -> None:
     rates = {key: np.mean(outcomes, axis=0) for key, outcomes in pairs.items()}
     by_suite = {s: np.mean([rates[s, task] for task in range(3)], axis=0) for s in ("libero_goal", "libero_object")}
     for row in found.suites:
-        check_row(
-            row, [p for key, outcomes in pairs.items() if key[0] == row.suite for p in outcomes], by_suite[row.suite]
-        )
+        own = [outcomes for key, outcomes in pairs.items() if key[0] == row.suite]
+        weights = [1 / (3 * len(outcomes)) for outcomes in own for _ in outcomes]
+        check_row(row, sum(own, []), by_suite[row.suite], weights)
     average = np.mean(list(by_suite.values()), axis=0)
-    check_row(found.overall, [p for outcomes in pairs.values() for p in outcomes], average)
+    weights = [1 / (6 * len(outcomes)) for outcomes in pairs.values() for _ in outcomes]
+    check_row(found.overall, sum(pairs.values(), []), average, weights)
     assert found.overall.name == AVERAGE and found.overall.suite == ""
     groups = [[r.counts for r in found.tasks if r.suite == suite.suite] for suite in found.suites]
     assert (found.overall.difference, found.overall.interval) == paired_bootstrap(groups)
     assert found.warnings == ()
 
 
-def check_row(row: PairedOutcome, outcomes: list[list[bool]], rates: np.ndarray | None = None) -> None:
+def check_row(
+    row: PairedOutcome, outcomes: list[list[bool]], rates: np.ndarray | None = None, weights: Sequence[float] = ()
+) -> None:
+    """Against counting; of averages `weights` are those of the single outcomes, which sum up to 1."""
     tally = Counter(map(tuple, outcomes))
     assert row.counts == tuple(tally[pair] for pair in [(True, True), (True, False), (False, True), (False, False)])
     solved = [sum(side) for side in zip(*outcomes, strict=True)]
     assert row.solved == tuple(solved)
     rates = np.array(solved) / len(outcomes) if rates is None else rates
     assert row.rates == pytest.approx(tuple(rates)) and row.difference == pytest.approx(rates[0] - rates[1])
-    for interval, successes in zip(row.wilson, solved, strict=True):
-        expected = stats.binomtest(successes, len(outcomes)).proportion_ci(0.95, method="wilson")
-        assert interval == pytest.approx((expected.low, expected.high), abs=1e-12)
+    trials = 1 / np.square(weights).sum() if weights else len(outcomes)
+    assert row.effective_trials == pytest.approx(trials)
+    for interval, rate in zip(row.wilson, rates, strict=True):
+        doubt = stats.norm.ppf(0.975) ** 2 / trials
+        # Where the score test is on its edge: (rate - x)^2 = doubt x (1 - x).
+        assert interval == pytest.approx(sorted(np.roots([1 + doubt, -2 * rate - doubt, rate**2])), abs=1e-12)
+        assert interval.low <= rate <= interval.high
     expected_p = stats.binomtest(row.counts[1], row.counts[1] + row.counts[2], 0.5).pvalue
     assert row.p_value == pytest.approx(expected_p, abs=1e-12)
 
@@ -331,6 +341,14 @@ def test_an_interval_is_about_its_own_difference() -> None:
     assert found.difference == 0.0 and found.counts == (0, 10, 40, 0)
     assert found.interval == averaged_difference_interval([[PairedCounts(0, 10, 0, 0)], [PairedCounts(0, 0, 40, 0)]])
     assert found.interval.low < 0.0 < found.interval.high
+
+
+def test_an_average_over_unequal_tasks_is_called_one() -> None:
+    uneven, even = compared((12, 0, 0, 0), (0, 0, 0, 1)), compared((5, 0, 1, 0), (5, 1, 0, 0))
+    assert "50.0 % and 50.0 % on average over tasks, of the same 13 starts" in uneven.verdict
+    assert uneven.overall.uneven and not even.overall.uneven
+    assert "91.7 % and 91.7 % of the same 12 starts" in even.verdict
+    assert even.overall.wilson[0] == pytest.approx(wilson_interval(11, 12))
 
 
 def test_a_lopsided_average_is_no_verdict() -> None:

@@ -173,6 +173,8 @@ def test_different_policies_have_different_names() -> None:
         "ours (aligned read-out)",
         "ours (tail read-out)",
     ]
+    found = names_of(*(("runs/ours", {"dtype": dtype}) for dtype in ("float32", "bfloat16")))
+    assert found == ["ours (float32)", "ours (bfloat16)"]
     drawn = (("runs/ours", {"pruner": f"random:multiplicity=weighted,seed={seed}"}) for seed in (7, 8))
     assert names_of(*drawn, control="random_tokens") == ["ours (random tokens)"] * 2
 

@@ -21,6 +21,7 @@ from prismatic.significance import (
     Interval,
     PairedCounts,
     averaged_difference_interval,
+    effective_trials,
     holm,
     mcnemar_exact,
     paired_bootstrap,
@@ -89,6 +90,7 @@ class PairedOutcome:
             Where the outcomes of each task are all alike, so that a bootstrap has no spread, over starts alone
             (`averaged_difference_interval`).
         p_value: McNemar's exact test, two-sided, on the counts.
+        effective_trials: As how many trials of a single rate the rates are sure; see `significance.effective_trials`.
         corrected_p: Holm's correction for the number of tasks; None for suites and their average.
     """
 
@@ -99,7 +101,13 @@ class PairedOutcome:
     difference: float
     interval: Interval
     p_value: float
+    effective_trials: float
     corrected_p: float | None = None
+
+    @property
+    def uneven(self) -> bool:
+        """Whether starts count differently in the rates, as where tasks have unequal numbers of them."""
+        return self.effective_trials != self.counts.trials
 
     @property
     def solved(self) -> tuple[int, int]:
@@ -108,9 +116,9 @@ class PairedOutcome:
 
     @property
     def wilson(self) -> tuple[Interval, Interval]:
-        """Wilson 95 % intervals of both rates, all starts together."""
-        first, second = self.solved
-        return wilson_interval(first, self.counts.trials), wilson_interval(second, self.counts.trials)
+        """Wilson 95 % intervals of both rates."""
+        first, second = (wilson_interval(rate * self.effective_trials, self.effective_trials) for rate in self.rates)
+        return first, second
 
 
 @dataclass(frozen=True)
@@ -174,9 +182,11 @@ class Comparison:
                     "allows for other tasks, includes 0."
                 )
             return sentence
+        averaged = f" on average over {'suites' if self.suites[1:] else 'tasks'}," if overall.uneven else ""
         return (
             f"{first} and {second} are not distinguishable: {percent(overall.rates[0])} and "
-            f"{percent(overall.rates[1])} of the same {overall.counts.trials} starts ({points(overall.difference)} "
+            f"{percent(overall.rates[1])}{averaged} of the same {overall.counts.trials} starts "
+            f"({points(overall.difference)} "
             f"points, 95 % interval {span(overall.interval, signed=True)}, {p_words(overall.p_value)}). "
             f"{self._contradiction()}{self._power()}"
         )
@@ -227,7 +237,7 @@ class Comparison:
             f"To see a difference of {100 * difference:g} points: about {needed} trials per policy{each}, both on the "
             f"same starts ({first} and {second} differ on {percent(share)} of them)."
         )
-        return [line] + plan_unpaired(self.names[0], self.overall.rates[0], counts.trials, difference)
+        return [line] + plan_unpaired(self.names[0], self.overall.solved[0] / counts.trials, counts.trials, difference)
 
 
 def compare(
@@ -376,7 +386,8 @@ def _outcome(suite: str, name: str, suites: Sequence[Sequence[PairedCounts]], se
         float(np.mean([np.mean([(t.both + t[side]) / t.trials for t in tasks]) for tasks in suites])) for side in (1, 2)
     ]
     p_value = mcnemar_exact(counts.only_first, counts.only_second)
-    return PairedOutcome(suite, name, counts, (rates[0], rates[1]), difference, interval, p_value)
+    effective = effective_trials([[table.trials for table in tasks] for tasks in suites])
+    return PairedOutcome(suite, name, counts, (rates[0], rates[1]), difference, interval, p_value, effective)
 
 
 def _warnings(sides: Sequence[Side], suites: Collection[str], starts: Collection[StartIdentity]) -> list[str]:

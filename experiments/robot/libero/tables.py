@@ -34,6 +34,10 @@ _PAIRED_INTERVALS = (
     "95 % intervals: Wilson's for rates; for differences over a task's starts, for totals by bootstrap over tasks and "
     "starts."
 )
+_UNEVEN = (
+    "Rates of totals are averages over tasks, then suites, which do not all have as many starts: their intervals are "
+    "for the effective number of trials (Kish), and they are not the share of all starts."
+)
 _SPREAD = " ± is the standard deviation between runs (seeds); chance among starts adds to it."
 _LEFT_OUT = "Invalid rollouts (simulator errors) are left out."
 
@@ -204,6 +208,7 @@ def comparison_table(comparison: Comparison) -> Table:
             f"Starts: {pairing.counted} counted of {pairing.both} in both{lost}; {pairing.only[0]} in {first} only, "
             f"{pairing.only[1]} in {second} only.",
             _PAIRED_INTERVALS,
+            *([_UNEVEN] if any(outcome.uneven for outcome in outcomes_of(comparison)) else []),
             "p: McNemar's exact test; for tasks with Holm's correction.",
             *map(_warned, comparison.warnings),
         ),
