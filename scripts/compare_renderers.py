@@ -55,6 +55,7 @@ def draw_with(backend: str, resolution: int) -> Frames:
         command = [sys.executable, __file__, "--draw", str(out), "--resolution", str(resolution)]
         paths = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
         variables = {**os.environ, "MUJOCO_GL": backend, "PYTHONPATH": paths}
+        variables.pop("PYOPENGL_PLATFORM", None)  # MuJoCo's mark that this process draws with another backend
         result = subprocess.run(command, env=variables, capture_output=True, text=True)
         if result.returncode != 0 or not out.is_file():
             reason = (result.stderr.strip().splitlines() or [f"exit status {result.returncode}"])[-1]
