@@ -72,12 +72,5 @@ def _run_layers(model: LlamaModel, layers: Iterable[nn.Module], sequence: Sequen
     mask = attention_mask(sequence.key_bias, hidden)
     rotary = model.rotary_emb(hidden, position_ids=sequence.position_ids)
     for decoder_layer in layers:
-        hidden = decoder_layer(
-            hidden,
-            attention_mask=mask,
-            position_embeddings=rotary,
-            position_ids=sequence.position_ids,
-            past_key_values=None,
-            use_cache=False,
-        )
+        hidden = decoder_layer(hidden, attention_mask=mask, position_embeddings=rotary)
     return hidden
