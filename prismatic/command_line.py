@@ -5,6 +5,7 @@ import difflib
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TypeVar
 
 import draccus
@@ -18,7 +19,7 @@ class FlagError(ValueError):
 
 
 def parse_flags(config_class: type[Config], words: Sequence[str] | None = None) -> Config:
-    """The configuration that a command line asks for.
+    """The configuration that a command line asks for; `~` at the start of a path is the home folder.
 
     Args:
         config_class: a dataclass; its fields are the flags.
@@ -41,9 +42,19 @@ def parse_flags(config_class: type[Config], words: Sequence[str] | None = None) 
         if not has_value and following.startswith("--"):
             raise FlagError(f"--{name} has no value; give one after it, such as True or a number (--help lists all)")
     try:
-        return draccus.parse(config_class, args=words)
-    except (DraccusException, OSError, ValueError) as error:
+        config = draccus.parse(config_class, args=words)
+        for name in known:
+            setattr(config, name, _at_home(getattr(config, name)))
+    except (DraccusException, OSError, ValueError, RuntimeError) as error:  # RuntimeError: no home folder is known
         raise FlagError(str(error).strip()) from error
+    return config
+
+
+def _at_home(value: object) -> object:
+    """`~/x`, which a shell leaves as it is behind `--flag=`, made a whole path; other values as they are."""
+    if isinstance(value, Path):
+        return value.expanduser()
+    return str(Path(value).expanduser()) if isinstance(value, str) and value.startswith("~/") else value
 
 
 def parse_or_exit(config_class: type[Config]) -> Config:

@@ -11,8 +11,11 @@ class FinetuneConfig:
     # Model and data
     vla_path: str = "openvla/openvla-7b"  # checkpoint folder or hub id
     data_root_dir: Path = Path("datasets/rlds")  # folder that holds the dataset's folder
-    dataset_name: str = "libero_spatial_no_noops"
+    dataset_name: str = "libero_spatial_no_noops"  # or a mixture by frames: `name+name:weight`
     robot: str | None = None  # libero, aloha or bridge; None: the one of the dataset's catalogue entry
+    gripper: str | None = (
+        None  # how data without an entry stores it: libero, open1, closed1 or width:CLOSED,OPEN; None: the entry says
+    )
     run_root_dir: Path = Path("runs")  # run folders go below it
     shuffle_buffer_size: int = 100_000  # accepted and unneeded: the order is a global shuffle
 
