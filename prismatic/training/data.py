@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from prismatic.training.config import FinetuneConfig
-from prismatic.vla.datasets.catalog import CATALOG, DatasetSpec, get_dataset_spec
+from prismatic.vla.datasets.catalog import DatasetSpec, get_dataset_spec, is_known
 from prismatic.vla.datasets.dataset import FrameDataset, frame_starts, train_and_val_episodes, training_episodes
 from prismatic.vla.datasets.mixture import FrameMixture, MixtureOrder, parse_mixture
 from prismatic.vla.datasets.rlds import RldsIndex
@@ -24,14 +24,15 @@ Frames = FrameDataset | FrameMixture
 def dataset_specs(config: FinetuneConfig) -> list[tuple[DatasetSpec, float]]:
     """How each dataset of the run is read, with its weight.
 
-    `--robot` and `--gripper` say it of all datasets, but of those in a mixture that have an entry of their own.
+    `--robot` and `--gripper` speak for a single dataset, and for those of a mixture whose names do not say it.
 
     Raises ValueError for a dataset or robot that is not known, or for datasets of different robots.
     """
     weights = parse_mixture(config.dataset_name)
     flags = (config.robot, config.gripper)
-    entries = [name for name in weights if name in CATALOG]
-    known = entries if len(entries) < len(weights) else []
+    known = [name for name in weights if is_known(name)]
+    if len(known) == len(weights):
+        known = []
     specs = [(get_dataset_spec(name, *(() if name in known else flags)), weight) for name, weight in weights.items()]
     (first, _), *others = specs
     for other, _ in others:

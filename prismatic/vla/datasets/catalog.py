@@ -139,6 +139,11 @@ for _name in ("bridge_orig", "bridge_dataset"):  # BridgeData V2 as its authors 
     )
 
 
+def is_known(name: str) -> bool:
+    """Whether the name alone says how a dataset is read: it has an entry, or begins with `libero_`."""
+    return name in CATALOG or name.startswith("libero_")
+
+
 def get_dataset_spec(name: str, robot: str | None = None, gripper: str | None = None) -> DatasetSpec:
     """The dataset of that name.
 
@@ -162,7 +167,7 @@ def get_dataset_spec(name: str, robot: str | None = None, gripper: str | None = 
         if said not in (None, spec.map_actions):
             raise ValueError(f"--gripper {gripper}: dataset {name!r} has an entry that says it; leave the flag out")
         return spec
-    if name.startswith("libero_") and robot in (None, "libero"):
+    if is_known(name) and robot in (None, "libero"):
         spec = replace(LAYOUTS["libero"], name=name, map_actions=GRIPPERS["libero"])
     elif robot is not None:
         spec = replace(LAYOUTS[robot], name=name)
