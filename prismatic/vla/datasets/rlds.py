@@ -167,6 +167,7 @@ class RldsIndex:
         Raises ValueError where nothing is said of it, or the values cannot be of the convention that is.
         """
         if not self.spec.has_gripper:
+            logger.info("%s: grippers are scaled like joints, and come back as they were stored", self.name)
             return
         actions = np.concatenate([episode.action for episode in self.episodes])
         convention = self.spec.map_actions
