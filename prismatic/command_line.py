@@ -43,18 +43,23 @@ def parse_flags(config_class: type[Config], words: Sequence[str] | None = None) 
             raise FlagError(f"--{name} has no value; give one after it, such as True or a number (--help lists all)")
     try:
         config = draccus.parse(config_class, args=words)
-        for name in known:
-            setattr(config, name, _at_home(getattr(config, name)))
+        find_home(config)
     except (DraccusException, OSError, ValueError, RuntimeError) as error:  # RuntimeError: no home folder is known
         raise FlagError(str(error).strip()) from error
     return config
 
 
-def _at_home(value: object) -> object:
-    """`~/x`, which a shell leaves as it is behind `--flag=`, made a whole path; other values as they are."""
-    if isinstance(value, Path):
-        return value.expanduser()
-    return str(Path(value).expanduser()) if isinstance(value, str) and value.startswith("~/") else value
+def find_home(config: object) -> None:
+    """Make paths of a dataclass's fields that begin with `~`, which a shell leaves behind `--flag=`, whole, in place.
+
+    Raises RuntimeError where no home folder is known.
+    """
+    for field in dataclasses.fields(config):  # type: ignore[arg-type]
+        value = getattr(config, field.name)
+        if isinstance(value, Path):
+            setattr(config, field.name, value.expanduser())
+        elif isinstance(value, str) and value.startswith("~/"):
+            setattr(config, field.name, str(Path(value).expanduser()))
 
 
 def parse_or_exit(config_class: type[Config]) -> Config:

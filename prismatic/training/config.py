@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from prismatic.command_line import find_home
+
 
 @dataclass
 class FinetuneConfig:
@@ -81,6 +83,9 @@ class FinetuneConfig:
     num_workers: int = 2  # processes per rank that read and augment; 0: none
     num_threads: int = 0  # computing threads per process; 0: torch's choice
     save_timeout_minutes: int = 360  # how long the other processes wait while one writes a checkpoint
+
+    def __post_init__(self) -> None:
+        find_home(self)
 
     @property
     def run_id(self) -> str:

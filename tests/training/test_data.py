@@ -79,6 +79,18 @@ def test_what_does_not_fit_is_said_before_any_weights_are_loaded(own_flags, over
         TrainingData(own_flags(**given))
 
 
+def test_pictures_that_cannot_be_read_are_said_before_any_weights_are_loaded(flags, tmp_path: Path, caplog):
+    caplog.set_level("INFO")
+    episode = hand_made()
+    episode["steps/observation/wrist_image"] = hand_made(image_format="GIF")["steps/observation/wrist_image"]
+    write_by_hand(tmp_path, "libero_gif", train=[episode])
+    with pytest.raises(BadInput, match="'steps/observation/wrist_image' holds GIF at step 0 .episode 0 of .*tfrecord"):
+        finetune(flags(data_root_dir=tmp_path, dataset_name="libero_gif"))
+    assert "action head" not in caplog.text
+    finetune(flags(data_root_dir=tmp_path, dataset_name="libero_gif", num_images_in_input=1, max_steps=1))
+    assert "action head: new" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
