@@ -5,6 +5,7 @@ import difflib
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TypeVar
 
 import draccus
@@ -18,7 +19,7 @@ class FlagError(ValueError):
 
 
 def parse_flags(config_class: type[Config], words: Sequence[str] | None = None) -> Config:
-    """The configuration that a command line asks for.
+    """The configuration that a command line asks for; `~` at the start of a path is the home folder.
 
     Args:
         config_class: a dataclass; its fields are the flags.
@@ -41,9 +42,24 @@ def parse_flags(config_class: type[Config], words: Sequence[str] | None = None) 
         if not has_value and following.startswith("--"):
             raise FlagError(f"--{name} has no value; give one after it, such as True or a number (--help lists all)")
     try:
-        return draccus.parse(config_class, args=words)
-    except (DraccusException, OSError, ValueError) as error:
+        config = draccus.parse(config_class, args=words)
+        find_home(config)
+    except (DraccusException, OSError, ValueError, RuntimeError) as error:  # RuntimeError: no home folder is known
         raise FlagError(str(error).strip()) from error
+    return config
+
+
+def find_home(config: object) -> None:
+    """Make paths of a dataclass's fields that begin with `~`, which a shell leaves behind `--flag=`, whole, in place.
+
+    Raises RuntimeError where no home folder is known.
+    """
+    for field in dataclasses.fields(config):  # type: ignore[arg-type]
+        value = getattr(config, field.name)
+        if isinstance(value, Path):
+            setattr(config, field.name, value.expanduser())
+        elif isinstance(value, str) and value.startswith("~/"):
+            setattr(config, field.name, str(Path(value).expanduser()))
 
 
 def parse_or_exit(config_class: type[Config]) -> Config:

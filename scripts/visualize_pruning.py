@@ -162,10 +162,10 @@ def policy_traces(arguments: argparse.Namespace, console: Console) -> list[tuple
     if frames is not None:
         name, steps = arguments.images[0].stem, np.zeros(1, np.int64)
         observations = [name_cameras(policy, frames, arguments, console)]
-        instruction = arguments.instruction
+        instructions = [arguments.instruction]
     else:
-        name, instruction, steps, observations = dataset_frames(policy, arguments)
-    trace = run_policy(policy, observations, instruction, steps, console)
+        name, instructions, steps, observations = dataset_frames(policy, arguments)
+    trace = run_policy(policy, observations, instructions, steps, console)
     return [(name, replace(trace, source=policy_words(arguments.checkpoint, str(policy.model.config.pruner_spec))))]
 
 
@@ -219,8 +219,10 @@ def name_cameras(
 
 def dataset_frames(
     policy: Any, arguments: argparse.Namespace
-) -> tuple[str, str, np.ndarray, list[dict[str, np.ndarray]]]:
-    """One episode of the dataset at the steps at which the policy would look: name, instruction, steps, observations.
+) -> tuple[str, list[str], np.ndarray, list[dict[str, np.ndarray]]]:
+    """One episode of the dataset at the steps at which the policy would look: name, instructions, steps, observations.
+
+    Steps without an instruction are left out.
 
     Raises:
         ValueError: for an episode that is not there, or a dataset that lacks what the policy reads.
@@ -228,10 +230,10 @@ def dataset_frames(
     """
     from prismatic.vla.datasets.catalog import get_dataset_spec
     from prismatic.vla.datasets.rlds import RldsIndex
-    from prismatic.vla.images import decode_jpeg
 
     folder = arguments.dataset_dir.resolve()
-    index = RldsIndex.open(folder.parent, folder.name, get_dataset_spec(folder.name, arguments.robot))
+    spec = get_dataset_spec(folder.name, arguments.robot)
+    index = RldsIndex.open(folder.parent, folder.name, spec, policy.transform.use_proprio)
     if not 0 <= arguments.episode < len(index.episodes):
         raise ValueError(
             f"--episode {arguments.episode}: {folder.name} has {len(index.episodes)} episodes, counted from 0"
@@ -240,31 +242,37 @@ def dataset_frames(
     episode = index.episodes[arguments.episode]
     if policy.transform.use_proprio and episode.state is None:
         raise ValueError(f"dataset {folder.name!r} has no state, which the policy reads")
-    steps = np.arange(0, episode.num_frames, arguments.every or policy.robot.open_loop_steps)
+    told = [step for step in range(episode.num_frames) if episode.instructions[step]]
+    steps = np.array(told[:: arguments.every or policy.robot.open_loop_steps])
     observations = []
     for step in steps:
-        observation = {camera: decode_jpeg(episode.image_bytes(camera, step)) for camera in cameras}
+        observation = {camera: episode.image(camera, step) for camera in cameras}
         if episode.state is not None:
             observation[policy.robot.state_key] = episode.state[step]
         observations.append(observation)
-    return f"{folder.name}_episode{arguments.episode}", episode.instruction, steps, observations
+    instructions = [episode.instructions[step] for step in steps]
+    return f"{folder.name}_episode{arguments.episode}", instructions, steps, observations
 
 
 def run_policy(
-    policy: Any, observations: Sequence[dict[str, np.ndarray]], instruction: str, steps: np.ndarray, console: Console
+    policy: Any,
+    observations: Sequence[dict[str, np.ndarray]],
+    instructions: Sequence[str],
+    steps: np.ndarray,
+    console: Console,
 ) -> PruningTrace:
     """What the policy keeps of each observation."""
     kept, scores = [], []
     for first in progress(range(0, len(observations), BATCH), "looking", console):
         batch = observations[first : first + BATCH]
         seeds = list(range(first, first + len(batch)))
-        selection = policy.act_batch(batch, [instruction] * len(batch), seeds=seeds).selection
+        selection = policy.act_batch(batch, instructions[first : first + BATCH], seeds=seeds).selection
         kept.append(selection.kept().cpu().numpy())
         if selection.scores is not None:
             scores.append(selection.scores.cpu().numpy())
     cameras = policy.robot.cameras[: policy.transform.num_images]
     return PruningTrace(
-        title=instruction,
+        title=", then ".join(dict.fromkeys(instructions)),
         cameras=cameras,
         images=tuple(np.stack([observation[camera] for observation in observations]) for camera in cameras),
         kept=np.concatenate(kept),

@@ -60,6 +60,13 @@ def compressed(image: np.ndarray, quality: int = 95) -> np.ndarray:
     return tf.io.decode_jpeg(tf.io.encode_jpeg(image, quality=quality)).numpy()
 
 
+def decoded(data: bytes) -> np.ndarray:
+    """A stored picture of any format as uint8 (H, W, 3)."""
+    import tensorflow as tf
+
+    return tf.io.decode_image(data, channels=3, expand_animations=False).numpy()
+
+
 def augmented(images: np.ndarray, parameters: list[dict[str, float]]) -> np.ndarray:
     """uint8 images (I, H, W, 3), each augmented with its own parameters, named as in `AugmentationParameters`."""
     import tensorflow as tf

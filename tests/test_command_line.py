@@ -30,6 +30,23 @@ def test_flags_become_fields(tmp_path: Path) -> None:
     )
 
 
+@dataclass
+class Places:
+    output_dir: Path = Path("runs")
+    checkpoint: str = "openvla/openvla-7b"
+    note: str = "~"
+
+
+def test_the_home_folder_is_found_where_no_shell_has_done_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/someone")
+    assert parse_flags(Places, ["--output_dir=~/runs", "--checkpoint=~/x--5_chkpt", "--note=~5 cm"]) == Places(
+        Path("/home/someone/runs"), "/home/someone/x--5_chkpt", "~5 cm"
+    )
+    assert parse_flags(Places, []) == Places()
+    with pytest.raises(FlagError, match="home"):
+        parse_flags(Places, ["--output_dir=~nobody-of-this-name/runs"])
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

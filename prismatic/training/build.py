@@ -25,19 +25,16 @@ from prismatic.models.lora import attach_lora
 from prismatic.models.projectors import ProprioProjector
 from prismatic.models.token_pruner import TokenPruner
 from prismatic.training.config import FinetuneConfig
+from prismatic.training.data import Frames, TrainingData
 from prismatic.training.distributed import Ranks
 from prismatic.training.ema import WeightAverage
 from prismatic.training.heads import wanted_head
 from prismatic.training.pruning import compact_form, recorded_pruner, training_pruner
 from prismatic.training.saving import Training, find_resumable
 from prismatic.training.step import TrainableVLA, choose_trained, make_optimizer
-from prismatic.vla.datasets.catalog import get_dataset_spec
 from prismatic.vla.datasets.collate import collate
-from prismatic.vla.datasets.dataset import FrameDataset, train_and_val_episodes
-from prismatic.vla.datasets.rlds import RldsIndex
-from prismatic.vla.datasets.sampler import GlobalBatchSampler, SampleRequest
-from prismatic.vla.datasets.statistics import dataset_statistics
-from prismatic.vla.robots import RobotSpec
+from prismatic.vla.datasets.sampler import SampleRequest
+from prismatic.vla.robots import RobotSpec, misfits
 from prismatic.weight_files import fingerprint
 
 log = logging.getLogger(__name__)
@@ -57,8 +54,9 @@ class Run:
         parallel: `module`, wrapped for several processes where there are several.
         training: what changes, and survives in checkpoints.
         noise: kind of the pruner's noise.
+        data: the datasets that the frames are of.
         train_data: frames to learn from.
-        val_data: held-out frames, or None.
+        val_data: held-out frames, of all datasets, or None.
     """
 
     config: FinetuneConfig
@@ -67,8 +65,9 @@ class Run:
     parallel: nn.Module
     training: Training
     noise: str
-    train_data: FrameDataset
-    val_data: FrameDataset | None
+    data: TrainingData
+    train_data: Frames
+    val_data: Frames | None
 
 
 def uses_bf16(config: FinetuneConfig, device: torch.device) -> bool:
@@ -92,10 +91,8 @@ def build(config: FinetuneConfig, ranks: Ranks) -> Run:
     # Averaged or merged weights are no basis to go on from: the raw ones are in the training state, and what adapters
     # leave alone is in the checkpoint that the run began with.
     base = resolve(state["base"]) if state is not None and config.use_lora else folder
-    spec = get_dataset_spec(config.dataset_name, config.robot)
-    index = RldsIndex.open(config.data_root_dir, config.dataset_name, spec)
-    index.check_cameras(config.num_images_in_input)
-    checkpoint = _load(config, base, ranks.device, spec.robot)
+    data = TrainingData(config)
+    checkpoint = _load(config, base, ranks.device, data.robot)
     if config.gradient_checkpointing:
         checkpoint.model.enable_gradient_checkpointing()
     lora = attach_lora(checkpoint.model, config.lora_rank, config.lora_dropout) if config.use_lora else None
@@ -105,7 +102,10 @@ def build(config: FinetuneConfig, ranks: Ranks) -> Run:
         pruner.compact = compact_form(config)
         if config.compact_training and not pruner.compact:
             log.info("--lora_dropout > 0: duplicates of a token differ, so training keeps one row per query (slower)")
-    train_data, val_data = _datasets(config, checkpoint, index)
+    checkpoint.dataset_statistics = data.statistics
+    train_data, val_data = data.frames(
+        partial(checkpoint.transform, center_crop=config.image_aug, use_proprio=config.use_proprio)
+    )
     module = TrainableVLA(
         checkpoint.model,
         checkpoint.action_head,  # type: ignore[arg-type]  # _load has made one
@@ -127,7 +127,7 @@ def build(config: FinetuneConfig, ranks: Ranks) -> Run:
         log.info("resuming %s behind step %d", folder, training.step)
     torch.manual_seed(config.seed * 1000 + ranks.rank)  # dropout differs between processes
     noise = checkpoint.model.config.pruner_spec.noise
-    return Run(config, ranks, module, _parallel(module, ranks), training, noise, train_data, val_data)
+    return Run(config, ranks, module, _parallel(module, ranks), training, noise, data, train_data, val_data)
 
 
 def _load(config: FinetuneConfig, folder: Path, device: torch.device, data_robot: RobotSpec) -> Checkpoint:
@@ -202,18 +202,12 @@ def _robot_to_load(folder: Path, recorded: dict[str, Any] | None, data: RobotSpe
     if recorded is None:
         return data
     has_parts = any(component_file(folder, name) for name in ("action_head", "proprio_projector"))
-    return None if has_parts or not _misfits(RobotSpec.from_json(recorded), data) else data
-
-
-def _misfits(recorded: RobotSpec, data: RobotSpec) -> list[str]:
-    """The facts of a checkpoint's robot that differ from the data's and may not."""
-    names = ("cameras", "proprio_dim", "action_dim", "chunk_length", "action_mask", "normalization")
-    return [name for name in names if getattr(recorded, name) != getattr(data, name)]
+    return None if has_parts or not misfits(RobotSpec.from_json(recorded), data) else data
 
 
 def _check_robot(recorded: RobotSpec, data: RobotSpec, config: FinetuneConfig) -> None:
     """The checkpoint's robot stays what it is, but the data must fit it."""
-    for name in _misfits(recorded, data):
+    for name in misfits(recorded, data):
         ours, theirs = getattr(recorded, name), getattr(data, name)
         raise ValueError(
             f"{config.vla_path} was made for robot {recorded.name!r} ({name} {ours}), but dataset "
@@ -234,25 +228,6 @@ def _stored_dtype(checkpoint: Checkpoint) -> torch.dtype:
     return getattr(torch, str(recorded))
 
 
-def _datasets(
-    config: FinetuneConfig, checkpoint: Checkpoint, index: RldsIndex
-) -> tuple[FrameDataset, FrameDataset | None]:
-    statistics = dataset_statistics(index)
-    checkpoint.dataset_statistics = {config.dataset_name: statistics}
-    transform = checkpoint.transform(config.dataset_name, config.image_aug, use_proprio=config.use_proprio)
-    make = partial(FrameDataset, index, index.spec, transform, seed=config.seed)
-    if not config.use_val_set:
-        numbers = index.numbers_of("train") or None
-        data = make(augment=config.image_aug, episodes=numbers, state_noise=config.state_noise)
-        log.info("%s: %d frames to learn from", config.dataset_name, len(data))
-        return data, None
-    train, val = train_and_val_episodes(index, config.val_fraction, config.seed)
-    data = make(augment=config.image_aug, episodes=train, state_noise=config.state_noise)
-    held_out = make(augment=False, episodes=val)
-    log.info("%s: %d frames to learn from, %d held out", config.dataset_name, len(data), len(held_out))
-    return data, held_out
-
-
 def _parallel(module: TrainableVLA, ranks: Ranks) -> nn.Module:
     if ranks.world_size == 1:
         return module
@@ -262,14 +237,12 @@ def _parallel(module: TrainableVLA, ranks: Ranks) -> nn.Module:
 
 def train_batches(run: Run) -> Iterator[dict[str, Any]]:
     """Endless collated batches of this process, from the position at which the run stands."""
-    config, ranks = run.config, run.ranks
-    sampler = GlobalBatchSampler(
-        len(run.train_data), config.batch_size, ranks.rank, ranks.world_size, config.seed, run.training.position
-    )
+    ranks = run.ranks
+    sampler = run.data.sampler(run.train_data, ranks.rank, ranks.world_size, run.training.position)
     return iter(_loader(run, run.train_data, sampler))
 
 
-def val_batches(run: Run, data: FrameDataset) -> Iterator[dict[str, Any]]:
+def val_batches(run: Run, data: Frames) -> Iterator[dict[str, Any]]:
     """Every held-out frame once, dealt to the processes in a fixed shuffled order: a part of it is representative."""
     order = torch.randperm(len(data), generator=torch.Generator().manual_seed(run.config.seed)).tolist()
     requests = [SampleRequest(position, index) for position, index in enumerate(order)]
@@ -278,13 +251,13 @@ def val_batches(run: Run, data: FrameDataset) -> Iterator[dict[str, Any]]:
     return iter(_loader(run, data, [mine[first : first + size] for first in range(0, len(mine), size)]))
 
 
-def _loader(run: Run, data: FrameDataset, batches: Any) -> DataLoader[dict[str, Any]]:
+def _loader(run: Run, data: Frames, batches: Any) -> DataLoader[dict[str, Any]]:
     workers = run.config.num_workers
     return DataLoader(
         data,
         batch_sampler=batches,
         num_workers=workers,
         prefetch_factor=PREFETCH if workers else None,
-        collate_fn=partial(collate, pad_token_id=data.transform.pad_token_id),
+        collate_fn=partial(collate, pad_token_id=data.pad_token_id),
         pin_memory=run.ranks.device.type == "cuda",
     )

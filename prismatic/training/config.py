@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from prismatic.command_line import find_home
+
 
 @dataclass
 class FinetuneConfig:
@@ -11,8 +13,9 @@ class FinetuneConfig:
     # Model and data
     vla_path: str = "openvla/openvla-7b"  # checkpoint folder or hub id
     data_root_dir: Path = Path("datasets/rlds")  # folder that holds the dataset's folder
-    dataset_name: str = "libero_spatial_no_noops"
+    dataset_name: str = "libero_spatial_no_noops"  # or a mixture by frames: `name+name:weight`
     robot: str | None = None  # libero, aloha or bridge; None: the one of the dataset's catalogue entry
+    gripper: str | None = None  # libero, open1, closed1 or width:CLOSED,OPEN; None: the dataset's name or entry says
     run_root_dir: Path = Path("runs")  # run folders go below it
     shuffle_buffer_size: int = 100_000  # accepted and unneeded: the order is a global shuffle
 
@@ -72,7 +75,7 @@ class FinetuneConfig:
     adam_beta2: float = 0.999
     max_grad_norm: float = 0.0  # clip the gradient's norm; 0: off
     ema_decay: float = 0.0  # average of the weights, validated and saved; 0: off
-    val_fraction: float = 0.05  # of the episodes, held out where the dataset has no `val` split
+    val_fraction: float = 0.05  # of train's episodes, held out where the dataset has no split `val` or `validation`
     seed: int = 7
     device: str = "auto"  # auto, cpu or cuda
     gradient_checkpointing: bool = False  # compute activations twice instead of storing them: slower, less memory
@@ -80,6 +83,9 @@ class FinetuneConfig:
     num_workers: int = 2  # processes per rank that read and augment; 0: none
     num_threads: int = 0  # computing threads per process; 0: torch's choice
     save_timeout_minutes: int = 360  # how long the other processes wait while one writes a checkpoint
+
+    def __post_init__(self) -> None:
+        find_home(self)
 
     @property
     def run_id(self) -> str:

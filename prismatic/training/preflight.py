@@ -9,12 +9,12 @@ from prismatic.checkpoint import check_complete, resolve
 from prismatic.extern.hf.configuration_prismatic import OpenVLAConfig
 from prismatic.extern.hf.modeling_prismatic import check_pruner
 from prismatic.training.config import FinetuneConfig
+from prismatic.training.data import dataset_specs
 from prismatic.training.distributed import resolve_device
 from prismatic.training.pruning import check_form, recorded_pruner, training_pruner
 from prismatic.training.saving import find_resumable, saved_checkpoints
 from prismatic.training.schedules import NOISE_SCHEDULES, SCHEDULES
-from prismatic.vla.datasets.catalog import get_dataset_spec
-from prismatic.vla.datasets.rlds import find_shards, find_version
+from prismatic.vla.datasets.shards import find_shards, find_version
 
 log = logging.getLogger(__name__)
 
@@ -80,17 +80,17 @@ def _check_ranges(config: FinetuneConfig) -> None:
 
 
 def check_dataset(config: FinetuneConfig) -> None:
-    """The dataset is known and can serve what the flags ask for.
+    """Every dataset is known and can serve what the flags ask for.
 
     Raises:
         ValueError: for an unknown dataset, or one with fewer images or no state where the flags ask for them.
-        FileNotFoundError: if the dataset's folder or its shards are missing.
+        FileNotFoundError: if a dataset's folder or its shards are missing.
     """
-    spec = get_dataset_spec(config.dataset_name, config.robot)
-    spec.camera_keys(config.num_images_in_input)
-    if config.use_proprio and spec.state_key is None:
-        raise ValueError(f"--use_proprio True: dataset {config.dataset_name!r} has no state; set it to False")
-    find_shards(find_version(config.data_root_dir, config.dataset_name))
+    for spec, _ in dataset_specs(config):
+        spec.camera_keys(config.num_images_in_input)
+        if config.use_proprio and spec.state_key is None:
+            raise ValueError(f"--use_proprio True: dataset {spec.name!r} has no state; set it to False")
+        find_shards(find_version(config.data_root_dir, spec.name))
 
 
 def check_checkpoint(config: FinetuneConfig) -> None:

@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 LATEST = "latest"
 MUST_MATCH = (
     "dataset_name",
+    "gripper",
     "pruner",
     "use_lora",
     "merge_lora_during_training",

@@ -1,4 +1,4 @@
-"""JPEG round trip, lanczos3 resize and crop: equal to the TensorFlow pipeline of published policies, without it.
+"""Decoding, JPEG round trip, lanczos3 and crop: equal to the TensorFlow pipeline of published policies, without it.
 
 Published checkpoints were trained and evaluated on pixels that TensorFlow resized. These functions give the same
 uint8 values.
@@ -37,16 +37,92 @@ def encode_jpeg(image: np.ndarray) -> bytes:
 
 
 def decode_jpeg(data: bytes | memoryview) -> np.ndarray:
-    """JPEG bytes -> (H, W, 3) uint8. Raises ValueError if `data` is no whole JPEG.
+    """JPEG bytes -> (H, W, 3) uint8, grey and CMYK ones as well. Raises ValueError if `data` is no whole JPEG.
 
     The fast inverse transform is the one TensorFlow decodes with; the accurate one differs by a few grey levels.
     """
     try:
+        if simplejpeg.decode_jpeg_header(data)[2] in ("CMYK", "YCCK"):
+            return _decode_cmyk(data)
         return simplejpeg.decode_jpeg(data, fastdct=True)
     except ValueError as error:
         raise ValueError(
             f"cannot decode {len(data)} bytes as JPEG (they start with {bytes(data[:4])!r}): {error}"
         ) from None
+
+
+def _decode_cmyk(data: bytes | memoryview) -> np.ndarray:
+    """Ink to light as TensorFlow computes it: with Adobe's marker values are stored inverted."""
+    inks = simplejpeg.decode_jpeg(data, colorspace="CMYK", fastdct=True).astype(np.int32)
+    light = inks if "adobe" in Image.open(io.BytesIO(data)).info else 255 - inks
+    return (light[..., 3:] * light[..., :3] // 255).astype(np.uint8)
+
+
+def _decode_png(data: bytes | memoryview) -> np.ndarray:
+    """PNG bytes -> (H, W, 3) uint8: alpha is dropped, grey repeated, of 16 bits the upper 8 are taken."""
+    try:
+        with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
+            image.info.pop("transparency", None)  # one more form of alpha
+            if image.mode.startswith("I"):  # 16 bits of grey
+                pixels = (np.asarray(image) >> 8).astype(np.uint8)
+            else:
+                # PNG's 16 bits of colour are read as 8. Conversion of RGBA drops the alpha channel as it is.
+                pixels = np.asarray(image if image.mode in ("RGB", "L") else image.convert(_without_alpha(image.mode)))
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"cannot decode {len(data)} bytes as PNG: {error}") from None
+    return np.repeat(pixels[..., None], 3, axis=2) if pixels.ndim == 2 else pixels
+
+
+def _without_alpha(mode: str) -> str:
+    return "L" if mode in ("1", "LA") else "RGB"
+
+
+_SIGNATURES = {
+    b"\xff\xd8\xff": "JPEG",
+    b"\x89PNG\r\n\x1a\n": "PNG",
+    b"GIF8": "GIF",
+    b"BM": "BMP",
+    b"RIFF": "WebP",
+    b"II*\0": "TIFF",
+    b"MM\0*": "TIFF",
+    b"\0\0\0\x0cjP  ": "JPEG 2000",
+    b"\x93NUMPY": "a NumPy array",
+    b"\x1f\x8b": "gzip",
+    b"\x78\x01": "zlib-compressed bytes",
+    b"\x78\x5e": "zlib-compressed bytes",
+    b"\x78\x9c": "zlib-compressed bytes",
+    b"\x78\xda": "zlib-compressed bytes",
+}
+_DECODERS = {"JPEG": decode_jpeg, "PNG": _decode_png}
+SIGNATURE_BYTES = max(map(len, _SIGNATURES))
+"""So many bytes at the start of a picture tell its format."""
+
+
+@functools.lru_cache(maxsize=256)
+def image_format(start: bytes) -> str:
+    """What the first `SIGNATURE_BYTES` bytes of a stored picture say it is, in words for a message."""
+    if not start:
+        return "an empty string"
+    for signature, name in _SIGNATURES.items():
+        if start.startswith(signature):
+            return name
+    return f"no encoded picture (its bytes start with {start!r})"
+
+
+def is_decodable(start: bytes) -> bool:
+    """Whether `decode_image` reads pictures of the format that begins so."""
+    return image_format(start) in _DECODERS
+
+
+def decode_image(data: bytes | memoryview) -> np.ndarray:
+    """JPEG or PNG bytes -> (H, W, 3) uint8, as `tf.io.decode_image(data, channels=3)` gives them.
+
+    Raises ValueError for a damaged picture, and for any other format, naming it.
+    """
+    found = image_format(bytes(data[:SIGNATURE_BYTES]))
+    if found not in _DECODERS:
+        raise ValueError(f"the picture is {found}; expected JPEG or PNG")
+    return _DECODERS[found](data)
 
 
 # float32 sine as C libraries compute it: a short polynomial per quadrant, not always the nearest float32. Its last bit

@@ -59,6 +59,12 @@ class RobotSpec:
         return cls(**values)
 
 
+def misfits(one: RobotSpec, other: RobotSpec) -> list[str]:
+    """The facts in which two robots differ that one policy cannot drive both."""
+    names = ("cameras", "proprio_dim", "action_dim", "chunk_length", "action_mask", "normalization")
+    return [name for name in names if getattr(one, name) != getattr(other, name)]
+
+
 LIBERO = RobotSpec(name="libero")
 
 ALOHA = RobotSpec(

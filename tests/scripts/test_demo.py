@@ -17,6 +17,8 @@ from experiments.robot.libero.collection_config import CollectionConfig
 from experiments.robot.libero.config import EvaluationConfig, check_flags
 from prismatic.models.pruners.registry import PrunerSpec
 from prismatic.training.config import FinetuneConfig
+from prismatic.training.data import dataset_specs
+from prismatic.vla.gripper import GRIPPERS
 from scripts import demo
 from scripts.build_small_model import SmallModelConfig
 from scripts.demo_settings import DemoConfig, Paths, evaluations, stage_commands
@@ -45,6 +47,8 @@ def test_every_command_is_understood_and_the_stages_fit_together():
     runs = parsed(config, "evaluate")
     assert unpruned.vla_path == str(model.output_dir) and pruned.vla_path == str(unpruned.run_dir)
     assert unpruned.data_root_dir == collection.output_dir and unpruned.dataset_name == collection.dataset_name
+    for training in (unpruned, pruned):
+        assert [spec.map_actions for spec, _ in dataset_specs(training)] == [GRIPPERS["libero"]]
     assert PrunerSpec.parse(unpruned.pruner).name == "none" and PrunerSpec.parse(pruned.pruner).name == "lightvla"
     for evaluation, run in zip(evaluations(config), runs, strict=True):
         check_flags(run)

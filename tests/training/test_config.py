@@ -47,6 +47,13 @@ def test_run_id_says_what_distinguishes_the_run():
     )
 
 
+def test_paths_may_begin_at_home(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/someone")
+    config = FinetuneConfig(vla_path="~/base", data_root_dir=Path("~/data"), run_root_dir=Path("~/runs"))
+    assert (config.vla_path, config.data_root_dir) == ("/home/someone/base", Path("/home/someone/data"))
+    assert config.run_dir.parent == Path("/home/someone/runs")
+
+
 def test_resuming_from_a_checkpoint_folder_keeps_the_run():
     config = FinetuneConfig(vla_path="runs/my--run--200_chkpt", resume=True, run_root_dir=Path("runs"))
     assert config.run_id == "my--run"

@@ -5,14 +5,8 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from prismatic.vla.gripper import GRIPPERS, Gripper, unsaid_gripper
 from prismatic.vla.robots import ALOHA, BRIDGE, LIBERO, RobotSpec, get_robot
-
-
-def invert_libero_gripper(actions: np.ndarray) -> np.ndarray:
-    """(..., 7) actions with the simulator's gripper (-1 open, +1 close) -> a copy with 1 open, 0 closed."""
-    mapped = np.array(actions, dtype=np.float32)
-    mapped[..., -1] = 1.0 - np.clip(mapped[..., -1], 0.0, 1.0)
-    return mapped
 
 
 def settled_gripper(gripper: np.ndarray) -> np.ndarray:
@@ -43,7 +37,7 @@ def bridge_episode(actions: np.ndarray, states: np.ndarray | None) -> tuple[np.n
 
 
 def keep_actions(actions: np.ndarray) -> np.ndarray:
-    """For datasets whose actions are stored as the policy shall return them."""
+    """For robots that are to be given actions as they are stored, the gripper included."""
     return np.array(actions, dtype=np.float32)
 
 
@@ -54,11 +48,13 @@ class DatasetSpec:
     Attributes:
         name: folder name below the data root.
         robot: the robot that it was recorded with.
-        image_keys: camera name of the robot -> feature name of its JPEG images.
-        state_key: feature name of the joint state, (T, proprio_dim) floats; None if there is none.
+        image_keys: camera name of the robot -> feature name of its JPEG or PNG images.
+        state_key: feature name of the joint state, (T, proprio_dim) floats, read where the policy is to read it; None
+            if there is none.
         action_key: feature name of the actions, (T, action_dim) floats.
-        language_key: feature name of the instruction.
-        map_actions: stored (..., A) actions -> the policy's; maps the gripper to [0, 1] with 1 open.
+        language_key: feature name of the instruction, one for the episode or one per step.
+        map_actions: stored (..., A) actions -> the policy's, whose gripper is in [0, 1] with 1 open: a `Gripper`, such
+            as `Gripper.parse("open1")`, or a function of one's own. Without one nothing can be trained.
         map_episode: for datasets whose actions follow from more than the stored ones: stored (T, A) actions and (T, P)
             states -> the actions of the steps that stay, before `map_actions`, and which steps those are.
     """
@@ -74,8 +70,13 @@ class DatasetSpec:
     state_key: str | None = "steps/observation/state"
     action_key: str = "steps/action"
     language_key: str = "steps/language_instruction"
-    map_actions: Callable[[np.ndarray], np.ndarray] = invert_libero_gripper
+    map_actions: Callable[[np.ndarray], np.ndarray] = unsaid_gripper
     map_episode: Callable[[np.ndarray, np.ndarray | None], tuple[np.ndarray, slice]] | None = None
+
+    @property
+    def has_gripper(self) -> bool:
+        """Whether the last value of an action is a gripper that goes to the policy unscaled, so in [0, 1]."""
+        return not self.robot.action_mask[-1]
 
     def camera_keys(self, num_images: int) -> dict[str, str]:
         """Feature names of the first `num_images` cameras of the robot, in order, by camera name.
@@ -103,13 +104,11 @@ def register(spec: DatasetSpec) -> DatasetSpec:
     return spec
 
 
-LIBERO_SPATIAL = register(DatasetSpec("libero_spatial_no_noops"))
-LIBERO_OBJECT = register(DatasetSpec("libero_object_no_noops"))
-LIBERO_GOAL = register(DatasetSpec("libero_goal_no_noops"))
-LIBERO_10 = register(DatasetSpec("libero_10_no_noops"))
+for _suite in ("spatial", "object", "goal", "10"):
+    register(DatasetSpec(f"libero_{_suite}_no_noops", map_actions=GRIPPERS["libero"]))
 
 LAYOUTS: dict[str, DatasetSpec] = {
-    "libero": LIBERO_SPATIAL,
+    "libero": DatasetSpec("libero"),
     "aloha": DatasetSpec(
         "aloha",
         robot=ALOHA,
@@ -120,11 +119,12 @@ LAYOUTS: dict[str, DatasetSpec] = {
         },
         map_actions=keep_actions,
     ),
-    "bridge": DatasetSpec(
-        "bridge", robot=BRIDGE, image_keys={"full_image": "steps/observation/image_0"}, map_actions=keep_actions
-    ),
+    "bridge": DatasetSpec("bridge", robot=BRIDGE, image_keys={"full_image": "steps/observation/image_0"}),
 }
-"""Robot -> how a dataset of that robot is read which has no entry of its own; its actions are as the policy's."""
+"""Robot -> how a dataset of that robot is read which has no entry of its own; how it stores the gripper is to be said.
+
+ALOHA's two grippers are scaled like its joints, so actions come back as they were stored, and nothing needs saying.
+"""
 
 for _name in (
     "aloha1_fold_shorts_20_demos",
@@ -134,34 +134,54 @@ for _name in (
 ):  # those of OpenVLA-OFT
     register(replace(LAYOUTS["aloha"], name=_name))
 for _name in ("bridge_orig", "bridge_dataset"):  # BridgeData V2 as its authors publish it
-    register(replace(LAYOUTS["bridge"], name=_name, map_episode=bridge_episode))
+    register(
+        replace(LAYOUTS["bridge"], name=_name, map_actions=GRIPPERS["open1"], map_episode=bridge_episode),
+    )
 
 
-def get_dataset_spec(name: str, robot: str | None = None) -> DatasetSpec:
+def is_known(name: str) -> bool:
+    """Whether the name alone says how a dataset is read: it has an entry, or begins with `libero_`."""
+    return name in CATALOG or name.startswith("libero_")
+
+
+def get_dataset_spec(name: str, robot: str | None = None, gripper: str | None = None) -> DatasetSpec:
     """The dataset of that name.
 
     Args:
-        name: of the dataset. One that starts with `libero_` needs no entry: it is read like the published LIBERO ones.
+        name: of the dataset. One that starts with `libero_` needs no entry: it is read like the published LIBERO ones,
+            the gripper included.
         robot: key in `ROBOTS`. With an entry of the dataset it must be the entry's; without one it says how the dataset
             is read (`LAYOUTS`).
+        gripper: how a dataset without an entry stores the gripper, as `Gripper.parse` takes it.
 
-    Raises ValueError for an unknown robot, for one that is not the dataset's, and for a dataset of which neither an
-    entry nor a robot is known; the message lists those that are.
+    Raises ValueError for an unknown robot or gripper, for one that is not the dataset's, and for a dataset of which
+    neither an entry nor a robot is known; the message lists those that are.
     """
     if robot is not None and get_robot(robot).name not in LAYOUTS:
         raise ValueError(f"robot {robot!r} has no common layout of datasets; register a DatasetSpec for {name!r}")
+    said = None if gripper is None else Gripper.parse(gripper)
     if name in CATALOG:
-        if robot not in (None, CATALOG[name].robot.name):
-            raise ValueError(
-                f"--robot {robot}: dataset {name!r} is of robot {CATALOG[name].robot.name!r}; leave the flag out"
-            )
-        return CATALOG[name]
-    if robot is not None:
-        return replace(LAYOUTS[robot], name=name)
-    if name.startswith("libero_"):
-        return replace(LIBERO_SPATIAL, name=name)
-    raise ValueError(
-        f"unknown dataset {name!r}; known: {', '.join(sorted(CATALOG))}, and any name that starts with 'libero_' for "
-        f"data in LIBERO's layout. Say --robot ({', '.join(LAYOUTS)}) for data in the layout of another robot, or "
-        "make it known with prismatic.vla.datasets.catalog.register(DatasetSpec(...))"
-    )
+        spec = CATALOG[name]
+        if robot not in (None, spec.robot.name):
+            raise ValueError(f"--robot {robot}: dataset {name!r} is of robot {spec.robot.name!r}; leave the flag out")
+        if said not in (None, spec.map_actions):
+            raise ValueError(f"--gripper {gripper}: dataset {name!r} has an entry that says it; leave the flag out")
+        return spec
+    if is_known(name) and robot in (None, "libero"):
+        spec = replace(LAYOUTS["libero"], name=name, map_actions=GRIPPERS["libero"])
+    elif robot is not None:
+        spec = replace(LAYOUTS[robot], name=name)
+    else:
+        raise ValueError(
+            f"unknown dataset {name!r}; known: {', '.join(sorted(CATALOG))}, and any name that starts with 'libero_' "
+            f"for data in LIBERO's layout. Say --robot ({', '.join(LAYOUTS)}) for data in the layout of another robot, "
+            "or make it known with prismatic.vla.datasets.catalog.register(DatasetSpec(...))"
+        )
+    if said is None:
+        return spec
+    if not spec.has_gripper:
+        raise ValueError(
+            f"--gripper {gripper}: robot {spec.robot.name!r} is given its grippers' values as they are stored; leave "
+            "the flag out"
+        )
+    return replace(spec, map_actions=said)

@@ -11,8 +11,13 @@ from prismatic.vla.augmentation import AugmentationParameters, augment
 from prismatic.vla.datasets.catalog import DatasetSpec
 from prismatic.vla.datasets.rlds import RldsIndex
 from prismatic.vla.datasets.sampler import SampleRequest
-from prismatic.vla.images import decode_jpeg, resize_lanczos3
+from prismatic.vla.images import resize_lanczos3
 from prismatic.vla.transform import PolicyTransform
+
+HELD_OUT_SPLITS = ("val", "validation")
+"""Splits to validate on, by either name."""
+NEVER_USED_SPLIT = "test"
+"""Neither trained nor validated on."""
 
 _STATE_STREAM = 3  # keeps this noise apart from the random numbers of the order, the images and the pruner
 
@@ -23,9 +28,9 @@ class Frame:
 
     Attributes:
         images: camera name -> (H, W, 3) uint8 at the stored resolution, in the robot's order.
-        state: (proprio_dim,) float32, or None.
+        state: (proprio_dim,) float32, or None where it is not read.
         actions: (chunk_length, action_dim) float32 from this step on, gripper in [0, 1].
-        instruction: the sentence.
+        instruction: the sentence of this step.
         episode: number of the episode in the index.
         step: step of the episode.
     """
@@ -39,7 +44,7 @@ class Frame:
 
 
 class FrameDataset(torch.utils.data.Dataset[dict[str, Any]]):
-    """All frames that have a whole chunk of actions ahead: 0 .. T - chunk_length of every episode.
+    """All frames that have a sentence and a whole chunk of actions ahead: of 0 .. T - chunk_length of every episode.
 
     Chunks are never padded; the last steps of an episode are only targets. Indexing takes a `SampleRequest`; what is
     random about a sample depends on (seed, position) alone.
@@ -75,48 +80,37 @@ class FrameDataset(torch.utils.data.Dataset[dict[str, Any]]):
         self.seed = seed
         self.state_noise = state_noise
         self.cameras = index.check_cameras(transform.num_images)
-        if transform.use_proprio and spec.state_key is None:
+        self._episodes = list(range(len(index.episodes)) if episodes is None else episodes)
+        if transform.use_proprio and any(index.episodes[number].state is None for number in self._episodes):
             raise ValueError(f"dataset {spec.name!r} has no state: train with use_proprio False")
-        self._episodes = np.asarray(range(len(index.episodes)) if episodes is None else episodes, np.int64)
-        self._actions = {number: spec.map_actions(index.episodes[number].action) for number in self._episodes.tolist()}
-        lengths = [len(self._actions[number]) for number in self._episodes.tolist()]
-        chunk = transform.robot.chunk_length
-        self._ends = np.cumsum([max(length - chunk + 1, 0) for length in lengths])
-        if not len(self):
-            raise ValueError(
-                f"no episode of dataset {spec.name!r} is as long as one chunk of {chunk} actions: the longest of "
-                f"{len(lengths)} has {max(lengths, default=0)} steps"
-            )
+        self._actions = {number: spec.map_actions(index.episodes[number].action) for number in self._episodes}
+        self._starts = frame_starts(index, self._episodes, transform.robot.chunk_length)
+        self._ends = np.cumsum([len(starts) for starts in self._starts])
+
+    @property
+    def pad_token_id(self) -> int:
+        """Fills short prompts of a batch."""
+        return self.transform.pad_token_id
 
     def __len__(self) -> int:
-        return int(self._ends[-1]) if len(self._ends) else 0
+        return int(self._ends[-1])
 
     def frame(self, index: int) -> Frame:
         """The stored frame of that number. Raises IndexError outside 0 .. len - 1."""
         if not 0 <= index < len(self):
             raise IndexError(f"frame {index} is not in 0 .. {len(self) - 1}")
         place = int(np.searchsorted(self._ends, index, side="right"))
-        step = index - (int(self._ends[place - 1]) if place else 0)
-        number = int(self._episodes[place])
+        step = int(self._starts[place][index - (int(self._ends[place - 1]) if place else 0)])
+        number = self._episodes[place]
         episode = self.index.episodes[number]
         return Frame(
-            images={camera: self._decode(number, camera, step) for camera in self.cameras},
+            images={camera: episode.image(camera, step) for camera in self.cameras},
             state=None if episode.state is None else episode.state[step],
             actions=self._actions[number][step : step + self.transform.robot.chunk_length],
-            instruction=episode.instruction,
+            instruction=episode.instructions[step],
             episode=number,
             step=step,
         )
-
-    def _decode(self, number: int, camera: str, step: int) -> np.ndarray:
-        episode = self.index.episodes[number]
-        try:
-            return decode_jpeg(episode.image_bytes(camera, step))
-        except ValueError as error:
-            raise ValueError(
-                f"image of camera {camera!r} at byte {episode.image_ranges[camera][step][0]} of shard "
-                f"{episode.shards.paths[episode.shard]} (episode {number}, step {step}): {error}"
-            ) from error
 
     def __getitem__(self, request: SampleRequest) -> dict[str, Any]:
         """Model inputs and targets of one frame.
@@ -146,6 +140,55 @@ class FrameDataset(torch.utils.data.Dataset[dict[str, Any]]):
         return sample
 
 
+def frame_starts(index: RldsIndex, episodes: Sequence[int], chunk: int) -> list[np.ndarray]:
+    """Steps of each of these episodes that begin a sample.
+
+    Raises ValueError where no episode has any.
+    """
+    starts = [index.episodes[number].chunk_starts(chunk) for number in episodes]
+    lengths = [index.episodes[number].num_frames for number in episodes]
+    if not any(map(len, starts)):
+        raise ValueError(
+            f"no episode of dataset {index.name!r} is as long as one chunk of {chunk} actions: the longest of "
+            f"{len(lengths)} has {max(lengths, default=0)} steps"
+        )
+    return starts
+
+
+def training_episodes(index: RldsIndex) -> list[int]:
+    """Numbers of the episodes to learn from: the split `train`, else all that are neither held out nor `test`.
+
+    Raises ValueError if there are none.
+    """
+    others = {*HELD_OUT_SPLITS, NEVER_USED_SPLIT}
+    rest = [number for number, episode in enumerate(index.episodes) if episode.split not in others]
+    if not rest:
+        splits = sorted({episode.split for episode in index.episodes})
+        raise ValueError(
+            f"dataset {index.name!r} has only the splits {', '.join(splits)}, which are not trained on; name the "
+            "shards to learn from NAME-train.tfrecord-..."
+        )
+    return index.numbers_of("train") or rest
+
+
+def train_and_val_episodes(index: RldsIndex, fraction: float = 0.05, seed: int = 0) -> tuple[list[int], list[int]]:
+    """Numbers of the training and validation episodes.
+
+    The splits `val` and `validation` are held out; without either a fraction of the training episodes is. `test` is
+    left alone.
+
+    Raises ValueError if there is nothing to learn from, or too little to hold something out.
+    """
+    training = training_episodes(index)
+    if validation := [number for split in HELD_OUT_SPLITS for number in index.numbers_of(split)]:
+        return training, sorted(validation)
+    try:
+        train, held_out = split_episodes(len(training), fraction, seed)
+    except ValueError as error:
+        raise ValueError(f"dataset {index.name!r}: {error}") from None
+    return [training[place] for place in train], [training[place] for place in held_out]
+
+
 def split_episodes(num_episodes: int, fraction: float, seed: int = 0) -> tuple[list[int], list[int]]:
     """Hold out a fraction of the episodes, at least one: (training, validation), both sorted.
 
@@ -159,12 +202,3 @@ def split_episodes(num_episodes: int, fraction: float, seed: int = 0) -> tuple[l
     count = min(max(round(fraction * num_episodes), 1), num_episodes - 1)
     order = np.random.default_rng(seed).permutation(num_episodes).tolist()
     return sorted(order[count:]), sorted(order[:count])
-
-
-def train_and_val_episodes(index: RldsIndex, fraction: float = 0.05, seed: int = 0) -> tuple[list[int], list[int]]:
-    """Numbers of the training and validation episodes: the dataset's split `val` if it has one, else held-out ones."""
-    validation = set(index.numbers_of("val"))
-    if validation:
-        rest = [number for number in range(len(index.episodes)) if number not in validation]
-        return index.numbers_of("train") or rest, sorted(validation)
-    return split_episodes(len(index.episodes), fraction, seed)

@@ -1,12 +1,10 @@
-"""RLDS shards as a frame index: one walk notes where every frame's JPEG lies in its memory-mapped shard.
+"""RLDS shards as a frame index: one walk notes where every frame's pictures lie in their memory-mapped shard.
 
-Each record of a shard is one episode. States, actions and the instruction are small and kept in memory; images stay in
+Each record of a shard is one episode. States, actions and instructions are small and kept in memory; images stay in
 the file until a frame is asked for, so a global shuffle costs nothing.
 """
 
 import logging
-import mmap
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,34 +13,14 @@ import numpy as np
 from rich.progress import track
 
 from prismatic.vla.datasets.catalog import DatasetSpec, get_dataset_spec
-from prismatic.vla.datasets.tfrecord import Example, read_examples
+from prismatic.vla.datasets.shards import ShardFiles, find_shards, find_version, split_of, versions
+from prismatic.vla.datasets.tfrecord import Example, WrongKind, read_examples
+from prismatic.vla.gripper import Gripper
+from prismatic.vla.images import SIGNATURE_BYTES, decode_image, image_format, is_decodable
 
 logger = logging.getLogger(__name__)
 
-_SHARD_NAME = re.compile(r"-(?P<split>[^-.]+)\.tfrecord(-(?P<number>\d+)-of-(?P<count>\d+))?$")
-_VERSION_NAME = re.compile(r"^\d+\.\d+\.\d+$")
 _PROGRESS_BAR_BYTES = 1 << 30  # smaller datasets are indexed within two seconds
-
-
-class ShardFiles:
-    """Memory-mapped shards, opened on first use in each process; pickles as the list of paths."""
-
-    def __init__(self, paths: list[Path]):
-        self.paths = paths
-        self._maps: dict[int, mmap.mmap] = {}
-
-    def __getstate__(self) -> dict[str, object]:
-        return {"paths": self.paths, "_maps": {}}
-
-    def bytes_of(self, shard: int) -> mmap.mmap:
-        """The whole shard as a buffer. Raises ValueError if the file is empty."""
-        if shard not in self._maps:
-            path = self.paths[shard]
-            if path.stat().st_size == 0:
-                raise ValueError(f"shard {path} is cut off at byte 0: the file is empty. Copy or write it again")
-            with path.open("rb") as file:
-                self._maps[shard] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        return self._maps[shard]
 
 
 @dataclass(frozen=True)
@@ -51,14 +29,14 @@ class Episode:
 
     Attributes:
         split: `train`, `val`, ... as in the shard's name.
-        instruction: the sentence.
-        state: (T, proprio_dim) float32, or None if the dataset has no state.
+        instructions: T sentences; empty where a step has none.
+        state: (T, proprio_dim) float32, or None if the dataset has no state or it is not read.
         action: (T, action_dim) float32 as stored, or as the catalogue's `map_episode` makes it; gripper not mapped.
         image_ranges: camera name -> (T, 2) int64, first byte and the byte after the last in the shard.
     """
 
     split: str
-    instruction: str
+    instructions: tuple[str, ...] = field(repr=False)
     state: np.ndarray | None = field(repr=False)
     action: np.ndarray = field(repr=False)
     image_ranges: Mapping[str, np.ndarray] = field(repr=False)
@@ -70,10 +48,30 @@ class Episode:
         """T."""
         return len(self.action)
 
+    @property
+    def instruction(self) -> str:
+        """The first sentence that there is."""
+        return next(filter(None, self.instructions), "")
+
     def image_bytes(self, camera: str, step: int) -> bytes:
-        """The JPEG of one camera at one step."""
+        """The stored picture of one camera at one step."""
         start, stop = self.image_ranges[camera][step]
         return self.shards.bytes_of(self.shard)[start:stop]
+
+    def image(self, camera: str, step: int) -> np.ndarray:
+        """(H, W, 3) uint8. Raises ValueError for a picture that cannot be decoded, with its shard and place."""
+        try:
+            return decode_image(self.image_bytes(camera, step))
+        except ValueError as error:
+            raise ValueError(
+                f"image of camera {camera!r} at byte {self.image_ranges[camera][step][0]} of shard "
+                f"{self.shards.paths[self.shard]} (step {step} of its episode): {error}"
+            ) from error
+
+    def chunk_starts(self, chunk: int) -> np.ndarray:
+        """Steps that have a sentence and `chunk` actions from there on, int64; fewer than T, often T - chunk + 1."""
+        steps = range(max(self.num_frames - chunk + 1, 0))
+        return np.array([step for step in steps if self.instructions[step]], np.int64)
 
 
 @dataclass(frozen=True)
@@ -85,50 +83,54 @@ class RldsIndex:
         directory: the folder of the shards.
         episodes: the episodes.
         feature_names: every feature the first episode has, known to `spec` or not.
+        odd_images: camera -> what is wrong with the first of its pictures that cannot be decoded.
     """
 
     spec: DatasetSpec
     directory: Path
     episodes: list[Episode]
     feature_names: tuple[str, ...]
+    odd_images: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
-    def open(cls, root: Path | str, name: str, spec: DatasetSpec | None = None) -> "RldsIndex":
+    def open(cls, root: Path | str, name: str, spec: DatasetSpec | None = None, use_state: bool = True) -> "RldsIndex":
         """Index `<root>/<name>/<version>/*.tfrecord*` (the newest version).
 
         Args:
             root: folder of datasets.
             name: the dataset's folder.
             spec: how to read it; the catalogue's entry by default.
+            use_state: whether the policy reads the state; else its width and kind do not matter.
 
         Raises:
             ValueError: the dataset is unknown, a shard is cut off or damaged (names shard and byte), or its features
-                do not fit the robot.
+                do not fit the robot. What is wrong with pictures alone is said by `check_cameras`.
             FileNotFoundError: there is no such folder, or shards are missing.
         """
         spec = spec or get_dataset_spec(name)
         directory = find_version(Path(root), name)
-        shards = ShardFiles(find_shards(directory))
-        total = sum(path.stat().st_size for path in shards.paths)
-        numbers = range(len(shards.paths))
+        if len(found := [path.name for path in versions(directory.parent)]) > 1:
+            logger.warning("%s has the versions %s; the newest is read", name, ", ".join(found))
+        reader = _Reader(spec, ShardFiles(find_shards(directory)), use_state)
+        total = sum(path.stat().st_size for path in reader.shards.paths)
         episodes: list[Episode] = []
-        unlabelled = 0
-        feature_names: tuple[str, ...] = ()
+        read = 0
         quiet = total < _PROGRESS_BAR_BYTES
+        numbers = range(len(reader.shards.paths))
         for number in track(numbers, description=f"indexing {name}", transient=True, disable=quiet):
-            for example in read_examples(shards.bytes_of(number), shards.paths[number]):
-                feature_names = feature_names or tuple(sorted(example.features))
-                episode = _episode(example, spec, shards, number)
-                if episode.instruction.strip():
+            for example in read_examples(reader.shards.bytes_of(number), reader.shards.paths[number]):
+                episode = reader.episode(example, number)
+                read += 1
+                if episode.instruction:
                     episodes.append(episode)
-                else:
-                    unlabelled += 1
-        if unlabelled:
-            logger.warning("%s: %d episodes without an instruction are left out", name, unlabelled)
-        if not episodes:
+        if not read:
             raise ValueError(f"the shards of {directory} hold no episodes: collect or download the dataset again")
-        logger.info("%s: %d episodes, %.2f GB in %d shards", name, len(episodes), total / 1e9, len(shards.paths))
-        return cls(spec, directory, episodes, feature_names)
+        if not episodes:
+            raise ValueError(f"none of the {read} episodes of {directory} has an instruction in {spec.language_key!r}")
+        _tell_without_instruction(name, episodes, read)
+        size = (total / 1e9, len(numbers), directory)
+        logger.info("%s: %d episodes, %.2f GB in %d shards of %s", name, len(episodes), *size)
+        return cls(spec, directory, episodes, reader.feature_names, reader.odd_images)
 
     @property
     def name(self) -> str:
@@ -140,105 +142,175 @@ class RldsIndex:
         return [number for number, episode in enumerate(self.episodes) if episode.split == split]
 
     def check_cameras(self, num_images: int) -> tuple[str, ...]:
-        """The first `num_images` camera names. Raises ValueError if the robot, catalogue or data has fewer."""
+        """The first `num_images` camera names.
+
+        Raises ValueError if the robot, catalogue or data has fewer, a camera's pictures are stored in a way that is not
+        read, or the first one cannot be decoded.
+        """
         keys = self.spec.camera_keys(num_images)
         for camera, key in keys.items():
+            if camera in self.odd_images:
+                raise ValueError(f"dataset {self.name!r}: {self.odd_images[camera]}")
             if any(camera not in episode.image_ranges for episode in self.episodes):
                 raise ValueError(
                     f"dataset {self.name!r} lacks {key!r}, the image of camera {camera!r}, which {num_images} images "
                     f"per sample need; it has {', '.join(self.feature_names)}. Lower num_images_in_input or correct "
                     "the dataset's catalogue entry"
                 )
+            for episode in [episode for episode in self.episodes if episode.num_frames][:1]:
+                episode.image(camera, 0)
         return tuple(keys)
 
+    def check_gripper(self) -> None:
+        """Compare the stored gripper with what the catalogue or a flag says of it, and log what was found.
 
-def find_version(root: Path, name: str) -> Path:
-    """The folder of a dataset's newest version. Raises FileNotFoundError naming what is there instead."""
-    if not root.is_dir():
-        raise FileNotFoundError(
-            f"the data folder {root} does not exist; data_root_dir must hold one folder per dataset"
+        Raises ValueError where nothing is said of it, or the values cannot be of the convention that is.
+        """
+        if not self.spec.has_gripper:
+            logger.info("%s: grippers are scaled like joints, and come back as they were stored", self.name)
+            return
+        actions = np.concatenate([episode.action for episode in self.episodes])
+        convention = self.spec.map_actions
+        try:
+            mapped = convention(actions)[:, -1]
+            odd = convention.check(actions[:, -1]) if isinstance(convention, Gripper) else _odd_gripper(mapped)
+        except ValueError as error:
+            raise ValueError(f"dataset {self.name!r}, robot {self.spec.robot.name!r}: {error}") from None
+        if odd:
+            logger.warning("%s: gripper: %s", self.name, odd)
+        logger.info(
+            "%s: gripper: stored %g to %g, read as %s: %g (closed) to %g (open), open in %.0f %% of the steps",
+            self.name, actions[:, -1].min(), actions[:, -1].max(), getattr(convention, "name", "its entry says"),
+            mapped.min(), mapped.max(), 100 * (mapped > 0.5).mean(),
+        )  # fmt: skip
+
+
+def _odd_gripper(mapped: np.ndarray) -> str | None:
+    """What is odd about (N,) values that somebody's own function made; None where they reach 0 and 1."""
+    least, most = float(mapped.min()), float(mapped.max())
+    if abs(least) <= 0.1 and abs(most - 1) <= 0.1:
+        return None
+    return f"map_actions makes values from {least:g} to {most:g}, where 0 should be closed and 1 open"
+
+
+def _tell_without_instruction(name: str, episodes: list[Episode], read: int) -> None:
+    if read > len(episodes):
+        logger.warning("%s: %d of %d episodes without an instruction are left out", name, read - len(episodes), read)
+    gaps = [sum(not text for text in episode.instructions) for episode in episodes]
+    if any(gaps):
+        logger.warning(
+            "%s: %d frames without an instruction, in %d episodes, are left out", name, sum(gaps), sum(map(bool, gaps))
         )
-    folder = root / name
-    if not folder.is_dir():
-        present = sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
-        raise FileNotFoundError(
-            f"there is no dataset folder {folder}; {root} holds {', '.join(present) or 'no folders'}. Download the "
-            "dataset there, collect it, or correct dataset_name"
+
+
+class _Reader:
+    """Records to episodes, by a catalogue's entry."""
+
+    def __init__(self, spec: DatasetSpec, shards: ShardFiles, use_state: bool):
+        self.spec = spec
+        self.shards = shards
+        self.use_state = use_state
+        self.feature_names: tuple[str, ...] = ()
+        self.odd_images: dict[str, str] = {}
+        self._sentences: dict[str, str] = {}  # each is kept in memory once
+
+    def episode(self, example: Example, shard: int) -> Episode:
+        """What the entry names of one record. A camera that is not there is left out."""
+        spec = self.spec
+        self.feature_names = self.feature_names or tuple(sorted(example.features))
+        keys = {camera: key for camera, key in spec.image_keys.items() if key in example}
+        ranges = {camera: self._images(example, camera, key) for camera, key in keys.items()}
+        instructions = self._instructions(example, ranges)
+        steps = len(instructions)
+        for camera, frames in ranges.items():
+            if len(frames) != steps and camera not in self.odd_images:
+                raise ValueError(
+                    f"dataset {spec.name!r} has {len(frames)} images of camera {camera!r} for {steps} steps "
+                    f"({example.place})"
+                )
+        needs_state = self.use_state or spec.map_episode is not None
+        state = None
+        if spec.state_key and needs_state:
+            state = _floats(example, spec, spec.state_key, (steps, spec.robot.proprio_dim))
+        action = _floats(example, spec, spec.action_key, (steps, spec.robot.action_dim))
+        if spec.map_episode is not None:
+            action, kept = spec.map_episode(action, state)
+            state = None if state is None else state[kept]
+            ranges = {camera: frames[kept] for camera, frames in ranges.items()}
+            instructions = instructions[kept]
+        return Episode(
+            split=split_of(example.path),
+            instructions=instructions,
+            state=state if self.use_state else None,
+            action=action,
+            image_ranges=ranges,
+            shard=shard,
+            shards=self.shards,
         )
-    versions = [path for path in folder.iterdir() if path.is_dir() and _VERSION_NAME.match(path.name)]
-    return max(versions, key=lambda path: tuple(map(int, path.name.split("."))), default=folder)
+
+    def _images(self, example: Example, camera: str, key: str) -> np.ndarray:
+        """Where the pictures of a camera are; notes the first that cannot be decoded, which matters if it is wanted."""
+        try:
+            frames = example.byte_ranges(key)
+        except WrongKind as error:
+            self.odd_images.setdefault(camera, f"{error}: pictures stored as tensors. {_STORE_IMAGES}")
+            return np.zeros((0, 2), np.int64)
+        if camera not in self.odd_images:
+            for step, (start, end) in enumerate(frames.tolist()):
+                found = example.data[start : min(start + SIGNATURE_BYTES, end)]
+                if not is_decodable(found):
+                    self.odd_images[camera] = (
+                        f"{key!r} holds {image_format(found)} at step {step} ({example.place}), where JPEG or PNG is "
+                        f"expected. {_STORE_IMAGES}"
+                    )
+                    break
+        return frames
+
+    def _instructions(self, example: Example, ranges: Mapping[str, np.ndarray]) -> tuple[str, ...]:
+        """A sentence per step, stripped; one that stands for the whole episode is repeated."""
+        _require(example, self.spec, self.spec.language_key)
+        try:
+            texts = [text.strip() for text in example.texts(self.spec.language_key)]
+        except WrongKind as error:
+            raise ValueError(f"dataset {self.spec.name!r}: {error}; expected text") from None
+        texts = [self._sentences.setdefault(text, text) for text in texts]
+        steps = max(map(len, ranges.values()), default=0)
+        return tuple(texts) if len(texts) != 1 else tuple(texts * max(steps, 1))
 
 
-def find_shards(directory: Path) -> list[Path]:
-    """All shards of all splits, sorted. Raises FileNotFoundError if there are none or one of a numbered set lacks."""
-    paths = sorted(path for path in directory.iterdir() if _SHARD_NAME.search(path.name))
-    if not paths:
-        present = sorted(path.name for path in directory.iterdir())
-        raise FileNotFoundError(
-            f"dataset folder {directory} has no shards (*.tfrecord*); it holds {', '.join(present) or 'nothing'}. "
-            "Download or collect the dataset again"
-        )
-    for path in paths:
-        match = _SHARD_NAME.search(path.name)
-        assert match is not None
-        if match["count"] is None:
-            continue
-        stem = path.name[: match.start("number")]
-        for number in range(int(match["count"])):
-            sibling = path.with_name(f"{stem}{number:0{len(match['number'])}d}-of-{match['count']}")
-            if not sibling.exists():
-                raise FileNotFoundError(f"shard {sibling} is missing beside {path.name}: the copy is incomplete")
-    return paths
-
-
-def _episode(example: Example, spec: DatasetSpec, shards: ShardFiles, shard: int) -> Episode:
-    """What the catalogue's entry names of one record. A camera that is not there is left out."""
-    _require(example, spec, spec.language_key)
-    steps = len(example.byte_ranges(spec.language_key))
-    ranges = {camera: example.byte_ranges(key) for camera, key in spec.image_keys.items() if key in example}
-    for camera, frames in ranges.items():
-        if len(frames) != steps:
-            raise ValueError(
-                f"dataset {spec.name!r} has {len(frames)} images of camera {camera!r} for {steps} steps, in the record "
-                f"at byte {example.start} of {example.path}"
-            )
-    match = _SHARD_NAME.search(example.path.name)
-    state = _floats(example, spec, spec.state_key, (steps, spec.robot.proprio_dim)) if spec.state_key else None
-    action = _floats(example, spec, spec.action_key, (steps, spec.robot.action_dim))
-    if spec.map_episode is not None:
-        action, kept = spec.map_episode(action, state)
-        state = None if state is None else state[kept]
-        ranges = {camera: frames[kept] for camera, frames in ranges.items()}
-    return Episode(
-        split=match["split"] if match else "train",
-        instruction=example.text(spec.language_key),
-        state=state,
-        action=action,
-        image_ranges=ranges,
-        shard=shard,
-        shards=shards,
-    )
+_STORE_IMAGES = "Write the dataset with tfds.features.Image(encoding_format='jpeg' or 'png')"
+_STORE_FLOATS = {
+    "integers": "Write the dataset with dtype=np.float32 for it",
+    "byte strings": "Write the dataset without `encoding` for it (tfds.features.Tensor(..., dtype=np.float32))",
+}
 
 
 def _require(example: Example, spec: DatasetSpec, key: str) -> None:
     if key not in example:
         raise ValueError(
             f"dataset {spec.name!r} lacks {key!r}; {example.path.name} has {', '.join(sorted(example.features))}. "
-            "Correct the dataset's catalogue entry"
+            f"Correct the dataset's catalogue entry{_without_state(spec, key)}"
         )
+
+
+def _without_state(spec: DatasetSpec, key: str) -> str:
+    return ", or train with --use_proprio False, which does not read it" if key == spec.state_key else ""
 
 
 def _floats(example: Example, spec: DatasetSpec, key: str, shape: tuple[int, int]) -> np.ndarray:
     _require(example, spec, key)
-    values, (steps, width) = example.floats(key), shape
+    steps, width = shape
+    remedy = _without_state(spec, key)
+    try:
+        values = example.floats(key)
+    except WrongKind as error:
+        raise ValueError(f"dataset {spec.name!r}: {error}. {_STORE_FLOATS.get(error.found, '')}{remedy}") from None
     if len(values) != steps * width:
         raise ValueError(
             f"{key!r} of dataset {spec.name!r} has {len(values) / max(steps, 1):g} values per step, but robot "
             f"{spec.robot.name!r} needs {width} ({example.path.name}, {steps} steps). Correct the catalogue entry"
+            f"{remedy}"
         )
     if not np.isfinite(values).all():
-        raise ValueError(
-            f"{key!r} of dataset {spec.name!r} holds NaN or infinity, in the record at byte {example.start} of "
-            f"{example.path}"
-        )
+        raise ValueError(f"{key!r} of dataset {spec.name!r} holds NaN or infinity ({example.place}){remedy}")
     return values.reshape(shape)

@@ -1,7 +1,7 @@
 """The order of training samples as a pure function of (seed, epoch, position): global, shardable, resumable."""
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -49,6 +49,7 @@ class GlobalBatchSampler(Sampler[list[SampleRequest]]):
         world_size: int = 1,
         seed: int = 0,
         start_position: int = 0,
+        frame_at: Callable[[int], int] | None = None,
     ):
         """Args:
         num_frames: frames of the dataset.
@@ -57,6 +58,7 @@ class GlobalBatchSampler(Sampler[list[SampleRequest]]):
         world_size: number of processes.
         seed: of the order.
         start_position: samples that all ranks together have seen before (of an earlier run).
+        frame_at: the frame at a position of the run; by default the order of `index_at`.
         """
         if num_frames < 1 or batch_size < 1:
             raise ValueError(f"num_frames and batch_size must be positive, not {num_frames} and {batch_size}")
@@ -70,12 +72,13 @@ class GlobalBatchSampler(Sampler[list[SampleRequest]]):
         self.world_size = world_size
         self.seed = seed
         self.start_position = start_position
+        self.frame_at = frame_at or functools.partial(index_at, seed, num_frames=num_frames)
 
     def batch(self, step: int) -> list[SampleRequest]:
         """The requests of one step, counted from the start position."""
         first = self.start_position + (step * self.world_size + self.rank) * self.batch_size
         positions = range(first, first + self.batch_size)
-        return [SampleRequest(position, index_at(self.seed, position, self.num_frames)) for position in positions]
+        return [SampleRequest(position, self.frame_at(position)) for position in positions]
 
     def __iter__(self) -> Iterator[list[SampleRequest]]:
         step = 0

@@ -18,6 +18,9 @@ logger = logging.getLogger(__name__)
 def dataset_statistics(index: RldsIndex, spec: DatasetSpec | None = None) -> dict[str, Any]:
     """Statistics over all frames of all splits, gripper already mapped.
 
+    All splits means `test` as well, as in the reference, whose published statistics are over tensorflow-datasets'
+    split `all`: they scale actions and nothing is learnt from them. The state has some only where the index read it.
+
     They are read from `dataset_statistics_<hash>.json` in the dataset's folder if it is there, else written to it. The
     hash covers every state and action, so changed shards get a new file. A folder that cannot be written is only
     logged.
@@ -27,7 +30,7 @@ def dataset_statistics(index: RldsIndex, spec: DatasetSpec | None = None) -> dic
         spec: how actions are mapped; the index's own by default.
 
     Returns:
-        `{"action": ..., "proprio": ..., "num_transitions", "num_trajectories"}`.
+        `{"action": ..., "proprio": ..., "num_transitions", "num_trajectories"}`, `proprio` only where there are states.
     """
     spec = spec or index.spec
     actions = np.concatenate([spec.map_actions(episode.action) for episode in index.episodes])

@@ -15,7 +15,22 @@ import numpy as np
 _HEADER = struct.Struct("<QI")
 _FOOTER_BYTES = 4
 _FIXED_BYTES = {1: 8, 5: 4}  # protobuf wire type -> size of a value
-_BYTES_LIST, _FLOAT_LIST = 1, 2  # field numbers of tf.train.Feature
+_BYTES_LIST, _FLOAT_LIST, _INT_LIST = 1, 2, 3  # field numbers of tf.train.Feature
+_KINDS = {_BYTES_LIST: "byte strings", _FLOAT_LIST: "floats", _INT_LIST: "integers"}
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+"""So begins what git leaves in place of a large file where git-lfs is not installed."""
+
+
+class WrongKind(ValueError):
+    """A feature holds values of another kind than asked for.
+
+    Attributes:
+        found: `byte strings`, `floats` or `integers`.
+    """
+
+    def __init__(self, message: str, found: str):
+        super().__init__(message)
+        self.found = found
 
 
 class _WireError(Exception):
@@ -51,13 +66,20 @@ class Example:
         data: the whole file.
         path: its name, for messages.
         start: first byte of the record.
+        number: of the record in its file, from 0.
         features: feature name -> first byte and the byte after the last of its serialised value list.
     """
 
     data: mmap.mmap = field(repr=False)
     path: Path
     start: int
+    number: int
     features: dict[str, tuple[int, int]] = field(repr=False)
+
+    @property
+    def place(self) -> str:
+        """Where the record is, for messages."""
+        return f"episode {self.number} of {self.path}, at byte {self.start}"
 
     def __contains__(self, key: str) -> bool:
         return key in self.features
@@ -66,12 +88,14 @@ class Example:
         """(N, 2) int64: first byte and the byte after the last of each of N byte strings."""
         return np.array(self._values(key, _BYTES_LIST), np.int64).reshape(-1, 2)
 
-    def text(self, key: str) -> str:
-        """The first string of a list."""
-        ranges = self._values(key, _BYTES_LIST)
-        if not ranges:
-            raise ValueError(f"{key!r} is empty in the record at byte {self.start} of {self.path}")
-        return self.data[slice(*ranges[0])].decode()
+    def texts(self, key: str) -> list[str]:
+        """Every string of a list. Raises ValueError for one that is not UTF-8, naming the file."""
+        try:
+            return [self.data[start:end].decode() for start, end in self.byte_ranges(key).tolist()]
+        except UnicodeDecodeError as error:
+            raise ValueError(
+                f"{key!r} is not written in UTF-8 ({self.place}): {error.object!r}. Write the dataset with UTF-8 text"
+            ) from None
 
     def floats(self, key: str) -> np.ndarray:
         """(N,) float32."""
@@ -81,9 +105,10 @@ class Example:
     def _values(self, key: str, kind: int) -> list[tuple[int, int]]:
         try:
             lists = list(_fields(self.data, *self.features[key]))
-            if any(number != kind for number, _, _ in lists):
-                noun = "byte strings" if kind == _BYTES_LIST else "floats"
-                raise ValueError(f"{key!r} does not hold {noun} (the record at byte {self.start} of {self.path})")
+            for number, _, _ in lists:
+                if number != kind:
+                    found = _KINDS.get(number, "unknown values")
+                    raise WrongKind(f"{key!r} holds {found}, not {_KINDS[kind]} ({self.place})", found)
             return [(first, last) for _, start, end in lists for _, first, last in _fields(self.data, start, end)]
         except _WireError:
             raise _damaged(self.path, self.start) from None
@@ -99,9 +124,9 @@ def read_examples(data: mmap.mmap, path: Path) -> Iterator[Example]:
     Raises:
         ValueError: the file is cut off or damaged; names it and the byte where the record starts.
     """
-    for start, first, last in _records(data, path):
+    for number, (start, first, last) in enumerate(_records(data, path)):
         try:
-            yield Example(data, path, start, _features(data, first, last))
+            yield Example(data, path, start, number, _features(data, first, last))
         except (_WireError, UnicodeDecodeError):
             raise _damaged(path, start) from None
 

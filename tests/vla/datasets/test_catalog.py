@@ -8,11 +8,11 @@ from prismatic.vla.datasets.catalog import (
     DatasetSpec,
     bridge_episode,
     get_dataset_spec,
-    invert_libero_gripper,
     keep_actions,
     register,
     settled_gripper,
 )
+from prismatic.vla.gripper import GRIPPERS, Gripper
 from prismatic.vla.robots import ROBOTS
 
 
@@ -38,15 +38,31 @@ def test_users_register_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
         mine.camera_keys(2)
 
 
-def test_the_gripper_becomes_one_when_open_and_the_stored_actions_stay() -> None:
-    actions = np.tile(np.arange(7, dtype=np.float32), (4, 1))
-    actions[:, 6] = [-1, 1, 0.25, 0]
-    before = actions.copy()
-    mapped = invert_libero_gripper(actions)
-    np.testing.assert_array_equal(mapped[:, 6], [1, 0, 0.75, 1])
-    np.testing.assert_array_equal(mapped[:, :6], before[:, :6])
-    np.testing.assert_array_equal(actions, before)
-    np.testing.assert_array_equal(keep_actions(actions), before)
+def test_names_of_libero_and_bridge_know_their_gripper_and_other_names_must_be_told() -> None:
+    for name in ("libero_10_no_noops", "libero_my_demos"):
+        assert get_dataset_spec(name).map_actions is GRIPPERS["libero"]
+    assert get_dataset_spec("libero_my_demos", robot="libero").map_actions is GRIPPERS["libero"]
+    assert get_dataset_spec("libero_my_demos", gripper="open1").map_actions is GRIPPERS["open1"]
+    assert get_dataset_spec("bridge_orig").map_actions is GRIPPERS["open1"]
+    for robot in ("libero", "bridge"):
+        with pytest.raises(ValueError, match="nothing says how the gripper is stored"):
+            get_dataset_spec("my_franka", robot).map_actions(np.zeros((2, 7)))
+        said = get_dataset_spec("my_franka", robot, "width:0,0.08")
+        assert said.map_actions == Gripper.parse("width:0,0.08")
+    with pytest.raises(ValueError, match="nothing says how the gripper is stored"):
+        DatasetSpec("kitchen").map_actions(np.zeros((2, 7)))
+
+
+def test_a_gripper_that_is_known_already_or_is_not_mapped_is_not_said_again() -> None:
+    assert get_dataset_spec("libero_10_no_noops", gripper="libero") is get_dataset_spec("libero_10_no_noops")
+    with pytest.raises(ValueError, match="--gripper open1: dataset 'libero_10_no_noops' has an entry that says it"):
+        get_dataset_spec("libero_10_no_noops", gripper="open1")
+    with pytest.raises(ValueError, match="--gripper open1: robot 'aloha' is given its grippers' values as they are"):
+        get_dataset_spec("towels", "aloha", "open1")
+    stored = np.random.default_rng(0).normal(size=(3, 14)).astype(np.float32)
+    mapped = get_dataset_spec("towels", "aloha").map_actions(stored)
+    np.testing.assert_array_equal(mapped, stored)
+    assert mapped is not stored
 
 
 def test_a_robot_says_how_a_dataset_without_an_entry_is_read() -> None:

@@ -11,7 +11,7 @@ from fixtures_rlds import tiny_episodes
 
 from prismatic.vla.augmentation import AugmentationParameters, augment
 from prismatic.vla.datasets.collate import collate
-from prismatic.vla.datasets.dataset import FrameDataset, split_episodes, train_and_val_episodes
+from prismatic.vla.datasets.dataset import FrameDataset, split_episodes, train_and_val_episodes, training_episodes
 from prismatic.vla.datasets.rlds import RldsIndex
 from prismatic.vla.datasets.sampler import GlobalBatchSampler, SampleRequest
 from prismatic.vla.images import decode_jpeg, resize_lanczos3
@@ -126,16 +126,62 @@ def test_held_out_episodes(tiny_index: RldsIndex) -> None:
         with pytest.raises(ValueError, match="cannot hold out"):
             split_episodes(episodes, fraction)
     assert train_and_val_episodes(tiny_index, 0.4) == split_episodes(3, 0.4)
-    named = replace(tiny_index, episodes=[*tiny_index.episodes[:2], replace(tiny_index.episodes[2], split="val")])
-    assert train_and_val_episodes(named) == ([0, 1], [2])
+
+
+def of_splits(index: RldsIndex, *splits: str) -> RldsIndex:
+    """An index of as many episodes as splits are given."""
+    pairs = zip(splits, index.episodes * 3, strict=False)
+    return replace(index, episodes=[replace(episode, split=split) for split, episode in pairs])
+
+
+@pytest.mark.parametrize(
+    ("splits", "train", "val"),
+    [
+        ("train train val", [0, 1], [2]),
+        ("train validation train", [0, 2], [1]),
+        ("val train validation test", [1], [0, 2]),
+        ("mine test val other", [0, 3], [2]),
+    ],
+)
+def test_named_splits_are_held_out_and_test_is_left_alone(
+    tiny_index: RldsIndex, splits: str, train: list[int], val: list[int]
+) -> None:
+    index = of_splits(tiny_index, *splits.split())
+    assert train_and_val_episodes(index) == (train, val)
+    assert training_episodes(index) == train
+
+
+def test_without_a_split_to_hold_out_some_of_train_is_and_none_of_test(tiny_index: RldsIndex) -> None:
+    index = of_splits(tiny_index, "test", "train", "train", "test", "train", "extra")
+    train, val = train_and_val_episodes(index, 0.4, seed=3)
+    assert sorted(train + val) == [1, 2, 4] and len(val) == 1
+    with pytest.raises(ValueError, match=f"{index.name!r}: cannot hold out .* of 1 episodes"):
+        train_and_val_episodes(of_splits(tiny_index, "train", "test"), 0.4)
+    with pytest.raises(ValueError, match="has only the splits test, validation, which are not trained on; name"):
+        training_episodes(of_splits(tiny_index, "test", "validation"))
+
+
+def test_frames_without_a_sentence_are_skipped_and_each_has_its_own(
+    tiny_index: RldsIndex, transform: PolicyTransform
+) -> None:
+    first, second, _ = tiny_index.episodes
+    told = replace(first, instructions=("reach", "", "", "lift") + ("lift",) * 8)
+    index = replace(tiny_index, episodes=[told, second])
+    dataset = FrameDataset(index, index.spec, transform, augment=False)
+    frames = [dataset.frame(i) for i in range(len(dataset))]
+    assert [(frame.step, frame.instruction) for frame in frames[:3]] == [(0, "reach"), (3, "lift"), (4, "lift")]
+    assert [(frame.episode, frame.step) for frame in frames[3:]] == [(1, step) for step in range(6)]
+    np.testing.assert_array_equal(frames[1].actions, index.spec.map_actions(first.action)[3:11])
 
 
 def test_what_cannot_be_served_is_said_at_once(tiny_index: RldsIndex, transform: PolicyTransform) -> None:
     spec = tiny_index.spec
     with pytest.raises(ValueError, match="cannot serve 3 images"):
         FrameDataset(tiny_index, spec, replace(transform, num_images=3), augment=False)
+    unread = replace(tiny_index, episodes=[replace(episode, state=None) for episode in tiny_index.episodes])
     with pytest.raises(ValueError, match="has no state"):
-        FrameDataset(tiny_index, replace(spec, state_key=None), transform, augment=False)
+        FrameDataset(unread, spec, transform, augment=False)
+    assert len(FrameDataset(unread, spec, replace(transform, use_proprio=False), augment=False)) == 18
     long = replace(transform, robot=replace(transform.robot, chunk_length=20))
     with pytest.raises(ValueError, match="as long as one chunk of 20 actions: the longest of 3 has 14"):
         FrameDataset(tiny_index, spec, long, augment=False)
@@ -146,9 +192,7 @@ def test_a_broken_image_is_named_with_shard_and_byte(tiny_index: RldsIndex, tran
     ranges = {camera: np.array(frames) for camera, frames in episode.image_ranges.items()}
     ranges["wrist_image"][2] = [1000, 1200]
     index = replace(tiny_index, episodes=[replace(episode, image_ranges=ranges)])
-    with pytest.raises(
-        ValueError, match="'wrist_image' at byte 1000 of shard .*tfrecord.*step 2.*cannot decode 200 bytes"
-    ):
+    with pytest.raises(ValueError, match="'wrist_image' at byte 1000 of shard .*tfrecord.*step 2.*no encoded picture"):
         FrameDataset(index, index.spec, transform, augment=False).frame(2)
 
 

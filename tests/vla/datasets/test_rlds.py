@@ -3,12 +3,15 @@
 import multiprocessing
 import pickle
 import shutil
+import zlib
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from operator import methodcaller
 from pathlib import Path
 
 import numpy as np
 import pytest
+from fixtures_rlds import encoded, hand_made, write_by_hand
 from tensorflow_process import TensorFlow, read_rlds, write_shard
 
 from prismatic.vla.datasets.catalog import get_dataset_spec
@@ -54,7 +57,9 @@ def test_another_process_reads_the_same_bytes_from_the_pickled_index(tiny_index:
         assert pool.submit(methodcaller("image_bytes", "wrist_image", 5), episode).result(timeout=60) == here
 
 
-def test_several_shards_splits_and_versions(copied_root: Path, tiny_index: RldsIndex) -> None:
+def test_several_shards_splits_and_versions(
+    copied_root: Path, tiny_index: RldsIndex, caplog: pytest.LogCaptureFixture
+) -> None:
     shard = only_shard(copied_root)
     data, ends = shard.read_bytes(), [0]
     while ends[-1] < len(data):
@@ -66,6 +71,7 @@ def test_several_shards_splits_and_versions(copied_root: Path, tiny_index: RldsI
     (newer / f"{NAME}-val.tfrecord-00000-of-00001").write_bytes(data[ends[2] :])
     index = RldsIndex.open(copied_root, NAME)
     assert index.directory == newer
+    assert "has the versions 1.0.0, 1.10.0; the newest is read" in caplog.text
     assert index.numbers_of("train") == [0, 1] and index.numbers_of("val") == [2]
     for ours, original in zip(index.episodes, tiny_index.episodes, strict=True):
         np.testing.assert_array_equal(ours.action, original.action)
@@ -124,10 +130,13 @@ def test_missing_folders_and_shards_say_what_is_there(copied_root: Path) -> None
         RldsIndex.open(copied_root, NAME)
 
 
+GREY_JPEG = encoded(np.full((16, 16), 90, np.uint8), "JPEG")
+
+
 def episode_features(steps: int = 9) -> dict[str, list]:
     return {
-        "steps/observation/image": [b"jpeg"] * steps,
-        "steps/observation/wrist_image": [b"jpeg"] * steps,
+        "steps/observation/image": [GREY_JPEG] * steps,
+        "steps/observation/wrist_image": [GREY_JPEG] * steps,
         "steps/observation/state": [0.5] * steps * 8,
         "steps/action": [0.25] * steps * 7,
         "steps/language_instruction": [b"stack the blocks"] * steps,
@@ -141,9 +150,18 @@ def episode_features(steps: int = 9) -> dict[str, list]:
         ("steps/observation/state", [0.5] * 9 * 7, ["state", "7 values per step", "'libero' needs 8"]),
         ("steps/action", [0.5] * 9 * 14, ["action", "14 values per step", "needs 7"]),
         ("steps/action", None, ["lacks 'steps/action'", "steps/observation/image"]),
-        ("steps/action", [1] * 63, ["'steps/action' does not hold floats", "byte 0"]),
+        ("steps/action", [1] * 63, ["'steps/action' holds integers, not floats", "byte 0", "dtype=np.float32"]),
+        ("steps/action", [b"raw"] * 9, ["'steps/action' holds byte strings", "Write the dataset without `encoding`"]),
+        ("steps/observation/state", [b"raw"] * 9, ["holds byte strings", "or train with --use_proprio False"]),
+        ("steps/observation/state", None, ["lacks 'steps/observation/state'", "or train with --use_proprio False"]),
+        ("steps/language_instruction", [1] * 9, ["'steps/language_instruction' holds integers", "expected text"]),
+        (
+            "steps/language_instruction",
+            [b"a"] * 7 + [b"caf\xe9"] * 2,
+            ["not written in UTF-8", "episode 0 of", "00001"],
+        ),
         ("steps/observation/state", [float("nan")] * 72, ["NaN"]),
-        ("steps/observation/image", [b"jpeg"] * 8, ["8 images", "full_image", "9 steps"]),
+        ("steps/observation/image", [GREY_JPEG] * 8, ["8 images", "full_image", "9 steps"]),
     ],
 )
 def test_features_that_do_not_fit_are_named(
@@ -187,7 +205,7 @@ def test_bridge_loses_its_first_and_last_step_and_episodes_without_a_sentence(
         shard = f"bridge_orig-train.tfrecord-0000{number}-of-00002"
         tensorflow(write_shard, tmp_path / "bridge_orig" / "1.0.0" / shard, features)
     index = RldsIndex.open(tmp_path, "bridge_orig")
-    assert "1 episodes without an instruction are left out" in caplog.text
+    assert "1 of 2 episodes without an instruction are left out" in caplog.text
     (episode,) = index.episodes
     assert episode.num_frames == 4 and index.spec.robot.name == "bridge"
     assert episode.state is not None
@@ -197,3 +215,139 @@ def test_bridge_loses_its_first_and_last_step_and_episodes_without_a_sentence(
         np.testing.assert_array_equal(
             decode_jpeg(episode.image_bytes("full_image", step)), decode_jpeg(encode_jpeg(pictures[step + 1]))
         )
+
+
+@pytest.mark.parametrize("width", [0, 7, 10, 15])
+def test_a_state_that_is_not_used_is_not_read(tmp_path: Path, width: int) -> None:
+    write_by_hand(tmp_path, NAME, train=[hand_made(state_dim=width)])
+    (episode,) = RldsIndex.open(tmp_path, NAME, use_state=False).episodes
+    assert episode.state is None and episode.num_frames == 12
+    with pytest.raises(ValueError, match="steps/observation/state.*or train with --use_proprio False"):
+        RldsIndex.open(tmp_path, NAME)
+
+
+def test_a_state_that_cannot_be_read_matters_only_where_it_is_used(tmp_path: Path) -> None:
+    features = hand_made()
+    for odd in (np.full(96, np.nan, np.float32), [b"raw"] * 12):
+        write_by_hand(tmp_path, NAME, train=[{**features, "steps/observation/state": odd}])
+        assert len(RldsIndex.open(tmp_path, NAME, use_state=False).episodes) == 1
+        with pytest.raises(ValueError, match="steps/observation/state"):
+            RldsIndex.open(tmp_path, NAME)
+
+
+def test_every_step_has_its_own_sentence(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    changing = [b"reach for the cup"] * 4 + [b" "] * 3 + ["lift the \u676f".encode()] * 5
+    episodes = [{**hand_made(), "steps/language_instruction": words} for words in (changing, [b""] * 12, [b"wipe"])]
+    write_by_hand(tmp_path, NAME, train=episodes)
+    index = RldsIndex.open(tmp_path, NAME)
+    first, last = index.episodes
+    assert first.instructions == ("reach for the cup",) * 4 + ("",) * 3 + ("lift the \u676f",) * 5
+    assert first.instruction == "reach for the cup"
+    assert first.chunk_starts(8).tolist() == [0, 1, 2, 3] and first.chunk_starts(5).tolist() == [0, 1, 2, 3, 7]
+    assert last.instructions == ("wipe",) * 12, "one sentence stands for the whole episode"
+    assert "1 of 3 episodes without an instruction are left out" in caplog.text
+    assert "3 frames without an instruction, in 1 episodes, are left out" in caplog.text
+    write_by_hand(tmp_path, NAME, train=episodes[1:2])
+    with pytest.raises(
+        ValueError, match="none of the 1 episodes .* has an instruction in 'steps/language_instruction'"
+    ):
+        RldsIndex.open(tmp_path, NAME)
+
+
+@pytest.mark.parametrize(
+    ("pictures", "words"),
+    [
+        ([b""] * 12, "an empty string at step 0 .episode 0 of .*tfrecord-00000-of-00001"),
+        (
+            [encoded(np.zeros((8, 8), np.uint8), "PNG")] * 11 + [zlib.compress(bytes(99))],
+            "zlib-compressed bytes at step 11",
+        ),
+        ([encoded(np.zeros((8, 8), np.uint8), "GIF")] * 12, "holds GIF at step 0"),
+        ([bytes(192)] * 12, "no encoded picture"),
+        (np.zeros(12 * 192, np.int64), "holds integers, not byte strings .*: pictures stored as tensors"),
+        (np.zeros(12 * 192, np.float32), "holds floats, not byte strings"),
+    ],
+)
+def test_pictures_of_another_kind_are_named_where_they_are_wanted(
+    tmp_path: Path, pictures: list[bytes] | np.ndarray, words: str
+) -> None:
+    write_by_hand(tmp_path, NAME, train=[{**hand_made(), "steps/observation/wrist_image": pictures}])
+    index = RldsIndex.open(tmp_path, NAME)
+    assert index.check_cameras(1) == ("full_image",)
+    with pytest.raises(ValueError, match=rf"'steps/observation/wrist_image'.*{words}.*tfds.features.Image"):
+        index.check_cameras(2)
+
+
+def test_a_first_picture_that_cannot_be_decoded_is_said_at_once(tmp_path: Path) -> None:
+    features = hand_made(image_format="PNG")
+    features["steps/observation/wrist_image"][0] = features["steps/observation/wrist_image"][0][:60]
+    write_by_hand(tmp_path, NAME, train=[features])
+    with pytest.raises(ValueError, match="'wrist_image' at byte .*step 0.*cannot decode 60 bytes as PNG"):
+        RldsIndex.open(tmp_path, NAME).check_cameras(2)
+
+
+def test_encodings_may_be_mixed_within_an_episode(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    pictures = [rng.integers(0, 255, (16, 16, 3), np.uint8) for _ in range(12)]
+    stored = [encoded(picture, "JPEG" if step % 2 else "PNG") for step, picture in enumerate(pictures)]
+    write_by_hand(tmp_path, NAME, train=[{**hand_made(), "steps/observation/image": stored}])
+    index = RldsIndex.open(tmp_path, NAME)
+    assert index.check_cameras(2) == ("full_image", "wrist_image")
+    for step in range(12):
+        expected = decode_jpeg(stored[step]) if step % 2 else pictures[step]
+        np.testing.assert_array_equal(index.episodes[0].image("full_image", step), expected)
+
+
+def test_two_sets_of_shards_are_refused(copied_root: Path) -> None:
+    shard = only_shard(copied_root)
+    for other in (
+        f"{NAME}-train.tfrecord-00000-of-00002",
+        f"{NAME}-train.tfrecord",
+        "other-train.tfrecord-00000-of-00001",
+    ):
+        second = shutil.copyfile(shard, shard.with_name(other))
+        if other.endswith("2"):
+            shutil.copyfile(shard, shard.with_name(other.replace("00000-of", "00001-of")))
+        with pytest.raises(ValueError, match=rf"two sets of shards of the split 'train': .*{other}.*Move the files"):
+            RldsIndex.open(copied_root, NAME)
+        for path in shard.parent.glob("*.tfrecord*"):
+            path.unlink() if path != shard else None
+        assert not second.exists()
+    shutil.copyfile(shard, shard.parents[1] / shard.name)
+    with pytest.raises(ValueError, match=r"holds shards and a version's folder \(1.0.0\)"):
+        RldsIndex.open(copied_root, NAME)
+
+
+def test_a_placeholder_of_git_lfs_is_named(copied_root: Path) -> None:
+    shard = only_shard(copied_root)
+    shard.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 302242674\n")
+    with pytest.raises(ValueError, match=f"shard {shard} is a placeholder that git-lfs left; run `git lfs pull`"):
+        RldsIndex.open(copied_root, NAME)
+
+
+def test_a_home_folder_is_found(copied_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(copied_root.parent))
+    assert len(RldsIndex.open(f"~/{copied_root.name}", NAME).episodes) == 3
+
+
+def test_the_gripper_is_compared_with_what_is_said_of_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    write_by_hand(tmp_path, "franka", train=[hand_made(12, gripper=(1, 0)), hand_made(15, gripper=(1, 0))])
+
+    def check(name: str, *said: str) -> str:
+        caplog.clear()
+        RldsIndex.open(tmp_path, name, get_dataset_spec(name, *said)).check_gripper()
+        return caplog.text
+
+    with pytest.raises(ValueError, match="dataset 'franka', robot 'libero': nothing says how .* Pass --gripper open1"):
+        check("franka", "libero")
+    with pytest.raises(ValueError, match="'libero' means -1 to 1. Pass --gripper open1 where 0 is closed or"):
+        check("franka", "libero", "libero")
+    told = check("franka", "libero", "open1")
+    assert "stored 0 to 1, read as open1: 0 (closed) to 1 (open), open in 56 % of the steps" in told
+    assert "WARNING" not in told
+    write_by_hand(tmp_path, "libero_still", train=[hand_made(gripper=(-1, -1))])
+    assert "so the policy learns one position" in check("libero_still")
+    own = replace(get_dataset_spec("franka", "libero"), map_actions=lambda actions: actions * 2)
+    RldsIndex.open(tmp_path, "franka", own).check_gripper()
+    assert "map_actions makes values from 0 to 2, where 0 should be closed and 1 open" in caplog.text

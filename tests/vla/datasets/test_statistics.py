@@ -43,6 +43,13 @@ def test_covers_every_frame_of_every_split_with_the_gripper_mapped(index: RldsIn
             np.testing.assert_allclose(statistics[part][name], value, rtol=1e-9, atol=1e-12, err_msg=f"{part} {name}")
 
 
+def test_a_state_that_was_not_read_has_no_statistics_and_the_split_test_has(index: RldsIndex) -> None:
+    unread = replace(index, episodes=[replace(episode, state=None, split="test") for episode in index.episodes])
+    statistics, whole = dataset_statistics(unread), dataset_statistics(index)
+    assert "proprio" not in statistics and statistics["action"] == whole["action"]
+    assert statistics["num_transitions"] == 12 + 13 + 14 and len(cache_files(index)) == 2
+
+
 def test_is_cached_in_the_published_format_and_read_back(index: RldsIndex) -> None:
     statistics = dataset_statistics(index)
     (path,) = cache_files(index)
