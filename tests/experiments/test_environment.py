@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
+from experiments.robot.libero import simulator
 from experiments.robot.libero.environment import (
     LiberoEnvironment,
     RenderingUnavailable,
@@ -236,3 +237,54 @@ def test_a_missing_renderer_is_named_with_the_remedy(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(sys, "platform", "linux")
     with pytest.raises(RenderingUnavailable, match="apt-get install -y libegl1"):
         choose_backend()
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "words"),
+    [
+        ("PYOPENGL_PLATFORM", "osmesa", "PYOPENGL_PLATFORM='osmesa'"),
+        ("MUJOCO_EGL_DEVICE_ID", "99", "got 99"),
+        ("MUJOCO_EGL_DEVICE_ID", "first", "invalid literal"),
+        ("MUJOCO_GL", "glx", "MUJOCO_GL='glx'"),
+        ("MUJOCO_GL", "glfw", "MUJOCO_GL='glfw'"),
+        ("MUJOCO_GL", "vulkan", "MUJOCO_GL='vulkan'"),
+        ("MUJOCO_GL", "off", "MUJOCO_GL='off'"),
+        ("__EGL_VENDOR_LIBRARY_FILENAMES", "/nowhere", "Cannot initialize a EGL device display"),
+    ],
+)
+def test_a_variable_that_forbids_drawing_is_named(variable: str, value: str, words: str) -> None:
+    if choose_backend() != "egl":
+        pytest.skip("EGL does not draw here")
+    code = (
+        "from experiments.robot.libero.environment import check_rendering, get_suite\n"
+        "get_suite('libero_goal'), check_rendering()"
+    )
+    left = {
+        name: text for name, text in os.environ.items() if name not in ("MUJOCO_GL", "PYOPENGL_PLATFORM", "DISPLAY")
+    }
+    left |= {"PYTHONPATH": str(ROOT), variable: value}
+    done = subprocess.run([sys.executable, "-c", code], env=left, capture_output=True, text=True, timeout=120)
+    (said,) = [line for line in done.stderr.splitlines() if "RenderingUnavailable: " in line]
+    assert f"{variable}='{value}'" in said and words in said
+    assert said.endswith(f"; unset {variable}: without, this machine draws with egl")
+
+
+def test_osmesa_is_another_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> None:
+        raise OSError(name)
+
+    monkeypatch.setattr(ctypes, "CDLL", missing)
+    said = simulator._why_not("no library", {"MUJOCO_GL": "osmesa", "PATH": os.environ["PATH"]})
+    assert said.startswith("MuJoCo cannot draw with MUJOCO_GL='osmesa' (no library); on Debian or Ubuntu run: ")
+    assert "libosmesa6" in said and "libegl1" not in said
+
+
+def test_the_number_of_a_cuda_device_is_not_asked_of_egl() -> None:
+    """robosuite refuses an EGL device that is not named among CUDA's."""
+    if choose_backend() != "egl":
+        pytest.skip("EGL does not draw here")
+    code = "from experiments.robot.libero.environment import check_rendering, get_suite\n"
+    code += "import os; get_suite('libero_goal'); print(check_rendering(), os.environ['MUJOCO_EGL_DEVICE_ID'])"
+    variables = {**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "GPU-7", "MUJOCO_EGL_DEVICE_ID": "0"}
+    done = subprocess.run([sys.executable, "-c", code], env=variables, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and done.stdout.split() == ["egl", "0"], done.stderr

@@ -247,6 +247,9 @@ def test_a_replay_repeats_the_episode_exactly(episode: tuple[EpisodeRecording, N
     assert len(other.differences) == 1 and other.differences[0].startswith("actions (SHA-256): recorded ")
     assert other.qpos_deviation > 1e-5
     assert replay(replace(loaded, start_state=load_task("libero_goal", STOVE).init_states[4])).qpos_deviation > 1e-3
+    assert loaded.episode.bddl_sha256 == load_task("libero_goal", STOVE).bddl_sha256
+    with pytest.raises(ValueError, match="is not what libero_goal task .* was when the episode was recorded"):
+        replay(replace(loaded, episode=replace(loaded.episode, bddl_sha256="5eed")))
 
 
 class Waves:

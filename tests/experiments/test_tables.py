@@ -34,6 +34,7 @@ def results(solved: dict[int, list[bool | None]], suite: str = "libero_goal", se
             suite, task, f"do_task_{task}", "do", state, state, seed, success=success,
             invalid="Traceback" if success is None else None,
             tokens_kept=[10 + task, 20 + state], num_visual_tokens=98, latency_ms=[90.0, 10.0 + state],
+            bddl_sha256=f"{suite} {task}", init_states_sha256=f"states of {suite} {task}",
         )
         for task, outcomes in solved.items()
         for state, success in enumerate(outcomes)

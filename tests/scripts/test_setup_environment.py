@@ -46,7 +46,7 @@ def test_only_missing_packages_are_installed() -> None:
 def test_a_renderer_that_does_not_work_is_reported_not_raised() -> None:
     name, error = setup_environment.render(Path(sys.executable), "no-such-backend")
     assert name is None
-    assert "no-such-backend" in error and APT_COMMAND in error
+    assert "MUJOCO_GL='no-such-backend'" in error and "unset MUJOCO_GL" in error
 
 
 def test_a_missing_browser_is_no_error(

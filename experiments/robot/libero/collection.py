@@ -81,6 +81,8 @@ class TaskResult:
             "suite": self.task.suite,
             "task": self.task.index,
             "language": self.task.language,
+            "bddl_sha256": self.task.bddl_sha256,
+            "init_states_sha256": self.task.init_states_sha256,
             "wanted": self.wanted,
             "demonstrations": len(self.files),
             "unsolved": [outcome.candidate.name for outcome in self.failed],

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -14,9 +13,16 @@ from experiments.robot.libero.caveats import (
     cut_short,
     mixed_perturbations,
     protocol_differences,
-    recorded_protocol,
 )
-from experiments.robot.libero.results import EpisodeRecord, Results
+from experiments.robot.libero.pairing import (
+    StartIdentity,
+    by_start,
+    task_differences,
+    unhashed_tasks,
+    unrecorded_files,
+    why_nothing_pairs,
+)
+from experiments.robot.libero.results import Results
 from prismatic.significance import (
     Interval,
     PairedCounts,
@@ -37,43 +43,8 @@ ALPHA = 0.05
 
 AVERAGE = "average of suites"
 
-_TASKS_OWN = "DEFAULT"  # The flag's word for LIBERO's initial states.
-_DIGEST = "SHA-256"
 _ASKED_FOR = 0.05  # A difference worth planning for where the measured one is next to nothing.
 _FEWEST = math.ceil(math.log2(2 / ALPHA))  # Starts that must all fall to one side for McNemar's test to tell.
-
-
-class StartIdentity(NamedTuple):
-    """Everything that makes two rollouts begin alike."""
-
-    suite: str
-    task_index: int
-    initial_state: int
-    trial: int
-    seed: int
-    displacement: str
-    states: str
-
-    @classmethod
-    def of(cls, episode: EpisodeRecord, results: Results) -> StartIdentity:
-        moved = episode.displacement
-        displacement = "none" if moved is None else ", ".join(f"{key} {moved[key]}" for key in sorted(moved))
-        return cls(*episode.key, episode.seed, displacement, _states(results))
-
-
-def _states(results: Results) -> str:
-    """Where the initial states came from: what the file held, or where that was not recorded its name."""
-    digest = recorded_protocol(results).get("initial_states_sha256")
-    return f"{_DIGEST} {digest}" if digest else str(results.config.get("initial_states_path", _TASKS_OWN))
-
-
-_PARTS = dict(
-    zip(
-        StartIdentity._fields,
-        ("suite", "task", "initial state", "trial number", "seed", "displacement", "file of initial states"),
-        strict=True,
-    )
-)
 
 
 @dataclass(frozen=True)
@@ -252,10 +223,11 @@ def compare(
     Raises:
         ValueError: when a policy has a start twice, or no start is valid in both, naming what differs.
     """
-    sides = [_by_start(results, name) for results, name in zip((first, second), names, strict=True)]
+    unhashed = unhashed_tasks([*first, *second])
+    sides = [by_start(results, name, unhashed) for results, name in zip((first, second), names, strict=True)]
     common = [start for start in sides[0] if start in sides[1]]
     if not common:
-        raise ValueError(_why_nothing_pairs(sides[0], sides[1], names))
+        raise ValueError(why_nothing_pairs(sides[0], sides[1], names))
     invalid = tuple(sum(side[start].success is None for start in common) for side in sides)
     valid = [start for start in common if all(side[start].success is not None for side in sides)]
     if not valid:
@@ -285,7 +257,10 @@ def compare(
         tasks=tuple(replace(row, corrected_p=p) for row, p in zip(rows, corrected, strict=True)),
         suites=tuple(suites),
         overall=suites[0] if len(suites) == 1 else _outcome("", AVERAGE, list(by_suite.values()), seed),
-        warnings=tuple(_warnings(list(zip(names, (first, second), strict=True)), by_suite, valid)),
+        warnings=(
+            *_warnings(list(zip(names, (first, second), strict=True)), by_suite, valid),
+            *task_differences(sides, unhashed, names),
+        ),
     )
 
 
@@ -343,39 +318,6 @@ def round_up(count: int) -> int:
     return math.ceil(count / scale) * scale
 
 
-def _by_start(results: Sequence[Results], name: str) -> dict[StartIdentity, EpisodeRecord]:
-    found: dict[StartIdentity, EpisodeRecord] = {}
-    for result in results:
-        for episode in result.episodes:
-            start = StartIdentity.of(episode, result)
-            if start in found:
-                raise ValueError(
-                    f"{name} has {start.suite} task {start.task_index}, initial state {start.initial_state}, trial "
-                    f"{start.trial}, seed {start.seed} twice; give each rollout once, and compare several training "
-                    "runs one by one"
-                )
-            found[start] = episode
-    if not found:
-        raise ValueError(f"{name} has no rollouts; evaluate it first")
-    return found
-
-
-def _why_nothing_pairs(first: Iterable[StartIdentity], second: Iterable[StartIdentity], names: tuple[str, str]) -> str:
-    lines = []
-    for part, label in _PARTS.items():
-        values = [{getattr(start, part) for start in side} for side in (first, second)]
-        if not values[0] & values[1]:
-            lines.append(f"{label}: {_listing(values[0])} against {_listing(values[1])}")
-    reason = "; ".join(lines) or "no combination of task, initial state, trial number, seed and displacement is in both"
-    return f"{names[0]} and {names[1]} share no start. {reason}. Evaluate both with the same flags for starts and seed"
-
-
-def _listing(values: Iterable[Any], most: int = 4) -> str:
-    ordered = sorted(values)
-    more = f" and {len(ordered) - most} more" if len(ordered) > most else ""
-    return ", ".join(map(str, ordered[:most])) + more
-
-
 def _outcome(suite: str, name: str, suites: Sequence[Sequence[PairedCounts]], seed: int) -> PairedOutcome:
     counts = PairedCounts.pooled([table for tasks in suites for table in tasks])
     difference, interval = paired_bootstrap(suites, seed=seed)
@@ -392,14 +334,9 @@ def _outcome(suite: str, name: str, suites: Sequence[Sequence[PairedCounts]], se
 
 def _warnings(sides: Sequence[Side], suites: Collection[str], starts: Collection[StartIdentity]) -> list[str]:
     """Why the difference may come from something else than the policies."""
-    files = {start.states for start in starts} - {_TASKS_OWN}
     return [
         *protocol_differences(sides, suites),
         *cut_short(sides),
         *mixed_perturbations(suites),
-        *(
-            f"what {file} held was not recorded; rollouts are paired by its name"
-            for file in sorted(files)
-            if _DIGEST not in file
-        ),
+        *unrecorded_files(starts),
     ]

@@ -10,6 +10,7 @@ repeated here, with two differences, both needed for results that can be compare
   replacement that LIBERO-PRO's README recommends. (On the floor, another one that it allows, objects fly off.)
 
 What is drawn goes to a cache (`$XDG_CACHE_HOME` or `~/.cache`, below `lightvla`) and is read from there afterwards.
+Several processes may draw the same: what they draw is equal, and each moves its file into place when it is whole.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from experiments.robot.libero.simulator import quiet, release_memory, seeded, simulator
+from experiments.robot.libero.surroundings import cache_home, is_writable, temporary_folder
 
 NUM_STATES = 50
 """Initial states per task, as many as LIBERO's own tasks have."""
@@ -60,9 +62,9 @@ def replace_workspace(description: str) -> str:
 
 
 def cache_directory() -> Path:
-    """Where generated descriptions and initial states are kept."""
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(root) / "lightvla" / "libero_env"
+    """Where generated descriptions and initial states are kept; only for this run where the cache is not writable."""
+    kept = cache_home() / "lightvla" / "libero_env"
+    return kept if is_writable(kept) else temporary_folder() / "libero_env"
 
 
 def bddl_file(base_suite: str, source: Path) -> Path:

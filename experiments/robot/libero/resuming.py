@@ -45,14 +45,20 @@ def check_resumable(plan: Plan) -> None:
         for field in ("seed", "control", "instruction", "displacement", "other_task"):
             what = f"the rollout of {where} had another {field}"
             _check_equal(plan, what, getattr(record, field), getattr(expected, field))
+        for field, name in (("bddl_sha256", "BDDL file"), ("init_states_sha256", "set of initial states")):
+            if (recorded := getattr(record, field)) is not None:  # it was not, once
+                what = f"task {record.task_index} had another {name} (SHA-256)"
+                _check_equal(plan, what, recorded, getattr(expected, field))
     if (before := _earlier_results(plan)) is None:
         return
     backends = before.run.get("rendering_backend", "none"), plan.backend
     if "none" not in backends:  # else one of the two draws nothing, or nothing but videos
         _check_equal(plan, "it was drawn by another rendering backend (MUJOCO_GL)", *backends)
-    recorded = recorded_protocol(before).get("initial_states_sha256")
-    asked = protocols.initial_states_sha256(plan.config)
-    _check_equal(plan, "its file of initial states held something else (SHA-256)", recorded, asked)
+    file_before, file_now = (
+        recorded_protocol(before).get("initial_states_sha256"),
+        protocols.initial_states_sha256(plan.config),
+    )
+    _check_equal(plan, "its file of initial states held something else (SHA-256)", file_before, file_now)
     defaults = asdict(EvaluationConfig())
     _check_all_equal(plan, "it was run with another --", {**defaults, **before.config}, asdict(plan.config), FREE_FLAGS)
     _check_all_equal(plan, "it was run with another version of ", before.versions, collect_versions(), {"lightvla"})

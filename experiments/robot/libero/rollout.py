@@ -245,6 +245,8 @@ def new_record(start: Start, control: str = "none") -> EpisodeRecord:
         control=control,
         displacement=None if start.displacement is None else asdict(start.displacement),
         other_task=None if start.other is None else start.other.index,
+        bddl_sha256=start.task.bddl_sha256,
+        init_states_sha256=start.task.init_states_sha256,
     )
 
 

@@ -10,6 +10,7 @@ that they perturb.
 from __future__ import annotations
 
 import functools
+import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,9 @@ class LiberoTask:
         name: The file name of its description; a perturbed task has the name of the task that it comes from.
         language: What a policy is told, see `instruction_of`.
         init_states: (N, S), the task's own initial states: time, positions, velocities.
+        bddl_sha256: Of the description's file.
+        init_states_sha256: Of the initial states' numbers, float64 and in order. What has these two hashes is the same
+            task, whatever it is called.
     """
 
     suite: str
@@ -61,6 +65,8 @@ class LiberoTask:
     bddl_file: Path
     goal: tuple[Predicate, ...]
     init_states: NDArray[np.float64] = field(repr=False, compare=False)
+    bddl_sha256: str | None = None
+    init_states_sha256: str | None = None
 
 
 def _all_suites() -> dict[str, Suite]:
@@ -153,7 +159,10 @@ def load_task(suite: str, index: int) -> LiberoTask:
     problem = simulator().parse_problem(str(bddl_file))
     goal = tuple(tuple(predicate) for predicate in problem["goal_state"])
     language = instruction_of(about, task.language, bddl_file, base_file)
-    return LiberoTask(suite, index, task.name, language, bddl_file, goal, states)
+    hashes = [
+        hashlib.sha256(content).hexdigest() for content in (bddl_file.read_bytes(), states.astype("<f8").tobytes())
+    ]
+    return LiberoTask(suite, index, task.name, language, bddl_file, goal, states, *hashes)
 
 
 def instruction_of(suite: Suite, published: str, bddl_file: Path, base_file: Path) -> str:
