@@ -77,7 +77,8 @@ class TrainingData:
         else:
             train, val = training_episodes(index), None
         chunk = spec.robot.chunk_length
-        frame_starts(index, train, chunk)
+        for numbers in filter(None, (train, val)):
+            frame_starts(index, numbers, chunk)  # refuses data without a sample
         if short := sum(episode.num_frames < chunk for episode in index.episodes):
             log.warning(
                 "%s: %d of %d episodes are shorter than one chunk of %d actions and are left out",

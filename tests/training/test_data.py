@@ -119,6 +119,14 @@ def test_flags_speak_for_the_datasets_of_a_mixture_that_have_no_entry(own_flags)
     ]
 
 
+def test_held_out_episodes_without_a_sample_are_said_before_any_weights_are_loaded(flags, tmp_path: Path):
+    write_by_hand(tmp_path, "libero_short", train=[hand_made(12)], validation=[hand_made(7)])
+    short = {"data_root_dir": tmp_path, "dataset_name": "libero_short"}
+    with pytest.raises(ValueError, match="'libero_short' is as long as one chunk of 8 actions: the longest of 1 has 7"):
+        TrainingData(flags(**short, use_val_set=True))
+    assert len(TrainingData(flags(**short)).statistics) == 1
+
+
 def test_what_is_dropped_and_found_is_told(own_flags, caplog):
     caplog.set_level("INFO")
     TrainingData(own_flags(dataset_name="libero_one", gripper=None, robot=None))

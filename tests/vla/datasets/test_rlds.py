@@ -310,8 +310,8 @@ def test_two_sets_of_shards_are_refused(copied_root: Path) -> None:
             shutil.copyfile(shard, shard.with_name(other.replace("00000-of", "00001-of")))
         with pytest.raises(ValueError, match=rf"two sets of shards of the split 'train': .*{other}.*Move the files"):
             RldsIndex.open(copied_root, NAME)
-        for path in shard.parent.glob("*.tfrecord*"):
-            path.unlink() if path != shard else None
+        for path in set(shard.parent.glob("*.tfrecord*")) - {shard}:
+            path.unlink()
         assert not second.exists()
     shutil.copyfile(shard, shard.parents[1] / shard.name)
     with pytest.raises(ValueError, match=r"holds shards and a version's folder \(1.0.0\)"):
