@@ -71,7 +71,7 @@ class TrainingData:
         config = self._config
         index = RldsIndex.open(config.data_root_dir, spec.name, spec, config.use_proprio)
         index.check_cameras(config.num_images_in_input)
-        index.check_gripper()
+        index = index.with_checked_gripper()
         if config.use_val_set:
             train, val = train_and_val_episodes(index, config.val_fraction, config.seed)
         else:

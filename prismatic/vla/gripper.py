@@ -58,6 +58,12 @@ class Gripper:
         mapped[..., -1] = (self.closed - value) / np.float32(self.closed - self.open) + np.float32(0)  # no -0
         return mapped
 
+    def reaches_both_ends(self, stored: np.ndarray) -> bool:
+        """Whether (N,) stored values go from one end of the convention's range to the other, and not beyond."""
+        low, high = self.stored_range
+        near, beyond = _NEAR * (high - low), _BEYOND * (high - low)
+        return bool(low - beyond <= stored.min() <= low + near and high - near <= stored.max() <= high + beyond)
+
     def check(self, stored: np.ndarray) -> str | None:
         """Compare (N,) stored values of a whole dataset with the convention.
 
@@ -73,7 +79,7 @@ class Gripper:
         found = f"stored values run from {least:g} to {most:g}; {self.name!r} means {low:g} to {high:g}"
         if least < low - _BEYOND * span or most > high + _BEYOND * span:
             raise ValueError(f"{found}. {suggestion(stored)}")
-        if least <= low + _NEAR * span and most >= high - _NEAR * span:
+        if self.reaches_both_ends(stored):
             return None
         still = most - least <= _STILL * span
         if not still and self.name in GRIPPERS:

@@ -65,8 +65,7 @@ def test_a_dataset_is_collected_and_a_second_run_finds_it(config: CollectionConf
     assert summary[0]["demonstrations"] == 1
     assert summary[0]["unsolved"] == ["state002_trial0"]
 
-    index = RldsIndex.open(config.output_dir, config.dataset_name)
-    index.check_gripper()
+    index = RldsIndex.open(config.output_dir, config.dataset_name).with_checked_gripper()
     assert len(index.episodes) == len(saved)
     stored = {episode.action.tobytes(): episode for episode in index.episodes}
     for episode in saved:

@@ -6,7 +6,7 @@ the file until a frame is asked for, so a global shuffle costs nothing.
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +15,9 @@ from rich.progress import track
 from prismatic.vla.datasets.catalog import DatasetSpec, get_dataset_spec
 from prismatic.vla.datasets.shards import ShardFiles, find_shards, find_version, split_of, versions
 from prismatic.vla.datasets.tfrecord import Example, WrongKind, read_examples
-from prismatic.vla.gripper import Gripper
+from prismatic.vla.gripper import GRIPPERS, Gripper, unsaid_gripper
 from prismatic.vla.images import SIGNATURE_BYTES, decode_image, image_format, is_decodable
+from prismatic.vla.robots import LIBERO
 
 logger = logging.getLogger(__name__)
 
@@ -161,21 +162,32 @@ class RldsIndex:
                 episode.image(camera, 0)
         return tuple(keys)
 
-    def check_gripper(self) -> None:
-        """Compare the stored gripper with what the catalogue or a flag says of it, and log what was found.
+    def with_checked_gripper(self) -> "RldsIndex":
+        """This index, its stored gripper compared with what the catalogue or a flag says of it; logs what was found.
 
-        Raises ValueError where nothing is said of it, or the values cannot be of the convention that is.
+        Where nothing says it, data of LIBERO's robot that go from -1 to +1 are read as the simulator's own actions,
+        with a warning.
+
+        Raises ValueError where nothing says it otherwise, or the values cannot be of the convention that was said.
         """
         if not self.spec.has_gripper:
             logger.info("%s: grippers are scaled like joints, and come back as they were stored", self.name)
-            return
+            return self
         actions = np.concatenate([episode.action for episode in self.episodes])
-        convention = self.spec.map_actions
+        spec, own = self.spec, GRIPPERS["libero"]
+        if spec.map_actions is unsaid_gripper and spec.robot == LIBERO and own.reaches_both_ends(actions[:, -1]):
+            spec = replace(spec, map_actions=own)
+            logger.warning(
+                "%s: gripper: nothing says how it is stored; it runs from -1 to 1 as the simulator's does, so -1 is "
+                "taken for open. Pass --gripper libero if that is right, --gripper width:-1,1 if -1 is closed",
+                self.name,
+            )  # fmt: skip
+        convention = spec.map_actions
         try:
             mapped = convention(actions)[:, -1]
             odd = convention.check(actions[:, -1]) if isinstance(convention, Gripper) else _odd_gripper(mapped)
         except ValueError as error:
-            raise ValueError(f"dataset {self.name!r}, robot {self.spec.robot.name!r}: {error}") from None
+            raise ValueError(f"dataset {self.name!r}, robot {spec.robot.name!r}: {error}") from None
         if odd:
             logger.warning("%s: gripper: %s", self.name, odd)
         logger.info(
@@ -183,6 +195,7 @@ class RldsIndex:
             self.name, actions[:, -1].min(), actions[:, -1].max(), getattr(convention, "name", "its entry says"),
             mapped.min(), mapped.max(), 100 * (mapped > 0.5).mean(),
         )  # fmt: skip
+        return replace(self, spec=spec)
 
 
 def _odd_gripper(mapped: np.ndarray) -> str | None:

@@ -16,6 +16,7 @@ from tensorflow_process import TensorFlow, read_rlds, write_shard
 
 from prismatic.vla.datasets.catalog import get_dataset_spec
 from prismatic.vla.datasets.rlds import RldsIndex
+from prismatic.vla.gripper import GRIPPERS
 from prismatic.vla.images import decode_jpeg, encode_jpeg
 
 NAME = "libero_tiny_no_noops"
@@ -336,18 +337,22 @@ def test_the_gripper_is_compared_with_what_is_said_of_it(tmp_path: Path, caplog:
 
     def check(name: str, *said: str) -> str:
         caplog.clear()
-        RldsIndex.open(tmp_path, name, get_dataset_spec(name, *said)).check_gripper()
+        RldsIndex.open(tmp_path, name, get_dataset_spec(name, *said)).with_checked_gripper()
         return caplog.text
 
     with pytest.raises(ValueError, match="dataset 'franka', robot 'libero': nothing says how .* Pass --gripper open1"):
         check("franka", "libero")
     with pytest.raises(ValueError, match="'libero' means -1 to 1. Pass --gripper open1 where 0 is closed or"):
         check("franka", "libero", "libero")
+    write_by_hand(tmp_path, "franka_signed", train=[hand_made(12, gripper=(-1, 1))])
+    index = RldsIndex.open(tmp_path, "franka_signed", get_dataset_spec("franka_signed", "libero"))
+    assert index.with_checked_gripper().spec.map_actions == GRIPPERS["libero"]
+    assert "WARNING" in caplog.text and "Pass --gripper libero if that is right, --gripper width:-1,1" in caplog.text
     told = check("franka", "libero", "open1")
     assert "stored 0 to 1, read as open1: 0 (closed) to 1 (open), open in 56 % of the steps" in told
     assert "WARNING" not in told
     write_by_hand(tmp_path, "libero_still", train=[hand_made(gripper=(-1, -1))])
     assert "so the policy learns one position" in check("libero_still")
     own = replace(get_dataset_spec("franka", "libero"), map_actions=lambda actions: actions * 2)
-    RldsIndex.open(tmp_path, "franka", own).check_gripper()
+    RldsIndex.open(tmp_path, "franka", own).with_checked_gripper()
     assert "map_actions makes values from 0 to 2, where 0 should be closed and 1 open" in caplog.text
