@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -75,6 +76,7 @@ class Policy:
         self.unnorm_key = unnorm_key
         statistics = transform.statistics.get("proprio") if transform.use_proprio else None
         self._doubts = ObservationDoubts(self.robot.state_key, statistics)
+        _warn_of_spinning_threads(self.model.device)
 
     @classmethod
     def from_pretrained(
@@ -268,6 +270,17 @@ def _check_request(observations: Any, instructions: Any, sessions: Any, seeds: A
         raise ValueError(f"{len(observations)} observations came with {len(instructions)} instructions; give one each")
     if seeds is not None and len(seeds) != len(observations):
         raise ValueError(f"{len(observations)} observations came with {len(seeds)} seeds; give one each")
+
+
+def _warn_of_spinning_threads(device: torch.device) -> None:
+    """Says what cannot be set any more once torch is imported."""
+    threads = torch.get_num_threads()
+    if device.type == "cpu" and threads > 1 and os.environ.get("OMP_WAIT_POLICY", "").upper() != "PASSIVE":
+        logger.warning(
+            "torch computes on %d threads that spin while they wait: beside busy processes single calls can take "
+            "seconds. Start Python with OMP_WAIT_POLICY=PASSIVE, or call torch.set_num_threads(1)",
+            threads,
+        )
 
 
 def _device_name(device: torch.device) -> str:

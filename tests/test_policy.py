@@ -107,6 +107,19 @@ def test_with_seeds_a_random_choice_depends_on_its_own_request_alone(small_polic
         small_policy.act_batch(seen, words, seeds=[5])
 
 
+def test_threads_that_spin_are_warned_of(small_policy_directory, caplog, monkeypatch):
+    threads = torch.get_num_threads()
+    try:
+        for number, policy, said in ((2, "", True), (2, "passive", False), (1, "", False)):
+            torch.set_num_threads(number)
+            monkeypatch.setenv("OMP_WAIT_POLICY", policy)
+            caplog.clear()
+            Policy.from_pretrained(small_policy_directory)
+            assert any("OMP_WAIT_POLICY=PASSIVE" in record.getMessage() for record in caplog.records) == said
+    finally:
+        torch.set_num_threads(threads)
+
+
 def test_nothing_watches_the_model(small_policy):
     """Whoever counts hooks, compiles or copies the model finds it as it was built."""
     small_policy.act(observation(0), "turn on the stove")

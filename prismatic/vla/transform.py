@@ -32,10 +32,13 @@ class PixelSpec:
 
 def normalize_pixels(images: np.ndarray, pixels: PixelSpec) -> torch.Tensor:
     """(I, S, S, 3) uint8 -> (I * 3 * n, S, S) float32, n ViTs; per image the channels of every ViT in turn."""
-    x = torch.from_numpy(np.array(images)).permute(0, 3, 1, 2).contiguous().float().div_(255)
-    mean = torch.tensor(pixels.means)[None, :, :, None, None]
-    std = torch.tensor(pixels.stds)[None, :, :, None, None]
-    return (x[:, None] - mean).div_(std).reshape(-1, *x.shape[2:])
+    x = images.transpose(0, 3, 1, 2).astype(np.float32, order="C")
+    x /= 255
+    mean = np.array(pixels.means, np.float32)[:, :, None, None]
+    std = np.array(pixels.stds, np.float32)[:, :, None, None]
+    normalized = x[:, None] - mean
+    normalized /= std
+    return torch.from_numpy(normalized.reshape(-1, *x.shape[2:]))
 
 
 @dataclass(frozen=True)
