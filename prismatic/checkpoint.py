@@ -93,6 +93,7 @@ class Checkpoint:
             num_images=self.model.num_images_in_input,
             use_proprio=self.proprio_projector is not None if use_proprio is None else use_proprio,
             center_crop=center_crop,
+            max_prompt_tokens=self.model.max_prompt_tokens,
         )
 
 

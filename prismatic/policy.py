@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from prismatic.checkpoint import (
     Checkpoint,
@@ -21,10 +21,12 @@ from prismatic.checkpoint import (
     resolve,
 )
 from prismatic.components import NO_HEAD, head_kind
-from prismatic.models.pruners.random import RandomTokens
+from prismatic.models.batch import Call, EncodedBatch
 from prismatic.models.pruners.registry import PrunerSpec
+from prismatic.models.stage_clock import StageClock
 from prismatic.models.token_pruner import TokenSelection
 from prismatic.vla.datasets.collate import collate
+from prismatic.vla.observation import ObservationDoubts, read_observation
 from prismatic.vla.robots import RobotSpec
 from prismatic.vla.transform import PolicyTransform
 
@@ -38,7 +40,9 @@ class PolicyOutput:
     """Attributes:
     actions: (B, chunk, action_dim) float64 in the robot's units; LIBERO's gripper is 1 = open, 0 = closed.
     selection: the visual tokens that the LLM saw.
-    timing: seconds per stage of this call (preprocessing, vision, pruner, llm, total).
+    timing: seconds of this call and its stages: preprocessing (on the CPU), vision (backbone and projector), pruner,
+        llm (all passes under diffusion) and total. No time counts in two stages; the head, copies and what lies between
+        are in the total only.
     """
 
     actions: np.ndarray
@@ -48,6 +52,8 @@ class PolicyOutput:
 
 class Policy:
     """A loaded checkpoint that acts. Make one by `Policy.from_pretrained`.
+
+    Several threads may call `act` and `act_batch` at once; `set_pruner` needs them to be done.
 
     Attributes:
         model, action_head, proprio_projector, processor: the parts, for those who need them.
@@ -68,7 +74,9 @@ class Policy:
         self.norm_stats = checkpoint.dataset_statistics
         self.transform = transform
         self.unnorm_key = unnorm_key
-        self._clock = _StageClock(self.model)
+        statistics = transform.statistics.get("proprio") if transform.use_proprio else None
+        self._doubts = ObservationDoubts(self.robot.state_key, statistics)
+        _warn_of_spinning_threads(self.model.device)
 
     @classmethod
     def from_pretrained(
@@ -120,64 +128,85 @@ class Policy:
         """The robot this policy drives."""
         return self.model.robot
 
-    def act(self, observation: Observation, instruction: str) -> np.ndarray:
-        """One observation -> (chunk, action_dim) actions. See `act_batch` for what is checked."""
+    def act(self, observation: Observation, instruction: str | bytes) -> np.ndarray:
+        """One observation -> (chunk, action_dim) actions. See `act_batch` for what is taken and checked."""
         return self.act_batch([observation], [instruction]).actions[0]
 
     @torch.inference_mode()
     def act_batch(
         self,
         observations: Sequence[Observation],
-        instructions: Sequence[str],
+        instructions: Sequence[str | bytes],
         sessions: Sequence[Any] | None = None,
         seeds: Sequence[int] | None = None,
     ) -> PolicyOutput:
         """Several observations at once; samples do not influence each other.
 
+        Images are prepared on the calling thread alone; the model takes as many threads as torch is given.
+
         Args:
-            observations: each with the robot's camera keys, uint8 (H, W, 3), and its state key, (P,).
+            observations: each with the robot's camera keys, uint8 (H, W, 3), and its state key, (P,): arrays, tensors,
+                lists, PIL pictures.
             instructions: as many sentences.
             sessions: for pruners with a memory; none of the present ones has.
             seeds: one per observation, of what is random about the answer (diffusion's starting noise, the control
                 `random`); None draws from torch's generator. With seeds an answer depends on its own request alone.
 
-        Raises ValueError naming the observation's key, what came and what was expected.
+        Raises:
+            ValueError: naming the observation's key, what came and what was expected.
+            FloatingPointError: the model computed NaN or infinity; names the stage where it began.
         """
-        if sessions is not None and any(session is not None for session in sessions):
-            raise ValueError("sessions were given, but no pruner of this version keeps a memory; leave them out")
-        if len(observations) != len(instructions) or not observations:
-            raise ValueError(
-                f"{len(observations)} observations came with {len(instructions)} instructions; give one each"
-            )
-        if seeds is not None and len(seeds) != len(observations):
-            raise ValueError(f"{len(observations)} observations came with {len(seeds)} seeds; give one each")
+        _check_request(observations, instructions, sessions, seeds)
         start = time.perf_counter()
         samples = [self.model_inputs(o, i) for o, i in zip(observations, instructions, strict=True)]
         batch = collate(samples, self.transform.pad_token_id)
         prepared = time.perf_counter()
         device = self.model.device
-        self._clock.reset()
+        clock = StageClock(device)
         proprio = batch["proprio"].to(device) if "proprio" in batch else None
-        if isinstance(self.model.pruner, RandomTokens):
-            self.model.pruner.seeds = seeds
         encoded = self.model.encode(
             batch["input_ids"].to(device), batch["attention_mask"].to(device), batch["pixel_values"].to(device),
-            proprio, self.proprio_projector,
+            proprio, self.proprio_projector, Call(seeds=seeds, clock=clock),
         )  # fmt: skip
-        actions, hidden = self.action_head.predict(self.model, encoded, seeds)
-        normalized = actions.cpu().numpy()
-        timing = {"preprocessing": prepared - start, **self._clock.seconds, "total": time.perf_counter() - start}
-        return PolicyOutput(self.transform.unnormalize_actions(normalized), hidden.selection, timing)
+        predicted, hidden = self.action_head.predict(self.model, encoded, seeds)
+        normalized = predicted.cpu().numpy()
+        actions = self.transform.unnormalize_actions(normalized)
+        if not (np.isfinite(actions).all() and _finite(hidden.selection.scores)):
+            raise FloatingPointError(self._where_not_finite(encoded, normalized))
+        timing = {"preprocessing": prepared - start, **clock.seconds(), "total": time.perf_counter() - start}
+        return PolicyOutput(actions, hidden.selection, timing)
 
-    def model_inputs(self, observation: Observation, instruction: str) -> dict[str, Any]:
+    def _where_not_finite(self, encoded: EncodedBatch, normalized: np.ndarray) -> str:
+        """What to say of NaN or infinity: the first stage whose result has one."""
+        key, embed = self.unnorm_key, self.model.get_input_embeddings()
+        first_pass = self.model.run(encoded)  # without noisy actions, which passes of a diffusion head may have spoilt
+        stages = (
+            (encoded.visual.tokens, "vision", "the vision backbone or its projector"),
+            (encoded.state_token, "state", f"the proprio projector, or the statistics {key!r} of the state"),
+            (embed(encoded.input_ids), "llm", "the token embeddings"),
+            (first_pass.selection.scores, "pruner", str(self.model.config.pruner_spec)),
+            (first_pass.rows, "llm", "the language model's layers"),
+            (torch.from_numpy(normalized), "head", f"the {self.action_head.kind} action head"),
+        )
+        found = next(((name, part) for result, name, part in stages if not _finite(result)), None)
+        name, part = found or ("un-normalisation", f"the statistics {key!r} of the actions")
+        return (
+            f"the policy computed NaN or infinity; it begins in stage {name!r}: {part}. Weights or statistics of "
+            f"{self.checkpoint.path} are damaged (scripts/inspect_checkpoint.py looks at the folder), or "
+            f"{self.model.dtype} overflows"
+        )
+
+    def model_inputs(self, observation: Observation, instruction: str | bytes) -> dict[str, Any]:
         """One observation as the model takes it; the same keys as a training sample, without actions."""
-        check_observation(observation, self.robot, self.transform)
+        transform = self.transform
+        read = read_observation(observation, self.robot, transform.num_images, transform.use_proprio)
         inputs: dict[str, Any] = {
-            "input_ids": self.transform.input_ids(instruction),
-            "pixel_values": self.transform.pixel_values(self.transform.prepare_images(observation)),
+            "input_ids": transform.input_ids(instruction),
+            "pixel_values": transform.pixel_values(transform.prepare_images(read.images)),
         }
-        if self.transform.use_proprio:
-            inputs["proprio"] = self.transform.proprio(np.asarray(observation[self.robot.state_key]))
+        if read.state is not None:
+            inputs["proprio"] = transform.proprio(read.state)
+        self._doubts.look(read)
         return inputs
 
     def set_pruner(self, spec: str | PrunerSpec) -> None:
@@ -196,8 +225,6 @@ class Policy:
             )
         self.model.set_pruner(spec)
         self.model.pruner.load_state_dict(trained.state_dict() if spec.has_parameters else {})
-        self._clock.remove()
-        self._clock = _StageClock(self.model)
 
     def description(self) -> dict[str, Any]:
         """What this policy is, for results and reports."""
@@ -234,64 +261,31 @@ def choose_unnorm_key(directory: Path, unnorm_key: str | None) -> str:
     return unnorm_key
 
 
-def check_observation(observation: Observation, robot: RobotSpec, transform: PolicyTransform) -> None:
-    """Raises ValueError naming the key, what came and what the robot's policy expects."""
-    needed = [*robot.cameras[: transform.num_images], *([robot.state_key] if transform.use_proprio else [])]
-    if missing := [key for key in needed if key not in observation]:
-        raise ValueError(f"observation lacks {missing}; robot {robot.name!r} needs {needed}, got {sorted(observation)}")
-    for key in robot.cameras[: transform.num_images]:
-        image = np.asarray(observation[key])
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
-            raise ValueError(
-                f"observation[{key!r}] is {image.dtype} {image.shape}; expected uint8 (H, W, 3) RGB in 0..255"
-            )
-    if transform.use_proprio:
-        state = np.asarray(observation[robot.state_key])
-        if state.shape != (robot.proprio_dim,):
-            raise ValueError(
-                f"observation[{robot.state_key!r}] has shape {state.shape}; expected ({robot.proprio_dim},)"
-            )
-        if not np.isfinite(state).all():
-            raise ValueError(f"observation[{robot.state_key!r}] holds NaN or infinity: {state.tolist()}")
+def _check_request(observations: Any, instructions: Any, sessions: Any, seeds: Any) -> None:
+    if sessions is not None and any(session is not None for session in sessions):
+        raise ValueError("sessions were given, but no pruner of this version keeps a memory; leave them out")
+    if isinstance(observations, Mapping) or isinstance(instructions, str | bytes):
+        raise ValueError("act_batch takes a list of observations and one of instructions; `act` takes one of each")
+    if len(observations) != len(instructions) or not observations:
+        raise ValueError(f"{len(observations)} observations came with {len(instructions)} instructions; give one each")
+    if seeds is not None and len(seeds) != len(observations):
+        raise ValueError(f"{len(observations)} observations came with {len(seeds)} seeds; give one each")
 
 
-class _StageClock:
-    """Seconds spent in the vision, pruner and LLM modules of a model, by forward hooks.
-
-    A pruner inside the vision backbone or the LLM counts there too.
-    """
-
-    def __init__(self, model: Any) -> None:
-        self.seconds: dict[str, float] = {}
-        stages: dict[str, tuple[nn.Module, nn.Module]] = {
-            "vision": (model.vision_backbone, model.projector),
-            "pruner": (model.pruner, model.pruner),
-            "llm": (model.language_model.model.layers[0], model.language_model.model.norm),
-        }
-        self._handles = []
-        for name, (first, last) in stages.items():
-            self._handles.append(first.register_forward_pre_hook(lambda module, args, name=name: self._start(name)))
-            self._handles.append(last.register_forward_hook(lambda module, args, output, name=name: self._stop(name)))
-
-    def reset(self) -> None:
-        self.seconds = {}
-
-    def remove(self) -> None:
-        for handle in self._handles:
-            handle.remove()
-
-    def _start(self, name: str) -> None:
-        self.seconds[name] = self.seconds.get(name, 0.0) - _now()  # diffusion runs the LLM several times
-
-    def _stop(self, name: str) -> None:
-        self.seconds[name] += _now()
+def _warn_of_spinning_threads(device: torch.device) -> None:
+    """Says what cannot be set any more once torch is imported."""
+    threads = torch.get_num_threads()
+    if device.type == "cpu" and threads > 1 and os.environ.get("OMP_WAIT_POLICY", "").upper() != "PASSIVE":
+        logger.warning(
+            "torch computes on %d threads that spin while they wait: beside busy processes single calls can take "
+            "seconds. Start Python with OMP_WAIT_POLICY=PASSIVE, or call torch.set_num_threads(1)",
+            threads,
+        )
 
 
 def _device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
-def _now() -> float:
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
-        torch.cuda.synchronize()
-    return time.perf_counter()
+def _finite(tensor: torch.Tensor | None) -> bool:
+    return tensor is None or bool(tensor.isfinite().all())

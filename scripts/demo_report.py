@@ -231,12 +231,13 @@ def cost_table(flops: list[FlopCount], latency: dict[str, dict[str, float]], tok
             (title, *(f"{w:.1f}" for w in work), f"{latency['none'][stage]:.1f}", f"{latency['pruned'][stage]:.1f}")
         )
     note = (
-        f"FLOPs for {round(tokens['mean'])} kept tokens (the mean over wide starts) of {tokens['of']}. Latency: median "
+        f"FLOPs (a multiply-add counts two) for {round(tokens['mean'])} kept tokens (the mean over wide starts) of "
+        f"{tokens['of']}. Latency: median "
         "of alternating calls with one sample on this machine's CPU; 'everything' includes preparing the images. At "
         "this size vision dominates; in a 7B policy the language model does."
     )
     return Table(
-        "Cost of one forward pass",
+        "Cost of one policy query",
         ("stage", "MFLOPs, all tokens", "MFLOPs, pruned", "ms, all tokens", "ms, pruned"),
         rows,
         note,

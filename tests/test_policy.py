@@ -1,12 +1,16 @@
 """`Policy` as an integrator uses it."""
 
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from reference_checkpoint import reference_sample
 
+from prismatic.models.diffusion import DiffusionActionHead
+from prismatic.models.pruners.registry import PrunerSpec
 from prismatic.policy import Policy
 from prismatic.vla.images import prepare_image
 
@@ -87,9 +91,6 @@ def test_pruners_can_be_exchanged(small_policy):
     assert small_policy.model.pruner.multiplicity == "weighted", "as the checkpoint was trained, whatever ran between"
     small_policy.set_pruner("random:seed=3,min_tokens=20")
     assert small_policy.act_batch([observation(0)], ["turn on the stove"]).selection.distinct().item() == 20
-    hooks = len(small_policy.model.vision_backbone._forward_pre_hooks)
-    small_policy.set_pruner("none")
-    assert len(small_policy.model.vision_backbone._forward_pre_hooks) == hooks
 
 
 def test_with_seeds_a_random_choice_depends_on_its_own_request_alone(small_policy):
@@ -104,6 +105,161 @@ def test_with_seeds_a_random_choice_depends_on_its_own_request_alone(small_polic
     assert not torch.equal(other, together)
     with pytest.raises(ValueError, match="came with 1 seeds"):
         small_policy.act_batch(seen, words, seeds=[5])
+
+
+def test_threads_that_spin_are_warned_of(small_policy_directory, caplog, monkeypatch):
+    threads = torch.get_num_threads()
+    try:
+        for number, policy, said in ((2, "", True), (2, "passive", False), (1, "", False)):
+            torch.set_num_threads(number)
+            monkeypatch.setenv("OMP_WAIT_POLICY", policy)
+            caplog.clear()
+            Policy.from_pretrained(small_policy_directory)
+            assert any("OMP_WAIT_POLICY=PASSIVE" in record.getMessage() for record in caplog.records) == said
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_nothing_watches_the_model(small_policy):
+    """Whoever counts hooks, compiles or copies the model finds it as it was built."""
+    small_policy.act(observation(0), "turn on the stove")
+    for name, module in small_policy.model.named_modules():
+        assert not module._forward_hooks and not module._forward_pre_hooks, name
+
+
+def test_threads_share_a_policy(small_policy):
+    """Four threads, 100 calls each: every answer, what is random about it and every timing are the call's own."""
+    small_policy.set_pruner("random:seed=3")
+    requests = [(observation(i), f"turn on stove {i % 5}", i) for i in range(100)]
+
+    def ask(request):
+        seen, words, seed = request
+        return small_policy.act_batch([seen], [words], seeds=[seed])
+
+    alone = [ask(request) for request in requests]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(ask, requests * 4))
+    for number, output in enumerate(together):
+        expected = alone[number % 100]
+        np.testing.assert_array_equal(output.actions, expected.actions)
+        assert torch.equal(output.selection.kept(), expected.selection.kept())
+        stages = [output.timing[stage] for stage in ("preprocessing", "vision", "pruner", "llm")]
+        assert min(stages) > 0 and sum(stages) <= output.timing["total"]
+
+
+def test_arrays_tensors_pictures_and_lists_are_the_same_observation(small_policy):
+    obs = observation(0)
+    image, wrist, state = obs["full_image"], obs["wrist_image"], np.round(obs["state"], 2)
+    expected = small_policy.act({**obs, "state": state}, "turn on the stove")
+    forms = [
+        (torch.from_numpy(image), Image.fromarray(wrist), torch.from_numpy(state)),
+        (image.tolist(), torch.from_numpy(wrist), state.tolist()),
+        (list(image), image[::-1][::-1] * 0 + wrist, [torch.tensor(value) for value in state]),
+    ]
+    for full, other, values in forms:
+        given = {"full_image": full, "wrist_image": other, "state": values}
+        np.testing.assert_array_equal(small_policy.act(given, "turn on the stove"), expected)
+    whole = torch.tensor([1, 0, 0, -1, 0, 1, 0, 0])
+    expected = small_policy.act({**obs, "state": whole.numpy().astype(float)}, "turn on the stove")
+    for dtype in (torch.int64, torch.bfloat16, torch.float16, torch.int8):
+        np.testing.assert_array_equal(
+            small_policy.act({**obs, "state": whole.to(dtype)}, "turn on the stove"), expected
+        )
+
+
+def test_an_instruction_may_be_bytes(small_policy):
+    expected = small_policy.act(observation(0), "turn on the stove")
+    for words in (b"turn on the stove", np.bytes_(b"turn on the stove"), np.str_("Turn on the stove")):
+        np.testing.assert_array_equal(small_policy.act(observation(0), words), expected)
+    with pytest.raises(ValueError, match=r"the instruction is None, a NoneType; expected a sentence"):
+        small_policy.act(observation(0), None)
+    with pytest.raises(ValueError, match="takes a list of observations and one of instructions"):
+        small_policy.act_batch([observation(0)], "turn on the stove")
+
+
+def test_an_instruction_longer_than_the_models_context_is_refused(small_policy):
+    """Exactly what fits is taken: positions count from BOS to the stop token."""
+    transform, model = small_policy.transform, small_policy.model
+    words = "go " * 100
+    length = len(transform.input_ids(words))
+    small_policy.model.config.text_config.max_position_embeddings = length + model.num_visual_tokens + 56 + 3
+    assert model.max_prompt_tokens == length
+    again = small_policy.checkpoint.transform(small_policy.unnorm_key, True)
+    ids = again.input_ids(words)
+    mask = torch.ones(1, length, dtype=torch.bool)
+    pixels, state = torch.zeros(1, 3 * 2 * len(model.vision_backbone.vits), 64, 64), torch.zeros(1, 8)
+    model.set_pruner(PrunerSpec("none"))
+    with torch.inference_mode():
+        hidden = model.action_hidden(torch.from_numpy(ids)[None], mask, pixels, state, small_policy.proprio_projector)
+    assert hidden.position_ids.max() + 1 + 1 == model.config.text_config.max_position_embeddings  # 1: the time step
+    with pytest.raises(ValueError, match=rf"takes \d+ tokens .* room for {length} .*shorten it: 'go go"):
+        again.input_ids(words + "!")
+
+
+@pytest.mark.parametrize(
+    ("stage", "damage"),
+    [
+        ("vision", lambda policy: policy.model.projector.fc1.weight),
+        ("state", lambda policy: policy.proprio_projector.fc1.weight),
+        ("llm", lambda policy: policy.model.language_model.model.embed_tokens.weight),
+        ("pruner", lambda policy: policy.model.pruner.queries),
+        ("llm", lambda policy: policy.model.language_model.model.layers[1].mlp.up_proj.weight),
+        ("head", lambda policy: policy.action_head.model.fc2.weight),
+        ("un-normalisation", None),
+    ],
+)
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_nan_never_leaves_the_policy(small_policy, stage, damage, value):
+    if stage == "pruner":
+        small_policy.model.set_pruner(PrunerSpec.parse("lightvla_star:queries=4"))
+    if damage is None:
+        small_policy.transform.statistics["action"]["q99"][2] = value
+    else:
+        with torch.no_grad():
+            damage(small_policy).fill_(value)
+    with pytest.raises(FloatingPointError, match=f"NaN or infinity; it begins in stage '{stage}'"):
+        small_policy.act(observation(0), "turn on the stove")
+
+
+@pytest.mark.parametrize(
+    ("kind", "stage", "name"),
+    [
+        ("diffusion", "head", "noise_predictor.mlp_resnet.fc2.weight"),
+        ("diffusion", "llm", "norm.weight"),
+        ("discrete", "head", "lm_head"),
+        ("discrete", "llm", "norm.weight"),
+    ],
+)
+def test_nan_never_leaves_other_heads(small_policy, kind, stage, name):
+    """Action tokens above all: the most likely of NaN logits would be a believable action."""
+    small_policy.action_head = small_policy.model.discrete_head()
+    if kind == "diffusion":
+        small_policy.action_head = DiffusionActionHead(32, 7, 8, num_train_steps=3).eval()
+    language_model = small_policy.model.language_model
+    parts = {"norm.weight": language_model.model.norm.weight, "lm_head": language_model.lm_head.weight}
+    weight = parts[name] if name in parts else small_policy.action_head.get_parameter(name)
+    assert np.isfinite(small_policy.act(observation(0), "turn on the stove")).all()
+    with torch.no_grad():
+        weight.fill_(torch.nan)
+    with pytest.raises(FloatingPointError, match=f"begins in stage '{stage}'"):
+        small_policy.act(observation(0), "turn on the stove")
+
+
+def test_what_is_doubtful_is_said_once_per_policy(small_policy_directory, caplog):
+    policy = Policy.from_pretrained(small_policy_directory)
+    caplog.clear()
+    policy.act(observation(0), "turn on the stove")
+    assert not caplog.records
+    black = np.zeros((64, 64, 3), np.uint8)
+    doubtful = {"full_image": black, "wrist_image": black, "state": 1000 * observation(0)["state"]}
+    for _ in range(3):
+        policy.act(doubtful, "turn on the stove")
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == 3
+    assert "'full_image'] shows nothing" in said[0] and "are the same picture" in said[1]
+    assert "'state'] lies far outside the training data" in said[2]
+    Policy.from_pretrained(small_policy_directory).act(doubtful, "turn on the stove")
+    assert len(caplog.records) == 6, "another policy has its own"
 
 
 @pytest.mark.parametrize(

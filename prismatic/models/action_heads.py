@@ -131,6 +131,10 @@ class DiscreteActionHead(nn.Module):
         return self._actions(model.language_model.lm_head(hidden.rows)), hidden
 
     def _actions(self, logits: torch.Tensor) -> torch.Tensor:
-        """Most likely tokens over the whole vocabulary, (B, A, vocabulary) -> bin centres (B, chunk, action_dim)."""
-        actions = torch.from_numpy(self.tokenizer.decode(logits.argmax(-1).cpu().numpy())).float()
-        return actions.reshape(len(logits), self.chunk_length, self.action_dim).to(logits.device)
+        """Most likely tokens over the whole vocabulary, (B, A, vocabulary) -> bin centres (B, chunk, action_dim).
+
+        NaN where a logit is NaN or infinite, of which argmax would make a believable action.
+        """
+        best, tokens = logits.max(-1)
+        actions = torch.from_numpy(self.tokenizer.decode(tokens.cpu().numpy())).float().to(logits.device)
+        return actions.masked_fill(~best.isfinite(), torch.nan).reshape(-1, self.chunk_length, self.action_dim)

@@ -1,4 +1,4 @@
-"""Exact floating-point operations (two per multiply-add) of one forward pass, by component.
+"""Exact floating-point operations of one policy query, by component. A multiply-add counts two.
 
 Counts matrix products and convolutions, as `torch.utils.flop_counter` does; norms, activations and softmax count
 nothing.
@@ -10,13 +10,24 @@ from typing import Any
 
 from torch import nn
 
+from prismatic.models.film import FiLMedBlock
 from prismatic.models.pruners.learnable_queries import LearnableQueries
 from prismatic.models.sites import LlamaLayer, Projector, Site, VisionBlock
+from prismatic.models.token_pruner import KeepAllTokens
 
 
 @dataclass(frozen=True)
 class FlopCount:
-    """Floating-point operations of one sample's forward pass."""
+    """Floating-point operations of one observation's action chunk: vision once, then every pass that the head makes.
+
+    Attributes:
+        vision: the ViTs with FiLM's maps, where there are such.
+        projector: of the visual tokens.
+        proprio: of the state.
+        pruner: scoring, in every pass where it does not lie inside the vision backbone.
+        llm: its layers, in every pass; no LM head.
+        action_head: in every pass; a diffusion head's projector of noisy actions; the LM head, where that is the head.
+    """
 
     vision: int
     projector: int
@@ -56,6 +67,9 @@ def vision_flops(backbone: Any, num_images: int, pruned: tuple[VisionBlock, int]
         for number, block in enumerate(vit.blocks[:-1]):
             rows = patches if pruned is None or number <= pruned[0].block else pruned[1]
             tokens = rows + vit.num_prefix_tokens
+            if isinstance(block, FiLMedBlock):
+                total += 2 * (_linears(block.scale) + _linears(block.shift))  # of one language vector per image
+                block = block.block
             total += 2 * tokens * _linears(block) + 4 * tokens**2 * vit.embed_dim
     return total * num_images
 
@@ -69,9 +83,22 @@ def llm_flops(llama: Any, sequence_length: int, layers: slice = slice(None)) -> 
 
 def pruner_flops(pruner: nn.Module, num_visual: int, context_length: int, dim: int) -> int:
     """Of scoring: LightVLA makes its queries from the context, one per visual token; learnable ones are there."""
+    if isinstance(pruner, KeepAllTokens):
+        return 0
     if isinstance(pruner, LearnableQueries):
         return 2 * num_visual * pruner.queries.numel()
     return 4 * num_visual * context_length * dim + 2 * num_visual**2 * dim
+
+
+def head_flops(head: Any, model: Any) -> int:
+    """Of one pass of an action head: an MLP per action, or the LM head over one row per value of the chunk."""
+    rows = model.robot.num_action_tokens
+    if head.kind == "discrete":
+        return 2 * rows * _linears(model.language_model.lm_head)
+    if head.kind == "diffusion":
+        mlp, projector = _linears(head.noise_predictor), _linears(head.noisy_action_projector)
+        return 2 * model.robot.chunk_length * mlp + 2 * rows * projector
+    return 2 * model.robot.chunk_length * _linears(head)
 
 
 def count_flops(
@@ -81,18 +108,21 @@ def count_flops(
     kept_tokens: int | Sequence[int] | None,
     prompt_tokens: int = 35,
 ) -> FlopCount:
-    """One sample's forward pass, pruned at the site of the model's pruner.
+    """One sample's action chunk, pruned at the site of the model's pruner.
 
     Args:
         model: an `OpenVLAForActionPrediction`.
-        action_head: its L1 head, or None.
+        action_head: its head (a diffusion head makes `num_inference_steps` passes), or None: one pass without.
         proprio_projector: or None.
-        kept_tokens: visual tokens that stay; None: all, without a pruner. A pruner inside the vision backbone needs the
-            number of each image, since the images' rows are padded to the longest; a total is taken as evenly spread.
+        kept_tokens: visual tokens that stay, in every pass; None: all, without a pruner. A pruner inside the vision
+            backbone needs the number of each image, since the images' rows are padded to the longest; a total is taken
+            as evenly spread.
         prompt_tokens: BOS, prompt and empty piece.
     """
     visual, images = model.num_visual_tokens, model.num_images_in_input
-    context = (prompt_tokens - 1) + model.robot.num_action_tokens + 1 + (proprio_projector is not None)
+    diffusion = getattr(action_head, "kind", None) == "diffusion"
+    passes: int = action_head.num_inference_steps if diffusion else 1  # type: ignore[union-attr, assignment]
+    context = (prompt_tokens - 1) + model.robot.num_action_tokens + 1 + (proprio_projector is not None) + diffusion
     site: Site = Projector() if kept_tokens is None else model.site
     per_image = [visual // images] * images if kept_tokens is None else _by_image(kept_tokens, images)
     kept = sum(per_image)
@@ -101,14 +131,16 @@ def count_flops(
     projected = kept if isinstance(site, VisionBlock) else visual
     pruned = (site, max(per_image)) if isinstance(site, VisionBlock) else None
     dim = model.language_model.config.hidden_size
+    pruner_passes = 1 if isinstance(site, VisionBlock) else passes
+    before = llm_flops(llama, 1 + visual + context, slice(dropped_at))
+    behind = llm_flops(llama, 1 + kept + context, slice(dropped_at, None))
     return FlopCount(
         vision=vision_flops(model.vision_backbone, images, pruned),
         projector=2 * projected * _linears(model.projector),
         proprio=2 * _linears(proprio_projector) if proprio_projector is not None else 0,
-        pruner=0 if kept_tokens is None else pruner_flops(model.pruner, visual, context, dim),
-        llm=llm_flops(llama, 1 + visual + context, slice(dropped_at))
-        + llm_flops(llama, 1 + kept + context, slice(dropped_at, None)),
-        action_head=2 * model.robot.chunk_length * _linears(action_head) if action_head is not None else 0,
+        pruner=0 if kept_tokens is None else pruner_passes * pruner_flops(model.pruner, visual, context, dim),
+        llm=passes * (before + behind),
+        action_head=passes * head_flops(action_head, model) if action_head is not None else 0,
     )
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from prismatic.models.batch import Call
 from prismatic.models.lora import has_lora, unused_modules
 from prismatic.models.projectors import ProprioProjector
 from prismatic.training.config import FinetuneConfig
@@ -82,7 +83,7 @@ class TrainableVLA(nn.Module):
             pixel_values=batch["pixel_values"],
             proprio=batch["proprio"] if self.proprio_projector is not None else None,
             proprio_projector=self.proprio_projector,
-            score_noise=noise,
+            call=Call(noise),
         )
 
 

@@ -1,7 +1,8 @@
 """Decoding, JPEG round trip, lanczos3 and crop: equal to the TensorFlow pipeline of published policies, without it.
 
 Published checkpoints were trained and evaluated on pixels that TensorFlow resized. These functions give the same
-uint8 values.
+uint8 values. What inference needs is NumPy on the calling thread: threads of torch that wait for each other would stall
+a policy beside a busy process.
 """
 
 import functools
@@ -153,12 +154,12 @@ def _lanczos3_kernel(x: np.float32) -> np.float32:
 
 
 @functools.lru_cache(maxsize=64)
-def lanczos3_taps(size_in: int, size_out: int) -> tuple[torch.Tensor, torch.Tensor]:
+def lanczos3_taps(size_in: int, size_out: int) -> tuple[np.ndarray, np.ndarray]:
     """Resampling of one axis, antialiased when shrinking, in TensorFlow's float32 arithmetic.
 
     Returns:
         Source positions (T, size_out) int64 and weights (T, size_out, 1) float32 of the T taps of every output
-        position. An output position with fewer taps ends in weights of 0.
+        position. An output position with fewer taps ends in weights of 0. Shared by all callers: read only.
     """
     inverse_scale = np.float32(1) / (np.float32(size_out) / np.float32(size_in))
     stretch = max(inverse_scale, np.float32(1))  # antialias: a wider kernel when shrinking
@@ -175,17 +176,20 @@ def lanczos3_taps(size_in: int, size_out: int) -> tuple[torch.Tensor, torch.Tens
         total = functools.reduce(np.add, taps, np.float32(0))
         weights[: len(taps), out, 0] = np.asarray(taps) * (np.float32(1) / total)
         positions[:, out] = np.minimum(start + np.arange(count), size_in - 1)
-    return torch.from_numpy(positions), torch.from_numpy(weights)
+    used = weights.any(axis=(1, 2))
+    return positions[used], weights[used]
 
 
-def _resample_rows(rows: torch.Tensor, size: int) -> torch.Tensor:
+def _resample_rows(rows: np.ndarray, size: int) -> np.ndarray:
     """(H, N) float32 -> (size, N). Tap after tap, because the order of a float32 sum decides exact ties."""
     positions, weights = lanczos3_taps(len(rows), size)
-    total = rows.index_select(0, positions[0]).mul_(weights[0])
-    term = torch.empty_like(total)
+    total = rows.take(positions[0], axis=0)
+    total *= weights[0]
+    term = np.empty_like(total)
     for position, weight in zip(positions[1:], weights[1:], strict=True):
-        torch.index_select(rows, 0, position, out=term)
-        total.add_(term.mul_(weight))
+        rows.take(position, axis=0, out=term, mode="clip")  # all are inside; "raise" would copy once more
+        term *= weight
+        total += term
     return total
 
 
@@ -197,10 +201,10 @@ def resize_lanczos3(image: np.ndarray, size: int) -> np.ndarray:
     height, width = check_image(image).shape[:2]
     if height == width == size:
         return image.copy()  # every weight falls on its own pixel: the identity
-    x = torch.from_numpy(np.ascontiguousarray(image)).view(height, width * 3).float()
-    x = _resample_rows(x, size).view(size, width, 3).transpose(0, 1).reshape(width, size * 3)
-    x = _resample_rows(x, size).round_().clamp_(0, 255).to(torch.uint8)
-    return x.view(size, size, 3).transpose(0, 1).contiguous().numpy()
+    x = _resample_rows(image.astype(np.float32, order="C").reshape(height, width * 3), size)
+    x = _resample_rows(x.reshape(size, width, 3).swapaxes(0, 1).reshape(width, size * 3), size)
+    x = np.clip(np.rint(x, out=x), 0, 255, out=x).astype(np.uint8)
+    return np.ascontiguousarray(x.reshape(size, size, 3).swapaxes(0, 1))
 
 
 def to_planes(images: torch.Tensor) -> torch.Tensor:
@@ -251,12 +255,33 @@ def _bilinear(start: torch.Tensor, extent: float, size: int) -> tuple[torch.Tens
     return low.long(), positions.ceil().long().clamp_(max=size - 1), positions - low
 
 
-def center_crop(image: np.ndarray, area: float = 0.9) -> np.ndarray:
-    """The central `area` of a (H, W, 3) uint8 image, enlarged bilinearly back to (H, W, 3) uint8."""
+@functools.lru_cache(maxsize=64)
+def _center_taps(size: int, area: float) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Per output position of one axis: both sources, the nearer one, and the step from there as a fraction; (size,)."""
     extent = np.sqrt(np.float32(area))
     start = torch.full((1,), float((np.float32(1) - extent) / np.float32(2)))
-    planes = to_planes(torch.from_numpy(np.ascontiguousarray(check_image(image)))[None])
-    return from_planes(crop_and_resize(planes, start, start, float(extent)).clamp_(0, 1))[0].numpy()
+    first, second, weight = (x[0].numpy() for x in _bilinear(start, float(extent), size))
+    near = np.where(weight < 0.5, first, second)
+    return first, second, near, np.where(weight < 0.5, weight, weight - np.float32(1)).astype(np.float64)
+
+
+def _enlarge_center(x: np.ndarray, axis: int, area: float) -> np.ndarray:
+    """As `torch.lerp` between the sources of every output position: product and sum are rounded once, to float32."""
+    first, second, near, weight = _center_taps(x.shape[axis], area)
+    step = (x.take(second, axis) - x.take(first, axis)).astype(np.float64)
+    step *= weight[:, None, None] if axis == 0 else weight[:, None]
+    step += x.take(near, axis)
+    return step.astype(np.float32)
+
+
+def center_crop(image: np.ndarray, area: float = 0.9) -> np.ndarray:
+    """The central `area` of a (H, W, 3) uint8 image, enlarged bilinearly back to (H, W, 3) uint8.
+
+    Bit for bit what `crop_and_resize` gives between `to_planes` and `from_planes`.
+    """
+    x = check_image(image) * np.float32(1 / 255)
+    x = _enlarge_center(_enlarge_center(x, 0, area), 1, area)
+    return np.clip(np.multiply(x, np.float32(255.5), out=x), 0, 255, out=x).astype(np.uint8)
 
 
 def prepare_image(image: np.ndarray, size: int, crop: bool) -> np.ndarray:

@@ -4,6 +4,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
+
 
 @dataclass(frozen=True)
 class TokenIds:
@@ -33,17 +35,37 @@ class TokenIds:
         return cls(**(data or {}))
 
 
-def format_prompt(instruction: str) -> str:
+_EXPECTED = "expected a sentence that says what the robot should do, e.g. 'put the bowl on the plate'"
+
+
+def as_instruction(instruction: Any) -> str:
+    """The sentence as text: text as it is; bytes, as tensorflow-datasets stores sentences, decoded as UTF-8.
+
+    NumPy's `str_`, `bytes_` and arrays without axes count as what they hold. Raises ValueError for anything else, for
+    bytes that are no UTF-8 and for an empty sentence.
+    """
+    value = instruction.item() if isinstance(instruction, np.ndarray) and instruction.ndim == 0 else instruction
+    if isinstance(value, bytes | bytearray):
+        try:
+            value = value.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"the instruction {bytes(value)!r} is not UTF-8 ({error}); {_EXPECTED}") from None
+    if not isinstance(value, str):
+        raise ValueError(f"the instruction is {value!r}, a {type(value).__name__}; {_EXPECTED}")
+    if not value.strip():
+        raise ValueError(f"the instruction is empty; {_EXPECTED}")
+    return str(value)
+
+
+def format_prompt(instruction: str | bytes) -> str:
     """The instruction in the words that every OpenVLA-style policy was trained with.
 
-    Raises ValueError for an empty instruction.
+    Raises ValueError as `as_instruction` does.
     """
-    if not instruction.strip():
-        raise ValueError("the instruction is empty; say what the robot should do, e.g. 'put the bowl on the plate'")
-    return f"In: What action should the robot take to {instruction.lower()}?\nOut:"
+    return f"In: What action should the robot take to {as_instruction(instruction).lower()}?\nOut:"
 
 
-def prompt_ids(tokenize: Callable[[str], Sequence[int]], instruction: str, ids: TokenIds) -> list[int]:
+def prompt_ids(tokenize: Callable[[str], Sequence[int]], instruction: str | bytes, ids: TokenIds) -> list[int]:
     """BOS, the prompt and the empty piece: all that stands before the action tokens.
 
     Args:

@@ -9,8 +9,10 @@ import torch
 
 from prismatic.vla import normalization
 from prismatic.vla.images import prepare_image
-from prismatic.vla.prompt import TokenIds, prompt_ids
+from prismatic.vla.prompt import TokenIds, as_instruction, prompt_ids
 from prismatic.vla.robots import RobotSpec
+
+_SENTENCES_KEPT = 1024
 
 
 @dataclass(frozen=True)
@@ -30,10 +32,13 @@ class PixelSpec:
 
 def normalize_pixels(images: np.ndarray, pixels: PixelSpec) -> torch.Tensor:
     """(I, S, S, 3) uint8 -> (I * 3 * n, S, S) float32, n ViTs; per image the channels of every ViT in turn."""
-    x = torch.from_numpy(np.array(images)).permute(0, 3, 1, 2).contiguous().float().div_(255)
-    mean = torch.tensor(pixels.means)[None, :, :, None, None]
-    std = torch.tensor(pixels.stds)[None, :, :, None, None]
-    return (x[:, None] - mean).div_(std).reshape(-1, *x.shape[2:])
+    x = images.transpose(0, 3, 1, 2).astype(np.float32, order="C")
+    x /= 255
+    mean = np.array(pixels.means, np.float32)[:, :, None, None]
+    std = np.array(pixels.stds, np.float32)[:, :, None, None]
+    normalized = x[:, None] - mean
+    normalized /= std
+    return torch.from_numpy(normalized.reshape(-1, *x.shape[2:]))
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,7 @@ class PolicyTransform:
         num_images: how many of the robot's cameras the model reads, in order.
         use_proprio: whether the model reads the state.
         center_crop: whether inference crops the central 0.9 of the area, as after training with augmentation.
+        max_prompt_tokens: room in the model's sequence for BOS, prompt and empty piece; None: unlimited.
     """
 
     robot: RobotSpec
@@ -59,6 +65,7 @@ class PolicyTransform:
     num_images: int = 2
     use_proprio: bool = True
     center_crop: bool = True
+    max_prompt_tokens: int | None = None
     _ids: dict[str, np.ndarray] = field(default_factory=dict, repr=False, compare=False)
 
     @property
@@ -71,11 +78,24 @@ class PolicyTransform:
         """The id that fills short rows of a batch."""
         return self.token_ids.pad
 
-    def input_ids(self, instruction: str) -> np.ndarray:
-        """(T,) int64: BOS, prompt, empty piece. The same sentence is tokenised once."""
-        if instruction not in self._ids:
-            self._ids[instruction] = np.asarray(prompt_ids(self.tokenize, instruction, self.token_ids), np.int64)
-        return self._ids[instruction]
+    def input_ids(self, instruction: str | bytes) -> np.ndarray:
+        """(T,) int64: BOS, prompt, empty piece. A sentence that was met lately is not tokenised again.
+
+        Raises ValueError for what is no sentence (see `as_instruction`), and for one too long for the model.
+        """
+        sentence = as_instruction(instruction)
+        ids = self._ids.get(sentence)
+        if ids is None:
+            ids = np.asarray(prompt_ids(self.tokenize, sentence, self.token_ids), np.int64)
+            if self.max_prompt_tokens is not None and len(ids) > self.max_prompt_tokens:
+                raise ValueError(
+                    f"the instruction takes {len(ids)} tokens with the prompt around it, but the model has room for "
+                    f"{self.max_prompt_tokens} beside images and actions; shorten it: {sentence[:60]!r}..."
+                )
+            if len(self._ids) >= _SENTENCES_KEPT:
+                self._ids.clear()
+            self._ids[sentence] = ids
+        return ids
 
     def prepare_images(self, observation: Mapping[str, Any]) -> np.ndarray:
         """Raw camera images of an observation -> (I, S, S, 3) uint8, as the model sees them at inference."""

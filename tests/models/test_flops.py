@@ -1,11 +1,31 @@
 """The formulas against torch's own counter over the real forward pass."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from prismatic.models.flops import count_flops
+from prismatic.models.action_heads import L1RegressionActionHead
+from prismatic.models.diffusion import DiffusionActionHead
+from prismatic.models.flops import count_flops, vision_flops
 from prismatic.models.pruners.registry import PrunerSpec
+
+
+def counted(model: Any, head: Any, projector: Any) -> tuple[int, list[int], int]:
+    """What torch counts of one sample's prediction, the kept tokens of each image, and the prompt's length."""
+    model.eval().language_model.set_attn_implementation("eager")
+    for vit in model.vision_backbone.vits:
+        for block in vit.blocks:
+            getattr(block, "block", block).attn.fused_attn = False
+    ids = torch.tensor([[1, *range(300, 333), 29871]])
+    pixels = torch.randn(1, 12, 224, 224)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        encoded = model.encode(ids, torch.ones_like(ids), pixels, torch.zeros(1, 8), projector)
+        _, hidden = head.predict(model, encoded, seeds=[0])
+    rotary = sum(v for name, v in counter.get_flop_counts().items() if name.endswith("rotary_emb") for v in v.values())
+    kept = hidden.selection.kept()[0].unflatten(0, (2, -1)).sum(1).tolist()
+    return counter.get_total_flops() - rotary, kept, ids.shape[1]
 
 
 @pytest.mark.parametrize(
@@ -21,23 +41,45 @@ from prismatic.models.pruners.registry import PrunerSpec
     ],
 )
 def test_count_equals_the_flop_counter(reference_checkpoint, pruner):
-    model = reference_checkpoint.model.eval()
-    model.language_model.set_attn_implementation("eager")
-    for vit in model.vision_backbone.vits:
-        for block in vit.blocks:
-            block.attn.fused_attn = False
+    model, head, projector = (
+        reference_checkpoint.model,
+        reference_checkpoint.action_head,
+        reference_checkpoint.proprio_projector,
+    )
     model.set_pruner(PrunerSpec.parse(pruner))
-    ids = torch.tensor([[1, *range(300, 333), 29871]])
-    head, projector = reference_checkpoint.action_head, reference_checkpoint.proprio_projector
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        out = model.action_hidden(ids, torch.ones_like(ids), torch.randn(1, 12, 224, 224), torch.zeros(1, 8), projector)
-        head.predict_action(out.rows)
-    kept = out.selection.kept()[0].unflatten(0, (2, -1)).sum(1).tolist() if pruner != "none" else None
-    count = count_flops(model, head, projector, kept, prompt_tokens=ids.shape[1])
-    rotary = sum(v for name, v in counter.get_flop_counts().items() if name.endswith("rotary_emb") for v in v.values())
-    assert count.total == counter.get_total_flops() - rotary
-    if kept is not None and "vision" not in pruner:
-        assert count_flops(model, head, projector, sum(kept), prompt_tokens=ids.shape[1]) == count
+    total, kept, prompt = counted(model, head, projector)
+    of = None if pruner == "none" else kept
+    count = count_flops(model, head, projector, of, prompt)
+    assert count.total == total
+    if "vision" not in pruner:
+        assert count_flops(model, head, projector, sum(kept), prompt) == count
+
+
+@pytest.mark.parametrize("pruner", ["none", "lightvla_star:queries=40", "lightvla_star:queries=40,site=vision,layer=0"])
+@pytest.mark.parametrize("kind", ["l1", "discrete", "diffusion"])
+@pytest.mark.parametrize("film", [False, True])
+def test_every_head_with_and_without_film(reference_checkpoint, kind, film, pruner):
+    model, projector = reference_checkpoint.model, reference_checkpoint.proprio_projector
+    width = model.language_model.config.hidden_size
+    head: Any = model.discrete_head() if kind == "discrete" else L1RegressionActionHead(width, 7, 8)
+    if kind == "diffusion":
+        head = DiffusionActionHead(width, 7, 8)
+        head.num_inference_steps = 3
+    if film:
+        model.enable_film()
+    model.set_pruner(PrunerSpec.parse(pruner))
+    total, kept, prompt = counted(model, head, projector)
+    assert count_flops(model, head, projector, None if pruner == "none" else kept, prompt).total == total
+
+
+def test_film_counts_once_per_image_not_per_patch(reference_checkpoint):
+    """Two maps of the language vector in every block that runs, two operations per multiply-add."""
+    model = reference_checkpoint.model
+    plain = vision_flops(model.vision_backbone, 2)
+    model.enable_film()
+    width = model.language_model.config.hidden_size
+    maps = sum(2 * width * vit.embed_dim * (len(vit.blocks) - 1) for vit in model.vision_backbone.vits)
+    assert vision_flops(model.vision_backbone, 2) - plain == 2 * 2 * maps
 
 
 def test_the_earlier_tokens_are_dropped_the_less_there_is_to_do(reference_checkpoint):

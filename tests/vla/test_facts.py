@@ -33,9 +33,28 @@ def test_action_tokens_round_trip_within_a_bin():
     assert np.abs(decoded - np.clip(actions, -1, 1)).max() <= 1 / 255 + 1e-9
 
 
-def test_an_empty_instruction_is_refused():
-    with pytest.raises(ValueError, match="instruction is empty"):
-        format_prompt("  ")
+@pytest.mark.parametrize("kind", [str, str.encode, np.str_, lambda s: np.bytes_(s.encode()), np.array, bytearray])
+def test_sentences_come_as_text_or_bytes(kind):
+    sentence = "Put the Bowl on the plate" if kind is bytearray else "Stelle die Schüssel auf den Teller"
+    words = bytearray(sentence.encode()) if kind is bytearray else kind(sentence)
+    assert format_prompt(words) == f"In: What action should the robot take to {sentence.lower()}?\nOut:"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("  ", "instruction is empty; expected a sentence"),
+        (b"", "instruction is empty"),
+        (None, "instruction is None, a NoneType; expected a sentence"),
+        (7, "is 7, a int"),
+        (["open", "the"], "a list; expected a sentence"),
+        (np.array(["open", "the"]), "a ndarray; expected"),
+        (b"\xff\xfe", r"b'\\xff\\xfe' is not UTF-8"),
+    ],
+)
+def test_what_is_no_sentence_is_refused(words, message):
+    with pytest.raises(ValueError, match=message):
+        format_prompt(words)
 
 
 def test_statistics_equal_numpy():

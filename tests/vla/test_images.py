@@ -8,17 +8,21 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from tensorflow_process import TensorFlow, center_cropped, compressed, decoded, resized
 
 from prismatic.vla.images import (
     center_crop,
+    crop_and_resize,
     decode_image,
     decode_jpeg,
     encode_jpeg,
+    from_planes,
     is_decodable,
     prepare_image,
     resize_lanczos3,
+    to_planes,
 )
 
 
@@ -62,6 +66,18 @@ def test_lanczos3_equals_tensorflow(tensorflow: TensorFlow, height: int, width: 
 def test_center_crop_equals_tensorflow(tensorflow: TensorFlow, size: int) -> None:
     image = noise_image(size, size, seed=1)
     assert_same_pixels(center_crop(image), tensorflow(center_cropped, image))
+
+
+@pytest.mark.parametrize("size", [224, 112, 97, 64])
+def test_center_crop_equals_the_crop_of_training_bit_for_bit(size: int) -> None:
+    extent = np.sqrt(np.float32(0.9))
+    start = torch.full((1,), float((np.float32(1) - extent) / 2))
+    for seed in range(10):
+        image = noise_image(size, size, seed) if seed % 2 else np.random.default_rng(seed).integers(
+            256, size=(size, size, 3), dtype=np.uint8
+        )  # fmt: skip
+        planes = crop_and_resize(to_planes(torch.from_numpy(image)[None]), start, start, float(extent))
+        np.testing.assert_array_equal(center_crop(image), from_planes(planes.clamp_(0, 1))[0].numpy())
 
 
 def test_jpeg_equals_tensorflow(tensorflow: TensorFlow) -> None:

@@ -103,7 +103,10 @@ class PolicyAgent:
 
     def warm_up(self) -> None:
         """Answer once for nothing: what the first answer of a process takes longer is no rollout's latency."""
-        observation: Observation = {camera: np.zeros((256, 256, 3), np.uint8) for camera in self.cameras}
+        draw = np.random.default_rng(0)  # pictures that the policy does not warn of
+        observation: Observation = {
+            camera: draw.integers(256, size=(256, 256, 3), dtype=np.uint8) for camera in self.cameras
+        }
         observation[self.robot.state_key] = np.zeros(self.robot.proprio_dim)
         self.answer([Request(observation, "do nothing")])
 

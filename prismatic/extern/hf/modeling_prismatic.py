@@ -2,7 +2,6 @@
 
 import dataclasses
 import logging
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -21,6 +20,7 @@ from transformers import (
 from prismatic.extern.hf.configuration_prismatic import OpenVLAConfig
 from prismatic.extern.hf.processing_prismatic import PrismaticImageProcessor, PrismaticProcessor
 from prismatic.models.action_heads import DiscreteActionHead
+from prismatic.models.batch import ActionHidden, Call, EncodedBatch
 from prismatic.models.film import apply_film, has_film
 from prismatic.models.llama import run_llama, run_llama_pruning
 from prismatic.models.projectors import VisionProjector
@@ -34,40 +34,6 @@ from prismatic.vla import normalization
 from prismatic.vla.action_tokenizer import ActionTokenizer
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass
-class EncodedBatch:
-    """A batch up to the LLM, which may run over it several times.
-
-    Attributes:
-        input_ids: (B, T) BOS, prompt, empty piece; right-padded.
-        attention_mask: (B, T), false for padding.
-        visual: the projected visual tokens: all of them, or those that a pruner inside the vision backbone kept.
-        state_token: (B, 1, D), or None where the state is not read.
-        score_noise: (B, Q, V) added to the pruner's scores in training, or None.
-    """
-
-    input_ids: torch.Tensor
-    attention_mask: torch.Tensor
-    visual: TokenSelection
-    state_token: torch.Tensor | None
-    score_noise: torch.Tensor | None = None
-
-
-@dataclass
-class ActionHidden:
-    """What the LLM says about the actions.
-
-    Attributes:
-        rows: (B, A, D) hidden rows that predict the A action tokens, after the final norm; more where asked for.
-        selection: the visual tokens the LLM saw; those that its last layers saw, where they are dropped inside it.
-        position_ids: (B, S) of the whole sequence, behind that place.
-    """
-
-    rows: torch.Tensor
-    selection: TokenSelection
-    position_ids: torch.Tensor
 
 
 def model_sizes(config: OpenVLAConfig, backbone: PrismaticVisionBackbone, num_images: int) -> ModelSizes:
@@ -168,6 +134,14 @@ class OpenVLAForActionPrediction(PreTrainedModel):
         """Visual tokens of one sample before pruning."""
         return self.vision_backbone.patches_per_image * self.num_images_in_input
 
+    @property
+    def max_prompt_tokens(self) -> int:
+        """Room for BOS, prompt and empty piece: the LLM's positions less those of visual tokens, actions and stop, and
+        of the state and diffusion's time step, read or not."""
+        text: Any = self.config.text_config
+        positions = min(self.config.llm_max_length, text.max_position_embeddings)
+        return positions - self.num_visual_tokens - self.robot.num_action_tokens - 3
+
     def set_num_images_in_input(self, num_images: int) -> None:
         """How many images each sample brings. Raises ValueError where the robot has fewer cameras."""
         if not 1 <= num_images <= len(self.robot.cameras):
@@ -205,15 +179,12 @@ class OpenVLAForActionPrediction(PreTrainedModel):
         return self.projector(self.vision_backbone(self._checked_pixels(pixel_values), language))
 
     def encode_visual(
-        self,
-        pixel_values: torch.Tensor,
-        language: torch.Tensor | None = None,
-        score_noise: torch.Tensor | None = None,
+        self, pixel_values: torch.Tensor, language: torch.Tensor | None = None, call: Call | None = None
     ) -> TokenSelection:
         """The projected patches: all of them, or those that a pruner inside the vision backbone keeps."""
         if not isinstance(site := self.site, VisionBlock):
             return keep_all(self.encode_images(pixel_values, language))
-        pruning = VisionPruning(site.block, partial(self._prune, score_noise=score_noise))
+        pruning = VisionPruning(site.block, partial(self._prune, call=call or Call()))
         kept: TokenSelection = self.vision_backbone(self._checked_pixels(pixel_values), language, pruning)
         return dataclasses.replace(kept, tokens=self.projector(kept.tokens) * kept.valid[..., None])
 
@@ -222,10 +193,13 @@ class OpenVLAForActionPrediction(PreTrainedModel):
         tokens: torch.Tensor,
         context: torch.Tensor | None = None,
         context_mask: torch.Tensor | None = None,
-        score_noise: torch.Tensor | None = None,
+        *,
+        call: Call,
     ) -> TokenSelection:
-        noise = (score_noise,) if getattr(self.pruner, "needs_noise", False) else ()
-        return self.pruner(tokens, context, context_mask, *noise)
+        noise = (call.score_noise,) if getattr(self.pruner, "needs_noise", False) else ()
+        seeds = {"seeds": call.seeds} if getattr(self.pruner, "needs_seeds", False) else {}
+        with call.stage("pruner"):
+            return self.pruner(tokens, context, context_mask, *noise, **seeds)
 
     def _checked_pixels(self, pixel_values: torch.Tensor) -> torch.Tensor:
         expected = self.num_images_in_input * self.vision_backbone.channels_per_image
@@ -244,7 +218,7 @@ class OpenVLAForActionPrediction(PreTrainedModel):
         pixel_values: torch.Tensor,
         proprio: torch.Tensor | None = None,
         proprio_projector: nn.Module | None = None,
-        score_noise: torch.Tensor | None = None,
+        call: Call | None = None,
     ) -> EncodedBatch:
         """Everything before the LLM.
 
@@ -254,14 +228,16 @@ class OpenVLAForActionPrediction(PreTrainedModel):
             pixel_values: (B, I * channels, S, S).
             proprio: (B, P) normalised state, with `proprio_projector`.
             proprio_projector: maps the state to one token.
-            score_noise: (B, Q, V) added to the scores of the pruner's Q queries (V for LightVLA) in training.
+            call: noise, seeds and clock of this call.
         """
+        call = call or Call()
         language = self._language(input_ids, attention_mask) if has_film(self.vision_backbone) else None
-        visual = self.encode_visual(pixel_values, language, score_noise)
+        with call.stage("vision"):
+            visual = self.encode_visual(pixel_values, language, call)
         state_token = None
         if proprio is not None and proprio_projector is not None:
             state_token = proprio_projector(proprio)
-        return EncodedBatch(input_ids, attention_mask, visual, state_token, score_noise)
+        return EncodedBatch(input_ids, attention_mask, visual, state_token, call)
 
     def run(
         self,
@@ -285,15 +261,16 @@ class OpenVLAForActionPrediction(PreTrainedModel):
         tail = tail_ids(encoded.input_ids, encoded.attention_mask, num_actions, ids)
         context = build_context(embed, tail, encoded.state_token, timestep_token, action_tokens)  # type: ignore[arg-type]
         context_mask = context.mask if mask_padding else None
-        prune = partial(self._prune, context_mask=context_mask, score_noise=encoded.score_noise)
+        prune = partial(self._prune, context_mask=context_mask, call=encoded.call)
         site, llama, selection = self.site, self.language_model.model, encoded.visual
         if isinstance(site, Projector):
             selection = prune(selection.tokens, context.embeddings)
         sequence = lay_out(embed(encoded.input_ids[:, :1]), selection, context)
-        if isinstance(site, LlamaLayer):
-            hidden, sequence, selection = run_llama_pruning(llama, sequence, site.layer, prune)
-        else:
-            hidden = run_llama(llama, sequence.embeddings, sequence.position_ids, sequence.key_bias)
+        with encoded.call.stage("llm"):
+            if isinstance(site, LlamaLayer):
+                hidden, sequence, selection = run_llama_pruning(llama, sequence, site.layer, prune)
+            else:
+                hidden = run_llama(llama, sequence.embeddings, sequence.position_ids, sequence.key_bias)
         rows = sequence.action_rows(hidden, num_actions + further_rows, self.config.action_readout)
         return ActionHidden(rows, selection, sequence.position_ids)
 
@@ -315,7 +292,8 @@ class OpenVLAForActionPrediction(PreTrainedModel):
         **options: Any,
     ) -> ActionHidden:
         """`encode`, then one `run` with `options`: hidden rows that predict the actions."""
-        encoded = self.encode(input_ids, attention_mask, pixel_values, proprio, proprio_projector, score_noise)
+        call = Call(score_noise)
+        encoded = self.encode(input_ids, attention_mask, pixel_values, proprio, proprio_projector, call)
         return self.run(encoded, **options)
 
     def forward(

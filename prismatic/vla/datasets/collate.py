@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 
@@ -22,7 +23,8 @@ def collate(samples: Sequence[Mapping[str, Any]], pad_token_id: int) -> dict[str
     batch: dict[str, Any] = {
         "input_ids": torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=pad_token_id),
         "attention_mask": torch.arange(int(lengths.max())) < lengths[:, None],
-        "pixel_values": torch.stack([sample["pixel_values"] for sample in samples]),
+        # By NumPy, on the calling thread: large copies of torch's share the work among threads (see `images`).
+        "pixel_values": torch.from_numpy(np.stack([np.asarray(sample["pixel_values"]) for sample in samples])),
     }
     for key in ("actions", "proprio"):
         if key in samples[0]:
