@@ -12,6 +12,9 @@ from prismatic.vla.images import prepare_image
 from prismatic.vla.prompt import TokenIds, prompt_ids
 from prismatic.vla.robots import RobotSpec
 
+REMEMBERED_SENTENCES = 4096
+"""Above so many a policy forgets what it has tokenised: a server may be sent ever new ones."""
+
 
 @dataclass(frozen=True)
 class PixelSpec:
@@ -72,10 +75,14 @@ class PolicyTransform:
         return self.token_ids.pad
 
     def input_ids(self, instruction: str) -> np.ndarray:
-        """(T,) int64: BOS, prompt, empty piece. The same sentence is tokenised once."""
-        if instruction not in self._ids:
-            self._ids[instruction] = np.asarray(prompt_ids(self.tokenize, instruction, self.token_ids), np.int64)
-        return self._ids[instruction]
+        """(T,) int64: BOS, prompt, empty piece. A sentence that comes again is not tokenised again."""
+        ids = self._ids.get(instruction)
+        if ids is None:
+            ids = np.asarray(prompt_ids(self.tokenize, instruction, self.token_ids), np.int64)
+            if len(self._ids) >= REMEMBERED_SENTENCES:
+                self._ids.clear()
+            self._ids[instruction] = ids
+        return ids
 
     def prepare_images(self, observation: Mapping[str, Any]) -> np.ndarray:
         """Raw camera images of an observation -> (I, S, S, 3) uint8, as the model sees them at inference."""

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 
 from prismatic.models.token_pruner import Multiplicity, TokenPruner, TokenSelection, gather_tokens
@@ -18,8 +19,9 @@ class RandomTokens(TokenPruner):
         multiplicity, min_tokens: as in `TokenPruner`.
 
     Attributes:
-        seeds: one per sample of the next batch, to be mixed with `seed`; None goes on in the stream. With seeds, all
-            passes of one look (denoising has several) draw alike.
+        seeds: one per sample of the next batch; None goes on in the stream. With seeds a draw is a function of
+            (`seed`, the sample's seed, how many passes the LLM has made since they were set): denoising makes several,
+            and each draws anew, as LightVLA picks anew.
     """
 
     needs_noise = False
@@ -27,8 +29,16 @@ class RandomTokens(TokenPruner):
     def __init__(self, seed: int = 0, multiplicity: Multiplicity = "weighted", min_tokens: int = 0) -> None:
         super().__init__(multiplicity, min_tokens=min_tokens)
         self.seed = seed
-        self.seeds: Sequence[int] | None = None
-        self._generator = torch.Generator().manual_seed(seed)
+        self.seeds = None
+        self._stream = np.random.default_rng(seed)
+
+    @property
+    def seeds(self) -> Sequence[int] | None:
+        return self._seeds
+
+    @seeds.setter
+    def seeds(self, seeds: Sequence[int] | None) -> None:
+        self._seeds, self._passes = seeds, 0
 
     def forward(
         self,
@@ -43,11 +53,15 @@ class RandomTokens(TokenPruner):
         chosen = super().forward(patches, context, context_mask)
         index = torch.zeros_like(chosen.index)
         for row, number in enumerate(chosen.valid.sum(1).tolist()):
-            generator = self._generator
-            if self.seeds is not None:
-                generator = torch.Generator().manual_seed(self.seeds[row] ^ self.seed)
-            draw = torch.randperm(chosen.num_visual, generator=generator)[:number]
-            index[row, :number] = draw.sort().values.to(index.device)
+            draw = np.sort(self._generator(row).permutation(chosen.num_visual)[:number])
+            index[row, :number] = torch.from_numpy(draw).to(index.device)
+        self._passes += 1
         # LightVLA's scores say nothing about what was drawn.
         tokens = gather_tokens(patches, index, chosen.valid)
         return dataclasses.replace(chosen, index=index, tokens=tokens, scores=None)
+
+    def _generator(self, row: int) -> np.random.Generator:
+        if self._seeds is None:
+            return self._stream
+        # A sequence of numbers, each of which counts by itself: sums and xors of them meet.
+        return np.random.default_rng([self.seed, int(self._seeds[row]) % 2**64, self._passes])
