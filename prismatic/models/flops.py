@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import nn
 
+from prismatic.models.autoregressive import AutoregressiveActionHead
 from prismatic.models.pruners.learnable_queries import LearnableQueries
 from prismatic.models.sites import LlamaLayer, Projector, Site, VisionBlock
 
@@ -67,6 +68,15 @@ def llm_flops(llama: Any, sequence_length: int, layers: slice = slice(None)) -> 
     return 2 * sequence_length * _linears(chosen) + 4 * sequence_length**2 * width * len(chosen)
 
 
+def decoding_flops(language_model: Any, prompt_length: int, num_tokens: int) -> int:
+    """Of a prompt, then one token at a time over cached keys, with the LM head's logits of each."""
+    llama, steps = language_model.model, num_tokens - 1
+    width = llama.config.num_attention_heads * llama.config.head_dim * len(llama.layers)
+    keys = prompt_length**2 + sum(prompt_length + step for step in range(1, num_tokens))
+    linears = (prompt_length + steps) * _linears(llama.layers) + num_tokens * _linears(language_model.lm_head)
+    return 2 * linears + 4 * keys * width
+
+
 def pruner_flops(pruner: nn.Module, num_visual: int, context_length: int, dim: int) -> int:
     """Of scoring: LightVLA makes its queries from the context, one per visual token; learnable ones are there."""
     if isinstance(pruner, LearnableQueries):
@@ -85,13 +95,22 @@ def count_flops(
 
     Args:
         model: an `OpenVLAForActionPrediction`.
-        action_head: its L1 head, or None.
+        action_head: its L1 head or one that decodes token by token, or None.
         proprio_projector: or None.
         kept_tokens: visual tokens that stay; None: all, without a pruner. A pruner inside the vision backbone needs the
             number of each image, since the images' rows are padded to the longest; a total is taken as evenly spread.
         prompt_tokens: BOS, prompt and empty piece.
     """
     visual, images = model.num_visual_tokens, model.num_images_in_input
+    if isinstance(action_head, AutoregressiveActionHead):
+        return FlopCount(
+            vision=vision_flops(model.vision_backbone, images),
+            projector=2 * visual * _linears(model.projector),
+            proprio=0,
+            pruner=0,
+            llm=decoding_flops(model.language_model, visual + prompt_tokens, action_head.action_dim),
+            action_head=0,
+        )
     context = (prompt_tokens - 1) + model.robot.num_action_tokens + 1 + (proprio_projector is not None)
     site: Site = Projector() if kept_tokens is None else model.site
     per_image = [visual // images] * images if kept_tokens is None else _by_image(kept_tokens, images)

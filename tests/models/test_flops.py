@@ -6,6 +6,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from prismatic.models.flops import count_flops
 from prismatic.models.pruners.registry import PrunerSpec
+from prismatic.policy import Policy
 
 
 @pytest.mark.parametrize(
@@ -38,6 +39,20 @@ def test_count_equals_the_flop_counter(reference_checkpoint, pruner):
     assert count.total == counter.get_total_flops() - rotary
     if kept is not None and "vision" not in pruner:
         assert count_flops(model, head, projector, sum(kept), prompt_tokens=ids.shape[1]) == count
+
+
+def test_decoding_token_by_token(original_directory):
+    policy = Policy.from_pretrained(original_directory)
+    model, ids = policy.model, torch.tensor([[1, *range(300, 333), 29871]])
+    for vit in model.vision_backbone.vits:
+        for block in vit.blocks:
+            block.attn.fused_attn = False
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        encoded = model.encode(ids, torch.ones_like(ids), torch.randn(1, 6, 224, 224))
+        policy.action_head.predict(model, encoded)
+    count = count_flops(model, policy.action_head, None, None, prompt_tokens=ids.shape[1])
+    rotary = sum(v for name, v in counter.get_flop_counts().items() if name.endswith("rotary_emb") for v in v.values())
+    assert count.total == counter.get_total_flops() - rotary
 
 
 def test_the_earlier_tokens_are_dropped_the_less_there_is_to_do(reference_checkpoint):

@@ -23,9 +23,14 @@ _SHARD_NAME = re.compile(r"-(?P<split>[^-.]+)\.tfrecord(-(?P<number>\d+)-of-(?P<
 _VERSION_NAME = re.compile(r"^\d+\.\d+\.\d+$")
 _PROGRESS_BAR_BYTES = 1 << 30  # smaller datasets are indexed within two seconds
 
+MAX_OPEN_SHARDS = 256
+
 
 class ShardFiles:
-    """Memory-mapped shards, opened on first use in each process; pickles as the list of paths."""
+    """Memory-mapped shards, opened on first use in each process; pickles as the list of paths.
+
+    At most `MAX_OPEN_SHARDS` stay open: each takes a file descriptor, of which a process may have 1024.
+    """
 
     def __init__(self, paths: list[Path]):
         self.paths = paths
@@ -40,6 +45,8 @@ class ShardFiles:
             path = self.paths[shard]
             if path.stat().st_size == 0:
                 raise ValueError(f"shard {path} is cut off at byte 0: the file is empty. Copy or write it again")
+            if len(self._maps) >= MAX_OPEN_SHARDS:
+                del self._maps[next(iter(self._maps))]  # whoever still reads it keeps it open
             with path.open("rb") as file:
                 self._maps[shard] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         return self._maps[shard]
