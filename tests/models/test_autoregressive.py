@@ -105,6 +105,16 @@ def test_tokens_are_those_of_transformers_alone_and_in_ragged_batches(policy, st
         np.testing.assert_allclose(together.actions[:, 0], [actions[i] for i in order], atol=1e-6)
 
 
+def test_torchs_attention_decodes_the_same(policy, stock, monkeypatch):
+    """What runs on a GPU; on a CPU it is asked for."""
+    policy.model.language_model.set_attn_implementation("sdpa")
+    found = decoded(policy, monkeypatch)
+    policy.act_batch([observation(0), observation(3)], [SENTENCES[0], SENTENCES[3]])
+    policy.model.language_model.set_attn_implementation("eager")
+    expected = [expected_ids(policy, stock, observation(i), SENTENCES[i]) for i in (0, 3)]
+    assert found.pop().tolist() == expected
+
+
 @pytest.mark.parametrize("load", [OpenVLAForActionPrediction, AutoModelForImageTextToText], ids=["class", "auto"])
 def test_predict_action_of_a_folder_gives_the_same_action(policy, original_directory, load):
     """As the original OpenVLA is called, by its processor and its model."""

@@ -100,7 +100,9 @@ FREE_FLAGS = frozenset(
     | {"num_envs", "resume", "max_attempts", "worker_timeout_s", "render_every_step", "policy_url", "policy_timeout_s"}
     | {"model_family", "lora_rank", "num_diffusion_steps_train"}
 )
-"""Flags that change how an evaluation runs but not what it finds; all others must agree when it is resumed."""
+"""Flags that change how an evaluation runs but not what it finds; all others must agree when it is resumed.
+
+The number of diffusion steps in force stands in the policy's description, which must agree too."""
 
 
 def quantization_of(config: EvaluationConfig) -> str | None:
