@@ -106,16 +106,6 @@ def test_with_seeds_a_random_choice_depends_on_its_own_request_alone(small_polic
         small_policy.act_batch(seen, words, seeds=[5])
 
 
-def test_only_so_many_sentences_are_remembered(small_policy, monkeypatch):
-    monkeypatch.setattr("prismatic.vla.transform.REMEMBERED_SENTENCES", 3)
-    transform = small_policy.transform
-    first = transform.input_ids("open drawer 0")
-    for number in range(10):
-        transform.input_ids(f"open drawer {number}")
-        assert len(transform._ids) <= 3
-    np.testing.assert_array_equal(transform.input_ids("open drawer 0"), first)
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -36,10 +36,13 @@ class AutoregressiveActionHead(nn.Module):
         raise RuntimeError("the autoregressive head is for inference; fine-tune with an l1, diffusion or discrete head")
 
     def predict(self, model: Any, encoded: Any, seeds: Sequence[int] | None = None) -> tuple[torch.Tensor, Any]:
-        """Normalised actions (B, 1, action_dim) float32 and the `ActionHidden` they came from; draws nothing."""
-        ids, hidden = model.decode(encoded, self.action_dim)
-        actions = torch.from_numpy(self.tokenizer.decode(ids.cpu().numpy())).float()
-        return actions[:, None].to(ids.device), hidden
+        """Normalised actions (B, 1, action_dim) float32 and the `ActionHidden` they came from; draws nothing.
+
+        NaN where a token's logit is NaN or infinite, which would else pass for an action.
+        """
+        ids, logits, hidden = model.decode(encoded, self.action_dim)
+        actions = torch.from_numpy(self.tokenizer.decode(ids.cpu().numpy())).float().to(ids.device)
+        return actions.masked_fill(~logits.isfinite(), torch.nan)[:, None], hidden
 
 
 def check_decodable(pruner: str, reads_state: bool = False, readout: str = "aligned") -> None:

@@ -61,7 +61,7 @@ def run_llama_pruning(
 
 def decode_greedily(
     language_model: LlamaForCausalLM, sequence: Sequence, num_tokens: int
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Go on with the most likely token, `num_tokens` times, under causal attention; nothing ends it earlier.
 
     Args:
@@ -70,7 +70,8 @@ def decode_greedily(
         num_tokens: how many.
 
     Returns:
-        ids (B, num_tokens) and the hidden rows (B, num_tokens, D) that they were read from, after the final norm.
+        ids (B, num_tokens), their logits (B, num_tokens), and the hidden rows (B, num_tokens, D) that they were read
+        from, after the final norm.
     """
     cache = DynamicCache(config=language_model.model.config)
 
@@ -84,13 +85,13 @@ def decode_greedily(
     later = torch.ones(mask.shape[-2:], dtype=torch.bool, device=mask.device).triu(1)
     hidden = run(sequence.embeddings, mask.masked_fill(later, torch.finfo(mask.dtype).min), sequence.position_ids)
     rows = [hidden.gather(1, last[..., None].expand(-1, -1, hidden.shape[-1]))]
-    ids = [language_model.lm_head(rows[-1]).argmax(-1)]
+    best = [language_model.lm_head(rows[-1]).max(-1)]
     position = sequence.position_ids.gather(1, last)
     for _ in range(num_tokens - 1):
-        token, position, bias = language_model.model.embed_tokens(ids[-1]), position + 1, F.pad(bias, (0, 1))
+        token, position, bias = language_model.model.embed_tokens(best[-1].indices), position + 1, F.pad(bias, (0, 1))
         rows.append(run(token, attention_mask(bias, token), position))
-        ids.append(language_model.lm_head(rows[-1]).argmax(-1))
-    return torch.cat(ids, 1), torch.cat(rows, 1)
+        best.append(language_model.lm_head(rows[-1]).max(-1))
+    return torch.cat([b.indices for b in best], 1), torch.cat([b.values for b in best], 1), torch.cat(rows, 1)
 
 
 def attention_mask(key_bias: torch.Tensor, embeddings: torch.Tensor) -> torch.Tensor:

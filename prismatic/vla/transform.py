@@ -12,8 +12,7 @@ from prismatic.vla.images import prepare_image
 from prismatic.vla.prompt import TokenIds, prompt_ids
 from prismatic.vla.robots import RobotSpec
 
-REMEMBERED_SENTENCES = 4096
-"""Above so many a policy forgets what it has tokenised: a server may be sent ever new ones."""
+_SENTENCES_KEPT = 1024
 
 
 @dataclass(frozen=True)
@@ -79,7 +78,7 @@ class PolicyTransform:
         ids = self._ids.get(instruction)
         if ids is None:
             ids = np.asarray(prompt_ids(self.tokenize, instruction, self.token_ids), np.int64)
-            if len(self._ids) >= REMEMBERED_SENTENCES:
+            if len(self._ids) >= _SENTENCES_KEPT:
                 self._ids.clear()
             self._ids[instruction] = ids
         return ids

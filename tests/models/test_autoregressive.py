@@ -105,6 +105,17 @@ def test_tokens_are_those_of_transformers_alone_and_in_ragged_batches(policy, st
         np.testing.assert_allclose(together.actions[:, 0], [actions[i] for i in order], atol=1e-6)
 
 
+def test_nan_logits_make_no_action(original_directory):
+    """`argmax` of them would be a token like any other."""
+    policy = Policy.from_pretrained(original_directory)
+    policy.model.language_model.lm_head.weight.data[31900, 0] = torch.nan
+    ids = torch.tensor([[1, 400, EMPTY]])
+    with torch.no_grad():
+        encoded = policy.model.encode(ids, torch.ones_like(ids), torch.zeros(1, 6, 224, 224))
+        actions, _ = policy.action_head.predict(policy.model, encoded)
+    assert actions.shape == (1, 1, 7) and actions.isnan().all()
+
+
 def test_torchs_attention_decodes_the_same(policy, stock, monkeypatch):
     """What runs on a GPU; on a CPU it is asked for."""
     policy.model.language_model.set_attn_implementation("sdpa")

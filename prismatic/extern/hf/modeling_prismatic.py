@@ -313,18 +313,18 @@ class OpenVLAForActionPrediction(PreTrainedModel):
         rows = sequence.action_rows(hidden, num_actions + further_rows, self.config.action_readout)
         return ActionHidden(rows, selection, sequence.position_ids)
 
-    def decode(self, encoded: EncodedBatch, num_tokens: int) -> tuple[torch.Tensor, ActionHidden]:
+    def decode(self, encoded: EncodedBatch, num_tokens: int) -> tuple[torch.Tensor, torch.Tensor, ActionHidden]:
         """The most likely tokens behind the prompt, one after another under causal attention, over all visual tokens.
 
-        Returns ids (B, num_tokens), and the rows they were read from. Raises ValueError where there is a pruner or a
-        state token.
+        Returns ids (B, num_tokens), their logits (B, num_tokens), and the rows they were read from. Raises ValueError
+        where there is a pruner or a state token.
         """
         check_decodable(self.config.pruner_spec.name, encoded.state_token is not None)
         embed, mask = self.get_input_embeddings(), encoded.attention_mask.bool()
         prompt = Context(embed(encoded.input_ids[:, 1:]), mask[:, 1:], 0, mask.sum(1) - 1)
         sequence = lay_out(embed(encoded.input_ids[:, :1]), encoded.visual, prompt)
-        ids, rows = decode_greedily(self.language_model, sequence, num_tokens)
-        return ids, ActionHidden(rows, encoded.visual, sequence.position_ids)
+        ids, logits, rows = decode_greedily(self.language_model, sequence, num_tokens)
+        return ids, logits, ActionHidden(rows, encoded.visual, sequence.position_ids)
 
     def _language(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """What FiLM modulates by: the mean embedding (B, D) of BOS, prompt, empty piece and stop."""

@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import pickle
 import shutil
+import sys
 from concurrent.futures import ProcessPoolExecutor
 from operator import methodcaller
 from pathlib import Path
@@ -56,7 +57,7 @@ def test_another_process_reads_the_same_bytes_from_the_pickled_index(tiny_index:
 
 
 def test_no_more_shards_stay_open_than_a_process_may_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("prismatic.vla.datasets.rlds.MAX_OPEN_SHARDS", 4)
+    monkeypatch.setattr(sys.modules[ShardFiles.__module__], "MAX_OPEN_SHARDS", 4)
     paths = [tmp_path / str(number) for number in range(20)]
     for path in paths:
         path.write_bytes(path.name.encode() * 3)
