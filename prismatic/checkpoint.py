@@ -23,6 +23,7 @@ from prismatic.components import (
     ActionHead,
     component_file,
     component_states,
+    diffusion_steps,
     head_kind,
     load_film,
     load_head,
@@ -30,9 +31,11 @@ from prismatic.components import (
 )
 from prismatic.extern.hf.configuration_prismatic import OpenVLAConfig
 from prismatic.extern.hf.modeling_prismatic import OpenVLAForActionPrediction, check_pruner
+from prismatic.extern.hf.original import as_original
 from prismatic.extern.hf.processing_prismatic import PrismaticProcessor
 from prismatic.models import film
-from prismatic.models.diffusion import DiffusionActionHead
+from prismatic.models.autoregressive import AUTOREGRESSIVE, check_decodable
+from prismatic.models.diffusion import NUM_TRAIN_STEPS, DiffusionActionHead
 from prismatic.models.projectors import ProprioProjector
 from prismatic.models.pruners.registry import PrunerSpec
 from prismatic.models.quantization import check_quantization, quantization_config
@@ -122,9 +125,11 @@ class LoadOptions:
         new_pruner: whether a pruner with parameters may begin with new ones where the checkpoint has none; else that is
             an error.
         attention: of the LLM, "sdpa" or "eager"; None: eager on a CPU, where it is the faster one, else sdpa.
-        head: "l1", "diffusion" or "discrete", which the checkpoint must then hold; None: whichever it holds.
+        head: "l1", "diffusion", "discrete" or "autoregressive", which the checkpoint must then hold or leave open;
+            None: whichever it holds or records.
         use_film: whether it must have FiLM (True) or must not (False); None: as it is.
         quantization: "8bit" or "4bit" weights of the LLM, for inference on a GPU; None: as stored.
+        num_diffusion_steps_train: of a diffusion head, where `config.json` does not record it; None: 50 then.
     """
 
     device: str | torch.device = "cpu"
@@ -139,6 +144,7 @@ class LoadOptions:
     head: str | None = None
     use_film: bool | None = None
     quantization: str | None = None
+    num_diffusion_steps_train: int | None = None
 
 
 def resolve(path_or_hub_id: str | Path) -> Path:
@@ -194,6 +200,8 @@ def load_checkpoint(path_or_hub_id: str | Path, options: LoadOptions | None = No
     config = OpenVLAConfig.from_pretrained(directory)
     config.action_head = kind
     assumptions = _apply(options, config, config_json)
+    if kind == AUTOREGRESSIVE:
+        check_decodable(config.pruner_spec.name, bool(options.use_proprio), config.action_readout)
     check_pruner(config)
     new_pruner = _without_new_pruner(weight_files, config, options)
     _check_weights(weight_files, config)
@@ -215,7 +223,8 @@ def load_checkpoint(path_or_hub_id: str | Path, options: LoadOptions | None = No
     on_cpu = torch.device(options.device).type == "cpu"
     model.language_model.set_attn_implementation(options.attention or ("eager" if on_cpu else "sdpa"))
     head = load_head(directory, model, kind, options.dtype)
-    projector = load_proprio(directory, model, options.dtype) if options.use_proprio is not False else None
+    reads_state = options.use_proprio is not False and kind != AUTOREGRESSIVE
+    projector = load_proprio(directory, model, options.dtype) if reads_state else None
     return Checkpoint(directory, config_json, model, head, projector, processor, statistics, assumptions)
 
 
@@ -251,7 +260,7 @@ def _apply(options: LoadOptions, config: OpenVLAConfig, config_json: dict[str, A
                 "trained with pruner %s, run with %s: other tokens, or other weights of them", recorded, given
             )
         config.pruner = given.to_json()
-    elif recorded is None:
+    elif recorded is None and config.action_head != AUTOREGRESSIVE:
         assumptions.append(
             "config.json records no pruner: assumed lightvla:multiplicity=set (choose OpenVLA-OFT by pruner=none)"
         )
@@ -263,9 +272,16 @@ def _apply(options: LoadOptions, config: OpenVLAConfig, config_json: dict[str, A
         config.robot = options.robot.to_json()
     if options.num_images_in_input is not None:
         config.num_images_in_input = options.num_images_in_input
-    elif config.num_images_in_input is None:
+    if config.action_head == AUTOREGRESSIVE:
+        as_original(config)
+    if config.num_images_in_input is None:
         config.num_images_in_input = 2
         assumptions.append("config.json records no number of images: assumed 2")
+    if config.action_head == "diffusion":
+        if (steps := diffusion_steps(config_json, options.num_diffusion_steps_train)) is None:
+            steps = NUM_TRAIN_STEPS
+            assumptions.append(f"config.json records no number of diffusion steps: assumed {steps}")
+        config.num_diffusion_steps_train = steps
     cameras = len(config.robot_spec.cameras)
     if not 1 <= config.num_images_in_input <= cameras:
         raise ValueError(

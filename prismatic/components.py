@@ -8,15 +8,21 @@ import torch
 from prismatic.extern.hf.modeling_prismatic import OpenVLAForActionPrediction
 from prismatic.models import film
 from prismatic.models.action_heads import DiscreteActionHead, L1RegressionActionHead
+from prismatic.models.autoregressive import AUTOREGRESSIVE, AutoregressiveActionHead
 from prismatic.models.diffusion import DiffusionActionHead
 from prismatic.models.projectors import ProprioProjector
 
-NO_HEAD = "{} has no action_head--*_checkpoint.pt; fine-tune it first, or read it as discrete action tokens if it is"
-HEAD_KINDS = ("l1", "diffusion", "discrete")
+NO_HEAD = (
+    "{} has no action_head--*_checkpoint.pt; fine-tune it first, fetch its .pt files, or say what it is if its actions "
+    "are tokens of the LLM: head 'discrete' (all at once) or 'autoregressive' (one after another)"
+)
+HEAD_KINDS = ("l1", "diffusion", "discrete", AUTOREGRESSIVE)
+WITHOUT_FILES = ("discrete", AUTOREGRESSIVE)
+"""Kinds that read the LLM's own head."""
 PUBLISHED_FILM_RANK = 32
 """The published FiLM loader expects adapters of this rank in the component, its default for `lora_rank`."""
 
-ActionHead = L1RegressionActionHead | DiffusionActionHead | DiscreteActionHead
+ActionHead = L1RegressionActionHead | DiffusionActionHead | DiscreteActionHead | AutoregressiveActionHead
 
 
 def component_file(directory: Path, component: str) -> Path | None:
@@ -35,10 +41,12 @@ def component_file(directory: Path, component: str) -> Path | None:
 def head_kind(directory: Path, config_json: dict[str, Any], wanted: str | None = None) -> str | None:
     """Which kind of action head a checkpoint holds; None where nothing says so and nothing is wanted.
 
-    A checkpoint without head files can be read as discrete action tokens where that is wanted or recorded.
+    A checkpoint without head files can be read as action tokens, discrete (all at once) or autoregressive (one after
+    another), where that is wanted or recorded. `extern.hf.original` tells what to want where nothing is said.
 
     Raises:
         ValueError: where it is not the wanted kind, or files of a diffusion head are missing.
+        FileNotFoundError: where another kind is wanted or recorded, and there are no files of it.
     """
     head, projector = (component_file(directory, name) for name in ("action_head", "noisy_action_projector"))
     recorded = config_json.get("action_head")
@@ -46,18 +54,33 @@ def head_kind(directory: Path, config_json: dict[str, Any], wanted: str | None =
         raise ValueError(
             f"{directory} holds only one of action_head--* and noisy_action_projector--*; a diffusion head needs both"
         )
-    held = "diffusion" if projector else "l1" if head else recorded if recorded == "discrete" else None
+    held = "diffusion" if projector else "l1" if head else recorded if recorded in WITHOUT_FILES else None
     if wanted is not None and wanted not in HEAD_KINDS:
         raise ValueError(f"unknown kind of action head {wanted!r}; known: {', '.join(HEAD_KINDS)}")
-    if wanted is None or wanted == held or (wanted == "discrete" and held is None):
+    if wanted is None or wanted == held or (wanted in WITHOUT_FILES and held is recorded is None):
         return wanted or held
     if held is None:
         raise FileNotFoundError(NO_HEAD.format(directory))
     flags = {"l1": "use_l1_regression", "diffusion": "use_diffusion", "discrete": "neither of the two"}
+    flags[AUTOREGRESSIVE] = f"action_head {AUTOREGRESSIVE}"
     raise ValueError(
         f"{directory} holds a head of kind {held!r}, but {wanted!r} was asked for; set {flags[held]} "
         f"(and not {flags[wanted]})"
     )
+
+
+def diffusion_steps(config_json: dict[str, Any], wanted: int | None = None) -> int | None:
+    """From clean actions to noise, as a checkpoint's diffusion head was trained; None where nothing says how many.
+
+    Raises ValueError where another number is wanted than `config.json` records.
+    """
+    recorded = config_json.get("num_diffusion_steps_train")
+    if None not in (recorded, wanted) and recorded != wanted:
+        raise ValueError(
+            f"num_diffusion_steps_train {wanted}: the checkpoint's diffusion head was trained with {recorded} steps; "
+            f"leave it out, or give {recorded}"
+        )
+    return recorded or wanted
 
 
 def load_component(file: Path) -> dict[str, torch.Tensor]:
@@ -71,6 +94,8 @@ def new_head(model: OpenVLAForActionPrediction, kind: str) -> ActionHead:
     robot, llm_dim = model.robot, int(model.config.text_config.hidden_size)  # type: ignore[union-attr]
     if kind == "discrete":
         return model.discrete_head()
+    if kind == AUTOREGRESSIVE:
+        return model.autoregressive_head()
     if kind == "diffusion":
         steps = model.config.num_diffusion_steps_train
         return DiffusionActionHead(llm_dim, robot.action_dim, robot.chunk_length, steps)

@@ -15,7 +15,9 @@ from prismatic.adapters import CONFIG_FILE
 from prismatic.atomic_folder import PENDING
 from prismatic.checkpoint import REQUIRED_FILES, read_statistics, weight_problems
 from prismatic.extern.hf.configuration_prismatic import OpenVLAConfig
+from prismatic.extern.hf.original import as_original, why_original
 from prismatic.models.action_heads import L1RegressionActionHead
+from prismatic.models.autoregressive import AUTOREGRESSIVE
 from prismatic.models.lora import FINGERPRINT_FILE, FOLDER
 from prismatic.models.projectors import ProprioProjector
 from prismatic.vla.robots import LIBERO, RobotSpec
@@ -87,6 +89,8 @@ def _read_config(directory: Path) -> tuple[dict[str, Any], OpenVLAConfig]:
     if config_json.get("model_type") != "openvla":
         raise ValueError(f"{file} is of a model of type {config_json.get('model_type')!r}; expected 'openvla'")
     config = OpenVLAConfig.from_pretrained(directory)
+    if why_original(directory, config_json):
+        as_original(config)
     _ = config.robot_spec, config.pruner_spec, config.special_tokens  # raise ValueError where they are malformed
     return config_json, config
 
@@ -96,6 +100,11 @@ def _kind(found: Inspection, config_json: Mapping[str, Any], has_weights: bool, 
         return "adapter and heads without weights; merge them by vla-scripts/merge_lora_weights_and_save.py"
     if head is None and config_json.get("action_head") == "discrete":
         head = "discrete action token"
+    if head is None and config_json.get("action_head") == AUTOREGRESSIVE:
+        return "OpenVLA: action tokens one after another, one action per policy query"
+    if head is None and (why := why_original(found.path, config_json)):
+        found.notes.append(f"{why}; its tokens are decoded one after another unless head 'discrete' is asked for")
+        return "original OpenVLA: action tokens one after another, one action per policy query; or a base to fine-tune"
     if head is None:
         return "OpenVLA: discrete action tokens, or a base model to fine-tune"
     name = (config_json.get("pruner") or {}).get("name")
@@ -227,10 +236,11 @@ def _inspect_config(found: Inspection, config_json: Mapping[str, Any], config: O
     )
     says = "" if config_json.get("pruner") else " (assumed: none is recorded)"
     found.facts["pruner"] = f"{config.pruner_spec}{says}"
-    images = config.num_images_in_input or "2 (assumed: none is recorded)"
-    found.facts["images per sample"] = str(images)
+    images = config.num_images_in_input or 2
+    says = "" if config_json.get("num_images_in_input") else " (assumed: none is recorded)"
+    found.facts["images per sample"] = f"{images}{says}"
     found.facts["action read-out"] = config.action_readout
-    if isinstance(images, int) and images > len(robot.cameras):
+    if images > len(robot.cameras):
         found.problems.append(
             f"config.json: num_images_in_input {images}, but robot {robot.name!r} has {len(robot.cameras)} cameras"
         )

@@ -21,7 +21,10 @@ from prismatic.checkpoint import (
     resolve,
 )
 from prismatic.components import NO_HEAD, head_kind
+from prismatic.extern.hf.original import why_original
+from prismatic.models.autoregressive import AUTOREGRESSIVE, check_decodable
 from prismatic.models.batch import Call, EncodedBatch
+from prismatic.models.diffusion import DiffusionActionHead
 from prismatic.models.pruners.registry import PrunerSpec
 from prismatic.models.stage_clock import StageClock
 from prismatic.models.token_pruner import TokenSelection
@@ -33,6 +36,11 @@ from prismatic.vla.transform import PolicyTransform
 logger = logging.getLogger(__name__)
 
 Observation = Mapping[str, Any]
+
+_ACTS_AS_ORIGINAL = (
+    ". It decodes its action tokens one after another, one action per policy query, from one image without pruner and "
+    "state; head='discrete' (--action_head discrete) decodes chunks in parallel"
+)
 
 
 @dataclass
@@ -102,7 +110,12 @@ class Policy:
             action_readout: "aligned" (as trained) or "tail" (as the LightVLA research code infers).
             center_crop: None follows the checkpoint, and crops where it does not say.
             engine: how the model is run; "eager" is the only one so far.
-            options: `num_images_in_input`, `use_proprio`, `robot`, `head`, `use_film`, `quantization` of `LoadOptions`.
+            options: `num_images_in_input`, `use_proprio`, `robot`, `head`, `use_film`, `quantization`,
+                `num_diffusion_steps_train` of `LoadOptions`.
+
+        A folder that looks like an original OpenVLA checkpoint (`extern.hf.original.why_original`) is run as one, where
+        no `head` is given: one action per query, (1, action_dim). What was assumed is logged and stays in
+        `checkpoint.assumptions`.
         """
         dtype = dtype or (torch.bfloat16 if torch.device(device).type == "cuda" else torch.float32)
         spec = PrunerSpec.parse(pruner) if pruner else None
@@ -113,9 +126,15 @@ class Policy:
         check_complete(directory)
         key = choose_unnorm_key(directory, unnorm_key)
         config_json = json.loads((directory / "config.json").read_text())
+        original = None
         if head_kind(directory, config_json, options.get("head")) is None:
-            raise FileNotFoundError(NO_HEAD.format(directory))
+            if (original := why_original(directory, config_json)) is None:
+                raise FileNotFoundError(NO_HEAD.format(directory))
+            options["head"] = AUTOREGRESSIVE
         checkpoint = load_checkpoint(directory, LoadOptions(device, dtype, spec, action_readout, **options))
+        if original is not None:
+            checkpoint.assumptions.insert(0, original + _ACTS_AS_ORIGINAL)
+            logger.warning("%s: %s", directory, checkpoint.assumptions[0])
         if center_crop is None:
             recorded = checkpoint.model.config.center_crop
             center_crop = True if recorded is None else recorded
@@ -217,6 +236,8 @@ class Policy:
         spec = PrunerSpec.parse(spec) if isinstance(spec, str) else spec
         spec = spec.following(self.checkpoint.config_json.get("pruner"))
         loaded, trained = self._trained_pruner
+        if self.action_head.kind == AUTOREGRESSIVE:
+            check_decodable(spec.name)
         if spec.has_parameters and not spec.shares_parameters(loaded):
             raise ValueError(f"pruner {spec} needs trained queries, but {loaded} was loaded; load the policy with it")
         if spec.name == "random" and loaded.has_parameters:
@@ -228,11 +249,13 @@ class Policy:
 
     def description(self) -> dict[str, Any]:
         """What this policy is, for results and reports."""
-        config = self.model.config
+        config, head = self.model.config, self.action_head
+        steps = {"num_diffusion_steps_train": head.num_train_steps} if isinstance(head, DiffusionActionHead) else {}
         return {
+            **steps,
             "checkpoint": str(self.checkpoint.path),
             "pruner": str(config.pruner_spec),
-            "action_head": self.action_head.kind,
+            "action_head": head.kind,
             "use_film": config.use_film,
             "action_readout": config.action_readout,
             "unnorm_key": self.unnorm_key,

@@ -12,7 +12,7 @@ import torch
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import tensorflow_process
-from reference_checkpoint import write_reference_checkpoint
+from reference_checkpoint import write_original_checkpoint, write_reference_checkpoint
 
 from prismatic.checkpoint import Checkpoint, LoadOptions, load_checkpoint, save_checkpoint
 from prismatic.models.action_heads import L1RegressionActionHead
@@ -31,6 +31,12 @@ def _seeded() -> None:
 def reference_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny checkpoint in the published layout on which the reference's numbers were recorded. Read only."""
     return write_reference_checkpoint(tmp_path_factory.mktemp("reference") / "checkpoint")
+
+
+@pytest.fixture(scope="session")
+def original_directory(reference_directory: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny checkpoint as the original OpenVLA publishes one, which decodes token by token. Read only."""
+    return write_original_checkpoint(reference_directory, tmp_path_factory.mktemp("original") / "checkpoint")
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 LLM_DIM, LLM_MLP, LLM_LAYERS, VOCABULARY = 128, 352, 4, 32064
 VITS = {  # name: (dim, depth, mlp, is DINOv2)
@@ -307,6 +307,25 @@ def write_variant(base: Path, folder: Path, components: dict[str, dict[str, torc
         for old in folder.glob(f"{component}--*"):
             old.unlink()
         torch.save(state, folder / f"{component}--100_checkpoint.pt")
+    return folder
+
+
+def write_original_checkpoint(base: Path, folder: Path, fine_tuned: bool = False) -> Path:
+    """The checkpoint `base` as the original OpenVLA leaves one: no `.pt` file, statistics in `config.json`.
+
+    Rows of the LM head that are no action token are zero, so that action tokens are the most likely ones, as they are
+    after training. `fine_tuned` keeps `dataset_statistics.json`, which OpenVLA's fine-tuning writes.
+    """
+    shutil.copytree(base, folder)
+    for file in folder.glob("*.pt"):
+        file.unlink()
+    if not fine_tuned:
+        (folder / "dataset_statistics.json").unlink()
+    name = "language_model.lm_head.weight"
+    shard = folder / json.loads((folder / "model.safetensors.index.json").read_text())["weight_map"][name]
+    tensors = load_file(shard)
+    tensors[name][:31744] = tensors[name][32000:] = 0
+    save_file(tensors, shard, metadata={"format": "pt"})
     return folder
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -18,11 +18,18 @@ class Call:
         score_noise: (B, Q, V) added to the scores of the pruner's Q queries (V for LightVLA) in training, or None.
         seeds: one per sample, of what a pruner draws at random; None draws from the pruner's own stream.
         clock: told when a stage begins and ends, or None.
+        number: which pass of the LLM over the same batch it is, from 0; denoising makes several.
     """
 
     score_noise: torch.Tensor | None = None
     seeds: Sequence[int] | None = None
     clock: StageClock | None = None
+    number: int = 0
+
+    @property
+    def pruner_seeds(self) -> list[tuple[int, int]] | None:
+        """Per sample what its random draw follows from: its seed and the number of the pass."""
+        return None if self.seeds is None else [(seed, self.number) for seed in self.seeds]
 
     def stage(self, name: str) -> AbstractContextManager[None]:
         """Count what happens inside as that stage's."""
@@ -46,6 +53,10 @@ class EncodedBatch:
     visual: TokenSelection
     state_token: torch.Tensor | None
     call: Call = field(default_factory=Call)
+
+    def of_pass(self, number: int) -> "EncodedBatch":
+        """The same batch for the LLM's pass of that number."""
+        return replace(self, call=replace(self.call, number=number))
 
 
 @dataclass

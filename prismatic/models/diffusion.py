@@ -10,6 +10,9 @@ from torch import nn
 from prismatic.models.action_heads import HeadLoss, MLPResNet
 from prismatic.models.projectors import NoisyActionProjector
 
+NUM_TRAIN_STEPS = 50
+"""From clean actions to noise, where nothing says otherwise; OpenVLA-OFT's default."""
+
 
 def timestep_token(timesteps: torch.Tensor, dim: int) -> torch.Tensor:
     """Sines, then cosines, of the step at geometrically falling frequencies: (B,) -> (B, 1, dim) float32."""
@@ -46,7 +49,9 @@ class DiffusionActionHead(nn.Module):
 
     kind = "diffusion"
 
-    def __init__(self, llm_dim: int, action_dim: int, chunk_length: int, num_train_steps: int = 50) -> None:
+    def __init__(
+        self, llm_dim: int, action_dim: int, chunk_length: int, num_train_steps: int = NUM_TRAIN_STEPS
+    ) -> None:
         super().__init__()
         try:
             from diffusers.schedulers.scheduling_ddim import DDIMScheduler
@@ -113,8 +118,8 @@ class DiffusionActionHead(nn.Module):
         actions = (torch.randn(shape) if start_noise is None else start_noise).to(device, torch.float32)
         self.scheduler.set_timesteps(self.num_inference_steps)
         hidden = None
-        for step in self.scheduler.timesteps.to(device):
-            hidden = self._run(model, encoded, actions, step.expand(shape[0]))
+        for number, step in enumerate(self.scheduler.timesteps.to(device)):
+            hidden = self._run(model, encoded.of_pass(number), actions, step.expand(shape[0]))
             noise = self.predict_noise(hidden.rows).float()
             actions = self.scheduler.step(noise, step, actions).prev_sample
         return actions, hidden

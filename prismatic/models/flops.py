@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import nn
 
+from prismatic.models.autoregressive import AutoregressiveActionHead
 from prismatic.models.film import FiLMedBlock
 from prismatic.models.pruners.learnable_queries import LearnableQueries
 from prismatic.models.sites import LlamaLayer, Projector, Site, VisionBlock
@@ -81,6 +82,15 @@ def llm_flops(llama: Any, sequence_length: int, layers: slice = slice(None)) -> 
     return 2 * sequence_length * _linears(chosen) + 4 * sequence_length**2 * width * len(chosen)
 
 
+def decoding_flops(language_model: Any, prompt_length: int, num_tokens: int) -> int:
+    """Of a prompt, then one token at a time over cached keys, with the LM head's logits of each."""
+    llama, steps = language_model.model, num_tokens - 1
+    width = llama.config.num_attention_heads * llama.config.head_dim * len(llama.layers)
+    keys = prompt_length**2 + sum(prompt_length + step for step in range(1, num_tokens))
+    linears = (prompt_length + steps) * _linears(llama.layers) + num_tokens * _linears(language_model.lm_head)
+    return 2 * linears + 4 * keys * width
+
+
 def pruner_flops(pruner: nn.Module, num_visual: int, context_length: int, dim: int) -> int:
     """Of scoring: LightVLA makes its queries from the context, one per visual token; learnable ones are there."""
     if isinstance(pruner, KeepAllTokens):
@@ -112,7 +122,8 @@ def count_flops(
 
     Args:
         model: an `OpenVLAForActionPrediction`.
-        action_head: its head (a diffusion head makes `num_inference_steps` passes), or None: one pass without.
+        action_head: its head (a diffusion head makes `num_inference_steps` passes, one that decodes token by token as
+            many as an action has numbers), or None: one pass without.
         proprio_projector: or None.
         kept_tokens: visual tokens that stay, in every pass; None: all, without a pruner. A pruner inside the vision
             backbone needs the number of each image, since the images' rows are padded to the longest; a total is taken
@@ -120,6 +131,15 @@ def count_flops(
         prompt_tokens: BOS, prompt and empty piece.
     """
     visual, images = model.num_visual_tokens, model.num_images_in_input
+    if isinstance(action_head, AutoregressiveActionHead):
+        return FlopCount(
+            vision=vision_flops(model.vision_backbone, images),
+            projector=2 * visual * _linears(model.projector),
+            proprio=0,
+            pruner=0,
+            llm=decoding_flops(model.language_model, visual + prompt_tokens, action_head.action_dim),
+            action_head=0,
+        )
     diffusion = getattr(action_head, "kind", None) == "diffusion"
     passes: int = action_head.num_inference_steps if diffusion else 1  # type: ignore[union-attr, assignment]
     context = (prompt_tokens - 1) + model.robot.num_action_tokens + 1 + (proprio_projector is not None) + diffusion

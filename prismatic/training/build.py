@@ -21,6 +21,7 @@ from prismatic.checkpoint import (
     resolve,
 )
 from prismatic.components import component_file, new_head
+from prismatic.models.diffusion import NUM_TRAIN_STEPS
 from prismatic.models.lora import attach_lora
 from prismatic.models.projectors import ProprioProjector
 from prismatic.models.token_pruner import TokenPruner
@@ -143,6 +144,7 @@ def _load(config: FinetuneConfig, folder: Path, device: torch.device, data_robot
         action_readout="aligned",
         new_pruner=True,
         device=device,
+        num_diffusion_steps_train=config.num_diffusion_steps_train if config.use_diffusion else None,
     )
     checkpoint = load_checkpoint(folder, options)
     _check_robot(checkpoint.model.robot, data_robot, config)
@@ -163,7 +165,7 @@ def _add_new_parts(config: FinetuneConfig, checkpoint: Checkpoint, folder: Path)
         if held is not None:
             log.warning("the checkpoint's action head is of kind %s and is left out", held)
         if wanted == "diffusion":
-            model.config.num_diffusion_steps_train = config.num_diffusion_steps_train
+            model.config.num_diffusion_steps_train = config.num_diffusion_steps_train or NUM_TRAIN_STEPS
         checkpoint.action_head = new_head(model, wanted)
         model.config.action_head = wanted
     if config.use_proprio:

@@ -22,7 +22,7 @@ class FinetuneConfig:
     # What the policy is
     use_l1_regression: bool = True
     use_diffusion: bool = False
-    num_diffusion_steps_train: int = 50
+    num_diffusion_steps_train: int | None = None  # None: as the checkpoint records, 50 for a new head
     use_film: bool = False
     num_images_in_input: int = 1
     use_proprio: bool = False

@@ -1,11 +1,13 @@
 """Bad input is found before anything heavy is loaded."""
 
 import importlib.util
+import json
 import logging
 import math
 import tempfile
 
 from prismatic.checkpoint import check_complete, resolve
+from prismatic.components import diffusion_steps, head_kind
 from prismatic.extern.hf.configuration_prismatic import OpenVLAConfig
 from prismatic.extern.hf.modeling_prismatic import check_pruner
 from prismatic.training.config import FinetuneConfig
@@ -45,6 +47,8 @@ def check_flags(config: FinetuneConfig) -> None:
 def _check_method(config: FinetuneConfig) -> None:
     if config.use_l1_regression and config.use_diffusion:
         raise ValueError("--use_l1_regression and --use_diffusion exclude each other; set one of them to False")
+    if config.num_diffusion_steps_train is not None and not config.use_diffusion:
+        log.warning("--num_diffusion_steps_train is of diffusion heads, and --use_diffusion is False: it is not used")
     if config.use_diffusion and importlib.util.find_spec("diffusers") is None:
         raise ValueError("--use_diffusion True needs diffusers: pip install 'lightvla[diffusion]'")
     if config.use_film and config.use_lora and not config.merge_lora_during_training:
@@ -63,7 +67,7 @@ def _check_method(config: FinetuneConfig) -> None:
 
 def _check_ranges(config: FinetuneConfig) -> None:
     for name in _POSITIVE:
-        if (value := getattr(config, name)) < 1:
+        if (value := getattr(config, name)) is not None and value < 1:
             raise ValueError(f"--{name} {value}: expected at least 1")
     for name in _NOT_NEGATIVE:
         if not (value := getattr(config, name)) >= 0:
@@ -98,13 +102,16 @@ def check_checkpoint(config: FinetuneConfig) -> None:
 
     Raises:
         FileNotFoundError: naming the missing folder or file.
-        ValueError: for a pruner that cannot be trained so.
+        ValueError: for a pruner that cannot be trained so, or a diffusion head of another number of steps.
     """
     if config.resume:
         folder, _ = find_resumable(config)
     else:
         folder = resolve(config.vla_path)
         check_complete(folder)
+    config_json = json.loads((folder / "config.json").read_text())
+    if config.use_diffusion and head_kind(folder, config_json) == "diffusion":
+        diffusion_steps(config_json, config.num_diffusion_steps_train)
     spec = training_pruner(config, recorded_pruner(folder))
     check_form(config, spec)
     if spec.has_parameters:

@@ -32,6 +32,7 @@ MUST_MATCH = (
     "use_proprio",
     "use_l1_regression",
     "use_diffusion",
+    "num_diffusion_steps_train",
     "use_film",
     "num_images_in_input",
     "seed",

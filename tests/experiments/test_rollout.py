@@ -1,5 +1,6 @@
 """Rollouts in the real simulator, with policies whose every action is known."""
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -124,6 +125,11 @@ def test_looks_every_chunk_and_renders_nothing_else(environment: Watched, start:
     ]
     assert set(policy.requests[0].observation) == {"full_image", "wrist_image", "state"}
     assert (record.initial_state, record.trial, record.seed) == (3, 2, 7)
+
+
+def test_every_look_of_an_evaluation_has_its_own_seed() -> None:
+    seeds = [look_seed(seed, "libero_goal", *where) for seed, *where in itertools.product(range(4), repeat=5)]
+    assert len(set(seeds)) == 4**5
 
 
 def test_a_simulation_that_goes_astray_is_no_failure(

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from experiments.robot.libero import protocols
 from experiments.robot.libero.config import EvaluationConfig, check_flags, parse_indices
 from experiments.robot.libero.environment import load_task
 from experiments.robot.libero.plan import make_plan, scene_of, swap_partners
@@ -50,6 +51,13 @@ def test_parse_indices_refuses_nonsense(text: str) -> None:
         ({"use_diffusion": True}, "exclude each other"),
         ({"load_in_8bit": True, "load_in_4bit": True}, "--load_in_8bit and --load_in_4bit exclude each other"),
         ({"load_in_8bit": True}, "loading in 8bit needs"),
+        ({"num_diffusion_steps_train": 0}, "--num_diffusion_steps_train 0: expected at least 1"),
+        (
+            {"action_head": "tokens"},
+            "unknown --action_head 'tokens'; known: auto, l1, diffusion, discrete, auto",
+        ),
+        ({"use_l1_regression": False, "use_diffusion": True, "action_head": "l1"}, "exclude each other; give one"),
+        ({"pruner": "lightvla:min_tokens=--5"}, "min_tokens=--5: expected a whole number, 0 or more"),
         ({"num_diffusion_steps_inference": 0}, "--num_diffusion_steps_inference 0: expected at least 1"),
         ({"task_suite_name": "libero_kitchen"}, "libero_spatial, libero_object"),
         ({"control": "upside_down"}, "none, blank_images"),
@@ -142,6 +150,41 @@ def test_policy_follows_suite_and_flags(untrained_checkpoint: Path) -> None:
         load_policy(config(pretrained_checkpoint=path, unnorm_key="bridge"))
     with pytest.raises(FileNotFoundError, match="does not exist"):
         load_policy(config(pretrained_checkpoint=path + "-missing"))
+
+
+def test_an_original_checkpoint_is_evaluated_as_what_it_is(original_directory: Path, tmp_path: Path) -> None:
+    """Under the flags that OpenVLA's own command has, and under those that mean discrete tokens to OpenVLA-OFT."""
+    path = {"pretrained_checkpoint": str(original_directory), "unnorm_key": "libero_tiny_no_noops"}
+    for flags in ({}, {"use_l1_regression": False}, {"action_head": "autoregressive"}):
+        assert load_policy(config(**path, **flags)).action_head.kind == "autoregressive"
+    parallel = load_policy(config(**path, action_head="discrete", pruner="none"))
+    assert parallel.action_head.kind == "discrete" and parallel.robot.open_loop_steps == 8
+    refused = {
+        "fetch its .pt files, or say what it is": {"action_head": "l1"},
+        r"num_open_loop_steps 8: a chunk has 1 actions \(autoregressive head\)": {"num_open_loop_steps": 8},
+        "the pruner is 'random'; set pruner to none": {"control": "random_tokens"},
+        "the pruner is 'lightvla'; set pruner to none": {"pruner": "lightvla"},
+    }
+    for words, flags in refused.items():
+        with pytest.raises((ValueError, FileNotFoundError), match=words):
+            load_policy(config(**path, **flags))
+
+
+def test_command_evaluates_an_original_checkpoint(
+    original_directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(protocols.DEFAULT.step_caps, "libero_goal", 4)
+    flags: dict[str, Any] = {"initial_states": "30", "renderer": "fast", "env_img_res": 64, "device": "cpu"}
+    flags |= {"pretrained_checkpoint": str(original_directory), "output_dir": str(tmp_path), "task_ids": "1,8"}
+    assert main(config(**flags, unnorm_key="libero_tiny_no_noops", num_envs=1), ["eval"]) == 0
+    results = Results.load(tmp_path)
+    assert results.policy["action_head"] == "autoregressive" and results.policy["pruner"] == "none"
+    assert results.policy["num_images"] == 1 and results.run["protocol"]["open_loop_steps"] == 1
+    assert "assumed an original OpenVLA checkpoint" in results.policy["assumptions"][0]
+    assert "assumed an original OpenVLA checkpoint" in " ".join(capsys.readouterr().out.split())
+    for episode in results.episodes:
+        assert episode.invalid is None and episode.steps == len(episode.latency_ms) == 4
+        assert set(episode.tokens_kept) == {256} == {episode.num_visual_tokens}
 
 
 def test_command_refuses_with_one_line(capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,6 +10,7 @@ from prismatic.models.action_heads import L1RegressionActionHead
 from prismatic.models.diffusion import DiffusionActionHead
 from prismatic.models.flops import count_flops, vision_flops
 from prismatic.models.pruners.registry import PrunerSpec
+from prismatic.policy import Policy
 
 
 def counted(model: Any, head: Any, projector: Any) -> tuple[int, list[int], int]:
@@ -80,6 +81,20 @@ def test_film_counts_once_per_image_not_per_patch(reference_checkpoint):
     width = model.language_model.config.hidden_size
     maps = sum(2 * width * vit.embed_dim * (len(vit.blocks) - 1) for vit in model.vision_backbone.vits)
     assert vision_flops(model.vision_backbone, 2) - plain == 2 * 2 * maps
+
+
+def test_decoding_token_by_token(original_directory):
+    policy = Policy.from_pretrained(original_directory)
+    model, ids = policy.model, torch.tensor([[1, *range(300, 333), 29871]])
+    for vit in model.vision_backbone.vits:
+        for block in vit.blocks:
+            block.attn.fused_attn = False
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        encoded = model.encode(ids, torch.ones_like(ids), torch.randn(1, 6, 224, 224))
+        policy.action_head.predict(model, encoded)
+    count = count_flops(model, policy.action_head, None, None, prompt_tokens=ids.shape[1])
+    rotary = sum(v for name, v in counter.get_flop_counts().items() if name.endswith("rotary_emb") for v in v.values())
+    assert count.total == counter.get_total_flops() - rotary
 
 
 def test_the_earlier_tokens_are_dropped_the_less_there_is_to_do(reference_checkpoint):

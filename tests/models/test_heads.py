@@ -21,6 +21,7 @@ from prismatic.checkpoint import Checkpoint, LoadOptions, load_checkpoint, save_
 from prismatic.models.diffusion import DiffusionActionHead
 from prismatic.models.pruners.registry import PrunerSpec
 from prismatic.models.token_pruner import KeepAllTokens, TokenPruner
+from prismatic.policy import Policy
 from prismatic.vla.normalization import normalize, unnormalize
 
 KEY = "libero_tiny_no_noops"
@@ -212,6 +213,31 @@ def test_samples_of_a_diffusion_batch_do_not_see_each_other(diffusion_directory,
 def test_what_the_checkpoint_does_not_hold_is_refused(request, kind, options, words):
     with pytest.raises(ValueError, match=words):
         load_checkpoint(request.getfixturevalue(f"{kind}_directory"), LoadOptions(**options))
+
+
+def test_the_number_of_diffusion_steps_is_recorded_given_or_assumed(diffusion_directory, tmp_path):
+    """A published checkpoint records none; what is saved does, and nothing else is then accepted."""
+    assumed = load_checkpoint(diffusion_directory)
+    assert assumed.action_head.num_train_steps == 50
+    assert "config.json records no number of diffusion steps: assumed 50" in assumed.assumptions
+    given = load_checkpoint(diffusion_directory, LoadOptions(num_diffusion_steps_train=20))
+    assert given.action_head.num_train_steps == 20 and not any("diffusion" in text for text in given.assumptions)
+    saved = save_checkpoint(tmp_path / "saved", given, 0)
+    assert load_checkpoint(saved).action_head.num_train_steps == 20
+    with pytest.raises(ValueError, match="num_diffusion_steps_train 50: .* was trained with 20 steps; leave it out"):
+        load_checkpoint(saved, LoadOptions(num_diffusion_steps_train=50))
+
+
+def test_random_tokens_are_drawn_anew_at_every_denoising_step(diffusion_directory):
+    policy = Policy.from_pretrained(diffusion_directory, pruner="random:seed=3")
+    policy.action_head.num_inference_steps = 3
+    kept = watch_kept(policy.model)
+    sample = reference_sample(0)
+    seen = {"full_image": sample["images"][0], "wrist_image": sample["images"][1], "state": sample["state"]}
+    actions = [policy.act_batch([seen], ["turn on the stove"], seeds=[5]).actions for _ in range(2)]
+    assert len({mask.tobytes() for mask in kept[:3]}) == 3
+    np.testing.assert_array_equal(kept[:3], kept[3:])
+    np.testing.assert_array_equal(*actions)
 
 
 def test_half_a_diffusion_head_is_refused(diffusion_directory, tmp_path):

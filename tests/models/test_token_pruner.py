@@ -1,8 +1,10 @@
 """Selection against brute force, and the straight-through gradient against the paper's duplicated form."""
 
+import numpy as np
 import pytest
 import torch
 
+from prismatic.models.batch import Call
 from prismatic.models.pruners.registry import PrunerSpec
 from prismatic.models.token_pruner import KeepAllTokens, TokenPruner, group_picks, rms_normalize, score_tokens
 
@@ -128,9 +130,33 @@ def test_random_control_keeps_as_many_but_other_tokens():
         torch.testing.assert_close(random.tokens[row][random.valid[row]], patches[row, index])
 
 
+def random_draw(seed: int, query: int, passes: int = 1) -> list[tuple[int, ...]]:
+    """The tokens that `random` keeps in the passes of one policy query."""
+    generator = torch.Generator().manual_seed(1)
+    patches, context = (torch.randn(1, n, 8, generator=generator) for n in (60, 4))
+    pruner = PrunerSpec.parse(f"random:seed={seed}").build().eval()
+    seeds = [Call(seeds=[query], number=number).pruner_seeds for number in range(passes)]
+    return [tuple(pruner(patches, context, seeds=own).index[0].tolist()) for own in seeds]
+
+
+def test_random_draws_follow_from_seed_query_and_pass_alone():
+    draws = [draw for seed in range(6) for query in range(6) for draw in random_draw(seed, query, 3)]
+    assert len(set(draws)) == 6 * 6 * 3, "else two of them share a draw, as sums and xors of seeds did"
+    assert random_draw(2, 5, 3) == random_draw(2, 5, 3) and random_draw(0, -1) != random_draw(0, 1)
+    assert random_draw(0, np.int64(7)) == random_draw(0, 7)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        ("lightvla:min_tokens=--5", "min_tokens=--5: expected a whole number, 0 or more"),
+        ("lightvla:min_tokens=-5", "min_tokens=-5: expected a whole number, 0 or more"),
+        ("lightvla:min_tokens=", "min_tokens=: expected a whole number"),
+        ("lightvla:min_tokens=5.0", "min_tokens=5.0: expected a whole number"),
+        ("lightvla:min_tokens=\u00b2", "expected a whole number"),
+        ("random:seed=true", "seed=True: expected a whole number"),
+        ("lightvla_star:queries=1e3", "queries=1e3: expected a whole number"),
+        ("lightvla:min_tokens=5,min_tokens=6", "'min_tokens' stands twice"),
         ("lightvlaa", "unknown pruner 'lightvlaa'; known: lightvla, lightvla_star, none, random"),
         ("lightvla:queries=3", "no option 'queries'"),
         ("lightvla:noise=pink", "noise=pink is not one of"),
@@ -140,6 +166,14 @@ def test_random_control_keeps_as_many_but_other_tokens():
 def test_bad_flags_say_what_is_known(text, message):
     with pytest.raises(ValueError, match=message):
         PrunerSpec.parse(text)
+
+
+@pytest.mark.parametrize(
+    "recorded", [{"min_tokens": 5}, "none", {"name": ["lightvla"]}, {"name": "lightvla", "min_tokens": 5.0}]
+)
+def test_a_record_that_is_no_pruner_is_refused(recorded):
+    with pytest.raises(ValueError, match="is no pruner|unknown pruner|expected a whole number"):
+        PrunerSpec.from_json(recorded)
 
 
 def test_inference_follows_what_training_recorded():

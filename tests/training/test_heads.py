@@ -11,7 +11,8 @@ from prismatic.policy import Policy
 from prismatic.training.build import build, train_batches
 from prismatic.training.distributed import Ranks
 from prismatic.training.heads import diffusion_draws
-from prismatic.training.loop import finetune
+from prismatic.training.loop import BadInput, finetune
+from prismatic.training.preflight import check_flags
 
 ALONE = Ranks(0, 1, torch.device("cpu"))
 KINDS = {
@@ -61,6 +62,19 @@ def test_a_resumed_diffusion_run_ends_where_an_undisturbed_one_ends(flags):
     for name in ("action_head--4_checkpoint.pt", "noisy_action_projector--4_checkpoint.pt"):
         first, second = (torch.load(folder / name, weights_only=True) for folder in (whole, parts))
         assert all(torch.equal(first[key], second[key]) for key in first), name
+
+
+def test_a_diffusion_head_keeps_its_number_of_steps(flags, caplog):
+    folder = str(finetune(flags(**KINDS["diffusion"], max_steps=1)))
+    more = {"vla_path": folder, "use_l1_regression": False, "use_diffusion": True}
+    assert build(flags(**more, run_id_override="more"), ALONE).module.action_head.num_train_steps == 5
+    with pytest.raises(BadInput, match="num_diffusion_steps_train 7: .* was trained with 5 steps"):
+        finetune(flags(**more, run_id_override="other", num_diffusion_steps_train=7))
+    check_flags(flags(num_diffusion_steps_train=7))
+    assert "--use_diffusion is False: it is not used" in caplog.text
+    anew = flags(vla_path=str(finetune(flags(vla_path=folder, run_id_override="l1", max_steps=1))), use_diffusion=True,
+                 use_l1_regression=False, run_id_override="anew")  # fmt: skip
+    assert build(anew, ALONE).module.action_head.num_train_steps == 50
 
 
 def test_film_is_not_dropped_silently(flags):
@@ -115,3 +129,10 @@ def test_gradient_checkpointing_changes_no_gradient(flags, use_lora, compact):
         gradients.append({name: parameter.grad for name, parameter in run.training.trained.items()})
     for name, gradient in gradients[0].items():
         torch.testing.assert_close(gradients[1][name], gradient, atol=1e-7, rtol=1e-5, msg=name)
+
+
+def test_an_original_checkpoint_is_a_base_like_any_other(flags, original_directory):
+    folder = finetune(flags(vla_path=str(original_directory), max_steps=1, batch_size=2, num_images_in_input=1))
+    policy = Policy.from_pretrained(folder)
+    assert policy.description()["action_head"] == "l1" and policy.description()["pruner"].startswith("lightvla")
+    assert policy.act(observation(), "put the bowl on the plate").shape == (8, 7)

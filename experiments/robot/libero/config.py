@@ -13,6 +13,8 @@ from experiments.robot.libero import protocols, suites
 from experiments.robot.libero.environment import RENDERERS
 from experiments.robot.libero.remote_flags import MAX_TIMEOUT_S, check_remote_flags
 from experiments.robot.libero.simulator import MIN_RESOLUTION
+from prismatic.components import HEAD_KINDS
+from prismatic.models.pruners.registry import PrunerSpec
 from prismatic.models.quantization import check_quantization
 
 CONTROLS = ("none", "blank_images", "swapped_instruction", "random_tokens")
@@ -32,7 +34,7 @@ class EvaluationConfig:
     pretrained_checkpoint: str = ""  # checkpoint folder or hub id
     use_l1_regression: bool = True
     use_diffusion: bool = False
-    num_diffusion_steps_train: int = 50
+    num_diffusion_steps_train: int | None = None  # of a diffusion head whose checkpoint does not record it; None: 50
     num_diffusion_steps_inference: int = 50
     use_film: bool = False
     num_images_in_input: int | None = None  # cameras the policy reads
@@ -69,6 +71,7 @@ class EvaluationConfig:
     seed: int = _BY_PROTOCOL  # of resets, wide starts and random choices; by default 7, or the protocol's
 
     # This project's own
+    action_head: str = "auto"  # l1, diffusion, discrete, autoregressive; auto: by the flags above and the folder
     pruner: str | None = None  # overrides the checkpoint's: `none`, `lightvla:multiplicity=set`
     action_readout: str | None = None  # aligned or tail
     task_ids: str | None = None  # `1,4,8` or `0-4`; None: all of the suite
@@ -97,7 +100,9 @@ FREE_FLAGS = frozenset(
     | {"num_envs", "resume", "max_attempts", "worker_timeout_s", "render_every_step", "policy_url", "policy_timeout_s"}
     | {"model_family", "lora_rank", "num_diffusion_steps_train"}
 )
-"""Flags that change how an evaluation runs but not what it finds; all others must agree when it is resumed."""
+"""Flags that change how an evaluation runs but not what it finds; all others must agree when it is resumed.
+
+The number of diffusion steps in force stands in the policy's description, which must agree too."""
 
 
 def quantization_of(config: EvaluationConfig) -> str | None:
@@ -130,6 +135,12 @@ def check_flags(config: EvaluationConfig) -> None:
         raise ValueError("--pretrained_checkpoint is missing: give a checkpoint folder or a hub id such as user/name")
     if config.use_l1_regression and config.use_diffusion:
         raise ValueError("--use_l1_regression and --use_diffusion exclude each other; set one of them to False")
+    if config.action_head not in ("auto", *HEAD_KINDS):
+        raise ValueError(f"unknown --action_head {config.action_head!r}; known: auto, {', '.join(HEAD_KINDS)}")
+    if config.use_diffusion and config.action_head not in ("auto", "diffusion"):
+        raise ValueError(f"--use_diffusion True and --action_head {config.action_head} exclude each other; give one")
+    if config.pruner is not None:
+        PrunerSpec.parse(config.pruner)
     quantization_of(config)
     for flag, known in (("control", CONTROLS), ("renderer", RENDERERS)):
         if getattr(config, flag) not in known:
@@ -141,7 +152,8 @@ def check_flags(config: EvaluationConfig) -> None:
     if config.dtype is not None and config.dtype not in DTYPES:
         raise ValueError(f"unknown --dtype {config.dtype!r}; known: {', '.join(DTYPES)}")
     counts = ("num_trials_per_task", "video_every_steps", "num_open_loop_steps", "num_images_in_input", "num_envs")
-    for flag in (*counts, "num_diffusion_steps_inference", "batch_size", "max_attempts"):
+    diffusion = ("num_diffusion_steps_train", "num_diffusion_steps_inference")
+    for flag in (*counts, *diffusion, "batch_size", "max_attempts"):
         if getattr(config, flag) is not None and getattr(config, flag) < 1:
             raise ValueError(f"--{flag} {getattr(config, flag)}: expected at least 1")
     if config.num_steps_wait < 0 or config.wide_starts_m < 0:

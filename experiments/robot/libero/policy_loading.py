@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,12 @@ from experiments.robot.libero.config import DTYPES, EvaluationConfig, quantizati
 from experiments.robot.libero.environment import CAMERAS
 from experiments.robot.libero.suites import SUITES
 from prismatic.checkpoint import STATISTICS_FILE, resolve
+from prismatic.extern.hf.original import why_original
+from prismatic.models.autoregressive import AUTOREGRESSIVE
 from prismatic.models.diffusion import DiffusionActionHead
 from prismatic.policy import Policy
+
+logger = logging.getLogger(__name__)
 
 
 def load_policy(config: EvaluationConfig, device: torch.device | str = "cpu") -> Policy:
@@ -24,7 +29,8 @@ def load_policy(config: EvaluationConfig, device: torch.device | str = "cpu") ->
             than the checkpoint was trained with, more actions than a chunk has, or a robot that is not LIBERO's.
     """
     directory = resolve(config.pretrained_checkpoint)
-    recorded = _read_json(directory / "config.json").get("num_images_in_input")
+    config_json = _read_json(directory / "config.json")
+    recorded = config_json.get("num_images_in_input")
     if None not in (recorded, config.num_images_in_input) and recorded != config.num_images_in_input:
         raise ValueError(
             f"--num_images_in_input {config.num_images_in_input}: {directory} was trained with {recorded}; "
@@ -40,9 +46,10 @@ def load_policy(config: EvaluationConfig, device: torch.device | str = "cpu") ->
         center_crop=config.center_crop,
         num_images_in_input=config.num_images_in_input,
         use_proprio=config.use_proprio,
-        head="l1" if config.use_l1_regression else "diffusion" if config.use_diffusion else "discrete",
+        head=wanted_head(config, directory, config_json),
         use_film=config.use_film,
         quantization=quantization_of(config),
+        num_diffusion_steps_train=config.num_diffusion_steps_train,
     )
     if isinstance(policy.action_head, DiffusionActionHead):
         if config.num_diffusion_steps_inference > policy.action_head.num_train_steps:
@@ -51,6 +58,12 @@ def load_policy(config: EvaluationConfig, device: torch.device | str = "cpu") ->
                 f"{policy.action_head.num_train_steps} steps; give at most as many"
             )
         policy.action_head.num_inference_steps = config.num_diffusion_steps_inference
+    elif config.num_diffusion_steps_train is not None:
+        logger.warning(
+            "--num_diffusion_steps_train is of diffusion heads, and %s has a head of kind %s: it is not used",
+            directory,
+            policy.action_head.kind,
+        )
     robot = policy.robot
     if missing := set(robot.cameras) - set(CAMERAS):
         raise ValueError(
@@ -58,11 +71,27 @@ def load_policy(config: EvaluationConfig, device: torch.device | str = "cpu") ->
         )
     if (config.num_open_loop_steps or 1) > robot.chunk_length:
         raise ValueError(
-            f"--num_open_loop_steps {config.num_open_loop_steps}: a chunk has {robot.chunk_length} actions"
+            f"--num_open_loop_steps {config.num_open_loop_steps}: a chunk has {robot.chunk_length} actions "
+            f"({policy.action_head.kind} head); give at most as many"
         )
     if config.control == "random_tokens":
         policy.set_pruner(f"random:seed={config.seed}")
     return policy
+
+
+def wanted_head(config: EvaluationConfig, directory: Path, config_json: dict[str, Any]) -> str | None:
+    """The kind of head that the flags ask for; None: whatever the folder is.
+
+    The published flags know no original OpenVLA checkpoint, and its own evaluation has none of them: a folder that
+    looks like one is run as one, unless they ask for diffusion or `--action_head` for something else.
+    """
+    if config.action_head != "auto":
+        return config.action_head
+    if config.use_diffusion:
+        return "diffusion"
+    if config_json.get("action_head") == AUTOREGRESSIVE or why_original(directory, config_json):
+        return None
+    return "l1" if config.use_l1_regression else "discrete"
 
 
 def _read_json(path: Path) -> dict[str, Any]:

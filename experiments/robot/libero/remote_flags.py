@@ -24,6 +24,7 @@ CHECKPOINT_FLAGS = (
     "load_in_4bit",
     "pruner",
     "action_readout",
+    "action_head",
     "device",
     "dtype",
 )

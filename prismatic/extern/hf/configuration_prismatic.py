@@ -22,7 +22,8 @@ class OpenVLAConfig(PreTrainedConfig):
     Published keys keep their names. Ours, with defaults that keep published checkpoints valid: `timm_model_kwargs`
     (small backbones), `pruner` (a `PrunerSpec`: {name, site, ...}; None: not recorded), `action_readout` ("aligned" or
     "tail"), `robot` (a `RobotSpec`), `token_ids`, `center_crop`, `num_images_in_input`, `use_proprio`,
-    `action_head` ("l1", "diffusion" or "discrete"), `num_diffusion_steps_train`, `use_film`, `base_fingerprint`.
+    `action_head` ("l1", "diffusion", "discrete" or "autoregressive"), `num_diffusion_steps_train`, `use_film`,
+    `base_fingerprint`.
     """
 
     model_type = "openvla"

@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,15 +19,17 @@ from transformers import (
 )
 
 from prismatic.extern.hf.configuration_prismatic import OpenVLAConfig
+from prismatic.extern.hf.original import original_config
 from prismatic.extern.hf.processing_prismatic import PrismaticImageProcessor, PrismaticProcessor
 from prismatic.models.action_heads import DiscreteActionHead
+from prismatic.models.autoregressive import AUTOREGRESSIVE, AutoregressiveActionHead, check_decodable
 from prismatic.models.batch import ActionHidden, Call, EncodedBatch
 from prismatic.models.film import apply_film, has_film
-from prismatic.models.llama import run_llama, run_llama_pruning
+from prismatic.models.llama import decode_greedily, run_llama, run_llama_pruning
 from prismatic.models.projectors import VisionProjector
 from prismatic.models.pruners.learnable_queries import LearnableQueries
 from prismatic.models.pruners.registry import PrunerSpec
-from prismatic.models.sequence import build_context, complete_prompt, lay_out, tail_ids
+from prismatic.models.sequence import Context, build_context, complete_prompt, lay_out, tail_ids
 from prismatic.models.sites import LlamaLayer, ModelSizes, Projector, Site, VisionBlock
 from prismatic.models.token_pruner import TokenSelection, keep_all
 from prismatic.models.vision_backbone import PrismaticVisionBackbone, VisionPruning
@@ -94,6 +97,13 @@ class OpenVLAForActionPrediction(PreTrainedModel):
         self.pruner: nn.Module = config.pruner_spec.build(self.sizes)
         self.robot = config.robot_spec
         self.post_init()
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, config: Any = None, **kwargs: Any) -> Any:
+        """As every model's. A local folder that looks like an original OpenVLA checkpoint acts as one, where `config`
+        does not say how it acts; a hub id shows too few of its files to tell."""
+        config = original_config(Path(pretrained_model_name_or_path), config) or config
+        return super().from_pretrained(pretrained_model_name_or_path, *args, config=config, **kwargs)
 
     def _init_weights(self, module: nn.Module) -> None:
         # timm, Llama and the projector initialise themselves when built; only buffers that no file holds are left.
@@ -169,10 +179,16 @@ class OpenVLAForActionPrediction(PreTrainedModel):
             vit.set_grad_checkpointing()
 
     def discrete_head(self) -> DiscreteActionHead:
-        """The head that reads actions off this model's own LM head."""
+        """The head that reads actions off this model's own LM head, all at once."""
         ids, robot = self.config.special_tokens, self.robot
-        tokenizer = ActionTokenizer(ids.action_end, self.config.n_action_bins)
-        return DiscreteActionHead(tokenizer, robot.action_dim, robot.chunk_length, ids.stop)
+        return DiscreteActionHead(self._action_tokenizer(), robot.action_dim, robot.chunk_length, ids.stop)
+
+    def autoregressive_head(self) -> AutoregressiveActionHead:
+        """The head that decodes one action by this model's own LM head, token by token."""
+        return AutoregressiveActionHead(self._action_tokenizer(), self.robot.action_dim)
+
+    def _action_tokenizer(self) -> ActionTokenizer:
+        return ActionTokenizer(self.config.special_tokens.action_end, self.config.n_action_bins)
 
     def encode_images(self, pixel_values: torch.Tensor, language: torch.Tensor | None = None) -> torch.Tensor:
         """(B, I * channels, S, S) -> (B, V, D) projected patches; `language` (B, D) where there is FiLM."""
@@ -197,7 +213,7 @@ class OpenVLAForActionPrediction(PreTrainedModel):
         call: Call,
     ) -> TokenSelection:
         noise = (call.score_noise,) if getattr(self.pruner, "needs_noise", False) else ()
-        seeds = {"seeds": call.seeds} if getattr(self.pruner, "needs_seeds", False) else {}
+        seeds = {"seeds": call.pruner_seeds} if getattr(self.pruner, "needs_seeds", False) else {}
         with call.stage("pruner"):
             return self.pruner(tokens, context, context_mask, *noise, **seeds)
 
@@ -274,6 +290,20 @@ class OpenVLAForActionPrediction(PreTrainedModel):
         rows = sequence.action_rows(hidden, num_actions + further_rows, self.config.action_readout)
         return ActionHidden(rows, selection, sequence.position_ids)
 
+    def decode(self, encoded: EncodedBatch, num_tokens: int) -> tuple[torch.Tensor, torch.Tensor, ActionHidden]:
+        """The most likely tokens behind the prompt, one after another under causal attention, over all visual tokens.
+
+        Returns ids (B, num_tokens), their logits (B, num_tokens), and the rows they were read from. Raises ValueError
+        where there is a pruner or a state token.
+        """
+        check_decodable(self.config.pruner_spec.name, encoded.state_token is not None)
+        embed, mask = self.get_input_embeddings(), encoded.attention_mask.bool()
+        prompt = Context(embed(encoded.input_ids[:, 1:]), mask[:, 1:], 0, mask.sum(1) - 1)
+        sequence = lay_out(embed(encoded.input_ids[:, :1]), encoded.visual, prompt)
+        with encoded.call.stage("llm"):
+            ids, logits, rows = decode_greedily(self.language_model, sequence, num_tokens)
+        return ids, logits, ActionHidden(rows, encoded.visual, sequence.position_ids)
+
     def _language(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """What FiLM modulates by: the mean embedding (B, D) of BOS, prompt, empty piece and stop."""
         embed = self.get_input_embeddings()
@@ -329,14 +359,16 @@ class OpenVLAForActionPrediction(PreTrainedModel):
             pixel_values: (B, I * channels, S, S).
             proprio: (P,) or (B, P) normalised state.
             proprio_projector: needed for the state to be read.
-            action_head: L1 or diffusion head; None decodes discrete action tokens by the LM head.
+            action_head: L1 or diffusion head; None decodes action tokens by the LM head: one after another where
+                `config.action_head` is "autoregressive", else all at once.
             noisy_action_projector: of a diffusion head; None: the one that the head already has.
             unnorm_key: dataset whose statistics apply; may be None where there is only one.
             use_film: accepted for compatibility; it is known from the checkpoint whether there is FiLM.
             do_sample: accepted for compatibility; actions are always the most likely ones.
 
         Returns:
-            actions, (chunk, action_dim) for one sample and (B, chunk, action_dim) for more; hidden rows (B, A, D).
+            actions, (chunk, action_dim) for one sample and (B, chunk, action_dim) for more, where chunk is 1 if tokens
+            are decoded one after another; hidden rows (B, A, D).
         """
         if use_film and not has_film(self.vision_backbone):
             raise ValueError("use_film=True, but this model has no FiLM: load its vision_backbone--*_checkpoint.pt")
@@ -347,7 +379,15 @@ class OpenVLAForActionPrediction(PreTrainedModel):
         state = None
         if proprio is not None:
             state = torch.as_tensor(proprio, device=self.device).float().reshape(len(input_ids), -1)
-        head: Any = self.discrete_head() if action_head is None else action_head
+        head: Any = action_head
+        if head is None:
+            one_by_one = self.config.action_head == AUTOREGRESSIVE
+            if self.config.action_head is None:
+                logger.warning(
+                    "no action_head is given and config.json records none: a chunk of tokens is decoded at once; load "
+                    "an original OpenVLA checkpoint by Policy.from_pretrained or from a local folder"
+                )
+            head = self.autoregressive_head() if one_by_one else self.discrete_head()
         if noisy_action_projector is not None:
             if head.kind != "diffusion":
                 raise ValueError(

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 
 from prismatic.models.token_pruner import Multiplicity, TokenPruner, TokenSelection, gather_tokens
@@ -24,7 +25,7 @@ class RandomTokens(TokenPruner):
     def __init__(self, seed: int = 0, multiplicity: Multiplicity = "weighted", min_tokens: int = 0) -> None:
         super().__init__(multiplicity, min_tokens=min_tokens)
         self.seed = seed
-        self._generator = torch.Generator().manual_seed(seed)
+        self._stream = np.random.default_rng(seed)
 
     def forward(
         self,
@@ -32,24 +33,27 @@ class RandomTokens(TokenPruner):
         context: torch.Tensor,
         context_mask: torch.Tensor | None = None,
         score_noise: torch.Tensor | None = None,
-        seeds: Sequence[int] | None = None,
+        seeds: Sequence[Sequence[int]] | None = None,
     ) -> TokenSelection:
         """As `TokenPruner.forward`; raises RuntimeError in training mode.
 
-        `seeds`, one per sample, are mixed with the pruner's own, so that all passes of one policy query (denoising has
-        several) draw alike; None goes on in the pruner's stream.
+        Args:
+            seeds: for each sample the numbers that its draw follows from, beside the pruner's own seed: its policy
+                query's and the pass of the LLM, since denoising makes several and each draws anew, as LightVLA picks
+                anew. None goes on in the pruner's stream.
         """
         if self.training:
             raise RuntimeError("pruner 'random' is a control for evaluation; train with 'lightvla' or 'none'")
         chosen = super().forward(patches, context, context_mask)
         index = torch.zeros_like(chosen.index)
         for row, number in enumerate(chosen.valid.sum(1).tolist()):
-            generator = self._generator if seeds is None else self._of_query(seeds[row])
-            draw = torch.randperm(chosen.num_visual, generator=generator)[:number]
-            index[row, :number] = draw.sort().values.to(index.device)
+            generator = self._stream if seeds is None else self._seeded(seeds[row])
+            draw = np.sort(generator.permutation(chosen.num_visual)[:number])
+            index[row, :number] = torch.from_numpy(draw).to(index.device)
         # LightVLA's scores say nothing about what was drawn.
         tokens = gather_tokens(patches, index, chosen.valid)
         return dataclasses.replace(chosen, index=index, tokens=tokens, scores=None)
 
-    def _of_query(self, seed: int) -> torch.Generator:
-        return torch.Generator().manual_seed(seed ^ self.seed)
+    def _seeded(self, numbers: Sequence[int]) -> np.random.Generator:
+        # A sequence of numbers, each of which counts by itself: sums and xors of them meet.
+        return np.random.default_rng([self.seed, *(int(number) % 2**64 for number in numbers)])

@@ -1,5 +1,6 @@
 """The names of pruners, and the flag grammar `name:key=value,key=value`."""
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -37,14 +38,18 @@ class PrunerSpec:
             key, separator, value = item.partition("=")
             if not separator:
                 raise ValueError(f"pruner option {item!r} in {text!r} has no value; write {name}:key=value,key=value")
-            options[key.strip()] = _parse_value(value.strip())
+            if (key := key.strip()) in options:
+                raise ValueError(f"pruner option {key!r} stands twice in {text!r}; give it once")
+            options[key] = _parse_value(value.strip())
         spec = cls(name, options)
         spec.check()
         return spec
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "PrunerSpec":
-        """From `config.json`'s `pruner` key."""
+        """From `config.json`'s `pruner` key. Raises ValueError for what is none."""
+        if not isinstance(data, Mapping) or "name" not in data:
+            raise ValueError(f"config.json: pruner {data!r} is no pruner; expected {{'name': 'lightvla'}} or no key")
         spec = cls(data["name"], {key: value for key, value in data.items() if key != "name"})
         spec.check()
         return spec
@@ -59,7 +64,7 @@ class PrunerSpec:
 
     def check(self) -> None:
         """Raises ValueError on an unknown name, option or value."""
-        if self.name not in _PRUNERS:
+        if not isinstance(self.name, str) or self.name not in _PRUNERS:
             raise ValueError(f"unknown pruner {self.name!r}; known: {', '.join(sorted(_PRUNERS))}")
         known = _PRUNERS[self.name][1]
         for key, value in self.options.items():
@@ -152,7 +157,7 @@ class PrunerSpec:
 def _parse_value(value: str) -> Any:
     if value.lower() in ("true", "false"):
         return value.lower() == "true"
-    return int(value) if value.lstrip("-").isdigit() else value
+    return int(value) if re.fullmatch(r"-?[0-9]{1,18}", value) else value
 
 
 def _lightvla(spec: PrunerSpec, sizes: ModelSizes | None) -> nn.Module:

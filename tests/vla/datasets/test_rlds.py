@@ -1,8 +1,10 @@
 """The frame index against tensorflow-datasets reading the same shards, and its errors."""
 
 import multiprocessing
+import os
 import pickle
 import shutil
+import sys
 import zlib
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
@@ -15,7 +17,7 @@ from fixtures_rlds import encoded, hand_made, write_by_hand
 from tensorflow_process import TensorFlow, read_rlds, write_shard
 
 from prismatic.vla.datasets.catalog import get_dataset_spec
-from prismatic.vla.datasets.rlds import RldsIndex
+from prismatic.vla.datasets.rlds import RldsIndex, ShardFiles
 from prismatic.vla.gripper import GRIPPERS
 from prismatic.vla.images import decode_jpeg, encode_jpeg
 
@@ -56,6 +58,17 @@ def test_another_process_reads_the_same_bytes_from_the_pickled_index(tiny_index:
     assert pickle.loads(pickled).episodes[2].image_bytes("wrist_image", 5) == here
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         assert pool.submit(methodcaller("image_bytes", "wrist_image", 5), episode).result(timeout=60) == here
+
+
+def test_no_more_shards_stay_open_than_a_process_may_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules[ShardFiles.__module__], "MAX_OPEN_SHARDS", 4)
+    paths = [tmp_path / str(number) for number in range(20)]
+    for path in paths:
+        path.write_bytes(path.name.encode() * 3)
+    shards, descriptors = ShardFiles(paths), len(os.listdir("/proc/self/fd"))
+    for number in [*range(20), *range(20)]:
+        assert shards.bytes_of(number)[:] == str(number).encode() * 3
+    assert len(os.listdir("/proc/self/fd")) <= descriptors + 4
 
 
 def test_several_shards_splits_and_versions(
