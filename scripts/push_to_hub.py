@@ -23,7 +23,7 @@ from huggingface_hub.errors import HfHubHTTPError
 
 from experiments.robot.libero.results import Results
 from prismatic.atomic_folder import finish_pending
-from prismatic.checkpoint import PROCESSOR_FILES, STATISTICS_FILE, check_complete
+from prismatic.checkpoint_files import PROCESSOR_FILES, STATISTICS_FILE, check_complete
 from prismatic.inspection import inspect_checkpoint
 from prismatic.weight_files import INDEX_FILE
 from scripts.model_card import model_card

@@ -119,7 +119,10 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda folder: torch.save(L1RegressionActionHead(128, 14, 25).state_dict(), folder / HEAD),
         "action_head--100_checkpoint.pt: 'model.fc1.weight' .* another robot, width or kind of head",
     ),
-    "a head that is cut off": (lambda folder: os.truncate(folder / HEAD, 5000), "action_head.* cannot be read"),
+    "a head that is cut off": (
+        lambda folder: os.truncate(folder / HEAD, 5000),
+        "action_head--100_checkpoint.pt is cut off, or torch.save did not write it",
+    ),
     "a projector of another robot": (
         lambda folder: torch.save(
             ProprioProjector(128, 14).state_dict(), folder / "proprio_projector--100_checkpoint.pt"

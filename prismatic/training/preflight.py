@@ -5,8 +5,8 @@ import logging
 import math
 import tempfile
 
-from prismatic.checkpoint import check_complete, resolve
-from prismatic.extern.hf.configuration_prismatic import OpenVLAConfig
+from prismatic.checkpoint import check_loadable
+from prismatic.checkpoint_files import read_config, resolve
 from prismatic.extern.hf.modeling_prismatic import check_pruner
 from prismatic.training.config import FinetuneConfig
 from prismatic.training.distributed import resolve_device
@@ -94,21 +94,21 @@ def check_dataset(config: FinetuneConfig) -> None:
 
 
 def check_checkpoint(config: FinetuneConfig) -> None:
-    """The checkpoint to start from is complete, and its pruner can be trained with these flags.
+    """The checkpoint to start from is whole and of this architecture, and its pruner can be trained with these flags.
 
     Raises:
         FileNotFoundError: naming the missing folder or file.
-        ValueError: for a pruner that cannot be trained so.
+        ValueError: for a damaged file, weights that do not fit `config.json`, and a pruner that cannot be trained so.
     """
     if config.resume:
         folder, _ = find_resumable(config)
     else:
         folder = resolve(config.vla_path)
-        check_complete(folder)
+        check_loadable(folder)
     spec = training_pruner(config, recorded_pruner(folder))
     check_form(config, spec)
     if spec.has_parameters:
-        model_config = OpenVLAConfig.from_pretrained(folder)
+        _, model_config = read_config(folder)
         model_config.pruner, model_config.num_images_in_input = spec.to_json(), config.num_images_in_input
         check_pruner(model_config)
 

@@ -111,5 +111,8 @@ def test_the_command_ends_with_a_status(run: Path, reference_directory: Path, tm
     assert main(config_for(run, reference_directory, dtype="int8", **elsewhere)) == 2 and "'int8'" in caplog.text
     (run / "text.pt").write_text("no checkpoint")
     assert main(config_for(run, reference_directory, checkpoint=run / "text.pt", **elsewhere)) == 2
-    assert "is no raw training checkpoint" in caplog.text
+    assert "text.pt is cut off, or torch.save did not write it" in caplog.text
+    torch.save({"weights": {}}, run / "other.pt")
+    assert main(config_for(run, reference_directory, checkpoint=run / "other.pt", **elsewhere)) == 2
+    assert "other.pt is no raw training checkpoint" in caplog.text
     shutil.rmtree(run / "converted")

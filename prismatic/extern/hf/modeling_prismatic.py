@@ -1,5 +1,6 @@
 """The vision-language-action model under its published names: encode, project, prune, lay out, run, read out."""
 
+import copy
 import dataclasses
 import logging
 from dataclasses import dataclass
@@ -15,11 +16,11 @@ from transformers import (
     AutoModelForImageTextToText,
     AutoProcessor,
     LlamaForCausalLM,
-    PreTrainedModel,
 )
 
 from prismatic.extern.hf.configuration_prismatic import OpenVLAConfig
 from prismatic.extern.hf.processing_prismatic import PrismaticImageProcessor, PrismaticProcessor
+from prismatic.extern.hf.stored_model import StoredModel
 from prismatic.models.action_heads import DiscreteActionHead
 from prismatic.models.film import apply_film, has_film
 from prismatic.models.llama import run_llama, run_llama_pruning
@@ -98,7 +99,7 @@ def build_backbone(config: OpenVLAConfig) -> PrismaticVisionBackbone:
     return PrismaticVisionBackbone(config.timm_model_ids, config.image_sizes[0], config.timm_model_kwargs or ())
 
 
-class OpenVLAForActionPrediction(PreTrainedModel):
+class OpenVLAForActionPrediction(StoredModel):
     """Vision backbone, projector and Llama; predicts a chunk of actions in one parallel pass.
 
     State-dict names are the published ones: `vision_backbone.*`, `projector.*`, `language_model.*`.
@@ -113,8 +114,15 @@ class OpenVLAForActionPrediction(PreTrainedModel):
     _no_split_modules = ["LlamaDecoderLayer", "Block"]
     _keys_to_ignore_on_load_unexpected = [r"^pruner\."]  # of a checkpoint that is run with another pruner
 
-    def __init__(self, config: OpenVLAConfig) -> None:
+    def __init__(self, config: OpenVLAConfig, **unknown: Any) -> None:
         super().__init__(config)
+        if unknown:
+            known = sorted(set(OpenVLAConfig.__annotations__))
+            raise TypeError(
+                f"unknown options {sorted(unknown)}; known are those of transformers' from_pretrained and the "
+                f"settings of config.json: {', '.join(known)}"
+            )
+        config.check_settings()
         if config.pruner is None:
             logger.warning(
                 "config.json records no pruner: assuming %s; set config.pruner to say otherwise", config.pruner_spec
@@ -174,7 +182,7 @@ class OpenVLAForActionPrediction(PreTrainedModel):
             raise ValueError(
                 f"num_images_in_input={num_images}: robot {self.robot.name!r} has {len(self.robot.cameras)} cameras"
             )
-        self.num_images_in_input = num_images
+        self.num_images_in_input = self.config.num_images_in_input = num_images
 
     def get_input_embeddings(self) -> nn.Module:
         """The LLM's token embeddings."""
@@ -325,8 +333,11 @@ class OpenVLAForActionPrediction(PreTrainedModel):
         attention_mask: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> ActionHidden:
-        """`action_hidden` with every prompt token attended to where no mask is given."""
-        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        """The hidden rows that `predict_action` reads, for what the processor returns.
+
+        Prompts may lack the empty piece at their end, and every token is attended to where no mask is given.
+        """
+        input_ids, mask = complete_prompt(input_ids, attention_mask, self.config.special_tokens)
         return self.action_hidden(input_ids, mask, pixel_values, **kwargs)
 
     @torch.no_grad()
@@ -343,7 +354,7 @@ class OpenVLAForActionPrediction(PreTrainedModel):
         use_film: bool = False,
         do_sample: bool = False,
     ) -> tuple[np.ndarray, torch.Tensor]:
-        """Un-normalised actions and their hidden rows.
+        """Un-normalised actions and their hidden rows. Nothing of what is passed is changed.
 
         Args:
             input_ids: (B, T) prompt ids, with or without the empty piece at the end.
@@ -351,7 +362,8 @@ class OpenVLAForActionPrediction(PreTrainedModel):
             pixel_values: (B, I * channels, S, S).
             proprio: (P,) or (B, P) normalised state.
             proprio_projector: needed for the state to be read.
-            action_head: L1 or diffusion head; None decodes discrete action tokens by the LM head.
+            action_head: L1 or diffusion head; None decodes discrete action tokens by the LM head, where the checkpoint
+                records no other head.
             noisy_action_projector: of a diffusion head; None: the one that the head already has.
             unnorm_key: dataset whose statistics apply; may be None where there is only one.
             use_film: accepted for compatibility; it is known from the checkpoint whether there is FiLM.
@@ -364,6 +376,14 @@ class OpenVLAForActionPrediction(PreTrainedModel):
             raise ValueError("use_film=True, but this model has no FiLM: load its vision_backbone--*_checkpoint.pt")
         if pixel_values is None:
             raise ValueError("predict_action needs pixel_values; make them with the processor")
+        if (proprio is None) != (proprio_projector is None):
+            given, lacking = ("proprio", "proprio_projector")[:: 1 if proprio_projector is None else -1]
+            raise ValueError(f"predict_action got {given} without {lacking}; pass both, or neither")
+        if action_head is None and (recorded := self.config.action_head) not in (None, "discrete"):
+            raise ValueError(
+                f"the checkpoint has an action head of kind {recorded!r}, and predict_action got none: pass "
+                "action_head (Policy.from_pretrained(...).action_head), or set config.action_head to 'discrete'"
+            )
         statistics = self._statistics(unnorm_key)["action"]
         input_ids, mask = complete_prompt(input_ids, attention_mask, self.config.special_tokens)
         state = None
@@ -376,7 +396,8 @@ class OpenVLAForActionPrediction(PreTrainedModel):
                     f"noisy_action_projector belongs to a diffusion head, but action_head is of kind {head.kind!r}; "
                     "pass a DiffusionActionHead, or leave the projector out"
                 )
-            head.noisy_action_projector = noisy_action_projector
+            head = copy.copy(head)
+            head._modules = {**head._modules, "noisy_action_projector": noisy_action_projector}
         normalized, hidden = head.predict(self, self.encode(input_ids, mask, pixel_values, state, proprio_projector))
         actions = normalization.unnormalize(normalized.cpu().numpy(), statistics, self.robot.normalization)
         return (actions[0] if len(actions) == 1 else actions), hidden.rows
