@@ -11,6 +11,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from prismatic.stored_files import make_readable
+
 PENDING = ".pending"
 MANIFEST = "manifest.json"
 REPLACED = ("*--*_checkpoint.pt", "model*.safetensors*", "lora_adapter")
@@ -28,17 +30,6 @@ def new_staging(directory: Path) -> Path:
     return staging
 
 
-def _set_modes(folder: Path) -> None:
-    """Give all files the mode that a new file has there: safetensors writes files that only their owner can read."""
-    probe = folder / ".mode"
-    probe.touch()
-    mode = probe.stat().st_mode & 0o777
-    probe.unlink()
-    for file in folder.rglob("*"):
-        if file.is_file() and not file.is_symlink() and file.stat().st_mode & 0o777 != mode:
-            file.chmod(mode)
-
-
 def commit(staging: Path, directory: Path, replaced: Sequence[str] = REPLACED) -> None:
     """Put a complete staging folder in place.
 
@@ -47,7 +38,7 @@ def commit(staging: Path, directory: Path, replaced: Sequence[str] = REPLACED) -
         directory: may hold an older state and other files, which stay.
         replaced: patterns of files and folders of the older state that go, unless the staging folder brings them anew.
     """
-    _set_modes(staging)
+    make_readable(staging, [file for file in staging.rglob("*") if file.is_file()])
     if not directory.exists():
         os.replace(staging, directory)
         return

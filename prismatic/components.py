@@ -34,7 +34,8 @@ def head_kind(directory: Path, config_json: dict[str, Any], wanted: str | None =
         )
     if head is None and recorded == "l1":
         raise FileNotFoundError(
-            f"{directory} records an L1 head, but has no action_head--*_checkpoint.pt; copy it there"
+            f"{directory} records an L1 head, but has no action_head--*_checkpoint.pt; copy it there (to train a new "
+            "one, set action_head in its config.json to null)"
         )
     held = "diffusion" if projector else "l1" if head else recorded if recorded == "discrete" else None
     if wanted is not None and wanted not in HEAD_KINDS:

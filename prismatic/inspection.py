@@ -119,7 +119,8 @@ def _kind(found: Inspection, config_json: Mapping[str, Any], has_weights: bool, 
         head = "discrete action token"
     if head is None:
         return "OpenVLA: discrete action tokens, or a base model to fine-tune"
-    name = (config_json.get("pruner") or {}).get("name")
+    pruner = config_json.get("pruner")
+    name = pruner.get("name") if isinstance(pruner, Mapping) else None
     family = "OpenVLA-OFT or LightVLA (no pruner is recorded)" if name is None else "LightVLA"
     film = ", FiLM" if list(found.path.glob("vision_backbone--*_checkpoint.pt")) else ""
     return f"{'OpenVLA-OFT' if name == 'none' else family}, {head} head{film}"

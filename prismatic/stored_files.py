@@ -1,10 +1,11 @@
-"""Small files of a checkpoint, read so that what is wrong with one is said in one sentence that names it."""
+"""Files of a checkpoint: the small ones read so that what is wrong is said in one sentence, and modes of all."""
 
 import json
+import os
 import pickle
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -103,3 +104,14 @@ def foreign_code_only(settings: Mapping[str, Any]) -> dict[str, Any]:
         foreign = {key: value for key, value in auto_map.items() if "--" in json.dumps(value)}
         kept |= {"auto_map": foreign} if foreign else {}
     return kept
+
+
+def make_readable(folder: Path, files: Iterable[Path]) -> None:
+    """Give files the mode that a new file has in `folder`: safetensors writes them for their owner alone."""
+    probe = folder / f".mode-{os.getpid()}"
+    probe.touch()
+    mode = probe.stat().st_mode & 0o777
+    probe.unlink()
+    for file in files:
+        if file.stat().st_mode & 0o777 != mode:
+            file.chmod(mode)

@@ -10,9 +10,10 @@ from transformers import LlamaConfig, PreTrainedConfig
 from prismatic.models.pruners.registry import PrunerSpec
 from prismatic.stored_files import foreign_code_only, read_json
 from prismatic.vla.prompt import TokenIds
-from prismatic.vla.robots import LIBERO, RobotSpec
+from prismatic.vla.robots import LIBERO, RobotSpec, get_robot
 
 READOUTS = ("aligned", "tail")
+_LISTS = (("timm_model_ids", str, "names"), ("image_sizes", int, "numbers of pixels"))
 LLAMA2_7B = {
     "pad_token_id": 32000,
     "vocab_size": 32064,
@@ -86,10 +87,25 @@ class OpenVLAConfig(PreTrainedConfig):
             raise ValueError(
                 f"config.json: timm_override_act_layers {self.timm_override_act_layers} is not supported; only null is"
             )
-        self.check_settings()
+        self.settle()
 
-    def check_settings(self) -> None:
-        """Raises ValueError for a setting that is none of its choices; transformers sets some behind construction."""
+    def settle(self) -> None:
+        """Settings in the form that `config.json` holds; `pruner` and `robot` may be names, or what they describe.
+
+        For every model once more, because transformers sets options of `from_pretrained` behind construction. Raises
+        ValueError for a setting that is none of its choices.
+        """
+        pruner: Any = PrunerSpec.parse(self.pruner) if isinstance(self.pruner, str) else self.pruner
+        robot: Any = get_robot(self.robot) if isinstance(self.robot, str) else self.robot
+        self.pruner = pruner.to_json() if isinstance(pruner, PrunerSpec) else pruner
+        self.robot = robot.to_json() if isinstance(robot, RobotSpec) else robot
+        for name, kind, words in _LISTS:
+            if not isinstance(values := getattr(self, name), list) or not all(isinstance(v, kind) for v in values):
+                raise ValueError(f"{name} {values!r} should be a list of {words}, one for each ViT")
+        if len(self.image_sizes or ()) != len(self.timm_model_ids or ()):
+            raise ValueError(
+                f"image_sizes {self.image_sizes} and timm_model_ids {self.timm_model_ids} differ in length"
+            )
         check_action_readout(self.action_readout)
         for name in ("center_crop", "use_proprio", "use_film"):
             check_switch(name, getattr(self, name))

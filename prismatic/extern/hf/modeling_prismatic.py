@@ -122,7 +122,7 @@ class OpenVLAForActionPrediction(StoredModel):
                 f"unknown options {sorted(unknown)}; known are those of transformers' from_pretrained and the "
                 f"settings of config.json: {', '.join(known)}"
             )
-        config.check_settings()
+        config.settle()
         if config.pruner is None:
             logger.warning(
                 "config.json records no pruner: assuming %s; set config.pruner to say otherwise", config.pruner_spec

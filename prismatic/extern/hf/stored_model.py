@@ -9,9 +9,7 @@ from transformers import PreTrainedModel
 
 from prismatic.extern.hf.configuration_prismatic import OpenVLAConfig
 from prismatic.models.film import has_film, merge_published_state, split_state
-from prismatic.models.pruners.registry import PrunerSpec
-from prismatic.stored_files import component_file, load_component
-from prismatic.vla.robots import RobotSpec, get_robot
+from prismatic.stored_files import component_file, load_component, make_readable
 
 
 class StoredModel(PreTrainedModel):
@@ -38,10 +36,6 @@ class StoredModel(PreTrainedModel):
         """
         path = Path(pretrained_model_name_or_path).expanduser()
         hub = {key: kwargs[key] for key in ("revision", "token", "cache_dir", "local_files_only") if key in kwargs}
-        if isinstance(pruner := kwargs.get("pruner"), str | PrunerSpec):
-            kwargs["pruner"] = (PrunerSpec.parse(pruner) if isinstance(pruner, str) else pruner).to_json()
-        if isinstance(robot := kwargs.get("robot"), str | RobotSpec):
-            kwargs["robot"] = (get_robot(robot) if isinstance(robot, str) else robot).to_json()
         if path.is_dir():
             folder = path
         else:  # transformers fetches none of the components
@@ -67,6 +61,7 @@ class StoredModel(PreTrainedModel):
         if has_film(self.vision_backbone):
             state, component = split_state(state)
         super().save_pretrained(save_directory, state_dict=state, **kwargs)
+        make_readable(Path(save_directory), Path(save_directory).glob("model*.safetensors"))
         for old in Path(save_directory).glob("vision_backbone--*_checkpoint.pt"):
             old.unlink()
         if component:
