@@ -65,7 +65,7 @@ def read_adapter(checkpoint_dir: Path) -> Adapter:
         ValueError: for a kind of adapter that cannot be merged, or a file that holds other things than adapters.
     """
     folder = checkpoint_dir / FOLDER
-    config = _read_config(folder)
+    config = read_adapter_config(folder)
     tensors = _read_tensors(folder)
     halves: dict[str, dict[str, torch.Tensor]] = {}
     copies, pruner = {}, {}
@@ -93,7 +93,8 @@ def read_adapter(checkpoint_dir: Path) -> Adapter:
     return Adapter(folder, base, _read_fingerprint(checkpoint_dir), scale, factors, copies, pruner)
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
+def read_adapter_config(folder: Path) -> dict[str, Any]:
+    """`adapter_config.json`. Raises FileNotFoundError and ValueError as `read_adapter` does."""
     file = folder / CONFIG_FILE
     if not file.is_file():
         raise FileNotFoundError(

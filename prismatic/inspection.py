@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from prismatic.adapters import CONFIG_FILE
+from prismatic.adapters import read_adapter_config
 from prismatic.atomic_folder import PENDING
 from prismatic.checkpoint import load_processor, load_training_state, weight_problems
 from prismatic.checkpoint_files import (
@@ -290,7 +290,7 @@ def _inspect_statistics(
 def _inspect_adapter(found: Inspection, has_weights: bool) -> None:
     folder = found.path / FOLDER
     try:
-        config = read_json(folder / CONFIG_FILE)
+        config = read_adapter_config(folder)
         size = next(file for file in folder.glob("adapter_model.*") if file.suffix in (".safetensors", ".bin")).stat()
         if (file := folder / "adapter_model.safetensors").is_file():
             read_header(file)

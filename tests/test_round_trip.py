@@ -9,7 +9,8 @@ import torch
 from reference_checkpoint import head_weights, model_weights, proprio_weights, write_reference_checkpoint
 from safetensors.torch import load_file
 
-from prismatic.checkpoint import PROCESSOR_FILES, LoadOptions, check_complete, load_checkpoint, save_checkpoint
+from prismatic.checkpoint import LoadOptions, load_checkpoint, save_checkpoint
+from prismatic.checkpoint_files import PROCESSOR_FILES, check_complete
 from prismatic.models.pruners.registry import PrunerSpec
 
 OUR_KEYS = {

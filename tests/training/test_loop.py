@@ -8,8 +8,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText
 
 from prismatic.checkpoint import load_checkpoint, load_training_state
-from prismatic.components import load_component
 from prismatic.policy import Policy
+from prismatic.stored_files import load_component
 from prismatic.training.build import build
 from prismatic.training.config import FinetuneConfig
 from prismatic.training.distributed import Ranks
