@@ -193,3 +193,11 @@ def test_the_number_of_images_is_saved_with_the_model(checkpoint, tmp_path: Path
     checkpoint.model.set_num_images_in_input(1)
     checkpoint.model.save_pretrained(tmp_path / "saved")
     assert OpenVLAForActionPrediction.from_pretrained(tmp_path / "saved").num_images_in_input == 1
+
+
+def test_statistics_that_cannot_scale_the_actions_are_refused(checkpoint, reference_directory: Path):
+    model, made = checkpoint.model.eval(), inputs(reference_directory)
+    statistics = model.norm_stats["libero_tiny_no_noops"]["action"]
+    model.norm_stats = {"wide": {"action": {name: values * 2 for name, values in statistics.items()}}}
+    with pytest.raises(ValueError, match="norm_stats: statistics of 'wide', action: min has 14 values, robot 'libero'"):
+        model.predict_action(**made, action_head=checkpoint.action_head)

@@ -404,13 +404,14 @@ class OpenVLAForActionPrediction(StoredModel):
 
     def _statistics(self, unnorm_key: str | None) -> dict[str, Any]:
         known = sorted(self.norm_stats)
-        if unnorm_key is None and len(known) == 1:
-            return self.norm_stats[known[0]]
-        if unnorm_key is None or unnorm_key not in self.norm_stats:
+        key = known[0] if unnorm_key is None and len(known) == 1 else unnorm_key
+        if key is None or key not in self.norm_stats:
             raise ValueError(
                 f"unnorm_key={unnorm_key!r} names no dataset of this checkpoint; known: {', '.join(known) or 'none'}"
             )
-        return self.norm_stats[unnorm_key]
+        if problems := normalization.statistics_problems(key, self.norm_stats[key], self.robot, use_proprio=False):
+            raise ValueError(f"norm_stats: {problems[0]}")
+        return self.norm_stats[key]
 
 
 AutoConfig.register("openvla", OpenVLAConfig)

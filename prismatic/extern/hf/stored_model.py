@@ -61,6 +61,8 @@ class StoredModel(PreTrainedModel):
         if has_film(self.vision_backbone):
             state, component = split_state(state)
         super().save_pretrained(save_directory, state_dict=state, **kwargs)
+        if not kwargs.get("is_main_process", True):
+            return
         make_readable(Path(save_directory), Path(save_directory).glob("model*.safetensors"))
         for old in Path(save_directory).glob("vision_backbone--*_checkpoint.pt"):
             old.unlink()
