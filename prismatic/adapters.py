@@ -3,10 +3,8 @@
 Reads what `prismatic.models.lora.save_adapter` writes, and what PEFT wrote for adapters of OpenVLA-OFT and LightVLA.
 """
 
-import json
 import logging
 import re
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +14,17 @@ import torch
 from safetensors.torch import load_file
 
 from prismatic.atomic_folder import WEIGHTS_REPLACED, finish_pending, staged
-from prismatic.checkpoint import PROCESSOR_FILES, STATISTICS_FILE, check_complete, resolve
+from prismatic.checkpoint_files import PROCESSOR_FILES, STATISTICS_FILE, check_complete, copy_small_files, resolve
 from prismatic.models.lora import FINGERPRINT_FILE, FOLDER, PREFIX, merge_weight
-from prismatic.weight_files import StoredTensor, fingerprint, stored_tensors, tensor_reader, write_shards
+from prismatic.stored_files import load_tensors, read_json
+from prismatic.weight_files import (
+    StoredTensor,
+    fingerprint,
+    read_header,
+    stored_tensors,
+    tensor_reader,
+    write_shards,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +65,7 @@ def read_adapter(checkpoint_dir: Path) -> Adapter:
         ValueError: for a kind of adapter that cannot be merged, or a file that holds other things than adapters.
     """
     folder = checkpoint_dir / FOLDER
-    config = _read_config(folder)
+    config = read_adapter_config(folder)
     tensors = _read_tensors(folder)
     halves: dict[str, dict[str, torch.Tensor]] = {}
     copies, pruner = {}, {}
@@ -87,17 +93,21 @@ def read_adapter(checkpoint_dir: Path) -> Adapter:
     return Adapter(folder, base, _read_fingerprint(checkpoint_dir), scale, factors, copies, pruner)
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
+def read_adapter_config(folder: Path) -> dict[str, Any]:
+    """`adapter_config.json`. Raises FileNotFoundError and ValueError as `read_adapter` does."""
     file = folder / CONFIG_FILE
     if not file.is_file():
         raise FileNotFoundError(
             f"{file} is not there; give the checkpoint folder that fine-tuning wrote, the one that holds {FOLDER}/"
         )
-    config = json.loads(file.read_text())
+    config = read_json(file)
     if config.get("peft_type", "LORA") != "LORA":
         raise ValueError(f"{file}: peft_type {config['peft_type']!r} cannot be merged; only LORA can")
     odd = [key for key, plain in _PLAIN.items() if config.get(key, plain) != plain]
     odd += [key for key in _EMPTY if config.get(key)]
+    for name in ("r", "lora_alpha"):
+        if not isinstance(value := config.get(name), int | float) or value <= 0:
+            raise ValueError(f"{file}: {name} = {value!r}, expected a positive number; copy it again")
     if odd:
         raise ValueError(f"{file}: {odd[0]} = {config[odd[0]]!r} is not supported; merge it with PEFT itself")
     return config
@@ -105,16 +115,17 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 def _read_tensors(folder: Path) -> dict[str, torch.Tensor]:
     if (file := folder / "adapter_model.safetensors").is_file():
+        read_header(file)  # says what is wrong with it
         return load_file(file)
     if (file := folder / "adapter_model.bin").is_file():
-        return torch.load(file, map_location="cpu", weights_only=True)
+        return load_tensors(file)
     raise FileNotFoundError(f"{folder} has neither adapter_model.safetensors nor adapter_model.bin; copy it again")
 
 
 def _read_fingerprint(checkpoint_dir: Path) -> str | None:
     """Of the base: from beside the adapter, else from the checkpoint's `config.json`; None where neither says it."""
     for file in (checkpoint_dir / FOLDER / FINGERPRINT_FILE, checkpoint_dir / "config.json"):
-        if file.is_file() and (found := json.loads(file.read_text()).get("base_fingerprint")):
+        if file.is_file() and (found := read_json(file).get("base_fingerprint")):
             return str(found)
     return None
 
@@ -218,10 +229,8 @@ def _check_base(adapter: Adapter, base_dir: Path, files: list[Path]) -> None:
 def _copy_beside(checkpoint_dir: Path, base_dir: Path, staging: Path, everything: bool) -> None:
     """What must stand beside the weights: `everything` for a new folder, else what the checkpoint lacks."""
     parts = [path.name for path in checkpoint_dir.glob("*--*_checkpoint.pt")] if everything else []
-    for name in ("config.json", STATISTICS_FILE, *PROCESSOR_FILES, *parts):
-        own, others = checkpoint_dir / name, base_dir / name
-        if own.is_file():
-            if everything:
-                shutil.copyfile(own, staging / name)
-        elif others.is_file() and name != STATISTICS_FILE:
-            shutil.copyfile(others, staging / name)
+    names = ("config.json", STATISTICS_FILE, *PROCESSOR_FILES, *parts)
+    own = [name for name in names if (checkpoint_dir / name).is_file()]
+    if everything:
+        copy_small_files(checkpoint_dir, staging, own)
+    copy_small_files(base_dir, staging, [name for name in names if name not in (*own, STATISTICS_FILE)])

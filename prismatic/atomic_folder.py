@@ -11,6 +11,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from prismatic.stored_files import make_readable
+
 PENDING = ".pending"
 MANIFEST = "manifest.json"
 REPLACED = ("*--*_checkpoint.pt", "model*.safetensors*", "lora_adapter")
@@ -36,6 +38,7 @@ def commit(staging: Path, directory: Path, replaced: Sequence[str] = REPLACED) -
         directory: may hold an older state and other files, which stay.
         replaced: patterns of files and folders of the older state that go, unless the staging folder brings them anew.
     """
+    make_readable(staging, [file for file in staging.rglob("*") if file.is_file()])
     if not directory.exists():
         os.replace(staging, directory)
         return

@@ -8,28 +8,27 @@ runs code from a checkpoint: weights come from safetensors or through `weights_o
 import json
 import logging
 import re
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import save_torch_state_dict, snapshot_download
+from huggingface_hub import save_torch_state_dict
 
 from prismatic.atomic_folder import commit, finish_pending, new_staging
-from prismatic.components import (
-    PUBLISHED_FILM_RANK,
-    ActionHead,
-    component_file,
-    component_states,
-    diffusion_steps,
-    head_kind,
-    load_film,
-    load_head,
-    load_proprio,
+from prismatic.checkpoint_files import (
+    PROCESSOR_FILES,
+    STATISTICS_FILE,
+    check_complete,
+    copy_small_files,
+    read_config,
+    read_statistics,
+    resolve,
+    stored_dtype,
 )
-from prismatic.extern.hf.configuration_prismatic import OpenVLAConfig
+from prismatic.components import ActionHead, component_states, diffusion_steps, head_kind, load_head, load_proprio
+from prismatic.extern.hf.configuration_prismatic import OpenVLAConfig, check_action_readout, check_switch
 from prismatic.extern.hf.modeling_prismatic import OpenVLAForActionPrediction, check_pruner
 from prismatic.extern.hf.original import as_original
 from prismatic.extern.hf.processing_prismatic import PrismaticProcessor
@@ -39,20 +38,15 @@ from prismatic.models.diffusion import NUM_TRAIN_STEPS, DiffusionActionHead
 from prismatic.models.projectors import ProprioProjector
 from prismatic.models.pruners.registry import PrunerSpec
 from prismatic.models.quantization import check_quantization, quantization_config
+from prismatic.stored_files import component_file, foreign_code_only, load_plain
 from prismatic.vla.robots import RobotSpec
 from prismatic.vla.transform import PolicyTransform
-from prismatic.weight_files import INDEX_FILE, SINGLE_FILE, StoredTensor, stored_tensors
+from prismatic.weight_files import StoredTensor, stored_tensors
 
 logger = logging.getLogger(__name__)
 
-PROCESSOR_FILES = (
-    "preprocessor_config.json", "processor_config.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json",
-    "special_tokens_map.json", "added_tokens.json", "generation_config.json",
-)  # fmt: skip
-REQUIRED_FILES = ("config.json", "preprocessor_config.json", "tokenizer.json")
-HUB_FILES = ("*.json", "*.safetensors", "*.pt", "*.model")
-NOT_FROM_HUB = ("training_state/*", "lora_adapter/*")
-STATISTICS_FILE = "dataset_statistics.json"
+_UNNEEDED = re.compile(r"^pruner\.|\.rotary_emb\.inv_freq$")
+"""Tensors that are not loaded: of a pruner that does not run, and what older versions of transformers stored."""
 
 
 @dataclass
@@ -147,58 +141,16 @@ class LoadOptions:
     num_diffusion_steps_train: int | None = None
 
 
-def resolve(path_or_hub_id: str | Path) -> Path:
-    """The local directory of a checkpoint; downloads a hub id. Raises FileNotFoundError naming what is missing."""
-    path = Path(path_or_hub_id).expanduser()
-    if path.is_dir():
-        finish_pending(path)
-        return path
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(path_or_hub_id)) or path.parent.is_dir() and path.parent != Path("."):
-        raise FileNotFoundError(
-            f"checkpoint directory {path} does not exist; give a directory or a hub id such as user/name"
-        )
-    try:
-        return Path(
-            snapshot_download(str(path_or_hub_id), allow_patterns=list(HUB_FILES), ignore_patterns=list(NOT_FROM_HUB))
-        )
-    except Exception as error:
-        raise FileNotFoundError(
-            f"checkpoint {path_or_hub_id!r} is no directory and could not be fetched: {error}"
-        ) from error
-
-
-def check_complete(directory: Path) -> list[Path]:
-    """The weight files. Raises FileNotFoundError naming the first needed file that is not there."""
-    for name in REQUIRED_FILES:
-        if not (directory / name).is_file():
-            raise FileNotFoundError(
-                f"checkpoint {directory} lacks {name}; is it a half-copied download? Fetch it again"
-            )
-    index = directory / INDEX_FILE
-    names = sorted(set(json.loads(index.read_text())["weight_map"].values())) if index.is_file() else [SINGLE_FILE]
-    if (directory / "lora_adapter").is_dir() and not (directory / names[0]).is_file():
-        raise FileNotFoundError(
-            f"checkpoint {directory} holds an adapter without weights (merge_lora_during_training False); merge it by "
-            f"vla-scripts/merge_lora_weights_and_save.py --lora_finetuned_checkpoint_dir {directory}"
-        )
-    for name in names:
-        if not (directory / name).is_file():
-            raise FileNotFoundError(f"checkpoint {directory} lacks the weight file {name}; fetch it again")
-    return [directory / name for name in names]
-
-
 def load_checkpoint(path_or_hub_id: str | Path, options: LoadOptions | None = None) -> Checkpoint:
     """Load a published or own checkpoint. The directory is only read.
 
     Raises FileNotFoundError for a missing file and ValueError for weights that do not fit the configuration.
     """
-    options = options or LoadOptions()
+    options = _checked(options or LoadOptions())
     directory = resolve(path_or_hub_id)
     weight_files = check_complete(directory)
-    config_json = json.loads((directory / "config.json").read_text())
-    kind = _check_components(directory, options, config_json)
-    config = OpenVLAConfig.from_pretrained(directory)
-    config.action_head = kind
+    config_json, config = read_config(directory)
+    kind = config.action_head = _check_components(directory, options, config_json)
     assumptions = _apply(options, config, config_json)
     if kind == AUTOREGRESSIVE:
         check_decodable(config.pruner_spec.name, bool(options.use_proprio), config.action_readout)
@@ -206,18 +158,14 @@ def load_checkpoint(path_or_hub_id: str | Path, options: LoadOptions | None = No
     new_pruner = _without_new_pruner(weight_files, config, options)
     _check_weights(weight_files, config)
     statistics = read_statistics(directory, config_json)
-    processor = PrismaticProcessor.from_pretrained(directory)
-    dtype = options.dtype or getattr(
-        torch, str(config_json.get("torch_dtype") or config_json.get("dtype") or "bfloat16")
-    )
-    arguments: dict[str, Any] = {"config": config, "dtype": dtype}
+    processor = load_processor(directory, config)
+    arguments: dict[str, Any] = {"config": config, "dtype": options.dtype or stored_dtype(config_json)}
     if options.quantization is not None:
         check_quantization(options.quantization)
         arguments |= {"quantization_config": quantization_config(options.quantization), "device_map": options.device}
     model = OpenVLAForActionPrediction.from_pretrained(directory, **arguments)
     if new_pruner is not None:
         model.set_pruner(new_pruner)
-    load_film(directory, model)
     if options.quantization is None:
         model.to(options.device)  # type: ignore[arg-type]
     on_cpu = torch.device(options.device).type == "cpu"
@@ -228,20 +176,17 @@ def load_checkpoint(path_or_hub_id: str | Path, options: LoadOptions | None = No
     return Checkpoint(directory, config_json, model, head, projector, processor, statistics, assumptions)
 
 
-def read_statistics(directory: Path, config_json: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Dataset statistics by dataset: `dataset_statistics.json`, else what `config.json` holds."""
-    file = directory / STATISTICS_FILE
-    if file.is_file():
-        return json.loads(file.read_text())
-    config_json = config_json or json.loads((directory / "config.json").read_text())
-    return dict(config_json.get("norm_stats") or {})
-
-
 def _check_components(directory: Path, options: LoadOptions, config_json: dict[str, Any]) -> str | None:
     """What can be said about component files before the weights are read; returns the kind of head, if any."""
-    if component_file(directory, "proprio_projector") is None and options.use_proprio:
-        raise FileNotFoundError(f"{directory} has no proprio_projector--*_checkpoint.pt, which use_proprio=True needs")
+    use_proprio = config_json.get("use_proprio") if options.use_proprio is None else options.use_proprio
+    if use_proprio and component_file(directory, "proprio_projector") is None:
+        needs = "use_proprio=True" if options.use_proprio else "config.json (use_proprio)"
+        raise FileNotFoundError(f"{directory} has no proprio_projector--*_checkpoint.pt, which {needs} needs")
     film_file = component_file(directory, "vision_backbone")
+    if config_json.get("use_film") and film_file is None:
+        raise FileNotFoundError(
+            f"{directory} records FiLM, but has no vision_backbone--*_checkpoint.pt; copy it from where the others are"
+        )
     if options.use_film is not None and options.use_film != (film_file is not None):
         found = f"has FiLM ({film_file.name})" if film_file else "has no vision_backbone--*_checkpoint.pt"
         raise ValueError(f"{directory} {found}; set use_film to {film_file is not None}")
@@ -308,6 +253,51 @@ def _without_new_pruner(files: list[Path], config: OpenVLAConfig, options: LoadO
     return spec
 
 
+def check_loadable(directory: Path) -> None:
+    """All that can be said without reading weights: files are whole, and fit together. Pruner and heads may be new.
+
+    Raises FileNotFoundError and ValueError as `load_checkpoint` does.
+    """
+    files = check_complete(directory)
+    config_json, config = read_config(directory)
+    _check_components(directory, LoadOptions(), config_json)
+    config.pruner = {"name": "none"}
+    _check_weights(files, config)
+    read_statistics(directory, config_json)
+    load_processor(directory, config)
+
+
+def _checked(options: LoadOptions) -> LoadOptions:
+    """The options. Raises ValueError for a value that is none of its choices."""
+    if options.action_readout is not None:
+        check_action_readout(options.action_readout)
+    for name in ("use_proprio", "use_film"):
+        check_switch(name, getattr(options, name))
+    if options.attention not in (None, "sdpa", "eager"):
+        raise ValueError(f"attention {options.attention!r} is unknown; known: sdpa, eager")
+    images = options.num_images_in_input
+    if isinstance(images, bool) or not isinstance(images, int | None):
+        raise ValueError(f"num_images_in_input {images!r} should be a number of images")
+    return options
+
+
+def load_processor(directory: Path, config: OpenVLAConfig) -> PrismaticProcessor:
+    """Raises ValueError where the image processor makes other pixels than the vision backbone takes."""
+    try:
+        processor = PrismaticProcessor.from_pretrained(directory)
+    except OSError:
+        raise
+    except Exception as error:  # the tokenizer's library raises bare exceptions
+        raise ValueError(f"{directory}: the processor cannot be read: {' '.join(str(error).split())}") from error
+    pixels, sizes = processor.image_processor.pixels, list(config.image_sizes or ())
+    if [pixels.size] * len(pixels.means) != sizes:
+        raise ValueError(
+            f"{directory}: the image processor makes {pixels.size} pixels for each of {len(pixels.means)} ViTs, "
+            f"config.json has image_sizes {sizes}; copy both files from the same checkpoint"
+        )
+    return processor
+
+
 def _check_weights(files: list[Path], config: OpenVLAConfig) -> None:
     if problems := weight_problems(stored_tensors(files), config):
         raise ValueError(f"{files[0].parent}: {problems[0]}")
@@ -321,7 +311,10 @@ def expected_tensors(config: OpenVLAConfig) -> dict[str, tuple[int, ...]]:
 
 def weight_problems(stored: Mapping[str, StoredTensor], config: OpenVLAConfig) -> list[str]:
     """In what stored weights do not fit the configuration, a sentence each; empty where they fit."""
-    expected = expected_tensors(config)
+    try:
+        expected = expected_tensors(config)
+    except Exception as error:  # timm and transformers raise many kinds for sizes that do not go together
+        return [f"config.json describes no model that can be built: {' '.join(str(error).split())}"]
     problems = []
     if missing := sorted(set(expected) - set(stored)):
         problems.append(f"weights lack {len(missing)} tensors that config.json implies, first {missing[0]!r}")
@@ -329,6 +322,11 @@ def weight_problems(stored: Mapping[str, StoredTensor], config: OpenVLAConfig) -
     if wrong:
         name, others = wrong[0], f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
         problems.append(f"tensor {name!r} has shape {stored[name].shape}, config.json implies {expected[name]}{others}")
+    if unknown := sorted(name for name in set(stored) - set(expected) if not _UNNEEDED.search(name)):
+        problems.append(
+            f"weights hold {len(unknown)} tensors that config.json does not imply, first {unknown[0]!r}; they are of "
+            "another architecture"
+        )
     return problems
 
 
@@ -355,15 +353,13 @@ def save_checkpoint(
     tensors = {k: v.detach().cpu() for k, v in state.items()}
     film_state: dict[str, torch.Tensor] = {}
     if film.has_film(checkpoint.model.vision_backbone):
-        tensors, film_state = film.split_state(tensors, PUBLISHED_FILM_RANK)
+        tensors, film_state = film.split_state(tensors)
     if tensors:
         save_torch_state_dict(tensors, staging, max_shard_size="5GB", metadata={"format": "pt"})
     dtype = next((value.dtype for value in state.values()), None)
     (staging / "config.json").write_text(json.dumps(config_to_write(checkpoint, dtype), indent=2))
     (staging / STATISTICS_FILE).write_text(json.dumps(checkpoint.dataset_statistics, indent=2))
-    for name in PROCESSOR_FILES:
-        if (checkpoint.path / name).is_file():
-            shutil.copyfile(checkpoint.path / name, staging / name)
+    copy_small_files(checkpoint.path, staging, PROCESSOR_FILES)
     for component, part in {
         **component_states(checkpoint.action_head, checkpoint.proprio_projector),
         "vision_backbone": film_state,
@@ -381,10 +377,13 @@ def save_checkpoint(
 
 def config_to_write(checkpoint: Checkpoint, dtype: torch.dtype | None) -> dict[str, Any]:
     """`config.json` of a checkpoint: the one it came from, plus what we record; `dtype` of the weights beside it."""
-    recorded = checkpoint.config_json.get("torch_dtype") or checkpoint.config_json.get("dtype") or "bfloat16"
     config = checkpoint.model.config
     # `dtype` is the newer name of `torch_dtype`; a fingerprint belongs to the base of these adapters alone.
-    kept = {key: value for key, value in checkpoint.config_json.items() if key not in ("dtype", "base_fingerprint")}
+    kept = {
+        key: value
+        for key, value in foreign_code_only(checkpoint.config_json).items()
+        if key not in ("dtype", "base_fingerprint")
+    }
     own: dict[str, Any] = {"base_fingerprint": config.base_fingerprint} if config.base_fingerprint else {}
     if (head := checkpoint.action_head) is not None:
         own["action_head"] = head.kind
@@ -393,7 +392,7 @@ def config_to_write(checkpoint: Checkpoint, dtype: torch.dtype | None) -> dict[s
     return {
         **kept,
         "norm_stats": checkpoint.dataset_statistics,
-        "torch_dtype": str(dtype or recorded).removeprefix("torch."),
+        "torch_dtype": str(dtype or stored_dtype(checkpoint.config_json)).removeprefix("torch."),
         "pruner": config.pruner_spec.to_json(),
         "action_readout": config.action_readout,
         "robot": checkpoint.model.robot.to_json(),
@@ -406,12 +405,19 @@ def config_to_write(checkpoint: Checkpoint, dtype: torch.dtype | None) -> dict[s
     }
 
 
-def load_training_state(directory: Path) -> dict[str, Any]:
-    """What `save_checkpoint` stored for resuming. Raises FileNotFoundError where the checkpoint has none."""
-    finish_pending(directory)
+def load_training_state(directory: Path, finish: bool = True) -> dict[str, Any]:
+    """What `save_checkpoint` stored for resuming; `finish` ends an interrupted save first, which changes the folder.
+
+    Raises FileNotFoundError where the checkpoint has none, and ValueError for a file that is cut off or no such state.
+    """
+    if finish:
+        finish_pending(directory)
     file = directory / "training_state" / "state.pt"
     if not file.is_file():
         raise FileNotFoundError(
             f"{directory} has no training_state/state.pt, so training cannot resume from it; start anew by vla_path"
         )
-    return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    state = load_plain(file)
+    if not isinstance(state, dict) or "step" not in state:
+        raise ValueError(f"{file} is no training state; start anew by vla_path")
+    return state

@@ -1,4 +1,4 @@
-"""The `.pt` files beside a checkpoint's weights: action head, projectors, and the vision backbone of FiLM."""
+"""The `.pt` files beside a checkpoint's weights: action head and projectors."""
 
 from pathlib import Path
 from typing import Any
@@ -6,36 +6,19 @@ from typing import Any
 import torch
 
 from prismatic.extern.hf.modeling_prismatic import OpenVLAForActionPrediction
-from prismatic.models import film
 from prismatic.models.action_heads import DiscreteActionHead, L1RegressionActionHead
-from prismatic.models.autoregressive import AUTOREGRESSIVE, AutoregressiveActionHead
+from prismatic.models.autoregressive import AUTOREGRESSIVE, WITHOUT_FILES, AutoregressiveActionHead
 from prismatic.models.diffusion import DiffusionActionHead
 from prismatic.models.projectors import ProprioProjector
+from prismatic.stored_files import component_file, load_component
 
 NO_HEAD = (
     "{} has no action_head--*_checkpoint.pt; fine-tune it first, fetch its .pt files, or say what it is if its actions "
     "are tokens of the LLM: head 'discrete' (all at once) or 'autoregressive' (one after another)"
 )
 HEAD_KINDS = ("l1", "diffusion", "discrete", AUTOREGRESSIVE)
-WITHOUT_FILES = ("discrete", AUTOREGRESSIVE)
-"""Kinds that read the LLM's own head."""
-PUBLISHED_FILM_RANK = 32
-"""The published FiLM loader expects adapters of this rank in the component, its default for `lora_rank`."""
 
 ActionHead = L1RegressionActionHead | DiffusionActionHead | DiscreteActionHead | AutoregressiveActionHead
-
-
-def component_file(directory: Path, component: str) -> Path | None:
-    """The one `{component}--*_checkpoint.pt` of a checkpoint, None where there is none.
-
-    Raises ValueError where there are several, since nothing says which belongs to the weights.
-    """
-    found = sorted(directory.glob(f"{component}--*_checkpoint.pt"))
-    if len(found) > 1:
-        raise ValueError(
-            f"{directory} holds {len(found)} {component} files ({', '.join(f.name for f in found)}); keep one"
-        )
-    return found[0] if found else None
 
 
 def head_kind(directory: Path, config_json: dict[str, Any], wanted: str | None = None) -> str | None:
@@ -53,6 +36,11 @@ def head_kind(directory: Path, config_json: dict[str, Any], wanted: str | None =
     if (projector is None) != (head is None) and (projector is not None or recorded == "diffusion"):
         raise ValueError(
             f"{directory} holds only one of action_head--* and noisy_action_projector--*; a diffusion head needs both"
+        )
+    if head is None and recorded == "l1":
+        raise FileNotFoundError(
+            f"{directory} records an L1 head, but has no action_head--*_checkpoint.pt; copy it there (to train a new "
+            "one, set action_head in its config.json to null)"
         )
     held = "diffusion" if projector else "l1" if head else recorded if recorded in WITHOUT_FILES else None
     if wanted is not None and wanted not in HEAD_KINDS:
@@ -81,12 +69,6 @@ def diffusion_steps(config_json: dict[str, Any], wanted: int | None = None) -> i
             f"leave it out, or give {recorded}"
         )
     return recorded or wanted
-
-
-def load_component(file: Path) -> dict[str, torch.Tensor]:
-    """State dict of a `.pt` component, without the `module.` prefix that distributed training leaves."""
-    state = torch.load(file, map_location="cpu", weights_only=True)
-    return {name.removeprefix("module."): value for name, value in state.items()}
 
 
 def new_head(model: OpenVLAForActionPrediction, kind: str) -> ActionHead:
@@ -118,21 +100,6 @@ def load_head(
         _fill(head.noisy_action_projector, projector_file, model.device, dtype)
         return head.eval()
     return _fill(head, file, model.device, dtype)
-
-
-def load_film(directory: Path, model: OpenVLAForActionPrediction) -> None:
-    """Where there is a FiLM component it takes the place of the whole vision backbone. Raises ValueError on misfits."""
-    model.config.use_film = (file := component_file(directory, "vision_backbone")) is not None
-    if file is None:
-        return
-    model.enable_film()
-    state = film.merge_published_state(load_component(file))
-    expected = {name: value.shape for name, value in model.vision_backbone.state_dict().items()}
-    if odd := sorted(
-        name for name in {*expected, *state} if expected.get(name) != getattr(state.get(name), "shape", 0)
-    ):
-        raise ValueError(f"{file} does not fit the vision backbone of {directory / 'config.json'}, e.g. {odd[0]!r}")
-    model.vision_backbone.load_state_dict(state)
 
 
 def load_proprio(

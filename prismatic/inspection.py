@@ -1,6 +1,5 @@
 """What a checkpoint folder holds and what is wrong with it, told without loading weights or changing the folder."""
 
-import json
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -11,15 +10,24 @@ from typing import Any
 import torch
 from torch import nn
 
-from prismatic.adapters import CONFIG_FILE
+from prismatic.adapters import read_adapter_config
 from prismatic.atomic_folder import PENDING
-from prismatic.checkpoint import REQUIRED_FILES, read_statistics, weight_problems
+from prismatic.checkpoint import load_processor, load_training_state, weight_problems
+from prismatic.checkpoint_files import (
+    missing_files,
+    read_config,
+    read_statistics,
+    read_weight_map,
+    small_file_problems,
+)
 from prismatic.extern.hf.configuration_prismatic import OpenVLAConfig
 from prismatic.extern.hf.original import as_original, why_original
 from prismatic.models.action_heads import L1RegressionActionHead
 from prismatic.models.autoregressive import AUTOREGRESSIVE
 from prismatic.models.lora import FINGERPRINT_FILE, FOLDER
 from prismatic.models.projectors import ProprioProjector
+from prismatic.stored_files import load_component, load_tensors, read_json
+from prismatic.vla.normalization import statistics_problems
 from prismatic.vla.robots import LIBERO, RobotSpec
 from prismatic.weight_files import INDEX_FILE, SINGLE_FILE, StoredTensor, read_header
 
@@ -62,11 +70,13 @@ def inspect_checkpoint(directory: Path) -> Inspection:
     found = Inspection(directory)
     if (directory / PENDING).is_dir():
         found.notes.append(f"a save was interrupted behind its last write ({PENDING}); whoever loads this finishes it")
-    config_json, config = _read_config(directory) if has_config else ({}, None)
+    config_json, config = _read_config(found) if has_config else ({}, None)
     stored = _inspect_weights(found, config)
-    head = _inspect_components(found, config)
+    head = _inspect_components(found, config, config_json)
+    found.problems += small_file_problems(directory)
     if config is not None:
         _inspect_config(found, config_json, config)
+    if has_config:
         _inspect_statistics(found, config_json, config, has_head=head is not None)
     if has_adapter:
         _inspect_adapter(found, has_weights=bool(stored))
@@ -75,23 +85,35 @@ def inspect_checkpoint(directory: Path) -> Inspection:
     if not has_config:
         found.notes.append("no config.json: the folder holds what OpenVLA-OFT stores beside an adapter")
     elif stored or not has_adapter:
-        missing = [name for name in REQUIRED_FILES if not (directory / name).is_file()]
+        missing = missing_files(directory)
         found.problems += [f"{name} is missing; copy it from the base checkpoint" for name in missing]
+        if config is not None and not missing:
+            _told(found, lambda: load_processor(directory, config))
+    found.problems = list(dict.fromkeys(found.problems))
     return found
 
 
-def _read_config(directory: Path) -> tuple[dict[str, Any], OpenVLAConfig]:
-    file = directory / "config.json"
+def _told(found: Inspection, look: Callable[[], object]) -> None:
+    """Look at a part; what is wrong with it becomes a problem."""
     try:
-        config_json = json.loads(file.read_text())
-    except ValueError as error:
-        raise ValueError(f"{file} is no JSON ({error}); copy it again") from error
+        look()
+    except (ValueError, OSError) as error:
+        found.problems.append(str(error))
+
+
+def _read_config(found: Inspection) -> tuple[dict[str, Any], OpenVLAConfig | None]:
+    """`config.json`, and what it means; None where it means no model of ours, which is told."""
+    file = found.path / "config.json"
+    config_json = read_json(file)
     if config_json.get("model_type") != "openvla":
         raise ValueError(f"{file} is of a model of type {config_json.get('model_type')!r}; expected 'openvla'")
-    config = OpenVLAConfig.from_pretrained(directory)
-    if why_original(directory, config_json):
+    try:
+        config = read_config(found.path)[1]
+    except ValueError as error:
+        found.problems.append(str(error))
+        return config_json, None
+    if why_original(found.path, config_json):
         as_original(config)
-    _ = config.robot_spec, config.pruner_spec, config.special_tokens  # raise ValueError where they are malformed
     return config_json, config
 
 
@@ -107,7 +129,8 @@ def _kind(found: Inspection, config_json: Mapping[str, Any], has_weights: bool, 
         return "original OpenVLA: action tokens one after another, one action per policy query; or a base to fine-tune"
     if head is None:
         return "OpenVLA: discrete action tokens, or a base model to fine-tune"
-    name = (config_json.get("pruner") or {}).get("name")
+    pruner = config_json.get("pruner")
+    name = pruner.get("name") if isinstance(pruner, Mapping) else None
     family = "OpenVLA-OFT or LightVLA (no pruner is recorded)" if name is None else "LightVLA"
     film = ", FiLM" if list(found.path.glob("vision_backbone--*_checkpoint.pt")) else ""
     return f"{'OpenVLA-OFT' if name == 'none' else family}, {head} head{film}"
@@ -120,9 +143,9 @@ def _inspect_weights(found: Inspection, config: OpenVLAConfig | None) -> dict[st
     weight_map: dict[str, str] = {}
     if index_file.is_file():
         try:
-            weight_map = json.loads(index_file.read_text())["weight_map"]
-        except (ValueError, KeyError) as error:
-            found.problems.append(f"{INDEX_FILE} cannot be read ({error!r}); copy it again")
+            weight_map = read_weight_map(index_file)
+        except ValueError as error:
+            found.problems.append(str(error))
     names = sorted(set(weight_map.values())) or [SINGLE_FILE]
     present = [name for name in names if (directory / name).is_file()]
     if not present and (directory / FOLDER).is_dir():
@@ -157,7 +180,7 @@ def _inspect_weights(found: Inspection, config: OpenVLAConfig | None) -> dict[st
     return stored
 
 
-def _inspect_components(found: Inspection, config: OpenVLAConfig | None) -> str | None:
+def _inspect_components(found: Inspection, config: OpenVLAConfig | None, config_json: Mapping[str, Any]) -> str | None:
     """The kind of action head, None where there is none."""
     head = None
     for component in COMPONENTS:
@@ -166,12 +189,14 @@ def _inspect_components(found: Inspection, config: OpenVLAConfig | None) -> str 
             listed = ", ".join(file.name for file in files)
             found.problems.append(f"{len(files)} {component} files ({listed}), and nothing says which counts; keep one")
         if not files:
+            if recorded := _recorded(component, config_json):
+                found.problems.append(f"config.json records {recorded}, but there is no {component}--*; copy it here")
             continue
         file = files[-1]
         try:
             shapes, dtypes = _read_component(file)
-        except Exception as error:  # torch raises many kinds for a file that is cut off
-            found.problems.append(f"{file.name} cannot be read ({type(error).__name__}); copy it again")
+        except ValueError as error:
+            found.problems.append(str(error))
             continue
         values = sum(math.prod(shape) for shape in shapes.values())
         found.facts[component] = f"{file.name}: {values / 1e6:.2f} M values, {', '.join(sorted(dtypes))}"
@@ -182,12 +207,21 @@ def _inspect_components(found: Inspection, config: OpenVLAConfig | None) -> str 
     return head
 
 
+def _recorded(component: str, config_json: Mapping[str, Any]) -> str:
+    """What `config.json` says that needs this component; empty where it says nothing."""
+    head = config_json.get("action_head")
+    needed = {
+        "action_head": f"an action head ({head})" if head in ("l1", "diffusion") else "",
+        "noisy_action_projector": "a diffusion head" if head == "diffusion" else "",
+        "proprio_projector": "use_proprio" if config_json.get("use_proprio") else "",
+        "vision_backbone": "use_film" if config_json.get("use_film") else "",
+    }
+    return needed[component]
+
+
 def _read_component(file: Path) -> tuple[_Shapes, set[str]]:
-    try:
-        state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    except RuntimeError:  # the format before torch 1.6 cannot be mapped into memory
-        state = torch.load(file, map_location="cpu", weights_only=True)
-    shapes = {name.removeprefix("module."): tuple(value.shape) for name, value in state.items()}
+    state = load_component(file)
+    shapes = {name: tuple(value.shape) for name, value in state.items()}
     return shapes, {str(value.dtype).removeprefix("torch.") for value in state.values()}
 
 
@@ -246,53 +280,35 @@ def _inspect_config(found: Inspection, config_json: Mapping[str, Any], config: O
         )
 
 
-def _inspect_statistics(found: Inspection, config_json: dict[str, Any], config: OpenVLAConfig, has_head: bool) -> None:
+def _inspect_statistics(
+    found: Inspection, config_json: dict[str, Any], config: OpenVLAConfig | None, has_head: bool
+) -> None:
     try:
         statistics = read_statistics(found.path, config_json)
     except ValueError as error:
-        found.problems.append(f"dataset_statistics.json is no JSON ({error}); copy it again")
+        found.problems.append(str(error))
         return
     found.facts["statistics"] = ", ".join(sorted(statistics)) or "none"
     if not statistics and has_head:
         found.problems.append("no dataset statistics, without which actions cannot be scaled; copy the file again")
-    robot = config.robot_spec if config_json.get("robot") or has_head else None
+    sized = config is not None and (has_head or bool(config_json.get("robot")))
+    robot = LIBERO if config is None else config.robot_spec
+    use_proprio = True if "proprio_projector" in found.facts else None
     for name, parts in statistics.items():
-        found.problems += _statistics_problems(name, parts, robot or LIBERO, sized=robot is not None)
-
-
-def _statistics_problems(name: str, parts: Mapping[str, Any], robot: RobotSpec, sized: bool) -> list[str]:
-    """What one dataset's statistics lack; lengths are compared with the robot where it is known (`sized`)."""
-    problems = []
-    sizes = {"action": robot.action_dim, "proprio": robot.proprio_dim}
-    needed = ("min", "max", "q01", "q99") if robot.normalization == "bounds_q99" else ("min", "max")
-    if "action" not in parts:
-        problems.append(f"statistics of {name!r} have no part 'action'; recompute them")
-    for part, size in sizes.items():
-        if part not in parts:
-            continue
-        if lacking := [key for key in needed if key not in parts[part]]:
-            problems.append(
-                f"statistics of {name!r}, {part}: {', '.join(lacking)} missing, which {robot.normalization} needs; "
-                "recompute them"
-            )
-        lists = {key: parts[part][key] for key in (*needed, "mask") if key in parts[part]}
-        for key, values in lists.items():
-            if sized and len(values) != size:
-                problems.append(
-                    f"statistics of {name!r}, {part}: {key} has {len(values)} values, robot {robot.name!r} has {size}"
-                )
-            elif not all(math.isfinite(value) for value in values):
-                problems.append(f"statistics of {name!r}, {part}: {key} holds NaN or infinity; recompute them")
-    return problems
+        found.problems += statistics_problems(name, parts, robot, use_proprio, sized)
 
 
 def _inspect_adapter(found: Inspection, has_weights: bool) -> None:
     folder = found.path / FOLDER
     try:
-        config = json.loads((folder / CONFIG_FILE).read_text())
+        config = read_adapter_config(folder)
         size = next(file for file in folder.glob("adapter_model.*") if file.suffix in (".safetensors", ".bin")).stat()
         if (file := folder / "adapter_model.safetensors").is_file():
             read_header(file)
+        else:
+            load_tensors(folder / "adapter_model.bin")
+        if (file := folder / FINGERPRINT_FILE).is_file():
+            read_json(file)
     except (OSError, ValueError, StopIteration) as error:
         found.problems.append(f"{FOLDER}/ is incomplete ({error or 'no adapter_model file'}); copy it again")
         return
@@ -315,10 +331,10 @@ def _inspect_training_state(found: Inspection) -> None:
         found.facts["training state"] = "none: can be used, not resumed"
         return
     try:
-        state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-        found.facts["training state"] = f"behind step {state['step']}, {_size(file.stat().st_size)}"
-    except Exception as error:  # torch raises many kinds for a file that is cut off
-        found.problems.append(f"training_state/state.pt cannot be read ({type(error).__name__}); copy it again")
+        step = load_training_state(found.path, finish=False)["step"]
+        found.facts["training state"] = f"behind step {step}, {_size(file.stat().st_size)}"
+    except ValueError as error:
+        found.problems.append(str(error))
 
 
 def _size(number: int) -> str:

@@ -1,6 +1,5 @@
 """`Policy`: observations and instructions in, chunks of actions out."""
 
-import json
 import logging
 import os
 import time
@@ -12,30 +11,33 @@ from typing import Any
 import numpy as np
 import torch
 
-from prismatic.checkpoint import (
-    Checkpoint,
-    LoadOptions,
-    check_complete,
-    load_checkpoint,
-    read_statistics,
-    resolve,
-)
+from prismatic.checkpoint import Checkpoint, LoadOptions, load_checkpoint
+from prismatic.checkpoint_files import check_complete, check_statistics, read_config, read_statistics, resolve
 from prismatic.components import NO_HEAD, head_kind
+from prismatic.extern.hf.configuration_prismatic import check_action_readout, check_switch
 from prismatic.extern.hf.original import why_original
 from prismatic.models.autoregressive import AUTOREGRESSIVE, check_decodable
 from prismatic.models.batch import Call, EncodedBatch
 from prismatic.models.diffusion import DiffusionActionHead
+from prismatic.models.precision import inference_dtype
 from prismatic.models.pruners.registry import PrunerSpec
 from prismatic.models.stage_clock import StageClock
 from prismatic.models.token_pruner import TokenSelection
+from prismatic.stored_files import component_file
 from prismatic.vla.datasets.collate import collate
 from prismatic.vla.observation import ObservationDoubts, read_observation
-from prismatic.vla.robots import RobotSpec
+from prismatic.vla.robots import RobotSpec, get_robot
 from prismatic.vla.transform import PolicyTransform
 
 logger = logging.getLogger(__name__)
 
 Observation = Mapping[str, Any]
+
+LOAD_OPTIONS = (
+    "num_images_in_input", "use_proprio", "robot", "head", "use_film", "quantization", "attention",
+    "num_diffusion_steps_train",
+)  # fmt: skip
+"""Of `LoadOptions`, what `Policy.from_pretrained` passes on."""
 
 _ACTS_AS_ORIGINAL = (
     ". It decodes its action tokens one after another, one action per policy query, from one image without pruner and "
@@ -91,9 +93,9 @@ class Policy:
         cls,
         path_or_hub_id: str | Path,
         device: str | torch.device = "cpu",
-        dtype: torch.dtype | None = None,
+        dtype: torch.dtype | str | None = None,
         unnorm_key: str | None = None,
-        pruner: str | None = None,
+        pruner: str | PrunerSpec | None = None,
         action_readout: str | None = None,
         center_crop: bool | None = None,
         engine: str = "eager",
@@ -104,34 +106,50 @@ class Policy:
         Args:
             path_or_hub_id: what to load.
             device: where to run.
-            dtype: None: bfloat16 on a GPU, float32 on a CPU.
+            dtype: a dtype or its name, "bfloat16", "float16" or "float32"; None or "auto": bfloat16 on a GPU and on a
+                CPU that computes in it (as training decides), else float32.
             unnorm_key: dataset whose statistics apply; may be left out where there is only one.
             pruner: overrides the checkpoint's, e.g. "none", "lightvla:multiplicity=set".
             action_readout: "aligned" (as trained) or "tail" (as the LightVLA research code infers).
             center_crop: None follows the checkpoint, and crops where it does not say.
             engine: how the model is run; "eager" is the only one so far.
-            options: `num_images_in_input`, `use_proprio`, `robot`, `head`, `use_film`, `quantization`,
-                `num_diffusion_steps_train` of `LoadOptions`.
+            options: `num_images_in_input`, `use_proprio`, `robot` (a name too), `head`, `use_film`, `quantization`,
+                `attention`, `num_diffusion_steps_train` of `LoadOptions`; `revision` and `token` of the hub;
+                `torch_dtype`, the older name of dtype.
 
         A folder that looks like an original OpenVLA checkpoint (`extern.hf.original.why_original`) is run as one, where
         no `head` is given: one action per query, (1, action_dim). What was assumed is logged and stays in
         `checkpoint.assumptions`.
+
+        Raises:
+            FileNotFoundError: naming what is not there.
+            TypeError: listing the options, for an unknown one.
+            ValueError: for a value that is none of its choices, and for files that are damaged or do not fit together.
         """
-        dtype = dtype or (torch.bfloat16 if torch.device(device).type == "cuda" else torch.float32)
-        spec = PrunerSpec.parse(pruner) if pruner else None
+        hub = {key: options.pop(key) for key in ("revision", "token") if key in options}
+        dtype = inference_dtype(_either(dtype, options.pop("torch_dtype", None)), device)
+        load = _load_options(options)
+        spec = PrunerSpec.parse(pruner) if isinstance(pruner, str) else pruner
         if engine != "eager":
             raise ValueError(f"engine {engine!r} is unknown; known: eager")
+        if action_readout is not None:
+            check_action_readout(action_readout)
+        check_switch("center_crop", center_crop)
         # What can be said early is said before gigabytes of weights are read.
-        directory = resolve(path_or_hub_id)
+        directory = resolve(path_or_hub_id, **hub)
         check_complete(directory)
+        config_json, config = read_config(directory)
         key = choose_unnorm_key(directory, unnorm_key)
-        config_json = json.loads((directory / "config.json").read_text())
         original = None
-        if head_kind(directory, config_json, options.get("head")) is None:
+        if head_kind(directory, config_json, load.get("head")) is None:
             if (original := why_original(directory, config_json)) is None:
                 raise FileNotFoundError(NO_HEAD.format(directory))
-            options["head"] = AUTOREGRESSIVE
-        checkpoint = load_checkpoint(directory, LoadOptions(device, dtype, spec, action_readout, **options))
+            load["head"] = AUTOREGRESSIVE
+        has_projector = component_file(directory, "proprio_projector") is not None
+        reads_state = has_projector and load.get("use_proprio") is not False
+        check_statistics(directory, key, load.get("robot") or config.robot_spec, reads_state)
+        logger.info("running in %s on %s; dtype chooses another", str(dtype).removeprefix("torch."), device)
+        checkpoint = load_checkpoint(directory, LoadOptions(device, dtype, spec, action_readout, **load))
         if original is not None:
             checkpoint.assumptions.insert(0, original + _ACTS_AS_ORIGINAL)
             logger.warning("%s: %s", directory, checkpoint.assumptions[0])
@@ -140,7 +158,7 @@ class Policy:
             center_crop = True if recorded is None else recorded
             if recorded is None:
                 checkpoint.assumptions.append("config.json records no center_crop: assumed True")
-        return cls(checkpoint, checkpoint.transform(key, center_crop), key)
+        return cls(checkpoint, checkpoint.transform(key, bool(center_crop)), key)
 
     @property
     def robot(self) -> RobotSpec:
@@ -271,6 +289,28 @@ class Policy:
             "device_name": _device_name(self.model.device),
             "assumptions": list(self.checkpoint.assumptions),
         }
+
+
+def _either(dtype: torch.dtype | str | None, older: torch.dtype | str | None) -> torch.dtype | str | None:
+    """`dtype`, or what was given under its older name. Raises TypeError where both were."""
+    if dtype is not None and older is not None:
+        raise TypeError(f"dtype={dtype} and torch_dtype={older} mean the same; pass dtype alone")
+    return older if dtype is None else dtype
+
+
+def _load_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """What `LoadOptions` takes. Raises TypeError for unknown options, ValueError for an unknown robot."""
+    if unknown := sorted(set(options) - set(LOAD_OPTIONS)):
+        raise TypeError(
+            f"unknown options {unknown} of Policy.from_pretrained; known: device, dtype, unnorm_key, pruner, "
+            f"action_readout, center_crop, engine, {', '.join(LOAD_OPTIONS)}, revision, token"
+        )
+    checked = dict(options)
+    if isinstance(robot := checked.get("robot"), str):
+        checked["robot"] = get_robot(robot)
+    elif not isinstance(robot, RobotSpec | None):
+        raise ValueError(f"robot {robot!r} is neither a RobotSpec nor the name of one")
+    return checked
 
 
 def choose_unnorm_key(directory: Path, unnorm_key: str | None) -> str:

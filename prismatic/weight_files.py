@@ -19,6 +19,8 @@ from rich.progress import track
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from prismatic.stored_files import refuse_placeholder
+
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
 _LENGTH_BYTES = 8
@@ -55,26 +57,25 @@ def read_header(file: Path) -> dict[str, StoredTensor]:
     Raises:
         ValueError: for a file that is cut off, a placeholder of git-lfs, or no safetensors file at all.
     """
+    refuse_placeholder(file)
     size = file.stat().st_size
     with file.open("rb") as stream:
         first = stream.read(_LENGTH_BYTES)
-        if first == b"version ":
-            raise ValueError(f"{file} is a placeholder that git-lfs left; run `git lfs pull`, or download it again")
         length = int.from_bytes(first, "little")
         if size < _LENGTH_BYTES + length:
             raise ValueError(f"{file} is cut off inside its header ({size} bytes); copy or download it again")
         try:
             header = json.loads(stream.read(length))
-        except ValueError as error:
-            raise ValueError(f"{file} is not a safetensors file: {error}") from error
-    header.pop("__metadata__", None)
-    begin = _LENGTH_BYTES + length
-    tensors = {
-        name: StoredTensor(
-            file, entry["dtype"], tuple(entry["shape"]), *(begin + offset for offset in entry["data_offsets"])
-        )
-        for name, entry in header.items()
-    }
+            header.pop("__metadata__", None)
+            begin = _LENGTH_BYTES + length
+            tensors = {
+                name: StoredTensor(
+                    file, entry["dtype"], tuple(entry["shape"]), *(begin + offset for offset in entry["data_offsets"])
+                )
+                for name, entry in header.items()
+            }
+        except (ValueError, TypeError, LookupError, AttributeError) as error:
+            raise ValueError(f"{file} is not a safetensors file ({error}); copy or download it again") from error
     if (needed := max((tensor.stop for tensor in tensors.values()), default=begin)) > size:
         raise ValueError(f"{file} is cut off: {size} of {needed} bytes are there; copy or download it again")
     return tensors

@@ -55,7 +55,7 @@ def write_report(config: DemoConfig) -> Path:
     """Write the HTML report of the demo; returns its path."""
     paths = Paths(config.output_dir, config.suffix)
     results = {e.name: Results.load(paths.evaluation(e.name)) for e in evaluations(config)}
-    policy = Policy.from_pretrained(paths.run)
+    policy = Policy.from_pretrained(paths.run, dtype="float32")  # as it was evaluated
     cost = measure_cost(config, policy, results["wide"])
     pictures, flops, latency = cost["pictures"], cost["flops"], cost["latency"]
     tokens = results["wide"].summary()["tokens_kept"]

@@ -137,7 +137,7 @@ def _evaluation_command(config: DemoConfig, paths: Paths, evaluation: Evaluation
     command = f"""python experiments/robot/libero/run_libero_eval.py
         --pretrained_checkpoint {quote(paths.run)} --task_suite_name libero_goal --task_ids {TASKS}
         --initial_states {config.held_out_states} --env_img_res {config.resolution} --renderer fast
-        --seed {config.starts_seed} --num_envs 1 --resume True --report False
+        --seed {config.starts_seed} --num_envs 1 --dtype float32 --resume True --report False
         --output_dir {quote(paths.evaluation(evaluation.name))}"""
     return [*shlex.split(command), *evaluation.flags]
 

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from prismatic.checkpoint import resolve
+from prismatic.checkpoint_files import resolve
 from prismatic.inspection import Inspection, inspect_checkpoint
 
 WRONG, UNREADABLE = 1, 2

@@ -23,7 +23,7 @@ from huggingface_hub.errors import HfHubHTTPError
 
 from experiments.robot.libero.results import Results
 from prismatic.atomic_folder import finish_pending
-from prismatic.checkpoint import PROCESSOR_FILES, STATISTICS_FILE, check_complete
+from prismatic.checkpoint_files import PROCESSOR_FILES, STATISTICS_FILE, check_complete, copy_small_files
 from prismatic.inspection import inspect_checkpoint
 from prismatic.weight_files import INDEX_FILE
 from scripts.model_card import model_card
@@ -35,11 +35,13 @@ LINKED_FROM_BYTES = 16 << 20
 """Files of this size are linked into the folder where the file system can, instead of copied."""
 
 
-def files_to_upload(checkpoint: Path) -> list[Path]:
-    """Weights, heads, configuration, statistics, tokenizer and processor files."""
-    names = ("config.json", STATISTICS_FILE, INDEX_FILE, *PROCESSOR_FILES)
-    small = [checkpoint / name for name in names if (checkpoint / name).is_file()]
-    return [*small, *check_complete(checkpoint), *sorted(checkpoint.glob("*--*_checkpoint.pt"))]
+SMALL_FILES = ("config.json", STATISTICS_FILE, INDEX_FILE, *PROCESSOR_FILES)
+"""What is uploaded beside weights and heads."""
+
+
+def large_files(checkpoint: Path) -> list[Path]:
+    """Weights and heads."""
+    return [*check_complete(checkpoint), *sorted(checkpoint.glob("*--*_checkpoint.pt"))]
 
 
 def prepare(checkpoint: Path, repo_id: str, results: Sequence[Path], license_id: str, folder: Path) -> Path:
@@ -65,7 +67,8 @@ def prepare(checkpoint: Path, repo_id: str, results: Sequence[Path], license_id:
             log.warning("%s is of checkpoint %s, not %s: is it the same model?", path, evaluated, checkpoint)
     card = model_card(repo_id, found, list(loaded.values()), license_id)
     folder.mkdir(parents=True, exist_ok=True)
-    for file in files_to_upload(checkpoint):
+    copy_small_files(checkpoint, folder, SMALL_FILES)
+    for file in large_files(checkpoint):
         _place(file, folder / file.name)
     (folder / CARD_FILE).write_text(str(card), encoding="utf-8")
     return folder

@@ -14,7 +14,9 @@ from safetensors.torch import load_file, save_file
 
 from prismatic.adapters import merge_adapter, read_adapter
 from prismatic.atomic_folder import MANIFEST, PENDING, finish_pending
-from prismatic.checkpoint import Checkpoint, LoadOptions, check_complete, load_checkpoint, save_checkpoint
+from prismatic.checkpoint import Checkpoint, LoadOptions, load_checkpoint, save_checkpoint
+from prismatic.checkpoint_files import check_complete
+from prismatic.inspection import inspect_checkpoint
 from prismatic.models.lora import FINGERPRINT_FILE, FOLDER, attach_lora, merged, save_adapter
 from prismatic.weight_files import fingerprint, stored_tensors
 
@@ -271,3 +273,56 @@ def test_headers_tell_what_files_hold(reference_directory: Path, tmp_path: Path)
         broken.write_bytes(part)
         with pytest.raises(ValueError, match=message):
             stored_tensors([broken])
+
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 3\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("adapter_model.safetensors", POINTER, "adapter_model.safetensors is a placeholder that git-lfs left"),
+        ("adapter_model.safetensors", b"12345678", "adapter_model.safetensors is cut off"),
+        ("adapter_config.json", POINTER, "adapter_config.json is a placeholder that git-lfs left"),
+        ("adapter_config.json", b'{"r": 4', "adapter_config.json is no JSON"),
+        ("adapter_config.json", b"{}", "adapter_config.json: r = None, expected a positive number"),
+        (FINGERPRINT_FILE, b"", "is no JSON"),
+    ],
+)
+def test_a_damaged_adapter_is_named(copy, name: str, content: bytes, message: str):
+    (copy / FOLDER / name).write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        merge_adapter(copy)
+    assert any(name in problem for problem in inspect_checkpoint(copy).problems)
+
+
+def test_a_damaged_adapter_of_older_peft_is_named(copy):
+    (copy / FOLDER / "adapter_model.safetensors").unlink()
+    torch.save(torch.nn.Linear(2, 2), copy / FOLDER / "adapter_model.bin")
+    with pytest.raises(ValueError, match="adapter_model.bin holds pickled Python objects"):
+        merge_adapter(copy)
+
+
+def test_a_damaged_base_is_named_before_anything_is_hashed(copy, reference_directory: Path, tmp_path: Path):
+    base = Path(shutil.copytree(reference_directory, tmp_path / "base"))
+    (base / "preprocessor_config.json").write_bytes(POINTER)
+    with pytest.raises(ValueError, match="preprocessor_config.json is a placeholder"):
+        merge_adapter(copy, base)
+    shutil.copyfile(reference_directory / "preprocessor_config.json", base / "preprocessor_config.json")
+    (base / "model-00002-of-00002.safetensors").write_bytes(POINTER)
+    with pytest.raises(ValueError, match="model-00002-of-00002.safetensors is a placeholder"):
+        merge_adapter(copy, base)
+
+
+def test_merged_folders_can_be_read_by_others_and_name_no_code(copy, reference_directory: Path, tmp_path: Path):
+    base = Path(shutil.copytree(reference_directory, tmp_path / "base"))
+    for folder, name in ((copy, "config.json"), (base, "preprocessor_config.json")):
+        content = json.loads((folder / name).read_text())
+        (folder / name).write_text(json.dumps({**content, "auto_map": {"AutoConfig": "configuration_prismatic.A"}}))
+    (copy / "preprocessor_config.json").unlink()
+    folder = merge_adapter(copy, base, tmp_path / "merged")
+    assert not [file.name for file in folder.glob("*config.json") if "auto_map" in file.read_text()]
+    assert (folder / "tokenizer.json").read_bytes() == (base / "tokenizer.json").read_bytes()
+    (tmp_path / "new").touch()
+    assert {file.stat().st_mode for file in folder.iterdir()} == {(tmp_path / "new").stat().st_mode}
+    load_checkpoint(folder)

@@ -1,12 +1,14 @@
 """Round trips, atomic writes, and what a user is told about a broken checkpoint."""
 
 import json
+import os
 import shutil
+import stat
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText
 
 from prismatic.atomic_folder import MANIFEST, PENDING, REPLACED, finish_pending
@@ -164,3 +166,37 @@ def test_statistics_can_be_set_on_the_model(reference_directory):
     model = load_checkpoint(reference_directory).model
     model.norm_stats = {"other": {}}
     assert model.norm_stats == {"other": {}} and model.config.norm_stats == {"other": {}}
+
+
+def test_files_of_a_checkpoint_have_the_mode_of_new_files(small_policy_directory: Path, tmp_path: Path):
+    """safetensors writes for the owner alone, and colleagues then cannot read the weights."""
+    checkpoint = load_checkpoint(small_policy_directory)
+    before = os.umask(0o027)
+    try:
+        for _ in range(2):  # a new folder, and one that holds a checkpoint
+            folder = save_checkpoint(tmp_path / "run", checkpoint, 1, training_state={"step": 1}, extra=_write_weights)
+            modes = {stat.S_IMODE(file.stat().st_mode) for file in folder.rglob("*") if file.is_file()}
+            assert modes == {0o640}
+    finally:
+        os.umask(before)
+
+
+def _write_weights(folder: Path) -> None:
+    (folder / "lora_adapter").mkdir()
+    save_file({"a": torch.ones(2)}, folder / "lora_adapter" / "adapter_model.safetensors")
+
+
+def test_saved_checkpoints_name_no_code_that_is_not_there(broken: Path, tmp_path: Path):
+    foreign = "openvla/openvla-7b--processing_prismatic.PrismaticProcessor"
+    auto_map = {"AutoConfig": "configuration_prismatic.OpenVLAConfig", "AutoProcessor": foreign}
+    names = ("config.json", "preprocessor_config.json", "tokenizer_config.json")
+    for name in names:
+        content = json.loads((broken / name).read_text())
+        (broken / name).write_text(json.dumps({**content, "auto_map": auto_map}))
+    folder = save_checkpoint(tmp_path / "run", load_checkpoint(broken), 1)
+    for name in names:
+        written, original = (json.loads((place / name).read_text()) for place in (folder, broken))
+        assert written["auto_map"] == {"AutoProcessor": foreign}
+        if name != "config.json":
+            assert {**written, "auto_map": auto_map} == original
+    assert load_checkpoint(folder).dataset_statistics == load_checkpoint(broken).dataset_statistics

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from prismatic.adapters import merge_adapter
 from prismatic.atomic_folder import PENDING
@@ -19,6 +20,7 @@ from prismatic.models.lora import FOLDER, attach_lora, save_adapter
 from prismatic.models.projectors import ProprioProjector
 from scripts.inspect_checkpoint import main
 
+KEY = "libero_tiny_no_noops"
 HEAD = "action_head--100_checkpoint.pt"
 
 
@@ -77,7 +79,12 @@ def change_json(folder: Path, name: str, change: Callable[[dict], None]) -> None
 
 
 def statistics(folder: Path, change: Callable[[dict], None]) -> None:
-    change_json(folder, "dataset_statistics.json", lambda content: change(content["libero_tiny_no_noops"]))
+    change_json(folder, "dataset_statistics.json", lambda content: change(content[KEY]))
+
+
+def add_tensor(folder: Path, name: str) -> None:
+    file = folder / "model-00001-of-00002.safetensors"
+    save_file({**load_file(file), name: torch.ones(3)}, file, metadata={"format": "pt"})
 
 
 DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
@@ -119,7 +126,10 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda folder: torch.save(L1RegressionActionHead(128, 14, 25).state_dict(), folder / HEAD),
         "action_head--100_checkpoint.pt: 'model.fc1.weight' .* another robot, width or kind of head",
     ),
-    "a head that is cut off": (lambda folder: os.truncate(folder / HEAD, 5000), "action_head.* cannot be read"),
+    "a head that is cut off": (
+        lambda folder: os.truncate(folder / HEAD, 5000),
+        "action_head--100_checkpoint.pt is cut off, or torch.save did not write it",
+    ),
     "a projector of another robot": (
         lambda folder: torch.save(
             ProprioProjector(128, 14).state_dict(), folder / "proprio_projector--100_checkpoint.pt"
@@ -150,6 +160,49 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
         "num_images_in_input 3, but robot 'libero' has 2 cameras",
     ),
     "no tokenizer": (lambda folder: (folder / "tokenizer.json").unlink(), "tokenizer.json is missing"),
+    "a tensor that nothing reads": (
+        lambda folder: add_tensor(folder, "language_model.model.layers.0.self_attn.q_proj.bias"),
+        "weights hold 1 tensors that config.json does not imply, first 'language_model.*q_proj.bias'",
+    ),
+    "another language model": (
+        lambda folder: change_json(folder, "config.json", lambda c: c["text_config"].update(model_type="qwen2")),
+        "text_config.model_type 'qwen2' is not supported",
+    ),
+    "a pickled module for a head": (
+        lambda folder: torch.save(torch.nn.Linear(2, 2), folder / HEAD),
+        "action_head--100_checkpoint.pt holds pickled Python objects",
+    ),
+    "statistics without the state": (
+        lambda folder: statistics(folder, lambda s: s.pop("proprio")),
+        "statistics of 'libero_tiny_no_noops' have no part 'proprio'",
+    ),
+    "statistics upside down": (
+        lambda folder: statistics(folder, lambda s: s["action"].update(q01=s["action"]["q99"], q99=s["action"]["q01"])),
+        "action: q01 lies above q99",
+    ),
+    "statistics of no dataset": (
+        lambda folder: change_json(folder, "dataset_statistics.json", lambda s: s.update(s.pop(KEY))),
+        "dataset_statistics.json: the statistics do not stand below their dataset's name",
+    ),
+    "an index that is none": (
+        lambda folder: (folder / "model.safetensors.index.json").write_text("{}"),
+        "model.safetensors.index.json has no weight_map",
+    ),
+    "a processor of another backbone": (
+        lambda folder: change_json(folder, "preprocessor_config.json", lambda c: c.update(means=[[0.5] * 3])),
+        "three numbers for each of 2 ViTs",
+    ),
+    "a training state that is cut off": (
+        lambda folder: [(folder / "training_state").mkdir(), (folder / "training_state" / "state.pt").write_text("PK")],
+        "state.pt is cut off",
+    ),
+    "a recorded state that nothing projects": (
+        lambda folder: [
+            next(folder.glob("proprio_projector--*")).unlink(),
+            change_json(folder, "config.json", lambda c: c.update(use_proprio=True)),
+        ],
+        "config.json records use_proprio, but there is no proprio_projector--",
+    ),
     "a broken adapter": (lambda folder: (folder / FOLDER).mkdir(), "lora_adapter/ is incomplete"),
 }
 
@@ -160,6 +213,44 @@ def test_damage_is_found(copy: Path, name: str):
     damage(copy)
     found = inspect_checkpoint(copy)
     assert any(re.search(message, problem) for problem in found.problems), found.problems
+
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 3\n"
+ANYTHING = (b"", b"[]", b"{}", b'{"a": 1}', b"null", b"\xff\xfe", POINTER)
+
+
+def test_whatever_a_file_holds_it_is_told_and_never_a_crash(reference_directory: Path, tmp_path: Path, capsys):
+    """Every file of a checkpoint in turn, with contents of every kind."""
+    harmless = {("generation_config.json", content) for content in ANYTHING} | {
+        ("tokenizer_config.json", content) for content in ANYTHING
+    }
+    for file in sorted(reference_directory.iterdir()):
+        for number, content in enumerate((*ANYTHING, file.read_bytes()[: file.stat().st_size // 2])):
+            folder = tmp_path / f"{file.name}-{number}"
+            folder.mkdir()
+            for other in reference_directory.iterdir():
+                (folder / other.name).symlink_to(other)
+            (folder / file.name).unlink()
+            (folder / file.name).write_bytes(content)
+            status = main(str(folder))
+            told = capsys.readouterr().out
+            assert status in (1, 2) or (file.name, content) in harmless, (file.name, content, told)
+            assert status == 0 or file.name.partition("--")[0].partition(".")[0] in told.replace("\n", ""), told
+
+
+CONFIG_VALUES = (None, 3, -1, "text", [], {}, [None], True, float("nan"))
+
+
+@pytest.mark.parametrize("key", ["text_config", "pruner", "robot", "token_ids", "timm_model_ids", "image_sizes"])
+def test_settings_of_any_type_are_told(copy: Path, key: str):
+    original = (copy / "config.json").read_text()
+    for value in CONFIG_VALUES:
+        (copy / "config.json").write_text(json.dumps({**json.loads(original), key: value}))
+        found = inspect_checkpoint(copy)
+        assert all(isinstance(problem, str) and "\n" not in problem for problem in found.problems)
+        if found.problems:
+            with pytest.raises((ValueError, FileNotFoundError)):
+                load_checkpoint(copy)
 
 
 def test_what_is_no_checkpoint_is_refused(tmp_path: Path):

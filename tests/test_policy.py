@@ -1,5 +1,6 @@
 """`Policy` as an integrator uses it."""
 
+import json
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 
@@ -22,7 +23,7 @@ def observation(index: int) -> dict:
 
 @pytest.fixture
 def policy(reference_directory) -> Policy:
-    return Policy.from_pretrained(reference_directory, pruner="lightvla:multiplicity=set")
+    return Policy.from_pretrained(reference_directory, dtype="float32", pruner="lightvla:multiplicity=set")
 
 
 @pytest.fixture
@@ -300,6 +301,11 @@ def test_wrong_unnorm_key_lists_the_known(small_policy_directory):
 def test_a_checkpoint_without_a_head_says_so(small_policy_directory, tmp_path):
     directory = shutil.copytree(small_policy_directory, tmp_path / "headless")
     next(directory.glob("action_head--*")).unlink()
+    with pytest.raises(FileNotFoundError, match=r"records an L1 head, but has no action_head--\*_checkpoint.pt"):
+        Policy.from_pretrained(directory)
+    config = json.loads((directory / "config.json").read_text())
+    del config["action_head"]
+    (directory / "config.json").write_text(json.dumps(config))
     with pytest.raises(FileNotFoundError, match=r"has no action_head--\*_checkpoint.pt; fine-tune it first"):
         Policy.from_pretrained(directory)
 

@@ -9,7 +9,8 @@ import torch
 from reference_checkpoint import head_weights, model_weights, proprio_weights, write_reference_checkpoint
 from safetensors.torch import load_file
 
-from prismatic.checkpoint import PROCESSOR_FILES, LoadOptions, check_complete, load_checkpoint, save_checkpoint
+from prismatic.checkpoint import LoadOptions, load_checkpoint, save_checkpoint
+from prismatic.checkpoint_files import PROCESSOR_FILES, check_complete
 from prismatic.models.pruners.registry import PrunerSpec
 
 OUR_KEYS = {
@@ -20,7 +21,7 @@ OUR_KEYS = {
 """What may stand in `config.json` beside the published keys."""
 UNUSED_KEYS = {
     "_name_or_path": "openvla/openvla-7b",
-    "auto_map": {"AutoConfig": "configuration_prismatic.OpenVLAConfig"},
+    "auto_map": {"AutoConfig": "configuration_prismatic.OpenVLAConfig"},  # names a file: not kept
     "output_projector_states": False,
 }
 """Published keys that nothing here reads; they are kept for who does."""
@@ -107,7 +108,8 @@ def test_config_json_is_what_transformers_4_40_reads(tmp_path: Path):
     added = set(written) - set(published)
     assert added <= set(OUR_KEYS) and "dtype" not in written
     assert all(type(written[key]) is OUR_KEYS[key] for key in added)
-    unchanged = set(published) - {"norm_stats", "torch_dtype"}
+    unchanged = set(published) - {"norm_stats", "torch_dtype", "auto_map"}
+    assert "auto_map" not in written, "the file that it names is not beside it"
     assert {key: written[key] for key in unchanged} == {key: published[key] for key in unchanged}
     assert "dtype" not in written["text_config"] and written["torch_dtype"] == "bfloat16"
     assert written["norm_stats"] == published["norm_stats"] == checkpoint.dataset_statistics

@@ -10,6 +10,8 @@ from prismatic.models.action_heads import HeadLoss
 from prismatic.vla.action_tokenizer import ActionTokenizer
 
 AUTOREGRESSIVE = "autoregressive"
+WITHOUT_FILES = ("discrete", AUTOREGRESSIVE)
+"""Kinds of heads that read the LLM's own head and have no file."""
 
 
 class AutoregressiveActionHead(nn.Module):

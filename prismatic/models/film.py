@@ -8,6 +8,9 @@ from torch import nn
 
 from prismatic.models.vision_backbone import PrismaticVisionBackbone
 
+PUBLISHED_RANK = 32
+"""The published loader expects adapters of this rank in the component, its default for `lora_rank`."""
+
 _BLOCK = re.compile(r"(\.blocks\.\d+)\.block\.")
 _ADAPTED = re.compile(r"^(.*)\.lora_A\.[^.]+\.weight$")
 _ADAPTABLE = re.compile(r"\.(qkv|q|kv|proj|fc1|fc2)\.(weight|bias)$")
@@ -80,7 +83,7 @@ def merge_published_state(state: Mapping[str, torch.Tensor]) -> dict[str, torch.
 
 
 def split_state(
-    state: Mapping[str, torch.Tensor], rank: int
+    state: Mapping[str, torch.Tensor], rank: int = PUBLISHED_RANK
 ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     """A model's state dict with FiLM -> what goes into the weight files, and the component in the published form.
 

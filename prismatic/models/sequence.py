@@ -9,6 +9,9 @@ from torch.nn import functional as F
 from prismatic.models.token_pruner import TokenSelection
 from prismatic.vla.prompt import TokenIds
 
+_FIRST_ROW = {"aligned": -1, "tail": 1}
+"""By read-out, where the first row lies, from the first action placeholder."""
+
 
 @dataclass
 class Context:
@@ -111,9 +114,11 @@ class Sequence:
         """Rows of hidden (B, S, D) that predict the actions, (B, num_actions, D).
 
         `aligned` reads the row before each action token: last prompt row, a0 .. a54. `tail` reads the last rows of the
-        sequence, a1 .. stop, as the LightVLA research code does at inference.
+        sequence, a1 .. stop, as the LightVLA research code does at inference. Raises ValueError for any other.
         """
-        first = self.action_start + (-1 if readout == "aligned" else 1)
+        if readout not in _FIRST_ROW:
+            raise ValueError(f"action_readout {readout!r} is unknown; known: {', '.join(_FIRST_ROW)}")
+        first = self.action_start + _FIRST_ROW[readout]
         rows = first[:, None] + torch.arange(num_actions, device=hidden.device)
         return hidden.gather(1, rows[..., None].expand(-1, -1, hidden.shape[-1]))
 

@@ -1,6 +1,5 @@
 """From flags to the parts of a run: model, adapters, head, data, optimiser, restored state."""
 
-import json
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,18 +12,15 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
-from prismatic.checkpoint import (
-    Checkpoint,
-    LoadOptions,
-    check_complete,
-    load_checkpoint,
-    resolve,
-)
-from prismatic.components import component_file, new_head
+from prismatic.checkpoint import Checkpoint, LoadOptions, load_checkpoint
+from prismatic.checkpoint_files import check_complete, resolve, stored_dtype
+from prismatic.components import new_head
 from prismatic.models.diffusion import NUM_TRAIN_STEPS
 from prismatic.models.lora import attach_lora
+from prismatic.models.precision import computes_in_bf16
 from prismatic.models.projectors import ProprioProjector
 from prismatic.models.token_pruner import TokenPruner
+from prismatic.stored_files import component_file, read_json
 from prismatic.training.config import FinetuneConfig
 from prismatic.training.data import Frames, TrainingData
 from prismatic.training.distributed import Ranks
@@ -73,12 +69,7 @@ class Run:
 
 def uses_bf16(config: FinetuneConfig, device: torch.device) -> bool:
     """Whether to compute under bfloat16 autocast. `auto`: on GPUs, and on CPUs with instructions for it."""
-    if config.precision != "auto":
-        return config.precision == "bf16"
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+    return computes_in_bf16(device) if config.precision == "auto" else config.precision == "bf16"
 
 
 def build(config: FinetuneConfig, ranks: Ranks) -> Run:
@@ -121,7 +112,7 @@ def build(config: FinetuneConfig, ranks: Ranks) -> Run:
         average=WeightAverage(trained, config.ema_decay) if config.ema_decay > 0 else None,
         lora=lora,
         base=state["base"] if state is not None else str(config.vla_path),
-        stored_dtype=_stored_dtype(checkpoint),
+        stored_dtype=stored_dtype(checkpoint.config_json),
     )
     if state is not None:
         training.load_state_dict(state)
@@ -133,7 +124,7 @@ def build(config: FinetuneConfig, ranks: Ranks) -> Run:
 
 def _load(config: FinetuneConfig, folder: Path, device: torch.device, data_robot: RobotSpec) -> Checkpoint:
     """Model, head and projector, in the dtype that training needs; missing parts are new."""
-    recorded = json.loads((folder / "config.json").read_text())
+    recorded = read_json(folder / "config.json")
     keep_stored = config.use_lora and uses_bf16(config, device)  # frozen weights may stay small
     options = LoadOptions(
         dtype=None if keep_stored else torch.float32,
@@ -223,11 +214,6 @@ def _prefer_plain_attention(checkpoint: Checkpoint) -> None:
         for module in vit.modules():
             if hasattr(module, "fused_attn"):
                 setattr(module, "fused_attn", False)  # noqa: B010 - an attribute that nn.Module does not know
-
-
-def _stored_dtype(checkpoint: Checkpoint) -> torch.dtype:
-    recorded = checkpoint.config_json.get("torch_dtype") or checkpoint.config_json.get("dtype") or "bfloat16"
-    return getattr(torch, str(recorded))
 
 
 def _parallel(module: TrainableVLA, ranks: Ranks) -> nn.Module:

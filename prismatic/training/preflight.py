@@ -1,14 +1,13 @@
 """Bad input is found before anything heavy is loaded."""
 
 import importlib.util
-import json
 import logging
 import math
 import tempfile
 
-from prismatic.checkpoint import check_complete, resolve
+from prismatic.checkpoint import check_loadable
+from prismatic.checkpoint_files import read_config, resolve
 from prismatic.components import diffusion_steps, head_kind
-from prismatic.extern.hf.configuration_prismatic import OpenVLAConfig
 from prismatic.extern.hf.modeling_prismatic import check_pruner
 from prismatic.training.config import FinetuneConfig
 from prismatic.training.data import dataset_specs
@@ -98,24 +97,26 @@ def check_dataset(config: FinetuneConfig) -> None:
 
 
 def check_checkpoint(config: FinetuneConfig) -> None:
-    """The checkpoint to start from is complete, and its pruner can be trained with these flags.
+    """The checkpoint to start from is whole and of this architecture, and its pruner can be trained with these flags.
 
     Raises:
         FileNotFoundError: naming the missing folder or file.
-        ValueError: for a pruner that cannot be trained so, or a diffusion head of another number of steps.
+        ValueError: for a damaged file, weights that do not fit `config.json`, a pruner that cannot be trained so, and
+            a diffusion head of another number of steps.
     """
     if config.resume:
         folder, _ = find_resumable(config)
     else:
         folder = resolve(config.vla_path)
-        check_complete(folder)
-    config_json = json.loads((folder / "config.json").read_text())
-    if config.use_diffusion and head_kind(folder, config_json) == "diffusion":
-        diffusion_steps(config_json, config.num_diffusion_steps_train)
+        check_loadable(folder)
+    if config.use_diffusion:
+        config_json, _ = read_config(folder)
+        if head_kind(folder, config_json) == "diffusion":
+            diffusion_steps(config_json, config.num_diffusion_steps_train)
     spec = training_pruner(config, recorded_pruner(folder))
     check_form(config, spec)
     if spec.has_parameters:
-        model_config = OpenVLAConfig.from_pretrained(folder)
+        _, model_config = read_config(folder)
         model_config.pruner, model_config.num_images_in_input = spec.to_json(), config.num_images_in_input
         check_pruner(model_config)
 

@@ -1,6 +1,5 @@
 """Which pruner a run trains, and the noise that lets it explore."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +7,7 @@ import numpy as np
 import torch
 
 from prismatic.models.pruners.registry import DEFAULT_QUERIES, STAR, PrunerSpec
+from prismatic.stored_files import read_json
 from prismatic.training.config import FinetuneConfig
 
 NOISE_STREAM = 2
@@ -22,7 +22,7 @@ HOUSE_OPTIONS: dict[str, dict[str, Any]] = {
 
 def recorded_pruner(folder: Path) -> PrunerSpec | None:
     """The pruner that a checkpoint's `config.json` records; None where it records none, as published ones do."""
-    recorded = json.loads((folder / "config.json").read_text()).get("pruner")
+    recorded = read_json(folder / "config.json").get("pruner")
     return PrunerSpec.from_json(recorded) if recorded else None
 
 

@@ -12,7 +12,6 @@ executed, and one weight file is in memory at a time. Ends with 0, or 2 when the
 import json
 import logging
 import re
-import shutil
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,9 +22,18 @@ import torch
 from huggingface_hub import split_torch_state_dict_into_shards
 
 from prismatic.atomic_folder import staged
-from prismatic.checkpoint import PROCESSOR_FILES, STATISTICS_FILE, expected_tensors, resolve
+from prismatic.checkpoint import expected_tensors
+from prismatic.checkpoint_files import (
+    PROCESSOR_FILES,
+    STATISTICS_FILE,
+    copy_small_files,
+    missing_files,
+    read_config,
+    resolve,
+    small_file_problems,
+)
 from prismatic.command_line import parse_or_exit
-from prismatic.extern.hf.configuration_prismatic import OpenVLAConfig
+from prismatic.stored_files import foreign_code_only, load_plain, read_json
 from prismatic.weight_files import tensor_reader, write_shards
 
 log = logging.getLogger("convert")
@@ -74,10 +82,10 @@ def read_raw(file: Path) -> dict[str, torch.Tensor]:
     """
     if not file.is_file():
         raise FileNotFoundError(f"there is no file {file}")
-    try:
-        parts = torch.load(file, map_location="cpu", weights_only=True, mmap=True)["model"]
-    except Exception as error:  # torch raises many kinds for what is no checkpoint
-        raise ValueError(f"{file} is no raw training checkpoint: {error}") from error
+    content = load_plain(file)
+    parts = content.get("model") if isinstance(content, dict) else None
+    if not isinstance(parts, dict):
+        raise ValueError(f"{file} is no raw training checkpoint: it has no part 'model'")
     needed = ("vision_backbone", "projector", "llm_backbone")
     if missing := [part for part in needed if not parts.get(part)]:
         raise ValueError(
@@ -102,6 +110,10 @@ def convert(config: ConvertConfig) -> Path:
     dtype: torch.dtype = getattr(torch, config.dtype)
     tensors = read_raw(config.checkpoint)
     like = resolve(config.like)
+    if missing := missing_files(like):
+        raise FileNotFoundError(f"{like} lacks {missing[0]}; pass a whole checkpoint as --like")
+    if problems := small_file_problems(like):
+        raise ValueError(problems[0])
     _check_shapes(tensors, like)
     sizes = {name: torch.empty(tensor.shape, dtype=dtype, device="meta") for name, tensor in tensors.items()}
     split = split_torch_state_dict_into_shards(sizes, max_shard_size=MAX_SHARD_SIZE)
@@ -128,7 +140,7 @@ def _bits(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _check_shapes(tensors: Mapping[str, torch.Tensor], like: Path) -> None:
-    expected = expected_tensors(OpenVLAConfig.from_pretrained(like))
+    expected = expected_tensors(read_config(like)[1])
     for name in sorted({*expected, *tensors}):
         found = tuple(tensors[name].shape) if name in tensors else None
         if found != expected.get(name):
@@ -140,13 +152,11 @@ def _check_shapes(tensors: Mapping[str, torch.Tensor], like: Path) -> None:
 
 def _write_small_files(config: ConvertConfig, like: Path, staging: Path) -> None:
     statistics = _statistics(config)
-    content: dict[str, Any] = json.loads((like / "config.json").read_text())
+    content = foreign_code_only(read_json(like / "config.json"))
     content |= {"norm_stats": statistics, "torch_dtype": config.dtype}
     (staging / "config.json").write_text(json.dumps(content, indent=2))
     (staging / STATISTICS_FILE).write_text(json.dumps(statistics, indent=2))
-    for name in PROCESSOR_FILES:
-        if (like / name).is_file():
-            shutil.copyfile(like / name, staging / name)
+    copy_small_files(like, staging, PROCESSOR_FILES)
 
 
 def _statistics(config: ConvertConfig) -> dict[str, Any]:
@@ -154,7 +164,7 @@ def _statistics(config: ConvertConfig) -> dict[str, Any]:
     candidates = [config.dataset_statistics] if config.dataset_statistics else [f / STATISTICS_FILE for f in folders]
     for file in candidates:
         if file.is_file():
-            return json.loads(file.read_text())
+            return read_json(file)
     if config.dataset_statistics:
         raise FileNotFoundError(f"there is no file {config.dataset_statistics}")
     log.warning("no %s near %s: the result can be fine-tuned, not run", STATISTICS_FILE, config.checkpoint)

@@ -44,7 +44,8 @@ class Wanders:
         self.sizes: list[int] = []
 
     def description(self) -> dict[str, Any]:
-        return {"checkpoint": "wanders", "assumptions": [], "device_name": "cpu"}
+        own = "libero_spatial_no_noops"
+        return {"checkpoint": "wanders", "assumptions": [], "device_name": "cpu", "unnorm_key": own}
 
     def close(self) -> None:
         pass
@@ -109,6 +110,7 @@ def test_the_serial_evaluation_is_whole(serial: Results) -> None:
     assert all(e.invalid is None and e.steps == STEPS and e.attempts == 1 for e in serial.episodes)
     assert len({e.actions_sha256 for e in serial.episodes}) == 4
     assert serial.run["complete"] and serial.run["num_envs"] == 1
+    assert any("statistics of libero_spatial_no_noops, not of libero_goal" in text for text in serial.run["warnings"])
 
 
 @pytest.mark.parametrize("batch_size", [1, pytest.param(2, marks=pytest.mark.slow)])

@@ -48,7 +48,7 @@ class Notes:
 
 @pytest.fixture(scope="module")
 def policy(untrained_checkpoint: Path) -> Policy:
-    return Policy.from_pretrained(untrained_checkpoint)
+    return Policy.from_pretrained(untrained_checkpoint, dtype="float32")
 
 
 @pytest.fixture(scope="module")

@@ -12,10 +12,11 @@ from experiments.robot.libero import protocols
 from experiments.robot.libero.config import EvaluationConfig, check_flags, parse_indices
 from experiments.robot.libero.environment import load_task
 from experiments.robot.libero.plan import make_plan, scene_of, swap_partners
-from experiments.robot.libero.policy_loading import load_policy
+from experiments.robot.libero.policy_loading import load_policy, statistics_warnings
 from experiments.robot.libero.recording import EpisodeRecording
 from experiments.robot.libero.results import Results
 from experiments.robot.libero.run_libero_eval import UNUSABLE, main
+from experiments.robot.libero.suites import SUITES
 
 TASKS = "1,4,8"  # bowl on the stove, on the cabinet, on the plate: one scene
 
@@ -185,6 +186,27 @@ def test_command_evaluates_an_original_checkpoint(
     for episode in results.episodes:
         assert episode.invalid is None and episode.steps == len(episode.latency_ms) == 4
         assert set(episode.tokens_kept) == {256} == {episode.num_visual_tokens}
+
+
+@pytest.mark.parametrize(
+    ("key", "suite", "told"),
+    [
+        ("libero_goal_no_noops", "libero_goal", False),
+        ("libero_goal", "libero_goal", False),
+        ("my_own_data", "libero_goal", False),
+        ("libero_spatial_no_noops", "libero_goal", True),
+        ("libero_10", "libero_object", True),
+    ],
+)
+def test_statistics_of_another_suite_are_told(key: str, suite: str, told: bool) -> None:
+    found = statistics_warnings(key, suite)
+    assert bool(found) == told and all(key in text and suite in text for text in found)
+
+
+def test_statistics_of_the_suite_that_is_perturbed_are_its_own() -> None:
+    perturbed = next(name for name, suite in SUITES.items() if suite.base == "libero_goal" and name != "libero_goal")
+    assert not statistics_warnings("libero_goal_no_noops", perturbed)
+    assert statistics_warnings("libero_spatial_no_noops", perturbed)
 
 
 def test_command_refuses_with_one_line(capsys: pytest.CaptureFixture[str]) -> None:

@@ -46,7 +46,7 @@ def test_a_saved_policy_acts_as_before(trained, pruner):
     checkpoint, folder = trained(f"lightvla_star:{pruner}")
     key = "libero_test_no_noops"
     before = Policy(checkpoint, checkpoint.transform(key, True), key).act(observation(), "turn on the stove")
-    policy = Policy.from_pretrained(folder, center_crop=True)
+    policy = Policy.from_pretrained(folder, dtype="float32", center_crop=True)
     output = policy.act_batch([observation()], ["turn on the stove"])
     assert np.array_equal(output.actions[0], before)
     assert {"vision", "pruner", "llm"} < set(output.timing) and min(output.timing.values()) > 0

@@ -108,6 +108,9 @@ def test_one_image_no_proprio_and_discrete(reference_checkpoint, reference_numbe
     }
     np.testing.assert_allclose(predict(2, False)[0], expected["noproprio_actions"], atol=1e-4)
     np.testing.assert_allclose(predict(1, True)[0], expected["oneimg_actions"], atol=1e-4)
+    with pytest.raises(ValueError, match="has an action head of kind 'l1', and predict_action got none"):
+        predict(2, True, head=None)
+    model.config.action_head = "discrete"
     rows = predict(2, True, head=None)[1]
     np.testing.assert_array_equal(model.language_model.lm_head(rows).argmax(-1)[0], expected["discrete_token_ids"])
 

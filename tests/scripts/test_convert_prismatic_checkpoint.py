@@ -9,7 +9,8 @@ import torch
 from reference_checkpoint import model_weights
 from safetensors.torch import load_file
 
-from prismatic.checkpoint import check_complete, load_checkpoint
+from prismatic.checkpoint import load_checkpoint
+from prismatic.checkpoint_files import check_complete
 from scripts.extern.convert_prismatic_checkpoint import ConvertConfig, check_equal, convert, main, read_raw
 
 STATISTICS = {"bridge_orig": {"action": {"q01": [0.0] * 7, "q99": [1.0] * 7}}}
@@ -111,5 +112,8 @@ def test_the_command_ends_with_a_status(run: Path, reference_directory: Path, tm
     assert main(config_for(run, reference_directory, dtype="int8", **elsewhere)) == 2 and "'int8'" in caplog.text
     (run / "text.pt").write_text("no checkpoint")
     assert main(config_for(run, reference_directory, checkpoint=run / "text.pt", **elsewhere)) == 2
-    assert "is no raw training checkpoint" in caplog.text
+    assert "text.pt is cut off, or torch.save did not write it" in caplog.text
+    torch.save({"weights": {}}, run / "other.pt")
+    assert main(config_for(run, reference_directory, checkpoint=run / "other.pt", **elsewhere)) == 2
+    assert "other.pt is no raw training checkpoint" in caplog.text
     shutil.rmtree(run / "converted")

@@ -1,5 +1,6 @@
 """The folder that would be uploaded, and its model card. Nothing is uploaded."""
 
+import json
 import shutil
 from dataclasses import asdict
 from pathlib import Path
@@ -103,6 +104,17 @@ def test_what_cannot_be_uploaded_is_said(checkpoint: Path, tmp_path: Path, caplo
     assert main([str(checkpoint), REPO, *dry, "--results", str(tmp_path)]) == 2 and "no results at" in caplog.text
     assert not (tmp_path / "upload").exists()
     assert main([str(checkpoint), REPO, "--dry_run", str(checkpoint)]) == 2 and "is not empty" in caplog.text
+
+
+def test_no_code_is_named_that_is_not_uploaded(checkpoint: Path, tmp_path: Path):
+    shutil.rmtree(checkpoint / "lora_adapter")
+    for name in ("config.json", "preprocessor_config.json", "tokenizer_config.json"):
+        content = json.loads((checkpoint / name).read_text())
+        (checkpoint / name).write_text(json.dumps({**content, "auto_map": {"AutoConfig": "configuration_prismatic.A"}}))
+    upload = tmp_path / "upload"
+    assert main([str(checkpoint), REPO, "--dry_run", str(upload)]) == 0
+    assert not [file.name for file in upload.glob("*.json") if "auto_map" in file.read_text()]
+    assert load_checkpoint(upload).action_head is not None
 
 
 def test_large_files_are_linked(tmp_path: Path):

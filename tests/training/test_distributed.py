@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from prismatic.adapters import merge_adapter
-from prismatic.checkpoint import check_complete
+from prismatic.checkpoint_files import check_complete
 from prismatic.training.config import FinetuneConfig
 from prismatic.training.distributed import resolve_device
 from prismatic.weight_files import fingerprint

@@ -48,7 +48,7 @@ def test_a_head_trains_and_acts(flags, kind, use_lora):
     assert all(np.isfinite(line["loss"]) for line in lines if "loss" in line)
     assert ("sampled_l1" in lines[0]) == ("diffusion" in kind)
     torch.manual_seed(0)
-    policy = Policy.from_pretrained(folder)
+    policy = Policy.from_pretrained(folder, dtype="float32")
     assert policy.description()["action_head"] == kind.partition("+")[0]
     assert policy.description()["use_film"] == ("film" in kind)
     assert policy.act(observation(), "put the bowl on the plate").shape == (8, 7)

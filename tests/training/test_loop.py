@@ -8,8 +8,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText
 
 from prismatic.checkpoint import load_checkpoint, load_training_state
-from prismatic.components import load_component
 from prismatic.policy import Policy
+from prismatic.stored_files import load_component
 from prismatic.training.build import build
 from prismatic.training.config import FinetuneConfig
 from prismatic.training.distributed import Ranks
@@ -59,7 +59,7 @@ def test_a_run_learns_tells_and_saves(flags):
 @pytest.mark.parametrize("use_lora", [False, True])
 def test_a_saved_checkpoint_is_the_trained_policy(flags, small_base: Path, use_lora):
     folder = finetune(flags(use_lora=use_lora, lora_rank=4, max_steps=2))
-    policy = Policy.from_pretrained(folder)
+    policy = Policy.from_pretrained(folder, dtype="float32")
     rng = np.random.default_rng(0)
     observation = {
         "full_image": rng.integers(0, 255, (64, 64, 3), np.uint8),

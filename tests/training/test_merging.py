@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from prismatic.checkpoint import check_complete
-from prismatic.components import load_component
+from prismatic.checkpoint_files import check_complete
+from prismatic.stored_files import load_component
 from prismatic.training.config import FinetuneConfig
 from prismatic.training.loop import BadInput, finetune
 from prismatic.weight_files import fingerprint

@@ -1,8 +1,15 @@
+import json
+import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
+from prismatic.checkpoint import load_checkpoint
+from prismatic.inspection import inspect_checkpoint
 from prismatic.training.loop import BadInput, finetune
 from prismatic.training.preflight import preflight
 
@@ -83,3 +90,65 @@ def test_nothing_to_resume_is_said(flags):
 def test_finetune_turns_bad_input_into_one_kind_of_error(flags):
     with pytest.raises(BadInput, match="--batch_size 0"):
         finetune(flags(batch_size=0))
+
+
+def change_config(folder: Path, **changes) -> None:
+    file = folder / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+
+
+def add_biases(folder: Path) -> None:
+    file = folder / "model.safetensors"
+    layer = "language_model.model.layers.0.self_attn"
+    biases = {f"{layer}.{name}_proj.bias": torch.ones(32) for name in "qkv"}
+    save_file({**load_file(file), **biases}, file, metadata={"format": "pt"})
+
+
+UNFIT: dict[str, tuple[Callable[[Path], object], str]] = {
+    "another language model": (
+        lambda folder: change_config(folder, text_config={"model_type": "qwen2"}),
+        "config.json: text_config.model_type 'qwen2' is not supported: only Llama is",
+    ),
+    "tensors that nothing reads": (
+        add_biases,
+        "hold 3 tensors that config.json does not imply, first 'language_model.model.layers.0.self_attn.k_proj.bias'",
+    ),
+    "a pointer": (
+        lambda folder: (folder / "tokenizer.json").write_text("version https://git-lfs.github.com/spec/v1\n"),
+        "tokenizer.json is a placeholder that git-lfs left",
+    ),
+    "weights that are cut off": (
+        lambda folder: os.truncate(folder / "model.safetensors", 50_000),
+        "model.safetensors is cut off: 50000 of",
+    ),
+    "a head that is cut off": (
+        lambda folder: (folder / "action_head--0_checkpoint.pt").write_bytes(b"PK\x03\x04"),
+        "action_head--0_checkpoint.pt is cut off",
+    ),
+    "a crop": (
+        lambda folder: (folder / "preprocessor_config.json").write_text('{"tvf_crop_params": [{"output_size": 200}]}'),
+        "tvf_crop_params .* is not supported",
+    ),
+    "a recorded head that is not there": (
+        lambda folder: change_config(folder, action_head="l1"),
+        "records an L1 head, but has no action_head",
+    ),
+    "an unknown dtype": (lambda folder: change_config(folder, torch_dtype="int4"), "torch_dtype 'int4' is unknown"),
+    "sizes that do not go together": (
+        lambda folder: change_config(folder, timm_model_kwargs=[{"embed_dim": 30, "num_heads": 4}]),
+        "config.json describes no model that can be built",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", UNFIT)
+def test_a_checkpoint_that_cannot_be_trained_is_refused_before_it_is_loaded(flags, small_base, tmp_path, name):
+    change, message = UNFIT[name]
+    folder = Path(shutil.copytree(small_base, tmp_path / "base"))
+    change(folder)
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        preflight(flags(vla_path=str(folder)))
+    found = inspect_checkpoint(folder)
+    assert found.problems, "inspecting it tells as much"
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        load_checkpoint(folder)

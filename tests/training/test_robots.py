@@ -32,7 +32,7 @@ def test_a_policy_of_two_arms_trains_and_acts(flags, aloha_root: Path):
     folder = finetune(config)
     stored = json.loads((folder / "config.json").read_text())
     assert RobotSpec.from_json(stored["robot"]) == ALOHA and stored["num_images_in_input"] == 3
-    policy = Policy.from_pretrained(folder)
+    policy = Policy.from_pretrained(folder, dtype="float32")
     assert policy.robot == ALOHA
     rng = np.random.default_rng(0)
     observation = {camera: rng.integers(0, 255, (64, 64, 3), np.uint8) for camera in ALOHA.cameras}

@@ -7,18 +7,16 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from experiments.robot.libero import protocols, suites
 from experiments.robot.libero.environment import RENDERERS
 from experiments.robot.libero.remote_flags import MAX_TIMEOUT_S, check_remote_flags
 from experiments.robot.libero.simulator import MIN_RESOLUTION
 from prismatic.components import HEAD_KINDS
+from prismatic.models.precision import DTYPES
 from prismatic.models.pruners.registry import PrunerSpec
 from prismatic.models.quantization import check_quantization
 
 CONTROLS = ("none", "blank_images", "swapped_instruction", "random_tokens")
-DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 MAX_SEED = 2**31 - 1
 MAX_RESOLUTION = 4096
 
@@ -80,7 +78,7 @@ class EvaluationConfig:
     renderer: str = "robosuite"  # robosuite or fast
     control: str = "none"  # none, blank_images, swapped_instruction or random_tokens
     device: str = "auto"  # auto, cpu or cuda
-    dtype: str | None = None  # bfloat16, float16 or float32; None: bfloat16 on a GPU, float32 on a CPU
+    dtype: str | None = None  # bfloat16, float16, float32; None: bfloat16 on a GPU and a CPU that computes in it
     max_videos_per_task: int | None = None  # None: all
     video_every_steps: int = 2  # a frame each so many control steps
     output_dir: str | None = None  # None: a folder of its own below local_log_dir
@@ -149,8 +147,8 @@ def check_flags(config: EvaluationConfig) -> None:
     if config.perturbation is not None:
         suites.perturbed(config.task_suite_name, config.perturbation)
     protocols.protocol_of(config)
-    if config.dtype is not None and config.dtype not in DTYPES:
-        raise ValueError(f"unknown --dtype {config.dtype!r}; known: {', '.join(DTYPES)}")
+    if config.dtype not in (None, "auto", *DTYPES):
+        raise ValueError(f"unknown --dtype {config.dtype!r}; known: auto, {', '.join(DTYPES)}")
     counts = ("num_trials_per_task", "video_every_steps", "num_open_loop_steps", "num_images_in_input", "num_envs")
     diffusion = ("num_diffusion_steps_train", "num_diffusion_steps_inference")
     for flag in (*counts, *diffusion, "batch_size", "max_attempts"):

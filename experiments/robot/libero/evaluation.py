@@ -27,6 +27,7 @@ from experiments.robot.libero.episodes import (
 )
 from experiments.robot.libero.journal import Journal
 from experiments.robot.libero.plan import Plan
+from experiments.robot.libero.policy_loading import statistics_warnings
 from experiments.robot.libero.results import (
     FILE_NAME,
     TIME_FORMAT,
@@ -219,7 +220,11 @@ def _empty_results(plan: Plan, agent: Agent, command: Sequence[str], ranks: Rank
             "rendering_backend": plan.backend,
             "seed": config.seed,
             "protocol": protocols.describe(config, settings.max_steps, settings.open_loop_steps, agent.center_crop),
-            "warnings": [*protocols.version_warnings(versions), *plan.warnings],
+            "warnings": [
+                *protocols.version_warnings(versions),
+                *plan.warnings,
+                *statistics_warnings(str(description.get("unnorm_key")), config.task_suite_name),
+            ],
             "num_envs": num_workers(config, sys.maxsize),
             "processes": ranks.world_size,
             "worker_restarts": 0,

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from experiments.robot.libero.config import DTYPES, EvaluationConfig, quantization_of
+from experiments.robot.libero.config import EvaluationConfig, quantization_of
 from experiments.robot.libero.environment import CAMERAS
 from experiments.robot.libero.suites import SUITES
-from prismatic.checkpoint import STATISTICS_FILE, resolve
+from prismatic.checkpoint_files import read_statistics, resolve
 from prismatic.extern.hf.original import why_original
 from prismatic.models.autoregressive import AUTOREGRESSIVE
 from prismatic.models.diffusion import DiffusionActionHead
 from prismatic.policy import Policy
+from prismatic.stored_files import read_json
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +29,8 @@ def load_policy(config: EvaluationConfig, device: torch.device | str = "cpu") ->
             than the checkpoint was trained with, more actions than a chunk has, or a robot that is not LIBERO's.
     """
     directory = resolve(config.pretrained_checkpoint)
-    config_json = _read_json(directory / "config.json")
+    config_file = directory / "config.json"
+    config_json = read_json(config_file) if config_file.is_file() else {}
     recorded = config_json.get("num_images_in_input")
     if None not in (recorded, config.num_images_in_input) and recorded != config.num_images_in_input:
         raise ValueError(
@@ -39,7 +40,7 @@ def load_policy(config: EvaluationConfig, device: torch.device | str = "cpu") ->
     policy = Policy.from_pretrained(
         config.pretrained_checkpoint,
         device=device,
-        dtype=DTYPES[config.dtype] if config.dtype else None,
+        dtype=config.dtype,
         unnorm_key=config.unnorm_key or _suite_key(directory, config.task_suite_name),
         pruner=config.pruner,
         action_readout=config.action_readout,
@@ -94,12 +95,23 @@ def wanted_head(config: EvaluationConfig, directory: Path, config_json: dict[str
     return "l1" if config.use_l1_regression else "discrete"
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+def _own_keys(suite: str) -> tuple[str, ...]:
+    """Names of a suite's datasets, the closest first: its own, and those of the suite that it perturbs."""
+    base = SUITES[suite].base
+    return suite, f"{suite}_no_noops", base, f"{base}_no_noops"
 
 
 def _suite_key(directory: Path, suite: str) -> str | None:
     """The suite's own statistics among several, or its base's; None leaves the choice to the policy."""
-    known = _read_json(directory / STATISTICS_FILE) or _read_json(directory / "config.json").get("norm_stats") or {}
-    base = SUITES[suite].base
-    return next((key for key in (suite, f"{suite}_no_noops", base, f"{base}_no_noops") if key in known), None)
+    known = read_statistics(directory) if (directory / "config.json").is_file() else {}
+    return next((key for key in _own_keys(suite) if key in known), None)
+
+
+def statistics_warnings(unnorm_key: str, suite: str) -> list[str]:
+    """What to tell where actions are scaled by the statistics of another suite than the one that is evaluated."""
+    if unnorm_key in _own_keys(suite) or unnorm_key not in {key for other in SUITES for key in _own_keys(other)}:
+        return []  # a dataset of one's own may well hold this suite's tasks
+    return [
+        f"states and actions are scaled by the statistics of {unnorm_key}, not of {suite}: the policy was trained on "
+        "another suite"
+    ]

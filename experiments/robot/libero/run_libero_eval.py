@@ -38,6 +38,7 @@ from experiments.robot.libero.config import EvaluationConfig
 from experiments.robot.libero.evaluation import Listeners, evaluate
 from experiments.robot.libero.journal import Journal
 from experiments.robot.libero.plan import Plan, make_plan
+from experiments.robot.libero.policy_loading import statistics_warnings
 from experiments.robot.libero.protocols import version_warnings
 from experiments.robot.libero.results import FILE_NAME, EpisodeRecord, Results, collect_versions, count_successes
 from experiments.robot.libero.resuming import check_resumable, check_same_policy
@@ -129,9 +130,11 @@ def run(config: EvaluationConfig, command: list[str], console: Console, processe
 
 def roll_out(plan: Plan, agent: Agent, journal: Journal, command: list[str], console: Console, processes: Ranks) -> int:
     """Evaluate what has been checked, and show what came out; returns the exit status."""
-    for assumption in agent.description()["assumptions"]:
+    described = agent.description()
+    for assumption in described["assumptions"]:
         console.print(f"[yellow]assumed:[/] {assumption}")
-    for warning in [*version_warnings(collect_versions()), *plan.warnings]:
+    scaling = statistics_warnings(str(described.get("unnorm_key")), plan.config.task_suite_name)
+    for warning in [*version_warnings(collect_versions()), *plan.warnings, *scaling]:
         console.print(f"[yellow]warning:[/] {warning}", soft_wrap=True)
     try:
         results = evaluate_with_progress(plan, agent, journal, command, console, processes)

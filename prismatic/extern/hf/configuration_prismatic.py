@@ -1,19 +1,36 @@
 """Configuration of Prismatic vision-language-action models, under the published names."""
 
+import os
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 from transformers import LlamaConfig, PreTrainedConfig
 
 from prismatic.models.pruners.registry import PrunerSpec
+from prismatic.stored_files import foreign_code_only, read_json
 from prismatic.vla.prompt import TokenIds
-from prismatic.vla.robots import LIBERO, RobotSpec
+from prismatic.vla.robots import LIBERO, RobotSpec, get_robot
 
 READOUTS = ("aligned", "tail")
+_LISTS = (("timm_model_ids", str, "names"), ("image_sizes", int, "numbers of pixels"))
 LLAMA2_7B = {
     "pad_token_id": 32000,
     "vocab_size": 32064,
     "rms_norm_eps": 1e-6,
 }  # what published text configs leave unsaid
+
+
+def check_action_readout(value: str) -> None:
+    """Raises ValueError that lists the choices."""
+    if value not in READOUTS:
+        raise ValueError(f"action_readout {value!r} is unknown; known: {', '.join(READOUTS)}")
+
+
+def check_switch(name: str, value: bool | None) -> None:
+    """Raises ValueError for what is neither True, False nor None."""
+    if not isinstance(value, bool | np.bool_ | None):
+        raise ValueError(f"{name} {value!r} should be True or False, or None to follow the checkpoint")
 
 
 class OpenVLAConfig(PreTrainedConfig):
@@ -62,6 +79,7 @@ class OpenVLAConfig(PreTrainedConfig):
         if self.use_fused_vision_backbone is None:
             self.use_fused_vision_backbone = len(self.timm_model_ids) > 1
         self.image_sizes = self.image_sizes or [224] * len(self.timm_model_ids)
+        _check_language_model(self.text_config)
         if not isinstance(self.text_config, PreTrainedConfig):
             given = {key: value for key, value in (self.text_config or {}).items() if key != "model_type"}
             self.text_config = LlamaConfig(**{**LLAMA2_7B, **given})
@@ -70,8 +88,38 @@ class OpenVLAConfig(PreTrainedConfig):
             raise ValueError(
                 f"config.json: timm_override_act_layers {self.timm_override_act_layers} is not supported; only null is"
             )
-        if self.action_readout not in READOUTS:
-            raise ValueError(f"config.json: action_readout {self.action_readout!r} is not one of {READOUTS}")
+        self.settle()
+
+    def settle(self) -> None:
+        """Settings in the form that `config.json` holds; `pruner` and `robot` may be names, or what they describe.
+
+        For every model once more, because transformers sets options of `from_pretrained` behind construction. Raises
+        ValueError for a setting that is none of its choices.
+        """
+        pruner: Any = PrunerSpec.parse(self.pruner) if isinstance(self.pruner, str) else self.pruner
+        robot: Any = get_robot(self.robot) if isinstance(self.robot, str) else self.robot
+        self.pruner = pruner.to_json() if isinstance(pruner, PrunerSpec) else pruner
+        self.robot = robot.to_json() if isinstance(robot, RobotSpec) else robot
+        for name, kind, words in _LISTS:
+            if not isinstance(values := getattr(self, name), list) or not all(isinstance(v, kind) for v in values):
+                raise ValueError(f"{name} {values!r} should be a list of {words}, one for each ViT")
+        if len(self.image_sizes or ()) != len(self.timm_model_ids or ()):
+            raise ValueError(
+                f"image_sizes {self.image_sizes} and timm_model_ids {self.timm_model_ids} differ in length"
+            )
+        check_action_readout(self.action_readout)
+        for name in ("center_crop", "use_proprio", "use_film"):
+            check_switch(name, getattr(self, name))
+        if not isinstance(images := self.num_images_in_input, int | None) or isinstance(images, bool):
+            raise ValueError(f"num_images_in_input {images!r} should be a number of images")
+
+    def to_dict(self) -> dict[str, Any]:
+        """All settings, without references to code that is not saved beside them."""
+        return foreign_code_only(super().to_dict())
+
+    @classmethod
+    def _dict_from_json_file(cls, json_file: str | os.PathLike[str]) -> dict[str, Any]:
+        return cls._decode_special_floats(read_json(Path(json_file)))
 
     @property
     def robot_spec(self) -> RobotSpec:
@@ -89,3 +137,15 @@ class OpenVLAConfig(PreTrainedConfig):
         if self.pruner is None:
             return PrunerSpec("lightvla", {"multiplicity": "set"})
         return PrunerSpec.from_json(self.pruner)
+
+
+def _check_language_model(text_config: dict[str, Any] | PreTrainedConfig | None) -> None:
+    """Raises ValueError for another language model than Llama, which would be built without what only it has."""
+    kind = (
+        text_config.model_type if isinstance(text_config, PreTrainedConfig) else (text_config or {}).get("model_type")
+    )
+    if kind not in (None, "llama"):
+        raise ValueError(
+            f"text_config.model_type {kind!r} is not supported: only Llama is (model_type 'llama'), so MiniVLA's and "
+            "VLA-Adapter's checkpoints cannot be used"
+        )

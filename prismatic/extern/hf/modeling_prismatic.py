@@ -1,9 +1,9 @@
 """The vision-language-action model under its published names: encode, project, prune, lay out, run, read out."""
 
+import copy
 import dataclasses
 import logging
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,14 +15,13 @@ from transformers import (
     AutoModelForImageTextToText,
     AutoProcessor,
     LlamaForCausalLM,
-    PreTrainedModel,
 )
 
 from prismatic.extern.hf.configuration_prismatic import OpenVLAConfig
-from prismatic.extern.hf.original import original_config
 from prismatic.extern.hf.processing_prismatic import PrismaticImageProcessor, PrismaticProcessor
+from prismatic.extern.hf.stored_model import StoredModel
 from prismatic.models.action_heads import DiscreteActionHead
-from prismatic.models.autoregressive import AUTOREGRESSIVE, AutoregressiveActionHead, check_decodable
+from prismatic.models.autoregressive import AUTOREGRESSIVE, WITHOUT_FILES, AutoregressiveActionHead, check_decodable
 from prismatic.models.batch import ActionHidden, Call, EncodedBatch
 from prismatic.models.film import apply_film, has_film
 from prismatic.models.llama import decode_greedily, run_llama, run_llama_pruning
@@ -67,7 +66,7 @@ def build_backbone(config: OpenVLAConfig) -> PrismaticVisionBackbone:
     return PrismaticVisionBackbone(config.timm_model_ids, config.image_sizes[0], config.timm_model_kwargs or ())
 
 
-class OpenVLAForActionPrediction(PreTrainedModel):
+class OpenVLAForActionPrediction(StoredModel):
     """Vision backbone, projector and Llama; predicts a chunk of actions in one parallel pass.
 
     State-dict names are the published ones: `vision_backbone.*`, `projector.*`, `language_model.*`.
@@ -82,8 +81,15 @@ class OpenVLAForActionPrediction(PreTrainedModel):
     _no_split_modules = ["LlamaDecoderLayer", "Block"]
     _keys_to_ignore_on_load_unexpected = [r"^pruner\."]  # of a checkpoint that is run with another pruner
 
-    def __init__(self, config: OpenVLAConfig) -> None:
+    def __init__(self, config: OpenVLAConfig, **unknown: Any) -> None:
         super().__init__(config)
+        if unknown:
+            known = sorted(set(OpenVLAConfig.__annotations__))
+            raise TypeError(
+                f"unknown options {sorted(unknown)}; known are those of transformers' from_pretrained and the "
+                f"settings of config.json: {', '.join(known)}"
+            )
+        config.settle()
         if config.pruner is None:
             logger.warning(
                 "config.json records no pruner: assuming %s; set config.pruner to say otherwise", config.pruner_spec
@@ -97,13 +103,6 @@ class OpenVLAForActionPrediction(PreTrainedModel):
         self.pruner: nn.Module = config.pruner_spec.build(self.sizes)
         self.robot = config.robot_spec
         self.post_init()
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, config: Any = None, **kwargs: Any) -> Any:
-        """As every model's. A local folder that looks like an original OpenVLA checkpoint acts as one, where `config`
-        does not say how it acts; a hub id shows too few of its files to tell."""
-        config = original_config(Path(pretrained_model_name_or_path), config) or config
-        return super().from_pretrained(pretrained_model_name_or_path, *args, config=config, **kwargs)
 
     def _init_weights(self, module: nn.Module) -> None:
         # timm, Llama and the projector initialise themselves when built; only buffers that no file holds are left.
@@ -158,7 +157,7 @@ class OpenVLAForActionPrediction(PreTrainedModel):
             raise ValueError(
                 f"num_images_in_input={num_images}: robot {self.robot.name!r} has {len(self.robot.cameras)} cameras"
             )
-        self.num_images_in_input = num_images
+        self.num_images_in_input = self.config.num_images_in_input = num_images
 
     def get_input_embeddings(self) -> nn.Module:
         """The LLM's token embeddings."""
@@ -333,8 +332,11 @@ class OpenVLAForActionPrediction(PreTrainedModel):
         attention_mask: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> ActionHidden:
-        """`action_hidden` with every prompt token attended to where no mask is given."""
-        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        """The hidden rows that `predict_action` reads, for what the processor returns.
+
+        Prompts may lack the empty piece at their end, and every token is attended to where no mask is given.
+        """
+        input_ids, mask = complete_prompt(input_ids, attention_mask, self.config.special_tokens)
         return self.action_hidden(input_ids, mask, pixel_values, **kwargs)
 
     @torch.no_grad()
@@ -351,7 +353,7 @@ class OpenVLAForActionPrediction(PreTrainedModel):
         use_film: bool = False,
         do_sample: bool = False,
     ) -> tuple[np.ndarray, torch.Tensor]:
-        """Un-normalised actions and their hidden rows.
+        """Un-normalised actions and their hidden rows. Nothing of what is passed is changed.
 
         Args:
             input_ids: (B, T) prompt ids, with or without the empty piece at the end.
@@ -359,8 +361,8 @@ class OpenVLAForActionPrediction(PreTrainedModel):
             pixel_values: (B, I * channels, S, S).
             proprio: (P,) or (B, P) normalised state.
             proprio_projector: needed for the state to be read.
-            action_head: L1 or diffusion head; None decodes action tokens by the LM head: one after another where
-                `config.action_head` is "autoregressive", else all at once.
+            action_head: L1 or diffusion head; None decodes action tokens by the LM head, where the checkpoint records
+                no other head: one after another where `config.action_head` is "autoregressive", else all at once.
             noisy_action_projector: of a diffusion head; None: the one that the head already has.
             unnorm_key: dataset whose statistics apply; may be None where there is only one.
             use_film: accepted for compatibility; it is known from the checkpoint whether there is FiLM.
@@ -374,6 +376,14 @@ class OpenVLAForActionPrediction(PreTrainedModel):
             raise ValueError("use_film=True, but this model has no FiLM: load its vision_backbone--*_checkpoint.pt")
         if pixel_values is None:
             raise ValueError("predict_action needs pixel_values; make them with the processor")
+        if (proprio is None) != (proprio_projector is None):
+            given, lacking = ("proprio", "proprio_projector")[:: 1 if proprio_projector is None else -1]
+            raise ValueError(f"predict_action got {given} without {lacking}; pass both, or neither")
+        if action_head is None and (recorded := self.config.action_head) not in (None, *WITHOUT_FILES):
+            raise ValueError(
+                f"the checkpoint has an action head of kind {recorded!r}, and predict_action got none: pass "
+                "action_head (Policy.from_pretrained(...).action_head), or set config.action_head to 'discrete'"
+            )
         statistics = self._statistics(unnorm_key)["action"]
         input_ids, mask = complete_prompt(input_ids, attention_mask, self.config.special_tokens)
         state = None
@@ -394,20 +404,22 @@ class OpenVLAForActionPrediction(PreTrainedModel):
                     f"noisy_action_projector belongs to a diffusion head, but action_head is of kind {head.kind!r}; "
                     "pass a DiffusionActionHead, or leave the projector out"
                 )
-            head.noisy_action_projector = noisy_action_projector
+            head = copy.copy(head)
+            head._modules = {**head._modules, "noisy_action_projector": noisy_action_projector}
         normalized, hidden = head.predict(self, self.encode(input_ids, mask, pixel_values, state, proprio_projector))
         actions = normalization.unnormalize(normalized.cpu().numpy(), statistics, self.robot.normalization)
         return (actions[0] if len(actions) == 1 else actions), hidden.rows
 
     def _statistics(self, unnorm_key: str | None) -> dict[str, Any]:
         known = sorted(self.norm_stats)
-        if unnorm_key is None and len(known) == 1:
-            return self.norm_stats[known[0]]
-        if unnorm_key is None or unnorm_key not in self.norm_stats:
+        key = known[0] if unnorm_key is None and len(known) == 1 else unnorm_key
+        if key is None or key not in self.norm_stats:
             raise ValueError(
                 f"unnorm_key={unnorm_key!r} names no dataset of this checkpoint; known: {', '.join(known) or 'none'}"
             )
-        return self.norm_stats[unnorm_key]
+        if problems := normalization.statistics_problems(key, self.norm_stats[key], self.robot, use_proprio=False):
+            raise ValueError(f"norm_stats: {problems[0]}")
+        return self.norm_stats[key]
 
 
 AutoConfig.register("openvla", OpenVLAConfig)

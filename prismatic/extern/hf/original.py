@@ -2,7 +2,6 @@
 
 import copy
 import dataclasses
-import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from prismatic.extern.hf.configuration_prismatic import OpenVLAConfig
 from prismatic.models.autoregressive import AUTOREGRESSIVE
+from prismatic.stored_files import read_json
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ def original_config(folder: Path, config: OpenVLAConfig | None) -> OpenVLAConfig
     None where it is not taken for one, where there is no such folder, and where `config` already says how it acts.
     """
     file, says = folder / "config.json", config is not None and (config.pruner or config.action_head)
-    if says or not file.is_file() or (why := why_original(folder, json.loads(file.read_text()))) is None:
+    if says or not file.is_file() or (why := why_original(folder, read_json(file))) is None:
         return None
     logger.warning("%s: %s, which decodes one action per call, token by token", folder, why)
     own = OpenVLAConfig.from_pretrained(folder) if config is None else copy.deepcopy(config)
