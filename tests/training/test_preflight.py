@@ -83,3 +83,9 @@ def test_nothing_to_resume_is_said(flags):
 def test_finetune_turns_bad_input_into_one_kind_of_error(flags):
     with pytest.raises(BadInput, match="--batch_size 0"):
         finetune(flags(batch_size=0))
+
+
+def test_flags_about_wandb_alone_log_nothing_and_say_so(flags, caplog):
+    preflight(flags(wandb_project="mine"))
+    (line,) = caplog.messages
+    assert line == "--wandb_project without --use_wandb True: nothing is logged to Weights & Biases"

@@ -14,6 +14,7 @@ from experiments.robot.libero.environment import RENDERERS
 from experiments.robot.libero.remote_flags import MAX_TIMEOUT_S, check_remote_flags
 from experiments.robot.libero.simulator import MIN_RESOLUTION
 from prismatic.models.quantization import check_quantization
+from prismatic.training.wandb_account import check_wandb
 
 CONTROLS = ("none", "blank_images", "swapped_instruction", "random_tokens")
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
@@ -160,5 +161,4 @@ def check_flags(config: EvaluationConfig) -> None:
         raise ValueError("--resume needs --output_dir: the folder of the evaluation to go on with")
     if config.save_rollout_video and importlib.util.find_spec("imageio_ffmpeg") is None:
         raise ValueError("--save_rollout_video needs imageio-ffmpeg: pip install 'imageio[ffmpeg]'")
-    if config.use_wandb and importlib.util.find_spec("wandb") is None:
-        raise ValueError("--use_wandb needs wandb: pip install 'lightvla[train]'")
+    check_wandb(config)
