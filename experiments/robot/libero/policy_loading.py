@@ -14,6 +14,7 @@ from experiments.robot.libero.suites import SUITES
 from prismatic.checkpoint import STATISTICS_FILE, resolve
 from prismatic.models.diffusion import DiffusionActionHead
 from prismatic.policy import Policy
+from prismatic.vla.robots import LIBERO
 
 
 def load_policy(config: EvaluationConfig, device: torch.device | str = "cpu") -> Policy:
@@ -51,18 +52,39 @@ def load_policy(config: EvaluationConfig, device: torch.device | str = "cpu") ->
                 f"{policy.action_head.num_train_steps} steps; give at most as many"
             )
         policy.action_head.num_inference_steps = config.num_diffusion_steps_inference
-    robot = policy.robot
-    if missing := set(robot.cameras) - set(CAMERAS):
-        raise ValueError(
-            f"{directory} drives robot {robot.name!r}, whose cameras {sorted(missing)} LIBERO does not have"
-        )
-    if (config.num_open_loop_steps or 1) > robot.chunk_length:
-        raise ValueError(
-            f"--num_open_loop_steps {config.num_open_loop_steps}: a chunk has {robot.chunk_length} actions"
-        )
+    check_fits(policy, config.num_open_loop_steps, directory)
     if config.control == "random_tokens":
         policy.set_pruner(f"random:seed={config.seed}")
     return policy
+
+
+def check_fits(policy: Policy, open_loop_steps: int | None, directory: Path) -> None:
+    """The policy acts on LIBERO's robot, and its chunks are long enough for what is executed of them.
+
+    Args:
+        open_loop_steps: as the flag; None: the robot's.
+
+    Raises:
+        ValueError: naming what does not fit.
+    """
+    robot = policy.robot
+    whose = f"{directory} drives robot {robot.name!r}"
+    if missing := set(robot.cameras) - set(CAMERAS):
+        raise ValueError(f"{whose}, whose cameras {sorted(missing)} LIBERO does not have")
+    numbers = [("action", robot.action_dim, LIBERO.action_dim)]
+    if policy.transform.use_proprio:
+        numbers.append(("state", robot.proprio_dim, LIBERO.proprio_dim))
+    for words, found, expected in numbers:
+        if found != expected:
+            raise ValueError(
+                f"{whose}, whose {words} has {found} numbers; LIBERO's has {expected}: evaluate a checkpoint that "
+                "was trained on LIBERO"
+            )
+    if (steps := open_loop_steps or robot.open_loop_steps) > robot.chunk_length:
+        raise ValueError(
+            f"--num_open_loop_steps {steps}{'' if open_loop_steps else ' (the checkpoint records it)'}: a chunk has "
+            f"{robot.chunk_length} actions; give at most as many"
+        )
 
 
 def _read_json(path: Path) -> dict[str, Any]:
