@@ -19,8 +19,9 @@ import huggingface_hub.utils.logging
 from rich import get_console
 from rich.logging import RichHandler
 
-from prismatic.command_line import FlagError, parse_flags
+from prismatic.command_line import FlagError, named_by_node, parse_flags, speaks_for_node
 from prismatic.training.config import FinetuneConfig
+from prismatic.training.distributed import withdraw
 from prismatic.training.loop import BadInput, finetune
 
 
@@ -35,13 +36,21 @@ def main() -> int:
     huggingface_hub.utils.logging.set_verbosity_warning()
     log = logging.getLogger("finetune")
     try:
-        folder = finetune(parse_flags(FinetuneConfig))
-    except (BadInput, FlagError) as error:
-        if is_main:
+        config = parse_flags(FinetuneConfig)
+        folder = finetune(config)
+    except FlagError as error:
+        if speaks_for_node():
+            log.error("%s", named_by_node(str(error)))
+        return 2
+    except BadInput as error:
+        if speaks_for_node():
             log.error("%s", error)
+        if error.others_wait:
+            withdraw(config.device, str(error))
         return 2
     except FloatingPointError as error:
-        log.error("%s", error)
+        if is_main:  # the loss is that of all
+            log.error("%s", error)
         return 1
     except KeyboardInterrupt:
         log.error("stopped; --resume True continues from the last checkpoint")

@@ -1,8 +1,10 @@
 """One process or many: the same calls work under torchrun (nccl on GPUs, gloo on CPUs) and without it."""
 
 import os
+import socket
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -10,10 +12,15 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from prismatic.command_line import named_by_node, several_nodes
+
 EXCHANGE_TIMEOUT = timedelta(minutes=30)
 """How long a process waits for another one inside a step, before it gives up: what hangs is noticed."""
 SAVE_TIMEOUT = timedelta(hours=6)
 """How long the others wait at a barrier, unless asked otherwise: one process merges and writes a whole checkpoint."""
+
+PATIENCE = timedelta(seconds=30)
+"""How long a process that cannot go on tries to tell the others so."""
 
 
 class ElsewhereError(RuntimeError):
@@ -58,11 +65,12 @@ class Ranks:
             yield
         except errors as error:
             own = error
-        for rank, what in enumerate(self.gather(None if own is None else str(own) or type(own).__name__)):
+        words = None if own is None else named_by_node(str(own) or type(own).__name__)
+        for rank, what in enumerate(self.gather(words)):
             if own is not None:
                 raise own
             if what is not None:
-                raise ElsewhereError(f"process {rank} of {self.world_size}: {what}")
+                raise ElsewhereError(f"process {rank} of {self.world_size} {what}")
 
     def gather(self, value: Any) -> list[Any]:
         """What every process passes, in order of rank; pickled, between processes of one run only.
@@ -94,6 +102,37 @@ class Ranks:
     def mean(self, values: torch.Tensor) -> torch.Tensor:
         """The element-wise mean of `values` over all processes."""
         return self.sum(values) / self.world_size
+
+
+def withdraw(device_name: str, message: str) -> None:
+    """Tell processes on other nodes, which wait for this one, why it ends. On its own node torchrun ends them.
+
+    They must be at, or on their way to, their first `Ranks.together`. Gives up after half a minute.
+
+    Args:
+        device_name: as in `ranks`.
+        message: names the node (`named_by_node`).
+    """
+    if not several_nodes() or not _is_awaited():
+        return
+    # An error here: nobody is there, or nobody any more.
+    with suppress(RuntimeError, ValueError), ranks(device_name, PATIENCE, PATIENCE) as group:
+        group.gather(message)
+
+
+def _is_awaited() -> bool:
+    """Whether somebody listens where processes meet (asked before, since torch complains of it at length)."""
+    if os.environ.get("RANK") == "0":
+        return True  # the others come here
+    address = os.environ.get("MASTER_ADDR", ""), int(os.environ.get("MASTER_PORT", "0"))
+    deadline = time.monotonic() + PATIENCE.total_seconds()
+    while time.monotonic() < deadline:
+        try:
+            socket.create_connection(address, timeout=5).close()
+            return True
+        except OSError:
+            time.sleep(1)
+    return False
 
 
 def resolve_device(name: str) -> torch.device:

@@ -11,8 +11,10 @@ from typing import Any
 import draccus
 import torch
 
+from prismatic.command_line import named_by_node
 from prismatic.training.build import Run, build, train_batches, val_batches
 from prismatic.training.config import FinetuneConfig
+from prismatic.training.distributed import ElsewhereError
 from prismatic.training.distributed import ranks as join_ranks
 from prismatic.training.heads import diffusion_draws
 from prismatic.training.logging import RunLog
@@ -26,7 +28,15 @@ log = logging.getLogger(__name__)
 
 
 class BadInput(ValueError):
-    """Flags, a checkpoint or data that cannot be trained with; the message says what to change."""
+    """Flags, a checkpoint or data that cannot be trained with; the message says what to change.
+
+    Attributes:
+        others_wait: this process has found that by itself; those on other nodes know nothing of it (`withdraw`).
+    """
+
+    def __init__(self, message: str, others_wait: bool = False) -> None:
+        super().__init__(message)
+        self.others_wait = others_wait
 
 
 def finetune(config: FinetuneConfig) -> Path:
@@ -44,11 +54,15 @@ def finetune(config: FinetuneConfig) -> Path:
     try:
         preflight(config)
     except (ValueError, OSError) as error:
-        raise BadInput(str(error)) from error
+        raise BadInput(named_by_node(str(error)), others_wait=True) from error
     with join_ranks(config.device, timedelta(minutes=config.save_timeout_minutes)) as ranks:
         try:
+            with ranks.together():
+                pass  # all have passed their checks
             run = build(config, ranks)
         except (ValueError, OSError) as error:
+            raise BadInput(named_by_node(str(error))) from error
+        except ElsewhereError as error:  # names its node itself
             raise BadInput(str(error)) from error
         return train(run)
 

@@ -15,6 +15,7 @@ from prismatic.training.distributed import resolve_device
 from prismatic.training.pruning import check_form, recorded_pruner, training_pruner
 from prismatic.training.saving import find_resumable, saved_checkpoints
 from prismatic.training.schedules import NOISE_SCHEDULES, SCHEDULES
+from prismatic.training.wandb_account import check_wandb, without_effect
 from prismatic.vla.datasets.shards import find_shards, find_version
 
 log = logging.getLogger(__name__)
@@ -33,7 +34,7 @@ _SHARES = ("ema_decay", "lora_dropout", "adam_beta1", "adam_beta2")
 
 
 def check_flags(config: FinetuneConfig) -> None:
-    """Raises ValueError naming the flag, its value and the remedy. Needs no file."""
+    """Raises ValueError naming the flag, its value and the remedy. Needs no file (`--use_wandb`: a login)."""
     _check_method(config)
     _check_ranges(config)
     training_pruner(config, None)
@@ -41,6 +42,9 @@ def check_flags(config: FinetuneConfig) -> None:
         raise ValueError(f"--resume_step {config.resume_step} without --resume True; pass both to continue a run")
     if config.shuffle_buffer_size != FinetuneConfig.shuffle_buffer_size:
         log.info("--shuffle_buffer_size is not needed: all frames are shuffled globally")
+    check_wandb(config)
+    for line in without_effect(config):
+        log.warning("%s", line)
 
 
 def _check_method(config: FinetuneConfig) -> None:

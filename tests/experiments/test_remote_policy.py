@@ -251,6 +251,7 @@ def test_metadata_that_does_not_fit_is_refused(metadata: Any, words: str) -> Non
     [
         ({"action": np.zeros((8, 7))}, r"returned no actions but \['action', 'server_timing'\]"),
         ({"actions": np.zeros((8, 6))}, r"float64 \(8, 6\); expected numbers \(horizon, 7\)"),
+        ({"actions": np.zeros((8, 14))}, r"float64 \(8, 14\); expected numbers \(horizon, 7\)"),
         ({"actions": np.zeros(7)}, r"float64 \(7,\); expected"),
         ({"actions": np.zeros((1, 8, 7))}, r"float64 \(1, 8, 7\); expected"),
         ({"actions": np.zeros((0, 7))}, "no action at all"),

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,11 @@ from experiments.robot.libero.recording import EpisodeRecording
 from experiments.robot.libero.results import Results
 from experiments.robot.libero.run_libero_eval import UNUSABLE, main
 from experiments.robot.libero.suites import SUITES
+from prismatic.checkpoint import LoadOptions, load_checkpoint, save_checkpoint
+from prismatic.models.action_heads import L1RegressionActionHead
+from prismatic.models.projectors import ProprioProjector
+from prismatic.vla.normalization import fit_statistics
+from prismatic.vla.robots import LIBERO
 
 TASKS = "1,4,8"  # bowl on the stove, on the cabinet, on the plate: one scene
 
@@ -207,6 +213,36 @@ def test_statistics_of_the_suite_that_is_perturbed_are_its_own() -> None:
     perturbed = next(name for name, suite in SUITES.items() if suite.base == "libero_goal" and name != "libero_goal")
     assert not statistics_warnings("libero_goal_no_noops", perturbed)
     assert statistics_warnings("libero_spatial_no_noops", perturbed)
+
+
+@pytest.mark.parametrize(
+    ("facts", "flags", "words"),
+    [
+        ({"action_dim": 14, "action_mask": (True,) * 14}, {}, "action has 14 numbers; LIBERO's has 7"),
+        ({"proprio_dim": 7}, {}, "state has 7 numbers; LIBERO's has 8"),
+        ({"chunk_length": 5}, {}, r"--num_open_loop_steps 8 \(the checkpoint records it\): a chunk has 5 actions"),
+        (
+            {"chunk_length": 5, "open_loop_steps": 5},
+            {"num_open_loop_steps": 6},
+            "--num_open_loop_steps 6: a chunk has 5",
+        ),
+        ({"chunk_length": 5, "open_loop_steps": 5}, {"protocol": "lightvla"}, "--num_open_loop_steps 8: a chunk has 5"),
+    ],
+)
+def test_a_policy_for_another_robot_is_refused(
+    small_base: Path, tmp_path: Path, facts: dict[str, Any], flags: dict[str, Any], words: str
+) -> None:
+    robot = replace(LIBERO, name="other", **facts)
+    checkpoint = load_checkpoint(small_base, LoadOptions(robot=robot))
+    checkpoint.model.config.robot = robot.to_json()
+    checkpoint.action_head = L1RegressionActionHead(32, robot.action_dim, robot.chunk_length)
+    checkpoint.proprio_projector = ProprioProjector(32, robot.proprio_dim)
+    rng = np.random.default_rng(0)
+    samples = (rng.uniform(-1, 1, (50, width)) for width in (robot.action_dim, robot.proprio_dim))
+    checkpoint.dataset_statistics = {"libero_goal_no_noops": fit_statistics(*samples, robot.action_mask, 2)}
+    path = save_checkpoint(tmp_path / "other", checkpoint, 0)
+    with pytest.raises(ValueError, match=words):
+        load_policy(config(pretrained_checkpoint=str(path), **flags))
 
 
 def test_command_refuses_with_one_line(capsys: pytest.CaptureFixture[str]) -> None:

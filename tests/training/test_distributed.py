@@ -1,5 +1,6 @@
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -98,3 +99,36 @@ def test_a_wait_without_end_is_given_up():
     done = wait(1)
     assert done.returncode != 0 and "sum" not in done.stdout
     assert "imed out" in done.stderr
+
+
+def start_on_node(rank: int, port: int, config: FinetuneConfig, **flags: str) -> subprocess.Popen:
+    """One of two processes that take themselves for the only one on their node, as `torchrun` starts them."""
+    place = {"RANK": rank, "WORLD_SIZE": 2, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_PORT": str(port)}
+    environment |= {name: str(value) for name, value in place.items()} | {"PYTHONPATH": str(SCRIPT.parents[1])}
+    given = {"vla_path": config.vla_path, "data_root_dir": str(config.data_root_dir), "device": "cpu"}
+    given |= {"dataset_name": config.dataset_name, "run_root_dir": str(config.run_root_dir), **flags}
+    arguments = [part for name, value in given.items() for part in (f"--{name}", value)]
+    return subprocess.Popen(
+        [sys.executable, str(SCRIPT), *arguments], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        text=True,
+    )  # fmt: skip
+
+
+def test_what_another_node_lacks_is_said_on_both(flags):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    config, node = flags(), socket.gethostname()
+    complete, lacking = start_on_node(0, port, config), start_on_node(1, port, config, data_root_dir="nowhere")
+    what = f"on node {node}: the data folder nowhere does not exist; data_root_dir must hold one folder per dataset"
+    for process, words in ((lacking, f"ERROR {what}"), (complete, f"ERROR process 1 of 2 {what}")):
+        said = process.communicate(timeout=120)[0]
+        assert process.returncode == 2 and words in said and "Traceback" not in said, said
+
+
+def test_a_flag_that_is_wrong_on_another_node_is_said_there(flags):
+    process = start_on_node(1, 1, flags(), save_steps="5")
+    said = process.communicate(timeout=120)[0]
+    assert process.returncode == 2
+    assert f"on node {socket.gethostname()}: unknown flag --save_steps: here it is --save_freq" in said

@@ -152,3 +152,9 @@ def test_a_checkpoint_that_cannot_be_trained_is_refused_before_it_is_loaded(flag
     assert found.problems, "inspecting it tells as much"
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         load_checkpoint(folder)
+
+
+def test_flags_about_wandb_alone_log_nothing_and_say_so(flags, caplog):
+    preflight(flags(wandb_project="mine"))
+    (line,) = caplog.messages
+    assert line == "--wandb_project without --use_wandb True: nothing is logged to Weights & Biases"

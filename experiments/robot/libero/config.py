@@ -15,6 +15,7 @@ from prismatic.components import HEAD_KINDS
 from prismatic.models.precision import DTYPES
 from prismatic.models.pruners.registry import PrunerSpec
 from prismatic.models.quantization import check_quantization
+from prismatic.training.wandb_account import check_wandb
 
 CONTROLS = ("none", "blank_images", "swapped_instruction", "random_tokens")
 MAX_SEED = 2**31 - 1
@@ -170,5 +171,4 @@ def check_flags(config: EvaluationConfig) -> None:
         raise ValueError("--resume needs --output_dir: the folder of the evaluation to go on with")
     if config.save_rollout_video and importlib.util.find_spec("imageio_ffmpeg") is None:
         raise ValueError("--save_rollout_video needs imageio-ffmpeg: pip install 'imageio[ffmpeg]'")
-    if config.use_wandb and importlib.util.find_spec("wandb") is None:
-        raise ValueError("--use_wandb needs wandb: pip install 'lightvla[train]'")
+    check_wandb(config)

@@ -17,6 +17,7 @@ from prismatic.models.autoregressive import AUTOREGRESSIVE
 from prismatic.models.diffusion import DiffusionActionHead
 from prismatic.policy import Policy
 from prismatic.stored_files import read_json
+from prismatic.vla.robots import LIBERO
 
 logger = logging.getLogger(__name__)
 
@@ -65,16 +66,7 @@ def load_policy(config: EvaluationConfig, device: torch.device | str = "cpu") ->
             directory,
             policy.action_head.kind,
         )
-    robot = policy.robot
-    if missing := set(robot.cameras) - set(CAMERAS):
-        raise ValueError(
-            f"{directory} drives robot {robot.name!r}, whose cameras {sorted(missing)} LIBERO does not have"
-        )
-    if (config.num_open_loop_steps or 1) > robot.chunk_length:
-        raise ValueError(
-            f"--num_open_loop_steps {config.num_open_loop_steps}: a chunk has {robot.chunk_length} actions "
-            f"({policy.action_head.kind} head); give at most as many"
-        )
+    check_fits(policy, config.num_open_loop_steps, directory)
     if config.control == "random_tokens":
         policy.set_pruner(f"random:seed={config.seed}")
     return policy
@@ -99,6 +91,35 @@ def _own_keys(suite: str) -> tuple[str, ...]:
     """Names of a suite's datasets, the closest first: its own, and those of the suite that it perturbs."""
     base = SUITES[suite].base
     return suite, f"{suite}_no_noops", base, f"{base}_no_noops"
+
+
+def check_fits(policy: Policy, open_loop_steps: int | None, directory: Path) -> None:
+    """The policy acts on LIBERO's robot, and its chunks are long enough for what is executed of them.
+
+    Args:
+        open_loop_steps: as the flag; None: the robot's.
+
+    Raises:
+        ValueError: naming what does not fit.
+    """
+    robot = policy.robot
+    whose = f"{directory} drives robot {robot.name!r}"
+    if missing := set(robot.cameras) - set(CAMERAS):
+        raise ValueError(f"{whose}, whose cameras {sorted(missing)} LIBERO does not have")
+    numbers = [("action", robot.action_dim, LIBERO.action_dim)]
+    if policy.transform.use_proprio:
+        numbers.append(("state", robot.proprio_dim, LIBERO.proprio_dim))
+    for words, found, expected in numbers:
+        if found != expected:
+            raise ValueError(
+                f"{whose}, whose {words} has {found} numbers; LIBERO's has {expected}: evaluate a checkpoint that "
+                "was trained on LIBERO"
+            )
+    if (steps := open_loop_steps or robot.open_loop_steps) > robot.chunk_length:
+        raise ValueError(
+            f"--num_open_loop_steps {steps}{'' if open_loop_steps else ' (the checkpoint records it)'}: a chunk has "
+            f"{robot.chunk_length} actions ({policy.action_head.kind} head); give at most as many"
+        )
 
 
 def _suite_key(directory: Path, suite: str) -> str | None:

@@ -43,8 +43,9 @@ from experiments.robot.libero.protocols import version_warnings
 from experiments.robot.libero.results import FILE_NAME, EpisodeRecord, Results, collect_versions, count_successes
 from experiments.robot.libero.resuming import check_resumable, check_same_policy
 from experiments.robot.libero.simulator import RenderingUnavailable, render_on_gpu
-from prismatic.command_line import parse_or_exit
+from prismatic.command_line import named_by_node, parse_or_exit, speaks_for_node
 from prismatic.training.distributed import ElsewhereError, Ranks, ranks, resolve_device
+from prismatic.training.wandb_account import without_effect
 
 UNUSABLE, INVALID, STOPPED = 2, 3, 130
 """Exit statuses."""
@@ -65,7 +66,7 @@ def main(config: EvaluationConfig, command: list[str]) -> int:
         with _joined(config) as processes:
             return run(config, command, console, processes)
     except Refused as refused:
-        if os.environ.get("LOCAL_RANK" if refused.of_machine else "RANK", "0") == "0":
+        if speaks_for_node():
             console.print("[bold red]error:[/] ", end="")
             console.print(str(refused), markup=False, highlight=False, soft_wrap=True)
         return UNUSABLE
@@ -76,15 +77,11 @@ def main(config: EvaluationConfig, command: list[str]) -> int:
 
 
 class Refused(Exception):
-    """The flags or the checkpoint cannot be used; nothing long has been done yet.
+    """The flags or the checkpoint cannot be used; nothing long has been done yet."""
 
-    Attributes:
-        of_machine: the processes on this machine have found that; others know nothing of it.
-    """
-
-    def __init__(self, reason: Exception, of_machine: bool = False) -> None:
-        super().__init__(str(reason))
-        self.of_machine = of_machine
+    def __init__(self, reason: Exception) -> None:
+        # What another process found names its machine itself.
+        super().__init__(str(reason) if isinstance(reason, ElsewhereError) else named_by_node(str(reason)))
 
 
 @contextmanager
@@ -94,7 +91,7 @@ def _joined(config: EvaluationConfig) -> Iterator[Ranks]:
     try:
         resolve_device(device)
     except ValueError as error:
-        raise Refused(error, of_machine=True) from error
+        raise Refused(error) from error
     with ranks(device, save_timeout=LONGEST) as processes:
         yield processes
 
@@ -133,6 +130,8 @@ def roll_out(plan: Plan, agent: Agent, journal: Journal, command: list[str], con
     described = agent.description()
     for assumption in described["assumptions"]:
         console.print(f"[yellow]assumed:[/] {assumption}")
+    for line in without_effect(plan.config):
+        console.print(f"[yellow]note:[/] {line}", soft_wrap=True)
     scaling = statistics_warnings(str(described.get("unnorm_key")), plan.config.task_suite_name)
     for warning in [*version_warnings(collect_versions()), *plan.warnings, *scaling]:
         console.print(f"[yellow]warning:[/] {warning}", soft_wrap=True)
@@ -187,7 +186,12 @@ def log_to_wandb(plan: Plan, results: Results) -> None:
     import wandb
 
     config, summary = plan.config, results.summary()
-    run = wandb.init(entity=config.wandb_entity, project=config.wandb_project, name=plan.output_dir.name)
+    run = wandb.init(
+        entity=config.wandb_entity,
+        project=config.wandb_project,
+        name=plan.output_dir.name,
+        dir=str(plan.output_dir),
+    )
     run.log({f"success_rate/{row['task_name']}": row["rate"] for row in summary["tasks"]})
     run.log({"success_rate/all": summary["all"]["rate"], "tokens_kept": (summary["tokens_kept"] or {}).get("mean")})
     run.finish()
