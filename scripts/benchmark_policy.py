@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -79,7 +80,9 @@ def measure(config: BenchmarkConfig) -> list[dict[str, float]]:
     draw, side, robot = np.random.default_rng(0), config.camera_size, policy.robot
     times = []
     for call in range(config.measure_only + 5):
-        observation = {camera: draw.integers(256, size=(side, side, 3), dtype=np.uint8) for camera in robot.cameras}
+        observation: dict[str, Any] = {
+            camera: draw.integers(256, size=(side, side, 3), dtype=np.uint8) for camera in robot.cameras
+        }
         observation[robot.state_key] = draw.uniform(-1, 1, robot.proprio_dim)
         timing = policy.act_batch([observation], ["put the bowl on the plate"]).timing
         if call >= 5:

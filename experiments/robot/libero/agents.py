@@ -107,7 +107,8 @@ class PolicyAgent:
         observation: Observation = {
             camera: draw.integers(256, size=(256, 256, 3), dtype=np.uint8) for camera in self.cameras
         }
-        observation[self.robot.state_key] = np.zeros(self.robot.proprio_dim)
+        proprio = self.policy.transform.statistics.get("proprio", {})
+        observation[self.robot.state_key] = np.array(proprio.get("mean", np.zeros(self.robot.proprio_dim)))
         self.answer([Request(observation, "do nothing")])
 
     def close(self) -> None:
