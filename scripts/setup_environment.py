@@ -13,9 +13,14 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-OLDEST, NEWEST = (3, 10), (3, 12)
-# Measured on Linux x86-64 with Python 3.11: the sum of the wheels that pip resolves, and the size of .venv afterwards.
-SIZE = "The first installation downloads about 4.3 GB (PyTorch with CUDA is most of it) and takes 10 GB on disk."
+OLDEST, NEWEST = (3, 10), (3, 13)
+LOCK = "requirements.lock"
+UNTRIED = (
+    "Python {version} has not been tried. Training, inference and evaluation install there, evaluation with a newer "
+    "MuJoCo (SETUP.md); TensorFlow does not, so `make demo` and writing RLDS data do not work there."
+)
+# Measured on Linux x86-64 with Python 3.10 to 3.13: the sum of the lock file's wheels, and .venv afterwards.
+SIZE = "The first installation downloads about 4.4 GB (PyTorch with CUDA is most of it) and takes 10 GB on disk."
 EGL_PACKAGES = ["libegl1", "libegl-mesa0", "libgl1-mesa-dri", "libgl1", "libglib2.0-0"]
 OSMESA_PACKAGES = ["libosmesa6", "libglib2.0-0"]
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
@@ -33,12 +38,14 @@ def stop(text):
 
 
 def check_python():
-    """Stop unless this interpreter's version is one that the dependencies have wheels for."""
-    if not OLDEST <= sys.version_info[:2] <= NEWEST:
+    """Stop if this interpreter is too old for the dependencies; say what a newer one than the tried ones lacks."""
+    if sys.version_info[:2] < OLDEST:
         stop(
             f"{sys.executable} is Python {platform.python_version()}; {OLDEST[0]}.{OLDEST[1]} to "
             f"{NEWEST[0]}.{NEWEST[1]} is needed. Choose one with: make setup PYTHON=python3.11"
         )
+    if sys.version_info[:2] > NEWEST:
+        say(UNTRIED.format(version=f"{sys.version_info[0]}.{sys.version_info[1]}"))
 
 
 def missing_packages(packages):
@@ -94,9 +101,12 @@ def make_environment(venv):
 
 
 def install(python):
-    say("installing with pip")
-    if subprocess.run([str(python), "-m", "pip", "install", "-e", ".[all]"], cwd=ROOT).returncode != 0:
-        stop("pip failed; its message is above. `make setup` carries on where it stopped.")
+    """Install the exact versions of the lock file, then this repository on top of them."""
+    say(f"installing the versions of {LOCK} with pip")
+    steps = [["-r", LOCK], ["--no-deps", "--no-build-isolation", "-e", "."]]
+    for step in steps:
+        if subprocess.run([str(python), "-m", "pip", "install", *step], cwd=ROOT).returncode != 0:
+            stop("pip failed; its message is above. `make setup` carries on where it stopped.")
 
 
 def render(python, backend):

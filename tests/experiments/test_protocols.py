@@ -117,9 +117,16 @@ def test_perturbation_is_short_for_the_suite() -> None:
         check_flags(parse("--protocol", "oft"))
 
 
-def test_another_mujoco_is_warned_about() -> None:
-    assert protocols.version_warnings({"mujoco": "3.2.3"}) == [] == protocols.version_warnings({})
+@pytest.mark.parametrize("good", ["3.2.3", "3.2.7"])
+def test_another_mujoco_is_warned_about(good: str) -> None:
+    assert protocols.version_warnings({"mujoco": good}) == [] == protocols.version_warnings({})
     (line,) = protocols.version_warnings({"mujoco": "3.4.0"})
-    assert "3.4.0 is installed" in line and "pip install mujoco==3.2.3" in line and "\n" not in line
-    pinned = re.search(r'"mujoco==([\d.]+)"', (ROOT / "pyproject.toml").read_text())
-    assert pinned is not None and pinned[1] == protocols.RECOMMENDED_MUJOCO
+    assert "3.4.0 is installed" in line and f"mujoco=={good}" in line and "\n" not in line
+
+
+def test_the_recommended_mujocos_are_those_that_are_installed() -> None:
+    pins = re.findall(
+        r'"mujoco==([\d.]+); python_version (<|==|>=) \'([\d.]+)\'"', (ROOT / "pyproject.toml").read_text()
+    )
+    assert [pin[1:] for pin in pins] == [("<", "3.13"), ("==", "3.13"), (">=", "3.14")]
+    assert [pin[0] for pin in pins[:2]] == list(protocols.RECOMMENDED_MUJOCO)

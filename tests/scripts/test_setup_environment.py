@@ -1,3 +1,4 @@
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -12,11 +13,28 @@ def test_the_simulator_names_the_same_packages() -> None:
     assert APT_COMMAND.endswith("install -y " + " ".join(setup_environment.EGL_PACKAGES))
 
 
-@pytest.mark.parametrize("version", [(3, 9, 18), (3, 13, 0)])
-def test_an_unfit_python_is_named_with_the_remedy(monkeypatch: pytest.MonkeyPatch, version: tuple[int, ...]) -> None:
-    monkeypatch.setattr(sys, "version_info", version)
-    with pytest.raises(SystemExit, match=r"3\.10 to 3\.12 is needed.*make setup PYTHON="):
+def test_an_unfit_python_is_named_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "version_info", (3, 9, 18))
+    with pytest.raises(SystemExit, match=r"3\.10 to 3\.13 is needed.*make setup PYTHON="):
         setup_environment.check_python()
+
+
+@pytest.mark.parametrize("version", [(3, 10, 13), (3, 13, 0), (3, 14, 1)])
+def test_only_an_untried_python_is_told_what_is_missing_there(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], version: tuple[int, ...]
+) -> None:
+    monkeypatch.setattr(sys, "version_info", version)
+    setup_environment.check_python()
+    said = capsys.readouterr().out
+    assert ("Python 3.14 has not been tried" in said and "TensorFlow does not" in said) == (version >= (3, 14))
+    assert len(said.splitlines()) == (version >= (3, 14))
+
+
+@pytest.mark.parametrize("document", ["README.md", "SETUP.md"])
+def test_documents_and_script_tell_one_download_size(document: str) -> None:
+    text = (setup_environment.ROOT / document).read_text()
+    sizes = re.findall(r"downloads (?:about )?([\d.]+ GB)", text + setup_environment.SIZE)
+    assert len(sizes) > 1 and len(set(sizes)) == 1
 
 
 @pytest.mark.skipif(shutil.which("dpkg-query") is None, reason="not a Debian system")

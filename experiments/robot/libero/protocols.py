@@ -16,8 +16,8 @@ from experiments.robot.libero.suites import PERTURBATIONS, STEP_CAPS, find_suite
 if TYPE_CHECKING:
     from experiments.robot.libero.config import EvaluationConfig
 
-RECOMMENDED_MUJOCO = "3.2.3"
-"""The version that the extra `libero` pins; others draw other pixels (SETUP.md)."""
+RECOMMENDED_MUJOCO = {"3.2.3": "Python up to 3.12", "3.2.7": "Python 3.13"}
+"""The versions that the extra `libero` pins, each for its Python; they draw alike, others otherwise (SETUP.md)."""
 
 
 @dataclass(frozen=True)
@@ -178,11 +178,12 @@ def initial_states_sha256(config: EvaluationConfig) -> str | None:
 
 
 def version_warnings(versions: dict[str, str]) -> list[str]:
-    """One line where the installed MuJoCo is not the recommended one."""
+    """One line where the installed MuJoCo is none of the recommended ones."""
     found = versions.get("mujoco")
-    if found in (None, RECOMMENDED_MUJOCO):
+    if found is None or found in RECOMMENDED_MUJOCO:
         return []
+    remedies = " or ".join(f"mujoco=={version} ({python})" for version, python in RECOMMENDED_MUJOCO.items())
     return [
-        f"mujoco {found} is installed and {RECOMMENDED_MUJOCO} is recommended: its version changes pixels and "
-        f"success rates with them (SETUP.md); pip install mujoco=={RECOMMENDED_MUJOCO}"
+        f"mujoco {found} is installed and another is recommended: its version changes pixels and success rates with "
+        f"them (SETUP.md); pip install {remedies}"
     ]
