@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -21,21 +22,30 @@ CAMERAS = ("agentview", "robot0_eye_in_hand")
 SETTLE_STEPS, MOVING_STEPS = 10, 40
 
 
-def draw(out: Path) -> str:
-    """Draw libero_spatial's first task, initial state 0, after a reset and after 50 steps. Returns MuJoCo's version."""
+def draw(out: Path, tasks: int) -> str:
+    """Draw the first tasks of libero_spatial, initial state 0, at reset and 50 steps on. Returns MuJoCo's version."""
     os.environ.setdefault("MUJOCO_GL", "egl")
     import mujoco
-    from libero.libero import benchmark, get_libero_path
-    from libero.libero.envs import OffScreenRenderEnv
+    from libero.libero import benchmark
 
     suite = benchmark.get_benchmark_dict()["libero_spatial"]()
-    task = suite.get_task(0)
+    drawn = [_draw_task(suite, index) for index in range(tasks)]
+    arrays = {name: np.concatenate([task[name].ravel() for task in drawn]) for name in drawn[0]}
+    np.savez(out, version=mujoco.__version__, **arrays)
+    return mujoco.__version__
+
+
+def _draw_task(suite: Any, index: int) -> dict[str, np.ndarray]:
+    from libero.libero import get_libero_path
+    from libero.libero.envs import OffScreenRenderEnv
+
+    task = suite.get_task(index)
     bddl_file = Path(get_libero_path("bddl_files")) / task.problem_folder / task.bddl_file
     environment = OffScreenRenderEnv(bddl_file_name=str(bddl_file), camera_heights=256, camera_widths=256)
     np.random.seed(7)
     environment.seed(7)
     environment.reset()
-    observation = environment.set_init_state(suite.get_task_init_states(0)[0])
+    observation = environment.set_init_state(suite.get_task_init_states(index)[0])
     arrays = {f"{camera} at reset": observation[f"{camera}_image"] for camera in CAMERAS}
     rng = np.random.default_rng(0)
     for step in range(SETTLE_STEPS + MOVING_STEPS):
@@ -44,8 +54,7 @@ def draw(out: Path) -> str:
     arrays |= {f"{camera} after {step + 1} steps": observation[f"{camera}_image"] for camera in CAMERAS}
     arrays["simulator state"] = environment.sim.get_state().flatten()
     environment.close()
-    np.savez(out, version=mujoco.__version__, **arrays)
-    return mujoco.__version__
+    return arrays
 
 
 def compare(first: Path, second: Path) -> list[str]:
@@ -58,7 +67,7 @@ def compare(first: Path, second: Path) -> list[str]:
         difference = np.abs(a[name].astype(float) - b[name].astype(float))
         lines.append(
             f"{name}: mean {difference.mean():.2g}, largest {difference.max():.2g}, "
-            f"{(difference > 0).mean():.1%} of values differ"
+            f"{(difference > 0).sum()} of {difference.size} values differ ({(difference > 0).mean():.1%})"
         )
     return lines
 
@@ -66,13 +75,13 @@ def compare(first: Path, second: Path) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("draw", help="draw with this environment's MuJoCo").add_argument(
-        "--out", type=Path, required=True
-    )
+    drawing = commands.add_parser("draw", help="draw with this environment's MuJoCo")
+    drawing.add_argument("--out", type=Path, required=True)
+    drawing.add_argument("--tasks", type=int, default=1, help="how many of libero_spatial's ten, from the first on")
     commands.add_parser("compare", help="compare two drawings").add_argument("files", type=Path, nargs=2)
     arguments = parser.parse_args()
     if arguments.command == "draw":
-        print(f"MuJoCo {draw(arguments.out)} -> {arguments.out}")
+        print(f"MuJoCo {draw(arguments.out, arguments.tasks)} -> {arguments.out}")
     else:
         print("\n".join(compare(*arguments.files)))
 

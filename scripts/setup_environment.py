@@ -17,7 +17,7 @@ OLDEST, NEWEST = (3, 10), (3, 13)
 LOCK = "requirements.lock"
 UNTRIED = (
     "Python {version} has not been tried. Training, inference and evaluation install there, evaluation with a newer "
-    "MuJoCo (SETUP.md); TensorFlow does not, so `make demo` and writing RLDS data do not work, and some tests are skipped."
+    "MuJoCo (SETUP.md); TensorFlow does not, so `make demo` and writing RLDS data do not work there."
 )
 # Measured on Linux x86-64 with Python 3.10 to 3.13: the sum of the lock file's wheels, and .venv afterwards.
 SIZE = "The first installation downloads about 4.4 GB (PyTorch with CUDA is most of it) and takes 10 GB on disk."

@@ -349,6 +349,16 @@ def test_evaluations_on_the_same_starts_are_compared_and_the_command_is_given(
     assert not any("compare_results" in b.code for s in data_of(worse).sections for b in s.blocks if b.kind == "code")
 
 
+def test_a_difference_in_mujoco_stands_beside_the_difference(tmp_path: Path) -> None:
+    folders = [save(tmp_path / name, [episode(1, trial, True) for trial in range(9)]) for name in ("older", "newer")]
+    for folder, version in zip(folders, ("3.2.3", "3.2.7"), strict=True):
+        found = Results.load(folder)
+        found.versions["mujoco"] = version
+        found.save(folder / "results.json")
+    blocks = [b for s in data_of(*folders).sections for b in s.blocks if isinstance(b, CodeBlock)]
+    assert "Mind: not the same protocol: mujoco 3.2.3 for older; 3.2.7 for newer." in blocks[0].note
+
+
 def test_long_tables_of_rollouts_are_folded(tmp_path: Path) -> None:
     for count, folded in ((30, False), (31, True)):
         data = data_of(save(tmp_path / str(count), [episode(1, trial, True) for trial in range(count)]))

@@ -35,6 +35,7 @@ def evaluated(
     checkpoint: str | None = "runs/ours",
     seed: int = 7,
     policy: dict[str, str] | None = None,
+    mujoco: str = "3.2.3",
     **config: object,
 ) -> Path:
     """A results.json in its folder; returns the folder."""
@@ -49,7 +50,7 @@ def evaluated(
     ]  # fmt: skip
     described = {"checkpoint": checkpoint, "pruner": "lightvla:multiplicity=weighted", "robot": {"open_loop_steps": 8}}
     run_facts = {"renderer": "fast", "complete": True}
-    Results(run_facts, dict(config), {**described, **(policy or {})}, {"mujoco": "3.2.3"}, episodes).save(
+    Results(run_facts, dict(config), {**described, **(policy or {})}, {"mujoco": mujoco}, episodes).save(
         folder / "results.json"
     )
     return folder
@@ -111,6 +112,16 @@ def test_formats_and_files(ours: Path, theirs: Path, tmp_path: Path, kind, suffi
     done = run(ours, "--against", theirs, "--output", file)
     assert file.read_text(encoding="utf-8") == expected
     assert "ours is better than theirs" in done.stdout and str(file) in done.stderr
+
+
+@pytest.mark.parametrize("kind", ["rich", "markdown", "csv", "latex"])
+def test_mujocos_of_two_pythons_are_not_paired_without_a_word(ours: Path, tmp_path: Path, kind: str) -> None:
+    other = evaluated(tmp_path / "c", {1: [True] * 12}, "runs/theirs", mujoco="3.2.7")
+    done = run(ours, "--against", other, *(() if kind == "rich" else ("--format", kind)))
+    assert done.returncode == 0
+    assert "not the same protocol: mujoco 3.2.3 for ours; 3.2.7 for theirs" in " ".join(
+        (done.stdout + done.stderr).split()
+    )
 
 
 def test_one_result_is_told_task_by_task(ours: Path, tmp_path: Path) -> None:

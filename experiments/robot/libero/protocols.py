@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from experiments.robot.libero.config import EvaluationConfig
 
 RECOMMENDED_MUJOCO = {"3.2.3": "Python up to 3.12", "3.2.7": "Python 3.13"}
-"""The versions that the extra `libero` pins, and for which Python; they draw alike, others draw otherwise (SETUP.md)."""
+"""The versions that the extra `libero` pins, each for its Python; they draw alike, others otherwise (SETUP.md)."""
 
 
 @dataclass(frozen=True)
