@@ -379,7 +379,7 @@ class OpenVLAForActionPrediction(StoredModel):
         if (proprio is None) != (proprio_projector is None):
             given, lacking = ("proprio", "proprio_projector")[:: 1 if proprio_projector is None else -1]
             raise ValueError(f"predict_action got {given} without {lacking}; pass both, or neither")
-        if action_head is None and (recorded := self.config.action_head) not in (None, "discrete"):
+        if action_head is None and (recorded := self.config.action_head) in ("l1", "diffusion"):
             raise ValueError(
                 f"the checkpoint has an action head of kind {recorded!r}, and predict_action got none: pass "
                 "action_head (Policy.from_pretrained(...).action_head), or set config.action_head to 'discrete'"
