@@ -10,6 +10,10 @@ from __future__ import annotations
 
 import signal
 import sys
+from pathlib import Path
+
+# A clone of OpenVLA on PYTHONPATH has packages of the same names.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -24,7 +28,7 @@ from prismatic.command_line import parse_or_exit
 INCOMPLETE, UNUSABLE = 1, 2
 """Exit statuses."""
 
-_REFUSALS = (ValueError, ImportError, RuntimeError, RenderingUnavailable)
+_REFUSALS = (ValueError, OSError, ImportError, RuntimeError, RenderingUnavailable)
 
 
 def main(config: CollectionConfig) -> int:

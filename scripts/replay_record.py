@@ -9,6 +9,9 @@ import argparse
 import sys
 from pathlib import Path
 
+# A clone of OpenVLA on PYTHONPATH has packages of the same names.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 from rich.console import Console
 from rich.markup import escape
 

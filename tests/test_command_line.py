@@ -1,5 +1,6 @@
 """What a person mistypes is named, with what was probably meant."""
 
+import os
 import re
 import socket
 import subprocess
@@ -125,3 +126,19 @@ def test_one_process_on_every_node_speaks_and_names_it(monkeypatch: pytest.Monke
     assert named_by_node("no data") == f"on node {socket.gethostname()}: no data"
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     assert named_by_node("no data") == "no data"
+
+
+@pytest.mark.parametrize(
+    "script",
+    ["experiments/robot/libero/run_libero_eval.py", "vla-scripts/finetune.py", "scripts/collect_libero_demos.py"],
+)
+def test_a_clone_of_another_project_on_the_path_does_not_get_in_the_way(tmp_path: Path, script: str) -> None:
+    """OpenVLA and its forks have packages `prismatic` and `experiments`, too."""
+    for package in ("prismatic", "experiments"):
+        (tmp_path / package).mkdir()
+        (tmp_path / package / "__init__.py").write_text("raise ImportError('a package of another project')\n")
+    command = [sys.executable, script, "--colour", "red"]
+    done = subprocess.run(
+        command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(tmp_path)}, capture_output=True, text=True
+    )
+    assert done.returncode == 2 and "unknown flag --colour (--help lists all)" in done.stdout + done.stderr

@@ -7,13 +7,16 @@ One process needs no torchrun. `--help` lists the flags; `prismatic/training/con
 """
 
 import os
+import sys
+from pathlib import Path
 
 # OpenMP threads that spin while they wait take the cores from the data-loading processes: on two cores shared with
 # them a step then takes up to ten times as long. Must be said before torch loads OpenMP.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# A clone of OpenVLA on PYTHONPATH has packages of the same names.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import logging
-import sys
 
 import huggingface_hub.utils.logging
 from rich import get_console

@@ -173,3 +173,9 @@ def test_a_share_of_the_demonstrations_begins_at_wide_starts() -> None:
 def test_tasks_may_have_different_numbers_of_demonstrations() -> None:
     assert CollectionConfig(num_demos_per_task="4").demonstrations(3) == [4, 4, 4]
     assert CollectionConfig(num_demos_per_task="4,5,60").demonstrations(3) == [4, 5, 60]
+
+
+def test_a_folder_that_cannot_be_written_is_named_at_once(config: CollectionConfig, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match=r"cannot write into .*/file; choose another --output_dir"):
+        plan(replace(config, output_dir=tmp_path / "file"))

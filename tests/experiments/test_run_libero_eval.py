@@ -100,6 +100,12 @@ def test_a_plan_names_what_does_not_exist(flags: dict[str, Any], words: str) -> 
         make_plan(blind(**flags))
 
 
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match=r"cannot write into .*/file/run; choose another --output_dir or --local"):
+        make_plan(blind(output_dir=str(tmp_path / "file" / "run")))
+
+
 def test_plan_lays_out_the_starts() -> None:
     plan = make_plan(blind(initial_states="30-41", wide_starts_m=0.06))
     assert plan.max_steps == 300 and not plan.renders

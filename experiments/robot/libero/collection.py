@@ -31,6 +31,7 @@ from experiments.robot.libero.environment import LiberoEnvironment, LiberoTask, 
 from experiments.robot.libero.experts import ATTEMPTS, ExpertFailed
 from experiments.robot.libero.rlds_writer import write_rlds
 from experiments.robot.libero.simulator import check_rendering
+from experiments.robot.libero.surroundings import is_writable
 
 SUMMARY_FILE = "collection.json"
 _HOPELESS = 5
@@ -108,6 +109,8 @@ def plan(config: CollectionConfig) -> list[LiberoTask]:
         raise ValueError(
             f"{config.dataset_dir} exists and was made with other settings; remove it or choose another dataset_name"
         )
+    if not config.dataset_dir.exists() and not is_writable(config.dataset_dir):
+        raise ValueError(f"cannot write into {config.output_dir.absolute()}; choose another --output_dir")
     return tasks
 
 

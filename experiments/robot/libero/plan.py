@@ -17,6 +17,7 @@ from experiments.robot.libero.results import FILE_NAME
 from experiments.robot.libero.rollout import Start
 from experiments.robot.libero.simulator import simulator
 from experiments.robot.libero.starts import Displacement
+from experiments.robot.libero.surroundings import is_writable
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ def make_plan(config: EvaluationConfig) -> Plan:
 
     Raises:
         ValueError: as `check_flags`; for unknown tasks or initial states, naming what exists; for the control
-            `swapped_instruction` without two tasks that share a scene.
+            `swapped_instruction` without two tasks that share a scene; for a folder that cannot be written.
         RenderingUnavailable: when pictures are needed and cannot be drawn here.
     """
     check_flags(config)
@@ -52,6 +53,8 @@ def make_plan(config: EvaluationConfig) -> Plan:
     videos = config.save_rollout_video and config.max_videos_per_task != 0
     renders = videos or config.control != "blank_images"
     output_dir = output_directory(config)
+    if not is_writable(output_dir):
+        raise ValueError(f"cannot write into {output_dir.absolute()}; choose another --output_dir or --local_log_dir")
     known = (output_dir / FILE_NAME).is_file()
     if has_journal(output_dir) and not known:
         raise ValueError(

@@ -23,8 +23,11 @@ from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
-if __name__ == "__main__":  # before torch is imported: its idle threads must not take the cores from simulators
+if __name__ == "__main__":
+    # Before torch is imported: its idle threads must not take the cores from simulators.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # A clone of OpenVLA on PYTHONPATH has packages of the same names.
+    sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
 import transformers.utils.logging
 from rich.console import Console
