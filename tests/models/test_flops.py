@@ -34,7 +34,9 @@ def test_count_equals_the_flop_counter(reference_checkpoint, pruner):
         head.predict_action(out.rows)
     kept = out.selection.kept()[0].unflatten(0, (2, -1)).sum(1).tolist() if pruner != "none" else None
     count = count_flops(model, head, projector, kept, prompt_tokens=ids.shape[1])
-    rotary = sum(v for name, v in counter.get_flop_counts().items() if name.endswith("rotary_emb") for v in v.values())
+    # Older transformers turn the positions into angles by a matrix product, which is left out.
+    names = ("LlamaModel.rotary_emb", "LlamaRotaryEmbedding")
+    rotary = sum(sum(counts.values()) for name, counts in counter.get_flop_counts().items() if name in names)
     assert count.total == counter.get_total_flops() - rotary
     if kept is not None and "vision" not in pruner:
         assert count_flops(model, head, projector, sum(kept), prompt_tokens=ids.shape[1]) == count
