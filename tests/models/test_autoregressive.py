@@ -32,7 +32,7 @@ def observation(index: int) -> dict[str, np.ndarray]:
 
 @pytest.fixture(scope="module")
 def policy(original_directory: Path) -> Policy:
-    return Policy.from_pretrained(original_directory)
+    return Policy.from_pretrained(original_directory, dtype=torch.float32)
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +107,7 @@ def test_tokens_are_those_of_transformers_alone_and_in_ragged_batches(policy, st
 
 def test_nan_logits_make_no_action(original_directory):
     """`argmax` of them would be a token like any other."""
-    policy = Policy.from_pretrained(original_directory)
+    policy = Policy.from_pretrained(original_directory, dtype=torch.float32)
     policy.model.language_model.lm_head.weight.data[31900, 0] = torch.nan
     ids = torch.tensor([[1, 400, EMPTY]])
     with torch.no_grad():
@@ -141,7 +141,7 @@ def test_predict_action_of_a_folder_gives_the_same_action(policy, original_direc
 
 def test_what_was_assumed_and_why_is_said(reference_directory, original_directory, tmp_path, caplog):
     caplog.set_level(logging.WARNING)
-    policy = Policy.from_pretrained(original_directory)
+    policy = Policy.from_pretrained(original_directory, dtype=torch.float32)
     description = policy.description()
     assert [description[key] for key in ("action_head", "pruner", "num_images")] == ["autoregressive", "none", 1]
     assert not description["use_proprio"] and description["robot"]["open_loop_steps"] == 1

@@ -24,9 +24,18 @@ def counted(model: Any, head: Any, projector: Any) -> tuple[int, list[int], int]
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         encoded = model.encode(ids, torch.ones_like(ids), pixels, torch.zeros(1, 8), projector)
         _, hidden = head.predict(model, encoded, seeds=[0])
-    rotary = sum(v for name, v in counter.get_flop_counts().items() if name.endswith("rotary_emb") for v in v.values())
+    rotary = rotary_flops(counter)
     kept = hidden.selection.kept()[0].unflatten(0, (2, -1)).sum(1).tolist()
     return counter.get_total_flops() - rotary, kept, ids.shape[1]
+
+
+def rotary_flops(counter: FlopCounterMode) -> int:
+    """Older transformers turn the positions into angles by a matrix product, which `count_flops` leaves out."""
+    names = (
+        "LlamaModel.rotary_emb",
+        "LlamaRotaryEmbedding",
+    )  # by its place, or alone where layers are called one by one
+    return sum(sum(counts.values()) for name, counts in counter.get_flop_counts().items() if name in names)
 
 
 @pytest.mark.parametrize(
@@ -93,7 +102,7 @@ def test_decoding_token_by_token(original_directory):
         encoded = model.encode(ids, torch.ones_like(ids), torch.randn(1, 6, 224, 224))
         policy.action_head.predict(model, encoded)
     count = count_flops(model, policy.action_head, None, None, prompt_tokens=ids.shape[1])
-    rotary = sum(v for name, v in counter.get_flop_counts().items() if name.endswith("rotary_emb") for v in v.values())
+    rotary = rotary_flops(counter)
     assert count.total == counter.get_total_flops() - rotary
 
 

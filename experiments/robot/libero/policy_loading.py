@@ -11,7 +11,7 @@ import torch
 from experiments.robot.libero.config import EvaluationConfig, quantization_of
 from experiments.robot.libero.environment import CAMERAS
 from experiments.robot.libero.suites import SUITES
-from prismatic.checkpoint_files import read_statistics, resolve
+from prismatic.checkpoint_files import STATISTICS_FILE, read_statistics, resolve
 from prismatic.extern.hf.original import why_original
 from prismatic.models.autoregressive import AUTOREGRESSIVE
 from prismatic.models.diffusion import DiffusionActionHead
@@ -124,7 +124,8 @@ def check_fits(policy: Policy, open_loop_steps: int | None, directory: Path) -> 
 
 def _suite_key(directory: Path, suite: str) -> str | None:
     """The suite's own statistics among several, or its base's; None leaves the choice to the policy."""
-    known = read_statistics(directory) if (directory / "config.json").is_file() else {}
+    holds_some = any((directory / name).is_file() for name in (STATISTICS_FILE, "config.json"))
+    known = read_statistics(directory) if holds_some else {}
     return next((key for key in _own_keys(suite) if key in known), None)
 
 
