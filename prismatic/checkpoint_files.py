@@ -17,7 +17,7 @@ from prismatic.atomic_folder import finish_pending
 from prismatic.extern.hf.configuration_prismatic import OpenVLAConfig
 from prismatic.extern.hf.processing_prismatic import IMAGE_FILES, image_settings
 from prismatic.models.precision import parse_dtype
-from prismatic.stored_files import foreign_code_only, load_tensors, read_json, refuse_placeholder
+from prismatic.stored_files import BYTE_ORDER_MARK, foreign_code_only, load_component, read_json, refuse_placeholder
 from prismatic.vla.normalization import statistics_problems
 from prismatic.vla.robots import RobotSpec
 from prismatic.weight_files import INDEX_FILE, SINGLE_FILE
@@ -37,6 +37,10 @@ def resolve(path_or_hub_id: str | Path, revision: str | None = None, token: str 
 
     Raises FileNotFoundError naming what is missing, and ValueError for a revision of a directory.
     """
+    if not str(path_or_hub_id).strip():
+        raise ValueError(
+            f"checkpoint {str(path_or_hub_id)!r} is no name; give a directory or a hub id such as user/name"
+        )
     path = Path(path_or_hub_id).expanduser()
     if path.is_dir():
         if revision is not None:
@@ -76,10 +80,19 @@ def check_complete(directory: Path) -> list[Path]:
         )
     for name in names:
         if not (directory / name).is_file():
-            raise FileNotFoundError(f"checkpoint {directory} lacks the weight file {name}; fetch it again")
+            raise FileNotFoundError(f"checkpoint {directory} lacks the weight file {name}{weights_remedy(directory)}")
     if problems := small_file_problems(directory):
         raise ValueError(problems[0])
     return [directory / name for name in names]
+
+
+def weights_remedy(directory: Path) -> str:
+    """What to do where a weight file is missing, as the end of a sentence."""
+    if found := sorted(file.name for file in directory.glob("pytorch_model*.bin")):
+        return (
+            f": {found[0]} is of an older format; convert it to safetensors (transformers' save_pretrained writes it)"
+        )
+    return "; fetch it again"
 
 
 def missing_files(directory: Path) -> list[str]:
@@ -100,7 +113,7 @@ def small_file_problems(directory: Path) -> list[str]:
         for name in ("config.json", STATISTICS_FILE, *PROCESSOR_FILES)
     }
     problems = []
-    for file, read in (readers | dict.fromkeys(sorted(directory.glob("*--*_checkpoint.pt")), load_tensors)).items():
+    for file, read in (readers | dict.fromkeys(sorted(directory.glob("*--*_checkpoint.pt")), load_component)).items():
         try:
             if file.is_file():
                 read(file)
@@ -110,10 +123,19 @@ def small_file_problems(directory: Path) -> list[str]:
 
 
 def read_weight_map(index: Path) -> dict[str, str]:
-    """Tensor -> weight file by an index. Raises ValueError for a file that is no such index."""
-    weight_map = read_json(index).get("weight_map")
+    """Tensor -> weight file by an index. Raises ValueError for a file that transformers does not take for one."""
+    content = read_json(index)
+    weight_map = content.get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
         raise ValueError(f"{index} has no weight_map (tensor -> file); copy or download it again")
+    if not weight_map:
+        raise ValueError(
+            f"{index} has an empty weight_map; copy or download it again, or remove it beside {SINGLE_FILE}"
+        )
+    if not isinstance(content.get("metadata"), dict):
+        raise ValueError(f'{index} has no metadata, without which it is not loaded; add "metadata": {{}} to it')
+    if index.read_bytes().startswith(BYTE_ORDER_MARK):
+        raise ValueError(f"{index} starts with a byte order mark, which is not read; save it as UTF-8 without one")
     return weight_map
 
 

@@ -19,6 +19,7 @@ from prismatic.checkpoint_files import (
     read_statistics,
     read_weight_map,
     small_file_problems,
+    weights_remedy,
 )
 from prismatic.extern.hf.configuration_prismatic import OpenVLAConfig
 from prismatic.extern.hf.original import as_original, why_original
@@ -151,7 +152,7 @@ def _inspect_weights(found: Inspection, config: OpenVLAConfig | None) -> dict[st
     if not present and (directory / FOLDER).is_dir():
         return {}
     missing = [name for name in names if name not in present]
-    found.problems += [f"the weight file {name} is missing; fetch it again" for name in missing]
+    found.problems += [f"the weight file {name} is missing{weights_remedy(directory)}" for name in missing]
     others = sorted(file.name for file in directory.glob("model*.safetensors") if file.name not in names)
     if others:
         found.problems.append(f"{', '.join(others)} stand beside the weights and belong to none; remove them")

@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import re
+import struct
 import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -33,7 +34,7 @@ def read_json(file: Path) -> dict[str, Any]:
     refuse_placeholder(file)
     try:
         content = json.loads(file.read_bytes().decode("utf-8-sig"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{file} is no JSON ({error}); copy or download it again") from error
     if not isinstance(content, dict):
         raise ValueError(f"{file} holds a {type(content).__name__}, expected a JSON object; copy or download it again")
@@ -59,7 +60,7 @@ def load_plain(file: Path) -> Any:
                 "alone"
             ) from error
         raise _cut_off(file) from error
-    except (RuntimeError, EOFError, ValueError, LookupError, OSError) as error:
+    except (RuntimeError, EOFError, ValueError, LookupError, OSError, struct.error) as error:
         raise _cut_off(file) from error
 
 
@@ -71,7 +72,9 @@ def _cut_off(file: Path) -> ValueError:
 def load_tensors(file: Path) -> dict[str, torch.Tensor]:
     """The state dict of a `.pt` file. Raises ValueError as `load_plain`, and for a file that holds something else."""
     state = load_plain(file)
-    if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+    if not isinstance(state, Mapping) or not all(
+        isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in state.items()
+    ):
         raise ValueError(f"{file} holds no state dict (name -> tensor); save the state_dict() alone")
     return dict(state)
 
@@ -90,8 +93,17 @@ def component_file(directory: Path, component: str) -> Path | None:
 
 
 def load_component(file: Path) -> dict[str, torch.Tensor]:
-    """State dict of a `.pt` component, without the `module.` prefix that distributed training leaves."""
-    return {name.removeprefix("module."): value for name, value in load_tensors(file).items()}
+    """State dict of a `.pt` component, without the `module.` prefix that distributed training leaves.
+
+    Raises ValueError as `load_tensors`, and for tensors of whole numbers.
+    """
+    state = {name.removeprefix("module."): value for name, value in load_tensors(file).items()}
+    if odd := [name for name, value in state.items() if not value.is_floating_point()]:
+        raise ValueError(
+            f"{file}: {odd[0]!r} holds {str(state[odd[0]].dtype).removeprefix('torch.')}, and weights are floating-point "
+            "numbers; save the state_dict() again"
+        )
+    return state
 
 
 def foreign_code_only(settings: Mapping[str, Any]) -> dict[str, Any]:

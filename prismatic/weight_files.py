@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 from rich.progress import track
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from prismatic.stored_files import refuse_placeholder
@@ -55,30 +55,43 @@ def read_header(file: Path) -> dict[str, StoredTensor]:
     """The tensors of one safetensors file by name; reads the header only.
 
     Raises:
-        ValueError: for a file that is cut off, a placeholder of git-lfs, or no safetensors file at all.
+        ValueError: for a file that is cut off or too long, a placeholder of git-lfs, and what the library refuses.
     """
     refuse_placeholder(file)
     size = file.stat().st_size
     with file.open("rb") as stream:
-        first = stream.read(_LENGTH_BYTES)
-        length = int.from_bytes(first, "little")
-        if size < _LENGTH_BYTES + length:
+        begin = _LENGTH_BYTES + int.from_bytes(stream.read(_LENGTH_BYTES), "little")
+        if size < begin:
             raise ValueError(f"{file} is cut off inside its header ({size} bytes); copy or download it again")
-        try:
-            header = json.loads(stream.read(length))
-            header.pop("__metadata__", None)
-            begin = _LENGTH_BYTES + length
-            tensors = {
-                name: StoredTensor(
-                    file, entry["dtype"], tuple(entry["shape"]), *(begin + offset for offset in entry["data_offsets"])
-                )
-                for name, entry in header.items()
-            }
-        except (ValueError, TypeError, LookupError, AttributeError) as error:
-            raise ValueError(f"{file} is not a safetensors file ({error}); copy or download it again") from error
-    if (needed := max((tensor.stop for tensor in tensors.values()), default=begin)) > size:
-        raise ValueError(f"{file} is cut off: {size} of {needed} bytes are there; copy or download it again")
-    return tensors
+        content = stream.read(begin - _LENGTH_BYTES)
+    try:
+        with safe_open(file, framework="numpy"):
+            pass
+    except SafetensorError as error:
+        why = _wrong_length(content, begin, size) or f"is not a safetensors file ({error})"
+        raise ValueError(f"{file} {why}; copy or download it again") from error
+    header = json.loads(content)
+    header.pop("__metadata__", None)
+    return {
+        name: StoredTensor(
+            file, entry["dtype"], tuple(entry["shape"]), *(begin + offset for offset in entry["data_offsets"])
+        )
+        for name, entry in header.items()
+    }
+
+
+def _wrong_length(header: bytes, begin: int, size: int) -> str | None:
+    """That a file is shorter or longer than its readable header says; None where it is something else."""
+    try:
+        entries = [entry for name, entry in json.loads(header).items() if name != "__metadata__"]
+        needed = begin + max((int(entry["data_offsets"][1]) for entry in entries), default=0)
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
+        return None
+    if size == needed:
+        return None
+    return (
+        f"is cut off: {size} of {needed} bytes are there" if size < needed else f"has {size} bytes instead of {needed}"
+    )
 
 
 def stored_tensors(files: Sequence[Path]) -> dict[str, StoredTensor]:

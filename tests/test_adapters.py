@@ -256,6 +256,14 @@ def test_the_fingerprint_is_of_the_tensors_not_of_the_files(reference_directory:
         assert fingerprint([tmp_path / f"{number}.safetensors"]) != value
 
 
+def with_header(__metadata__: dict | None = None, **changes) -> bytes:
+    """A weight file of two float32 tensors, what the header says of the first changed."""
+    first = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8], **changes}
+    entries = {"a": first, "b": {"dtype": "F32", "shape": [2], "data_offsets": [8, 16]}}
+    header = json.dumps({"__metadata__": __metadata__ or {}, **entries}).encode()
+    return len(header).to_bytes(8, "little") + header + bytes(16)
+
+
 def test_headers_tell_what_files_hold(reference_directory: Path, tmp_path: Path):
     stored, tensors = stored_tensors(check_complete(reference_directory)), weights(reference_directory)
     assert {n: t.shape for n, t in stored.items()} == {n: tuple(t.shape) for n, t in tensors.items()}
@@ -269,6 +277,15 @@ def test_headers_tell_what_files_hold(reference_directory: Path, tmp_path: Path)
         (b"", "is cut off inside its header"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "placeholder that git-lfs left"),
         ((4).to_bytes(8, "little") + b"what", "is not a safetensors file"),
+        (content + b"x", f"has {len(content) + 1} bytes instead of {len(content)}; copy or download it again"),
+        (with_header(dtype="BF17"), "is not a safetensors file .*BF17"),
+        (with_header(dtype=["F32"]), "is not a safetensors file"),
+        (with_header(shape="ab"), "is not a safetensors file"),
+        (with_header(shape=[-1]), "is not a safetensors file"),
+        (with_header(shape=[4]), "is not a safetensors file"),
+        (with_header(data_offsets=[-4, 8]), "is not a safetensors file"),
+        (with_header(data_offsets=[4, 12]), "is not a safetensors file|cut off"),
+        (with_header(__metadata__={"format": 3}), "is not a safetensors file"),
     ):
         broken.write_bytes(part)
         with pytest.raises(ValueError, match=message):
@@ -283,6 +300,11 @@ POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 3\n"
     [
         ("adapter_model.safetensors", POINTER, "adapter_model.safetensors is a placeholder that git-lfs left"),
         ("adapter_model.safetensors", b"12345678", "adapter_model.safetensors is cut off"),
+        (
+            "adapter_model.safetensors",
+            with_header() + b"x",
+            r"adapter_model.safetensors has \d+ bytes instead of \d+; copy",
+        ),
         ("adapter_config.json", POINTER, "adapter_config.json is a placeholder that git-lfs left"),
         ("adapter_config.json", b'{"r": 4', "adapter_config.json is no JSON"),
         ("adapter_config.json", b"{}", "adapter_config.json: r = None, expected a positive number"),

@@ -18,6 +18,7 @@ from prismatic.inspection import inspect_checkpoint
 from prismatic.models.action_heads import L1RegressionActionHead
 from prismatic.models.lora import FOLDER, attach_lora, save_adapter
 from prismatic.models.projectors import ProprioProjector
+from prismatic.weight_files import INDEX_FILE
 from scripts.inspect_checkpoint import main
 
 KEY = "libero_tiny_no_noops"
@@ -87,6 +88,10 @@ def add_tensor(folder: Path, name: str) -> None:
     save_file({**load_file(file), name: torch.ones(3)}, file, metadata={"format": "pt"})
 
 
+def longer(file: Path) -> tuple[Path, int]:
+    return file, file.stat().st_size + 1
+
+
 DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "a shard is missing": (
         lambda folder: (folder / "model-00002-of-00002.safetensors").unlink(),
@@ -95,6 +100,33 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "a shard is cut off": (
         lambda folder: os.truncate(folder / "model-00001-of-00002.safetensors", 100_000),
         "model-00001-of-00002.safetensors is cut off: 100000 of",
+    ),
+    "a byte too many": (
+        lambda folder: os.truncate(*longer(folder / "model-00001-of-00002.safetensors")),
+        r"model-00001-of-00002.safetensors has \d+ bytes instead of",
+    ),
+    "only weights of an older format": (
+        lambda folder: [
+            *(file.unlink() for file in folder.glob("model*")),
+            (folder / "pytorch_model.bin").touch(),
+        ],
+        "model.safetensors is missing: pytorch_model.bin is of an older format; convert it to safetensors",
+    ),
+    "an index that starts with a byte order mark": (
+        lambda folder: (folder / INDEX_FILE).write_bytes(b"\xef\xbb\xbf" + (folder / INDEX_FILE).read_bytes()),
+        "index.json starts with a byte order mark",
+    ),
+    "an index without metadata": (
+        lambda folder: change_json(folder, INDEX_FILE, lambda c: c.pop("metadata")),
+        'index.json has no metadata, .* add "metadata"',
+    ),
+    "an empty index": (
+        lambda folder: change_json(folder, INDEX_FILE, lambda c: c.update(weight_map={})),
+        "index.json has an empty weight_map",
+    ),
+    "a head of whole numbers": (
+        lambda folder: torch.save({n: v.long() for n, v in torch.load(folder / HEAD).items()}, folder / HEAD),
+        f"{HEAD}: .* holds int64, and weights are floating-point numbers",
     ),
     "a shard is a placeholder": (
         lambda folder: (folder / "model-00001-of-00002.safetensors").write_text("version https://git-lfs..."),
@@ -207,12 +239,22 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
 }
 
 
+REFUSED_TOO = (
+    "a byte too many", "only weights of an older format", "an index that starts with a byte order mark",
+    "an index without metadata", "an empty index", "a head of whole numbers",
+)  # fmt: skip
+"""Loading says them in the same words."""
+
+
 @pytest.mark.parametrize("name", DAMAGES)
 def test_damage_is_found(copy: Path, name: str):
     damage, message = DAMAGES[name]
     damage(copy)
     found = inspect_checkpoint(copy)
     assert any(re.search(message, problem) for problem in found.problems), found.problems
+    if name in REFUSED_TOO:
+        with pytest.raises((ValueError, FileNotFoundError), match=message[-30:]):
+            load_checkpoint(copy)
 
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 3\n"
