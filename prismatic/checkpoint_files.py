@@ -38,9 +38,7 @@ def resolve(path_or_hub_id: str | Path, revision: str | None = None, token: str 
     Raises FileNotFoundError naming what is missing, and ValueError for a revision of a directory.
     """
     if not str(path_or_hub_id).strip():
-        raise ValueError(
-            f"checkpoint {str(path_or_hub_id)!r} is no name; give a directory or a hub id such as user/name"
-        )
+        raise ValueError("the checkpoint's name is empty; give a directory or a hub id such as user/name")
     path = Path(path_or_hub_id).expanduser()
     if path.is_dir():
         if revision is not None:
@@ -89,9 +87,7 @@ def check_complete(directory: Path) -> list[Path]:
 def weights_remedy(directory: Path) -> str:
     """What to do where a weight file is missing, as the end of a sentence."""
     if found := sorted(file.name for file in directory.glob("pytorch_model*.bin")):
-        return (
-            f": {found[0]} is of an older format; convert it to safetensors (transformers' save_pretrained writes it)"
-        )
+        return f": {found[0]} is there, which is not read; convert it to safetensors (save_pretrained writes it)"
     return "; fetch it again"
 
 
@@ -129,9 +125,7 @@ def read_weight_map(index: Path) -> dict[str, str]:
     if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
         raise ValueError(f"{index} has no weight_map (tensor -> file); copy or download it again")
     if not weight_map:
-        raise ValueError(
-            f"{index} has an empty weight_map; copy or download it again, or remove it beside {SINGLE_FILE}"
-        )
+        raise ValueError(f"{index} has an empty weight_map; copy it again, or remove it beside {SINGLE_FILE}")
     if not isinstance(content.get("metadata"), dict):
         raise ValueError(f'{index} has no metadata, without which it is not loaded; add "metadata": {{}} to it')
     if index.read_bytes().startswith(BYTE_ORDER_MARK):
@@ -148,11 +142,20 @@ def read_config(directory: Path) -> tuple[dict[str, Any], OpenVLAConfig]:
     try:
         config = OpenVLAConfig.from_dict(config_json)
         # These raise where they are malformed.
-        _ = config.robot_spec, config.pruner_spec, config.special_tokens, stored_dtype(config_json)
+        _ = config.robot_spec, config.pruner_spec, stored_dtype(config_json)
+        _check_token_ids(config)
     except Exception as error:  # transformers' checks raise kinds of their own
         raise ValueError(f"{file}: {' '.join(str(error).split()) or type(error).__name__}") from error
     config.name_or_path = str(directory)
     return config_json, config
+
+
+def _check_token_ids(config: OpenVLAConfig) -> None:
+    size = int(config.text_config.vocab_size)  # type: ignore[union-attr]
+    for name, value in config.special_tokens.to_json().items():
+        most = size if name == "action_end" else size - 1  # it is one past the last action token
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= most:
+            raise ValueError(f"token_ids.{name} {value!r} is no token of text_config.vocab_size {size}: 0 to {most}")
 
 
 def stored_dtype(config_json: dict[str, Any]) -> torch.dtype:

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from prismatic.extern.hf.configuration_prismatic import HEAD_KINDS
 from prismatic.extern.hf.modeling_prismatic import OpenVLAForActionPrediction
 from prismatic.models.action_heads import DiscreteActionHead, L1RegressionActionHead
 from prismatic.models.autoregressive import AUTOREGRESSIVE, WITHOUT_FILES, AutoregressiveActionHead
@@ -16,7 +17,6 @@ NO_HEAD = (
     "{} has no action_head--*_checkpoint.pt; fine-tune it first, fetch its .pt files, or say what it is if its actions "
     "are tokens of the LLM: head 'discrete' (all at once) or 'autoregressive' (one after another)"
 )
-HEAD_KINDS = ("l1", "diffusion", "discrete", AUTOREGRESSIVE)
 
 ActionHead = L1RegressionActionHead | DiffusionActionHead | DiscreteActionHead | AutoregressiveActionHead
 

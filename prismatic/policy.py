@@ -19,7 +19,7 @@ from prismatic.extern.hf.original import why_original
 from prismatic.models.autoregressive import AUTOREGRESSIVE, check_decodable
 from prismatic.models.batch import Call, EncodedBatch
 from prismatic.models.diffusion import DiffusionActionHead
-from prismatic.models.precision import inference_dtype
+from prismatic.models.precision import check_device, inference_dtype
 from prismatic.models.pruners.registry import PrunerSpec
 from prismatic.models.stage_clock import StageClock
 from prismatic.models.token_pruner import TokenSelection
@@ -127,6 +127,7 @@ class Policy:
             ValueError: for a value that is none of its choices, and for files that are damaged or do not fit together.
         """
         hub = {key: options.pop(key) for key in ("revision", "token") if key in options}
+        device = check_device(device)
         dtype = inference_dtype(_either(dtype, options.pop("torch_dtype", None)), device)
         load = _load_options(options)
         spec = PrunerSpec.parse(pruner) if isinstance(pruner, str) else pruner

@@ -100,8 +100,8 @@ def load_component(file: Path) -> dict[str, torch.Tensor]:
     state = {name.removeprefix("module."): value for name, value in load_tensors(file).items()}
     if odd := [name for name, value in state.items() if not value.is_floating_point()]:
         raise ValueError(
-            f"{file}: {odd[0]!r} holds {str(state[odd[0]].dtype).removeprefix('torch.')}, and weights are floating-point "
-            "numbers; save the state_dict() again"
+            f"{file}: {odd[0]!r} holds {str(state[odd[0]].dtype).removeprefix('torch.')}, where weights are "
+            "floating-point numbers; save the state_dict() again"
         )
     return state
 

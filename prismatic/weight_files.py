@@ -87,11 +87,9 @@ def _wrong_length(header: bytes, begin: int, size: int) -> str | None:
         needed = begin + max((int(entry["data_offsets"][1]) for entry in entries), default=0)
     except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
         return None
-    if size == needed:
-        return None
-    return (
-        f"is cut off: {size} of {needed} bytes are there" if size < needed else f"has {size} bytes instead of {needed}"
-    )
+    if size > needed:
+        return f"has {size} bytes instead of {needed}"
+    return f"is cut off: {size} of {needed} bytes are there" if size < needed else None
 
 
 def stored_tensors(files: Sequence[Path]) -> dict[str, StoredTensor]:

@@ -11,7 +11,7 @@ from PIL import Image
 from tensorflow_process import TensorFlow, write_shard
 
 from experiments.robot.libero.rlds_writer import Episode, write_rlds
-from prismatic.vla.datasets.tfrecord import masked_crc32c
+from prismatic.vla.datasets.crc32c import masked_crc32c
 from prismatic.vla.images import encode_jpeg
 
 INSTRUCTIONS = ("Put the bowl on the plate", "turn on the stove")

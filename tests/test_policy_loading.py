@@ -34,6 +34,8 @@ def observation() -> dict[str, np.ndarray]:
         ({"dtype": "float32", "torch_dtype": "float32"}, TypeError, "mean the same"),
         ({"robot": "panda"}, ValueError, "unknown robot 'panda'; known: aloha, bridge, libero"),
         ({"robot": {"name": "libero"}}, ValueError, "neither a RobotSpec nor the name of one"),
+        ({"device": "gpu"}, ValueError, "device 'gpu' is unknown; known: cpu, cuda, cuda:0"),
+        ({"device": "cuda:99"}, ValueError, r"device 'cuda:99': torch sees \d+ GPUs"),
         ({"engine": "fast"}, ValueError, "engine 'fast' is unknown; known: eager"),
         ({"head": "l2"}, ValueError, "'l2'; known: l1, diffusion, discrete"),
         ({"use_proprio": "no"}, ValueError, "use_proprio 'no' should be True or False"),
@@ -48,6 +50,12 @@ def observation() -> dict[str, np.ndarray]:
 def test_options_that_mean_nothing_are_refused(small_policy_directory, options: dict[str, Any], error: type, message):
     with pytest.raises(error, match=message):
         Policy.from_pretrained(small_policy_directory, **options)
+
+
+@pytest.mark.parametrize("name", ["", " "])
+def test_an_empty_name_is_not_this_folder(name: str):
+    with pytest.raises(ValueError, match="the checkpoint's name is empty; give a directory"):
+        Policy.from_pretrained(name)
 
 
 def test_options_that_are_obvious_are_accepted(small_policy_directory):

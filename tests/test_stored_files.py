@@ -67,7 +67,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "numbers for names": (lambda file: torch.save({0: torch.ones(2)}, file), "holds no state dict"),
     "whole numbers": (
         lambda file: torch.save({"module.fc1.bias": torch.ones(2, dtype=torch.int64)}, file),
-        "'fc1.bias' holds int64, and weights are floating-point numbers",
+        "'fc1.bias' holds int64, where weights are floating-point numbers",
     ),
     "a list": (lambda file: torch.save([torch.ones(2)], file), "holds no state dict"),
     "a state dict inside another": (lambda file: torch.save({"state_dict": STATE}, file), "holds no state dict"),

@@ -7,6 +7,17 @@ import torch
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
+def check_device(device: torch.device | str | int) -> torch.device:
+    """The device of that name. Raises ValueError for a name that torch does not know, and a GPU that is not there."""
+    try:
+        found = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"device {device!r} is unknown; known: cpu, cuda, cuda:0, cuda:1 and so on") from error
+    if found.type == "cuda" and (found.index or 0) >= (count := torch.cuda.device_count()):
+        raise ValueError(f"device {device!r}: torch sees {count} GPUs; give another device, cpu for example")
+    return found
+
+
 def computes_in_bf16(device: torch.device | str) -> bool:
     """Whether a GPU, or a CPU by instructions of its own, computes in bfloat16 instead of emulating it."""
     if torch.device(device).type == "cuda":

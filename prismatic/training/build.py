@@ -30,6 +30,7 @@ from prismatic.training.pruning import compact_form, recorded_pruner, training_p
 from prismatic.training.saving import Training, find_resumable
 from prismatic.training.step import TrainableVLA, choose_trained, make_optimizer
 from prismatic.vla.datasets.collate import collate
+from prismatic.vla.datasets.rlds import UnreadableImage
 from prismatic.vla.datasets.sampler import SampleRequest
 from prismatic.vla.robots import RobotSpec, misfits
 from prismatic.weight_files import fingerprint
@@ -227,7 +228,7 @@ def train_batches(run: Run) -> Iterator[dict[str, Any]]:
     """Endless collated batches of this process, from the position at which the run stands."""
     ranks = run.ranks
     sampler = run.data.sampler(run.train_data, ranks.rank, ranks.world_size, run.training.position)
-    return iter(_loader(run, run.train_data, sampler))
+    return _batches(run, run.train_data, sampler)
 
 
 def val_batches(run: Run, data: Frames) -> Iterator[dict[str, Any]]:
@@ -236,16 +237,42 @@ def val_batches(run: Run, data: Frames) -> Iterator[dict[str, Any]]:
     requests = [SampleRequest(position, index) for position, index in enumerate(order)]
     mine = requests[run.ranks.rank :: run.ranks.world_size]
     size = run.config.batch_size
-    return iter(_loader(run, data, [mine[first : first + size] for first in range(0, len(mine), size)]))
+    return _batches(run, data, [mine[first : first + size] for first in range(0, len(mine), size)])
 
 
-def _loader(run: Run, data: Frames, batches: Any) -> DataLoader[dict[str, Any]]:
+class _Readable(torch.utils.data.Dataset[Any]):
+    """Frames, and for one that cannot be read the error itself: raised in a worker it would become a traceback."""
+
+    def __init__(self, frames: Frames):
+        self.frames = frames
+
+    def __getitem__(self, request: SampleRequest) -> dict[str, Any] | UnreadableImage:
+        try:
+            return self.frames[request]
+        except UnreadableImage as error:
+            return UnreadableImage(str(error))  # without its cause, which a worker could not send
+
+
+def _collate_readable(samples: list[Any], pad_token_id: int) -> dict[str, Any] | UnreadableImage:
+    unreadable = (sample for sample in samples if isinstance(sample, UnreadableImage))
+    return next(unreadable, None) or collate(samples, pad_token_id)
+
+
+def _batches(run: Run, data: Frames, requests: Any) -> Iterator[dict[str, Any]]:
+    """Collated batches. Raises UnreadableImage in the place of one that holds a frame that cannot be read."""
+    for batch in _loader(run, data, requests):
+        if isinstance(batch, UnreadableImage):
+            raise batch
+        yield batch
+
+
+def _loader(run: Run, data: Frames, batches: Any) -> DataLoader[Any]:
     workers = run.config.num_workers
     return DataLoader(
-        data,
+        _Readable(data),
         batch_sampler=batches,
         num_workers=workers,
         prefetch_factor=PREFETCH if workers else None,
-        collate_fn=partial(collate, pad_token_id=data.pad_token_id),
+        collate_fn=partial(_collate_readable, pad_token_id=data.pad_token_id),
         pin_memory=run.ranks.device.type == "cuda",
     )

@@ -11,7 +11,7 @@ from typing import Any
 import draccus
 import torch
 
-from prismatic.command_line import named_by_node
+from prismatic.command_line import named_by_node, speaks_for_node
 from prismatic.training.build import Run, build, train_batches, val_batches
 from prismatic.training.config import FinetuneConfig
 from prismatic.training.distributed import ElsewhereError
@@ -23,6 +23,7 @@ from prismatic.training.pruning import score_noise
 from prismatic.training.saving import save
 from prismatic.training.schedules import noise_scale
 from prismatic.training.step import learning_rate, to_device
+from prismatic.vla.datasets.rlds import UnreadableImage
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +47,8 @@ def finetune(config: FinetuneConfig) -> Path:
         The folder of the last checkpoint.
 
     Raises:
-        BadInput: before the first step, for whatever is wrong with flags, checkpoint, data or folders.
+        BadInput: before the first step, for whatever is wrong with flags, checkpoint, data or folders; later, for a
+            stored picture that cannot be decoded.
         FloatingPointError: when the loss stops being finite.
     """
     if config.num_threads:
@@ -76,22 +78,41 @@ def train(run: Run) -> Path:
         precision = "bf16" if run.module.bf16 else "fp32"
         place = f"{run.ranks.world_size} x {run.ranks.device.type}"
         log.info("training %.2f M parameters on %s in %s", count / 1e6, place, precision)
+    with RunLog(config, run.ranks, training.step) as run_log:
+        try:
+            return _train(run, run_log)
+        except UnreadableImage as error:
+            raise _end(run, error) from error
+
+
+def _train(run: Run, run_log: RunLog) -> Path:
+    config, training = run.config, run.training
     target = config.checkpoint_dir(training.step)
     batches = train_batches(run)
-    with RunLog(config, run.ranks, training.step) as run_log:
-        while training.step < config.max_steps:
-            facts = train_step(run, batches, run_log)
-            run_log.step(training.step, facts)
-            began = time.perf_counter()
-            last = training.step == config.max_steps
-            if run.val_data is not None and (training.step % config.val_freq == 0 or last):
-                run_log.validation(training.step, validate(run))
-            if training.step % config.save_freq == 0 or last:
-                if run.ranks.is_main:
-                    target = save(training, config)
-                run.ranks.barrier()
-            run_log.exclude(time.perf_counter() - began)
+    while training.step < config.max_steps:
+        facts = train_step(run, batches, run_log)
+        run_log.step(training.step, facts)
+        began = time.perf_counter()
+        last = training.step == config.max_steps
+        if run.val_data is not None and (training.step % config.val_freq == 0 or last):
+            run_log.validation(training.step, validate(run))
+        if training.step % config.save_freq == 0 or last:
+            if run.ranks.is_main:
+                target = save(training, config)
+            run.ranks.barrier()
+        run_log.exclude(time.perf_counter() - began)
     return config.checkpoint_dir(training.step) if run.ranks.world_size > 1 else target
+
+
+def _end(run: Run, error: UnreadableImage) -> BadInput:
+    """What is left to do and say where a picture cannot be read. A process alone saves the steps that it has taken."""
+    training, config = run.training, run.config
+    if run.ranks.world_size == 1 and training.step > 0 and training.step % config.save_freq:
+        save(training, config)
+    words = named_by_node(f"{error}. Write it again, then --resume True goes on from the last checkpoint")
+    if not speaks_for_node():
+        log.error("%s", words)  # the others have met no such picture
+    return BadInput(words)
 
 
 def train_step(run: Run, batches: Iterator[dict[str, Any]], run_log: RunLog) -> dict[str, Any]:

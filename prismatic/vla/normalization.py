@@ -94,7 +94,8 @@ def _bounds(statistics: Mapping[str, Any], kind: NormalizationKind) -> tuple[np.
             "recompute the statistics or correct dataset_statistics.json"
         )
     low, high = np.asarray(statistics[low_key], np.float64), np.asarray(statistics[high_key], np.float64)
-    mask = np.asarray(statistics.get("mask", np.ones(low.shape)), dtype=bool)
+    given = statistics.get("mask")  # null in JSON means the same as no mask
+    mask = np.ones(low.shape, bool) if given is None else np.asarray(given, dtype=bool)
     return low, high, mask
 
 

@@ -41,6 +41,8 @@ _EXPECTED = "expected a sentence that says what the robot should do, e.g. 'put t
 def as_instruction(instruction: Any) -> str:
     """The sentence as text: text as it is; bytes, as tensorflow-datasets stores sentences, decoded as UTF-8.
 
+    Zero bytes at its ends, with which some writers pad text, are no part of it.
+
     NumPy's `str_`, `bytes_` and arrays without axes count as what they hold. Raises ValueError for anything else, for
     bytes that are no UTF-8 and for an empty sentence.
     """
@@ -52,6 +54,7 @@ def as_instruction(instruction: Any) -> str:
             raise ValueError(f"the instruction {bytes(value)!r} is not UTF-8 ({error}); {_EXPECTED}") from None
     if not isinstance(value, str):
         raise ValueError(f"the instruction is {value!r}, a {type(value).__name__}; {_EXPECTED}")
+    value = value.strip("\0")
     if not value.strip():
         raise ValueError(f"the instruction is empty; {_EXPECTED}")
     return str(value)

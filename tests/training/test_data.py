@@ -122,9 +122,47 @@ def test_flags_speak_for_the_datasets_of_a_mixture_that_have_no_entry(own_flags)
 def test_held_out_episodes_without_a_sample_are_said_before_any_weights_are_loaded(flags, tmp_path: Path):
     write_by_hand(tmp_path, "libero_short", train=[hand_made(12)], validation=[hand_made(7)])
     short = {"data_root_dir": tmp_path, "dataset_name": "libero_short"}
-    with pytest.raises(ValueError, match="'libero_short' is as long as one chunk of 8 actions: the longest of 1 has 7"):
+    with pytest.raises(ValueError, match="'libero_short' .split validation. is as long as one chunk of 8 .* 1 has 7"):
         TrainingData(flags(**short, use_val_set=True))
     assert len(TrainingData(flags(**short)).statistics) == 1
+
+
+def test_frames_without_a_sentence_are_said_before_any_weights_are_loaded(flags, tmp_path: Path):
+    episode = {**hand_made(12), "steps/language_instruction": [b""] * 6 + [b"go"] * 6}
+    write_by_hand(tmp_path, "libero_gap", train=[episode])
+    with pytest.raises(
+        ValueError, match="no frame of dataset 'libero_gap' .split train. that has a sentence has a chunk"
+    ):
+        TrainingData(flags(data_root_dir=tmp_path, dataset_name="libero_gap"))
+
+
+def test_a_sentence_too_long_for_the_model_is_said_before_the_first_step(flags, tmp_path: Path):
+    episode = {**hand_made(12), "steps/language_instruction": [b"go"] * 3 + [b"very long " * 2000] * 9}
+    write_by_hand(tmp_path, "libero_long", train=[episode])
+    config = flags(data_root_dir=tmp_path, dataset_name="libero_long")
+    with pytest.raises(
+        BadInput, match="dataset 'libero_long': the instruction takes .* tokens .*shorten it: 'very long"
+    ):
+        finetune(config)
+    assert not (config.run_dir / "metrics.jsonl").exists()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_picture_that_is_broken_ends_the_run_in_one_sentence_and_loses_nothing(flags, tmp_path: Path, workers: int):
+    good, bad = hand_made(32), hand_made(32)
+    bad["steps/observation/image"][17] = bad["steps/observation/image"][17][:300]
+    write_by_hand(tmp_path, "libero_cut", train=[bad])
+    own = {"data_root_dir": tmp_path, "dataset_name": "libero_cut", "batch_size": 2, "max_steps": 12, "seed": 3}
+    config = flags(**own, num_workers=workers)
+    with pytest.raises(BadInput, match=r"image of camera 'full_image' at byte \d+ of shard .*step 17 of its") as told:
+        finetune(config)
+    assert "\n" not in str(told.value) and "--resume True" in str(told.value)
+    steps = len((config.run_dir / "metrics.jsonl").read_text().splitlines())
+    assert 0 < steps < 12
+    write_by_hand(tmp_path, "libero_cut", train=[good])
+    config.resume = True
+    whole = flags(**own, run_id_override="whole")
+    assert losses(finetune(config)) == losses(finetune(whole))
 
 
 def test_what_is_dropped_and_found_is_told(own_flags, caplog):

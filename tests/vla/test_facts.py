@@ -40,9 +40,14 @@ def test_sentences_come_as_text_or_bytes(kind):
     assert format_prompt(words) == f"In: What action should the robot take to {sentence.lower()}?\nOut:"
 
 
+def test_zero_bytes_are_no_words():
+    assert format_prompt(b"go\0\0\0") == format_prompt("\0go") == format_prompt("go")
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        ("\0" * 12, "instruction is empty; expected a sentence"),
         ("  ", "instruction is empty; expected a sentence"),
         (b"", "instruction is empty"),
         (None, "instruction is None, a NoneType; expected a sentence"),
@@ -83,6 +88,15 @@ def test_normalise_and_back(kind):
     np.testing.assert_allclose(scaled[:, 6], actions[:, 6], rtol=1e-6)
     inside = np.abs(scaled[:, :2]).max(1) < 1
     np.testing.assert_allclose(unnormalize(scaled, statistics, kind)[inside, :2], actions[inside, :2], atol=1e-6)
+
+
+def test_no_mask_and_null_mean_the_same():
+    statistics = fit_statistics(np.random.default_rng(0).uniform(-3, 5, (50, 7)), None, [True] * 7, 2)["action"]
+    actions = np.linspace(-2, 4, 14).reshape(2, 7)
+    expected = normalize(actions, statistics), unnormalize(actions, statistics)
+    for other in ({**statistics, "mask": None}, {k: v for k, v in statistics.items() if k != "mask"}):
+        np.testing.assert_array_equal(normalize(actions, other), expected[0])
+        np.testing.assert_array_equal(unnormalize(actions, other), expected[1])
 
 
 def test_missing_quantiles_are_named():

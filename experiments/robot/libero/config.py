@@ -11,7 +11,7 @@ from experiments.robot.libero import protocols, suites
 from experiments.robot.libero.environment import RENDERERS
 from experiments.robot.libero.remote_flags import MAX_TIMEOUT_S, check_remote_flags
 from experiments.robot.libero.simulator import MIN_RESOLUTION
-from prismatic.components import HEAD_KINDS
+from prismatic.extern.hf.configuration_prismatic import HEAD_KINDS
 from prismatic.models.precision import DTYPES
 from prismatic.models.pruners.registry import PrunerSpec
 from prismatic.models.quantization import check_quantization

@@ -7,12 +7,14 @@ from typing import Any
 import numpy as np
 from transformers import LlamaConfig, PreTrainedConfig
 
+from prismatic.models.autoregressive import WITHOUT_FILES
 from prismatic.models.pruners.registry import PrunerSpec
 from prismatic.stored_files import foreign_code_only, read_json
 from prismatic.vla.prompt import TokenIds
 from prismatic.vla.robots import LIBERO, RobotSpec, get_robot
 
 READOUTS = ("aligned", "tail")
+HEAD_KINDS = ("l1", "diffusion", *WITHOUT_FILES)
 _LISTS = (("timm_model_ids", str, "names"), ("image_sizes", int, "numbers of pixels"))
 LLAMA2_7B = {
     "pad_token_id": 32000,
@@ -110,8 +112,11 @@ class OpenVLAConfig(PreTrainedConfig):
         check_action_readout(self.action_readout)
         for name in ("center_crop", "use_proprio", "use_film"):
             check_switch(name, getattr(self, name))
-        if not isinstance(images := self.num_images_in_input, int | None) or isinstance(images, bool):
-            raise ValueError(f"num_images_in_input {images!r} should be a number of images")
+        images = self.num_images_in_input
+        if not isinstance(images, int | None) or isinstance(images, bool) or (images is not None and images < 1):
+            raise ValueError(f"num_images_in_input {images!r} should be a number of images, at least 1")
+        if self.action_head not in (None, *HEAD_KINDS):
+            raise ValueError(f"action_head {self.action_head!r} is unknown; known: {', '.join(HEAD_KINDS)}")
 
     def to_dict(self) -> dict[str, Any]:
         """All settings, without references to code that is not saved beside them."""

@@ -359,7 +359,7 @@ class OpenVLAForActionPrediction(StoredModel):
             input_ids: (B, T) prompt ids, with or without the empty piece at the end.
             attention_mask: (B, T); None attends to all.
             pixel_values: (B, I * channels, S, S).
-            proprio: (P,) or (B, P) normalised state.
+            proprio: (P,) or (B, P) normalised state; ValueError for another shape, NaN or infinity.
             proprio_projector: needed for the state to be read.
             action_head: L1 or diffusion head; None decodes action tokens by the LM head, where the checkpoint records
                 no other head: one after another where `config.action_head` is "autoregressive", else all at once.
@@ -386,9 +386,7 @@ class OpenVLAForActionPrediction(StoredModel):
             )
         statistics = self._statistics(unnorm_key)["action"]
         input_ids, mask = complete_prompt(input_ids, attention_mask, self.config.special_tokens)
-        state = None
-        if proprio is not None:
-            state = torch.as_tensor(proprio, device=self.device).float().reshape(len(input_ids), -1)
+        state = None if proprio is None else self._checked_proprio(proprio, len(input_ids))
         head: Any = action_head
         if head is None:
             one_by_one = self.config.action_head == AUTOREGRESSIVE
@@ -409,6 +407,18 @@ class OpenVLAForActionPrediction(StoredModel):
         normalized, hidden = head.predict(self, self.encode(input_ids, mask, pixel_values, state, proprio_projector))
         actions = normalization.unnormalize(normalized.cpu().numpy(), statistics, self.robot.normalization)
         return (actions[0] if len(actions) == 1 else actions), hidden.rows
+
+    def _checked_proprio(self, proprio: np.ndarray | torch.Tensor, samples: int) -> torch.Tensor:
+        """(B, P) float32 of finite numbers. Raises ValueError for anything else."""
+        state, width = torch.as_tensor(proprio, device=self.device).float(), self.robot.proprio_dim
+        if state.numel() != samples * width or state.shape[-1:] != (width,):
+            raise ValueError(
+                f"proprio has shape {tuple(state.shape)}; robot {self.robot.name!r} needs {width} numbers for each of "
+                f"{samples} samples, normalised"
+            )
+        if not state.isfinite().all():
+            raise ValueError(f"proprio holds NaN or infinity: {state.tolist()}")
+        return state.reshape(samples, width)
 
     def _statistics(self, unnorm_key: str | None) -> dict[str, Any]:
         known = sorted(self.norm_stats)

@@ -25,10 +25,10 @@ _STRATEGIES = ("resize-naive", "letterbox", "resize-crop")
 class PrismaticImageProcessor(BaseImageProcessor):
     """Resize to the ViTs' input size and normalise once per ViT, channels stacked.
 
-    Keyword arguments are the keys of the published `preprocessor_config.json`; all are kept and written back. As in
-    the published class, `tvf_resize_params`, `tvf_crop_params`, `tvf_normalize_params` (a dictionary per ViT each) and
-    `tvf_do_letterbox` are computed from the arguments that stand in the signature, unless they are given: then they
-    are what counts.
+    Keyword arguments are the keys of the published `preprocessor_config.json`, which are kept and written back, but for
+    null values, `processor_class` and references to code (`auto_map`). As in the published class, `tvf_resize_params`,
+    `tvf_crop_params`, `tvf_normalize_params` (a dictionary per ViT each) and `tvf_do_letterbox` are computed from the
+    arguments that stand in the signature, unless they are given: then they are what counts.
 
     Raises ValueError for settings that resize otherwise than to the square that the ViTs see.
     """

@@ -70,8 +70,8 @@ class FrameDataset(torch.utils.data.Dataset[dict[str, Any]]):
             state_noise: deviation of Gaussian noise on the normalised state (training).
 
         Raises:
-            ValueError: the dataset has too few cameras, no state though the transform wants one, or no episode is as
-                long as one chunk.
+            ValueError: the dataset has too few cameras, no state though the transform wants one, no episode that is as
+                long as one chunk, or a sentence too long for the model.
         """
         self.index = index
         self.spec = spec
@@ -85,7 +85,17 @@ class FrameDataset(torch.utils.data.Dataset[dict[str, Any]]):
             raise ValueError(f"dataset {spec.name!r} has no state: train with use_proprio False")
         self._actions = {number: spec.map_actions(index.episodes[number].action) for number in self._episodes}
         self._starts = frame_starts(index, self._episodes, transform.robot.chunk_length)
+        self._check_sentences()
         self._ends = np.cumsum([len(starts) for starts in self._starts])
+
+    def _check_sentences(self) -> None:
+        """Raises ValueError for a sentence that is too long for the model."""
+        sentences = {text for number in self._episodes for text in self.index.episodes[number].instructions if text}
+        try:
+            for sentence in sorted(sentences):
+                self.transform.input_ids(sentence)
+        except ValueError as error:
+            raise ValueError(f"dataset {self.spec.name!r}: {error}") from None
 
     @property
     def pad_token_id(self) -> int:
@@ -146,11 +156,19 @@ def frame_starts(index: RldsIndex, episodes: Sequence[int], chunk: int) -> list[
     Raises ValueError where no episode has any.
     """
     starts = [index.episodes[number].chunk_starts(chunk) for number in episodes]
-    lengths = [index.episodes[number].num_frames for number in episodes]
     if not any(map(len, starts)):
+        chosen = [index.episodes[number] for number in episodes]
+        longest = max((episode.num_frames for episode in chosen), default=0)
+        splits = ", ".join(sorted({episode.split for episode in chosen}))
+        where = f"dataset {index.name!r} (split {splits})"
+        if longest < chunk:
+            raise ValueError(
+                f"no episode of {where} is as long as one chunk of {chunk} actions: the longest of {len(chosen)} has "
+                f"{longest} steps"
+            )
         raise ValueError(
-            f"no episode of dataset {index.name!r} is as long as one chunk of {chunk} actions: the longest of "
-            f"{len(lengths)} has {max(lengths, default=0)} steps"
+            f"no frame of {where} that has a sentence has a chunk of {chunk} actions ahead: in its {len(chosen)} "
+            f"episodes only the last {chunk - 1} steps have sentences"
         )
     return starts
 

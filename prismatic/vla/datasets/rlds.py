@@ -5,6 +5,7 @@ the file until a frame is asked for, so a global shuffle costs nothing.
 """
 
 import logging
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,6 +23,15 @@ from prismatic.vla.robots import LIBERO
 logger = logging.getLogger(__name__)
 
 _PROGRESS_BAR_BYTES = 1 << 30  # smaller datasets are indexed within two seconds
+_COMPARED_BYTES = 32 << 30
+"""Larger datasets are not compared with their checksums: at half a gigabyte per second that takes over a minute."""
+
+
+_BYTES_LITERAL = re.compile(r"""b(?P<quote>['"]).*(?P=quote)""", re.DOTALL)
+
+
+class UnreadableImage(ValueError):
+    """A stored picture that cannot be decoded; the message names its shard and place."""
 
 
 @dataclass(frozen=True)
@@ -60,11 +70,11 @@ class Episode:
         return self.shards.bytes_of(self.shard)[start:stop]
 
     def image(self, camera: str, step: int) -> np.ndarray:
-        """(H, W, 3) uint8. Raises ValueError for a picture that cannot be decoded, with its shard and place."""
+        """(H, W, 3) uint8. Raises UnreadableImage for a picture that cannot be decoded."""
         try:
             return decode_image(self.image_bytes(camera, step))
         except ValueError as error:
-            raise ValueError(
+            raise UnreadableImage(
                 f"image of camera {camera!r} at byte {self.image_ranges[camera][step][0]} of shard "
                 f"{self.shards.paths[self.shard]} (step {step} of its episode): {error}"
             ) from error
@@ -118,8 +128,10 @@ class RldsIndex:
         read = 0
         quiet = total < _PROGRESS_BAR_BYTES
         numbers = range(len(reader.shards.paths))
+        if not (compare := total <= _COMPARED_BYTES):
+            logger.info("%s: %.0f GB are too many to compare with their checksums", name, total / 1e9)
         for number in track(numbers, description=f"indexing {name}", transient=True, disable=quiet):
-            for example in read_examples(reader.shards.bytes_of(number), reader.shards.paths[number]):
+            for example in read_examples(reader.shards.bytes_of(number), reader.shards.paths[number], compare):
                 episode = reader.episode(example, number)
                 read += 1
                 if episode.instruction:
@@ -128,7 +140,7 @@ class RldsIndex:
             raise ValueError(f"the shards of {directory} hold no episodes: collect or download the dataset again")
         if not episodes:
             raise ValueError(f"none of the {read} episodes of {directory} has an instruction in {spec.language_key!r}")
-        _tell_without_instruction(name, episodes, read)
+        _tell_about_instructions(name, episodes, read)
         size = (total / 1e9, len(numbers), directory)
         logger.info("%s: %d episodes, %.2f GB in %d shards of %s", name, len(episodes), *size)
         return cls(spec, directory, episodes, reader.feature_names, reader.odd_images)
@@ -206,7 +218,12 @@ def _odd_gripper(mapped: np.ndarray) -> str | None:
     return f"map_actions makes values from {least:g} to {most:g}, where 0 should be closed and 1 open"
 
 
-def _tell_without_instruction(name: str, episodes: list[Episode], read: int) -> None:
+def _tell_about_instructions(name: str, episodes: list[Episode], read: int) -> None:
+    quoted = (text for episode in episodes for text in episode.instructions if _BYTES_LITERAL.fullmatch(text))
+    if (text := next(quoted, None)) is not None:
+        logger.warning(
+            "%s: sentences such as %r are bytes that were written by str(); write them with .decode()", name, text
+        )
     if read > len(episodes):
         logger.warning("%s: %d of %d episodes without an instruction are left out", name, read - len(episodes), read)
     gaps = [sum(not text for text in episode.instructions) for episode in episodes]
@@ -233,8 +250,14 @@ class _Reader:
         self.feature_names = self.feature_names or tuple(sorted(example.features))
         keys = {camera: key for camera, key in spec.image_keys.items() if key in example}
         ranges = {camera: self._images(example, camera, key) for camera, key in keys.items()}
-        instructions = self._instructions(example, ranges)
-        steps = len(instructions)
+        texts = self._texts(example)
+        steps = self._steps(example, texts, {c: len(f) for c, f in ranges.items() if c not in self.odd_images})
+        if len(texts) not in (1, steps):
+            raise ValueError(
+                f"dataset {spec.name!r} has {len(texts)} sentences in {spec.language_key!r} for {steps} steps "
+                f"({example.place}); expected one for each step, or one for the episode"
+            )
+        instructions = tuple(texts * steps if len(texts) == 1 else texts)
         for camera, frames in ranges.items():
             if len(frames) != steps and camera not in self.odd_images:
                 raise ValueError(
@@ -279,16 +302,25 @@ class _Reader:
                     break
         return frames
 
-    def _instructions(self, example: Example, ranges: Mapping[str, np.ndarray]) -> tuple[str, ...]:
-        """A sentence per step, stripped; one that stands for the whole episode is repeated."""
+    def _texts(self, example: Example) -> list[str]:
+        """The stored sentences, stripped of blanks and of zero bytes, with which some writers pad text."""
         _require(example, self.spec, self.spec.language_key)
         try:
-            texts = [text.strip() for text in example.texts(self.spec.language_key)]
+            texts = [text.strip("\0").strip() for text in example.texts(self.spec.language_key)]
         except WrongKind as error:
             raise ValueError(f"dataset {self.spec.name!r}: {error}; expected text") from None
-        texts = [self._sentences.setdefault(text, text) for text in texts]
-        steps = max(map(len, ranges.values()), default=0)
-        return tuple(texts) if len(texts) != 1 else tuple(texts * max(steps, 1))
+        return [self._sentences.setdefault(text, text) for text in texts]
+
+    def _steps(self, example: Example, texts: list[str], pictures: Mapping[str, int]) -> int:
+        """T: what the number of action values says, unless all that is stored once per step says otherwise."""
+        spec = self.spec
+        _require(example, spec, spec.action_key)
+        values, width = len(_values(example, spec, spec.action_key)), spec.robot.action_dim
+        counts = {*pictures.values(), *([len(texts)] if len(texts) != 1 else [])}
+        (count,) = counts if len(counts) == 1 else (0,)
+        if values % width or (count and values % count == 0):
+            return count or max(counts, default=1)
+        return values // width
 
 
 _STORE_IMAGES = "Write the dataset with tfds.features.Image(encoding_format='jpeg' or 'png')"
@@ -314,10 +346,7 @@ def _floats(example: Example, spec: DatasetSpec, key: str, shape: tuple[int, int
     _require(example, spec, key)
     steps, width = shape
     remedy = _without_state(spec, key)
-    try:
-        values = example.floats(key)
-    except WrongKind as error:
-        raise ValueError(f"dataset {spec.name!r}: {error}. {_STORE_FLOATS.get(error.found, '')}{remedy}") from None
+    values = _values(example, spec, key)
     if len(values) != steps * width:
         raise ValueError(
             f"{key!r} of dataset {spec.name!r} has {len(values) / max(steps, 1):g} values per step, but robot "
@@ -327,3 +356,11 @@ def _floats(example: Example, spec: DatasetSpec, key: str, shape: tuple[int, int
     if not np.isfinite(values).all():
         raise ValueError(f"{key!r} of dataset {spec.name!r} holds NaN or infinity ({example.place}){remedy}")
     return values.reshape(shape)
+
+
+def _values(example: Example, spec: DatasetSpec, key: str) -> np.ndarray:
+    try:
+        return example.floats(key)
+    except WrongKind as error:
+        remedy = f"{_STORE_FLOATS.get(error.found, '')}{_without_state(spec, key)}"
+        raise ValueError(f"dataset {spec.name!r}: {error}. {remedy}") from None

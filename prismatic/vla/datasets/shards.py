@@ -77,7 +77,8 @@ def find_shards(directory: Path) -> list[Path]:
 
     Raises:
         FileNotFoundError: if there are none, or one of a numbered set lacks.
-        ValueError: if a split has two sets of shards, or one is only git-lfs's placeholder.
+        ValueError: if a split has two sets of shards, splits are of different datasets, or a shard is only git-lfs's
+            placeholder.
     """
     paths = sorted(path for path in directory.iterdir() if _SHARD_NAME.search(path.name))
     if not paths:
@@ -105,6 +106,11 @@ def find_shards(directory: Path) -> list[Path]:
             sibling = path.with_name(f"{stem}{number:0{len(match['number'])}d}-of-{match['count']}")
             if not sibling.exists():
                 raise FileNotFoundError(f"shard {sibling} is missing beside {path.name}: the copy is incomplete")
+    if len(names := sorted({path.name[: _match(path).start()] for path in paths})) > 1:
+        raise ValueError(
+            f"{directory} holds shards of several datasets ({', '.join(names)}); move all but one's elsewhere, or give "
+            "them one name if they belong together"
+        )
     return paths
 
 

@@ -1,7 +1,7 @@
 """TFRecord files of `tf.train.Example` messages, read in place and without TensorFlow.
 
-A file is a chain of records (length, checksum of the length, data, checksum of the data). Only the framing and the
-fields that are asked for are looked at, so a walk over a shard touches a few bytes per image.
+A file is a chain of records (length, checksum of the length, data, checksum of the data). But for the data's checksum,
+only the framing and the fields that are asked for are looked at, a few bytes per image.
 """
 
 import mmap
@@ -12,11 +12,14 @@ from pathlib import Path
 
 import numpy as np
 
+from prismatic.vla.datasets.crc32c import masked_crc32c
+
 _HEADER = struct.Struct("<QI")
 _FOOTER_BYTES = 4
 _FIXED_BYTES = {1: 8, 5: 4}  # protobuf wire type -> size of a value
 _BYTES_LIST, _FLOAT_LIST, _INT_LIST = 1, 2, 3  # field numbers of tf.train.Feature
 _KINDS = {_BYTES_LIST: "byte strings", _FLOAT_LIST: "floats", _INT_LIST: "integers"}
+_GZIP = b"\x1f\x8b"
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 """So begins what git leaves in place of a large file where git-lfs is not installed."""
 
@@ -35,27 +38,6 @@ class WrongKind(ValueError):
 
 class _WireError(Exception):
     """Bytes that are not the expected protobuf message."""
-
-
-def _crc32c_table() -> list[int]:
-    table = []
-    for value in range(256):
-        for _ in range(8):
-            value = value >> 1 ^ (0x82F63B78 if value & 1 else 0)
-        table.append(value)
-    return table
-
-
-_CRC32C = _crc32c_table()
-
-
-def masked_crc32c(data: bytes) -> int:
-    """TFRecord's checksum of a few bytes."""
-    crc = 0xFFFFFFFF
-    for byte in data:
-        crc = _CRC32C[(crc ^ byte) & 0xFF] ^ crc >> 8
-    crc ^= 0xFFFFFFFF
-    return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
 
 @dataclass(frozen=True)
@@ -114,21 +96,30 @@ class Example:
             raise _damaged(self.path, self.start) from None
 
 
-def read_examples(data: mmap.mmap, path: Path) -> Iterator[Example]:
+def read_examples(data: mmap.mmap, path: Path, compare: bool = True) -> Iterator[Example]:
     """All records of a file.
 
     Args:
         data: the file's bytes.
         path: its name, for messages.
+        compare: whether the data are compared with their checksums, which reads every byte. A checksum of zero stands
+            for none.
 
     Raises:
         ValueError: the file is cut off or damaged; names it and the byte where the record starts.
     """
     for number, (start, first, last) in enumerate(_records(data, path)):
         try:
-            yield Example(data, path, start, number, _features(data, first, last))
+            example = Example(data, path, start, number, _features(data, first, last))
         except (_WireError, UnicodeDecodeError):
             raise _damaged(path, start) from None
+        checksum = int.from_bytes(data[last : last + _FOOTER_BYTES], "little")
+        if compare and checksum and masked_crc32c(data[first:last]) != checksum:
+            raise ValueError(
+                f"shard {path} is damaged: the record at byte {start} ({last - first} bytes) differs from its "
+                "checksum. Copy the shard again"
+            )
+        yield example
 
 
 def _damaged(path: Path, start: int) -> ValueError:
@@ -146,6 +137,8 @@ def _records(data: mmap.mmap, path: Path) -> Iterator[tuple[int, int, int]]:
         if first <= size:
             length, checksum = _HEADER.unpack_from(data, start)
             if masked_crc32c(data[start : start + 8]) != checksum:
+                if data[start : start + len(_GZIP)] == _GZIP:
+                    raise ValueError(f"shard {path} is compressed by gzip; decompress it (gzip -d) and keep its name")
                 raise ValueError(f"shard {path} is damaged: no TFRecord starts at byte {start}. Copy the shard again")
             end = first + length + _FOOTER_BYTES
         if end > size:

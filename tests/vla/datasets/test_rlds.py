@@ -1,5 +1,6 @@
 """The frame index against tensorflow-datasets reading the same shards, and its errors."""
 
+import gzip
 import multiprocessing
 import os
 import pickle
@@ -134,6 +135,33 @@ def test_a_damaged_shard_is_named_with_its_byte(copied_root: Path) -> None:
         RldsIndex.open(copied_root, NAME)
 
 
+def test_changed_bytes_are_found_by_the_records_checksum(
+    copied_root: Path, tiny_index: RldsIndex, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shard = only_shard(copied_root)
+    original = shard.read_bytes()
+    second = 16 + int.from_bytes(original[:8], "little")
+    first_byte, stop = tiny_index.episodes[1].image_ranges["wrist_image"][4]
+    for place in (int(first_byte + stop) // 2, original.find(tiny_index.episodes[1].action.tobytes()) + 40):
+        assert place > second
+        damaged = bytearray(original)
+        damaged[place] ^= 16
+        shard.write_bytes(damaged)
+        with pytest.raises(ValueError, match=rf"{shard} is damaged: the record at byte {second} .*its checksum. Copy"):
+            RldsIndex.open(copied_root, NAME)
+    monkeypatch.setattr(sys.modules[RldsIndex.__module__], "_COMPARED_BYTES", 1000)
+    caplog.set_level("INFO")
+    assert len(RldsIndex.open(copied_root, NAME).episodes) == 3
+    assert "too many to compare with their checksums" in caplog.text
+
+
+def test_a_compressed_shard_is_named(copied_root: Path) -> None:
+    shard = only_shard(copied_root)
+    shard.write_bytes(gzip.compress(shard.read_bytes()))
+    with pytest.raises(ValueError, match=rf"shard {shard} is compressed by gzip; decompress it"):
+        RldsIndex.open(copied_root, NAME)
+
+
 def test_missing_folders_and_shards_say_what_is_there(copied_root: Path) -> None:
     with pytest.raises(FileNotFoundError, match="data folder .*nowhere does not exist"):
         RldsIndex.open(copied_root / "nowhere", NAME)
@@ -176,6 +204,7 @@ def episode_features(steps: int = 9) -> dict[str, list]:
         ),
         ("steps/observation/state", [float("nan")] * 72, ["NaN"]),
         ("steps/observation/image", [GREY_JPEG] * 8, ["8 images", "full_image", "9 steps"]),
+        ("steps/language_instruction", [b"go"] * 5, ["5 sentences in 'steps/language_instruction' for 9 steps"]),
     ],
 )
 def test_features_that_do_not_fit_are_named(
@@ -268,6 +297,30 @@ def test_every_step_has_its_own_sentence(tmp_path: Path, caplog: pytest.LogCaptu
         RldsIndex.open(tmp_path, NAME)
 
 
+def test_steps_are_counted_by_the_actions_where_nothing_else_tells(tmp_path: Path) -> None:
+    features = {**hand_made(), "steps/language_instruction": [b"wipe"]}
+    missing = {name: values for name, values in features.items() if "image" not in name}
+    tensors = {name: np.zeros(12 * 192, np.int64) if "image" in name else values for name, values in features.items()}
+    for odd, words in ((missing, "lacks 'steps/observation/image'"), (tensors, "pictures stored as tensors")):
+        write_by_hand(tmp_path, NAME, train=[odd])
+        index = RldsIndex.open(tmp_path, NAME)
+        assert index.episodes[0].instructions == ("wipe",) * 12
+        with pytest.raises(ValueError, match=words):
+            index.check_cameras(1)
+
+
+def test_zero_bytes_are_no_words_and_written_bytes_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    padded, empty = [b"wipe it\0\0"] * 12, [b"\0" * 12] * 12
+    for words, expected in ((padded, "wipe it"), ([b"b'wipe it'"] * 12, "b'wipe it'")):
+        episodes = [{**hand_made(), "steps/language_instruction": some} for some in (words, empty)]
+        write_by_hand(tmp_path, NAME, train=episodes)
+        caplog.clear()
+        (episode,) = RldsIndex.open(tmp_path, NAME).episodes
+        assert episode.instructions == (expected,) * 12
+        assert "1 of 2 episodes without an instruction are left out" in caplog.text
+        assert ("written by str(); write them with .decode()" in caplog.text) == expected.startswith("b'")
+
+
 @pytest.mark.parametrize(
     ("pictures", "words"),
     [
@@ -327,6 +380,10 @@ def test_two_sets_of_shards_are_refused(copied_root: Path) -> None:
         for path in set(shard.parent.glob("*.tfrecord*")) - {shard}:
             path.unlink()
         assert not second.exists()
+    other = Path(shutil.copyfile(shard, shard.with_name("other-val.tfrecord-00000-of-00001")))
+    with pytest.raises(ValueError, match=rf"holds shards of several datasets \({NAME}, other\); move all but one's"):
+        RldsIndex.open(copied_root, NAME)
+    other.unlink()
     shutil.copyfile(shard, shard.parents[1] / shard.name)
     with pytest.raises(ValueError, match=r"holds shards and a version's folder \(1.0.0\)"):
         RldsIndex.open(copied_root, NAME)
