@@ -228,7 +228,7 @@ def _identity(result: Results) -> dict[str, str]:
     pruner, _, options = str(policy.get("pruner") or "lightvla").partition(":")
     # The seed of that control is the evaluation's: several of them are runs of one policy.
     kept = [option for option in options.split(",") if control != "random_tokens" or not option.startswith("seed=")]
-    steps = config.get("num_diffusion_steps_inference")
+    steps = policy.get("num_diffusion_steps_inference") or config.get("num_diffusion_steps_inference")
     denoising = f"with {steps} denoising steps" if policy.get("action_head") == "diffusion" else ""
     return {
         "place": str(Path(checkpoint) if checkpoint else policy.get("policy_url") or "policy"),
