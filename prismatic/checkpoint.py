@@ -101,7 +101,8 @@ class _Tokenize:
     tokenizer: Any
 
     def __call__(self, text: str) -> list[int]:
-        return self.tokenizer(text, add_special_tokens=True)["input_ids"]
+        # What somebody writes is text: `</s>` in it ends nothing.
+        return self.tokenizer(text, add_special_tokens=True, split_special_tokens=True)["input_ids"]
 
 
 @dataclass(frozen=True)
@@ -278,6 +279,7 @@ def _checked(options: LoadOptions) -> LoadOptions:
     images = options.num_images_in_input
     if isinstance(images, bool) or not isinstance(images, int | None):
         raise ValueError(f"num_images_in_input {images!r} should be a number of images")
+    diffusion_steps({}, options.num_diffusion_steps_train)
     return options
 
 

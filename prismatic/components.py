@@ -60,15 +60,18 @@ def head_kind(directory: Path, config_json: dict[str, Any], wanted: str | None =
 def diffusion_steps(config_json: dict[str, Any], wanted: int | None = None) -> int | None:
     """From clean actions to noise, as a checkpoint's diffusion head was trained; None where nothing says how many.
 
-    Raises ValueError where another number is wanted than `config.json` records.
+    Raises ValueError where another number is wanted than `config.json` records, and for what is no number of steps.
     """
     recorded = config_json.get("num_diffusion_steps_train")
+    for where, steps in (("num_diffusion_steps_train", wanted), ("config.json: num_diffusion_steps_train", recorded)):
+        if steps is not None and (isinstance(steps, bool) or not isinstance(steps, int) or steps < 1):
+            raise ValueError(f"{where} {steps!r}: expected a whole number of steps, 1 or more")
     if None not in (recorded, wanted) and recorded != wanted:
         raise ValueError(
             f"num_diffusion_steps_train {wanted}: the checkpoint's diffusion head was trained with {recorded} steps; "
             f"leave it out, or give {recorded}"
         )
-    return recorded or wanted
+    return wanted if recorded is None else recorded
 
 
 def new_head(model: OpenVLAForActionPrediction, kind: str) -> ActionHead:

@@ -12,7 +12,14 @@ import numpy as np
 import torch
 
 from prismatic.checkpoint import Checkpoint, LoadOptions, load_checkpoint
-from prismatic.checkpoint_files import check_complete, check_statistics, read_config, read_statistics, resolve
+from prismatic.checkpoint_files import (
+    STATISTICS_FILE,
+    check_complete,
+    check_statistics,
+    read_config,
+    read_statistics,
+    resolve,
+)
 from prismatic.components import NO_HEAD, head_kind
 from prismatic.extern.hf.configuration_prismatic import check_action_readout, check_switch
 from prismatic.extern.hf.original import why_original
@@ -49,7 +56,7 @@ _ACTS_AS_ORIGINAL = (
 class PolicyOutput:
     """Attributes:
     actions: (B, chunk, action_dim) float64 in the robot's units; LIBERO's gripper is 1 = open, 0 = closed.
-    selection: the visual tokens that the LLM saw.
+    selection: the visual tokens that the LLM saw; under diffusion in its last pass, since each picks anew.
     timing: seconds of this call and its stages: preprocessing (on the CPU), vision (backbone and projector), pruner,
         llm (all passes under diffusion) and total. No time counts in two stages; the head, copies and what lies between
         are in the total only.
@@ -124,7 +131,8 @@ class Policy:
         Raises:
             FileNotFoundError: naming what is not there.
             TypeError: listing the options, for an unknown one.
-            ValueError: for a value that is none of its choices, and for files that are damaged or do not fit together.
+            ValueError: for a value that is none of its choices, for files that are damaged or do not fit together, and
+                for several images where a folder looks like an original OpenVLA checkpoint.
         """
         hub = {key: options.pop(key) for key in ("revision", "token") if key in options}
         device = check_device(device)
@@ -145,6 +153,7 @@ class Policy:
         if head_kind(directory, config_json, load.get("head")) is None:
             if (original := why_original(directory, config_json)) is None:
                 raise FileNotFoundError(NO_HEAD.format(directory))
+            _check_one_image(directory, load.get("num_images_in_input"), original)
             load["head"] = AUTOREGRESSIVE
         has_projector = component_file(directory, "proprio_projector") is not None
         reads_state = has_projector and load.get("use_proprio") is not False
@@ -154,6 +163,13 @@ class Policy:
         if original is not None:
             checkpoint.assumptions.insert(0, original + _ACTS_AS_ORIGINAL)
             logger.warning("%s: %s", directory, checkpoint.assumptions[0])
+        if load.get("num_diffusion_steps_train") and not isinstance(checkpoint.action_head, DiffusionActionHead):
+            kind = "none" if checkpoint.action_head is None else checkpoint.action_head.kind
+            logger.warning(
+                "num_diffusion_steps_train is of diffusion heads, and %s has a head of kind %s: it is not used",
+                directory,
+                kind,
+            )
         if center_crop is None:
             recorded = checkpoint.model.config.center_crop
             center_crop = True if recorded is None else recorded
@@ -187,14 +203,15 @@ class Policy:
                 lists, PIL pictures.
             instructions: as many sentences.
             sessions: for pruners with a memory; none of the present ones has.
-            seeds: one per observation, of what is random about the answer (diffusion's starting noise, the control
-                `random`); None draws from torch's generator. With seeds an answer depends on its own request alone.
+            seeds: a whole number per observation, of what is random about the answer (diffusion's starting noise, the
+                control `random`); None draws from torch's generator. With seeds an answer depends on its own request
+                alone.
 
         Raises:
-            ValueError: naming the observation's key, what came and what was expected.
+            ValueError: naming what is wrong with the lists, or the observation's key, what came and what was expected.
             FloatingPointError: the model computed NaN or infinity; names the stage where it began.
         """
-        _check_request(observations, instructions, sessions, seeds)
+        observations, instructions, seeds = _read_request(observations, instructions, sessions, seeds)
         start = time.perf_counter()
         samples = [self.model_inputs(o, i) for o, i in zip(observations, instructions, strict=True)]
         batch = collate(samples, self.transform.pad_token_id)
@@ -269,7 +286,10 @@ class Policy:
     def description(self) -> dict[str, Any]:
         """What this policy is, for results and reports."""
         config, head = self.model.config, self.action_head
-        steps = {"num_diffusion_steps_train": head.num_train_steps} if isinstance(head, DiffusionActionHead) else {}
+        steps = {}
+        if isinstance(head, DiffusionActionHead):
+            steps["num_diffusion_steps_train"] = head.num_train_steps
+            steps["num_diffusion_steps_inference"] = head.num_inference_steps
         return {
             **steps,
             "checkpoint": str(self.checkpoint.path),
@@ -320,24 +340,53 @@ def choose_unnorm_key(directory: Path, unnorm_key: str | None) -> str:
     if unnorm_key is None and len(known) == 1:
         return known[0]
     if unnorm_key not in known:
-        listed = ", ".join(known) or "none: the checkpoint has no dataset_statistics.json"
+        has_file = (directory / STATISTICS_FILE).is_file()
+        nothing = f"{STATISTICS_FILE}, which goes before norm_stats in config.json, is empty; remove or recompute it"
+        listed = ", ".join(known) or f"none: {nothing if has_file else f'the checkpoint has no {STATISTICS_FILE}'}"
         raise ValueError(f"unnorm_key={unnorm_key!r} names no dataset of {directory}; known: {listed}")
     return unnorm_key
 
 
-def _check_request(observations: Any, instructions: Any, sessions: Any, seeds: Any) -> None:
+def _check_one_image(directory: Path, images: Any, original: str) -> None:
+    if images not in (None, 1):
+        raise ValueError(
+            f"{directory}: {original}. An original reads one image, but num_images_in_input={images} was asked for; "
+            "fetch its .pt files, or say which head it has by head= (--action_head): 'discrete' (tokens in parallel) "
+            "or 'autoregressive' (an original)"
+        )
+
+
+def _read_request(
+    observations: Any, instructions: Any, sessions: Any, seeds: Any
+) -> tuple[list[Observation], list[Any], list[int] | None]:
+    """The lists of a call, from whatever can be gone through. Raises ValueError for what does not fit together."""
     if sessions is not None and any(session is not None for session in sessions):
         raise ValueError("sessions were given, but no pruner of this version keeps a memory; leave them out")
     if isinstance(observations, Mapping) or isinstance(instructions, str | bytes):
         raise ValueError("act_batch takes a list of observations and one of instructions; `act` takes one of each")
-    if len(observations) != len(instructions) or not observations:
-        raise ValueError(f"{len(observations)} observations came with {len(instructions)} instructions; give one each")
-    if seeds is not None and len(seeds) != len(observations):
-        raise ValueError(f"{len(observations)} observations came with {len(seeds)} seeds; give one each")
+    looks, sentences = _as_list(observations, "observations"), _as_list(instructions, "instructions")
+    if len(looks) != len(sentences) or not looks:
+        raise ValueError(f"{len(looks)} observations came with {len(sentences)} instructions; give one each")
+    if seeds is None:
+        return looks, sentences, None
+    numbers = _as_list(seeds, "seeds")
+    if len(numbers) != len(looks):
+        raise ValueError(f"{len(looks)} observations came with {len(numbers)} seeds; give one each")
+    for number in numbers:
+        if isinstance(number, bool) or not isinstance(number, int | np.integer) or not -(2**63) <= number < 2**64:
+            raise ValueError(f"seed {number!r}: expected a whole number of 64 bits for each observation")
+    return looks, sentences, [int(number) for number in numbers]
+
+
+def _as_list(values: Any, name: str) -> list[Any]:
+    try:
+        return list(values)
+    except TypeError:
+        raise ValueError(f"{name} is {values!r}, a {type(values).__name__}; act_batch takes a list of them") from None
 
 
 def _warn_of_spinning_threads(device: torch.device) -> None:
-    """Says what cannot be set any more once torch is imported."""
+    """Says what cannot be set any more once torch is imported. Set later, the variable silences this and helps not."""
     threads = torch.get_num_threads()
     if device.type == "cpu" and threads > 1 and os.environ.get("OMP_WAIT_POLICY", "").upper() != "PASSIVE":
         logger.warning(

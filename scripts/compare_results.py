@@ -22,6 +22,7 @@ from rich.table import Table as RichTable
 
 from experiments.robot.libero.comparison import Comparison, compare, p_text, plan_unpaired, points, span
 from experiments.robot.libero.journal import load_results
+from experiments.robot.libero.pairing import without_copies
 from experiments.robot.libero.results import FILE_NAME, Results
 from experiments.robot.libero.tables import (
     WARNING,
@@ -194,7 +195,8 @@ def _check_given_once(paths: Sequence[str]) -> None:
 def _plan(policies: dict[str, list[Results]], wanted: float) -> list[str]:
     lines = []
     for name, results in policies.items():
-        outcomes = [e.success for result in results for e in result.episodes if e.success is not None]
+        counted, _ = without_copies(results)
+        outcomes = [e.success for result in counted for e in result.episodes if e.success is not None]
         if outcomes:
             lines += plan_unpaired(name, sum(outcomes) / len(outcomes), len(outcomes), wanted)
     return lines
@@ -226,7 +228,7 @@ def _identity(result: Results) -> dict[str, str]:
     pruner, _, options = str(policy.get("pruner") or "lightvla").partition(":")
     # The seed of that control is the evaluation's: several of them are runs of one policy.
     kept = [option for option in options.split(",") if control != "random_tokens" or not option.startswith("seed=")]
-    steps = config.get("num_diffusion_steps_inference")
+    steps = policy.get("num_diffusion_steps_inference") or config.get("num_diffusion_steps_inference")
     denoising = f"with {steps} denoising steps" if policy.get("action_head") == "diffusion" else ""
     return {
         "place": str(Path(checkpoint) if checkpoint else policy.get("policy_url") or "policy"),

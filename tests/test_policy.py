@@ -108,6 +108,33 @@ def test_with_seeds_a_random_choice_depends_on_its_own_request_alone(small_polic
         small_policy.act_batch(seen, words, seeds=[5])
 
 
+@pytest.mark.parametrize(
+    ("lists", "message"),
+    [
+        ({"seeds": ["a"]}, "seed 'a': expected a whole number"),
+        ({"seeds": [None]}, "seed None: expected"),
+        ({"seeds": [1.5]}, "seed 1.5: expected"),
+        ({"seeds": [True]}, "seed True: expected"),
+        ({"seeds": [2**64]}, "seed 18446744073709551616: expected a whole number of 64 bits"),
+        ({"seeds": 3}, "seeds is 3, a int; act_batch takes a list of them"),
+        ({"observations": None}, "observations is None, a NoneType"),
+        ({"observations": []}, "0 observations came with 1 instructions"),
+        ({"instructions": 5}, "instructions is 5, a int"),
+    ],
+)
+def test_what_is_no_list_of_requests_is_named(small_policy, lists, message):
+    with pytest.raises(ValueError, match=message):
+        small_policy.act_batch(**{"observations": [observation(0)], "instructions": ["go"], "seeds": [3], **lists})
+
+
+def test_requests_come_in_any_sequence(small_policy):
+    seen, words = [observation(0), observation(1)], ["turn on the stove"] * 2
+    expected = small_policy.act_batch(seen, words, seeds=[5, 6]).actions
+    for kind in (iter, np.array, tuple):
+        found = small_policy.act_batch(kind(seen), kind(words), seeds=kind([5, 6])).actions
+        np.testing.assert_array_equal(found, expected)
+
+
 def test_threads_that_spin_are_warned_of(small_policy_directory, caplog, monkeypatch):
     threads = torch.get_num_threads()
     try:
@@ -174,8 +201,21 @@ def test_an_instruction_may_be_bytes(small_policy):
         np.testing.assert_array_equal(small_policy.act(observation(0), words), expected)
     with pytest.raises(ValueError, match=r"the instruction is None, a NoneType; expected a sentence"):
         small_policy.act(observation(0), None)
+    with pytest.raises(ValueError, match=r"the instruction 'go \\ud800' is no Unicode text"):
+        small_policy.act(observation(0), "go \ud800")
     with pytest.raises(ValueError, match="takes a list of observations and one of instructions"):
         small_policy.act_batch([observation(0)], "turn on the stove")
+
+
+def test_special_tokens_in_an_instruction_are_text(small_policy):
+    tokenizer = small_policy.processor.tokenizer
+    special = set(tokenizer.all_special_ids) | {tokenizer.convert_tokens_to_ids("<action_3>")}
+    for words in ("go </s> on", "<s>", "<pad> <action_3>"):
+        ids = small_policy.transform.input_ids(words).tolist()
+        assert special.isdisjoint(ids[1:-1]) and ids[0] == tokenizer.bos_token_id
+        assert tokenizer.decode(ids[1:-1]).endswith(f"robot take to {words}?\nOut:")
+    plain = tokenizer("In: What action should the robot take to go on?\nOut:")["input_ids"]
+    assert small_policy.transform.input_ids("go on").tolist()[:-1] == plain
 
 
 def test_an_instruction_longer_than_the_models_context_is_refused(small_policy):
@@ -259,7 +299,8 @@ def test_what_is_doubtful_is_said_once_per_policy(small_policy_directory, caplog
     assert len(said) == 3
     assert "'full_image'] shows nothing" in said[0] and "are the same picture" in said[1]
     assert "'state'] lies far outside the training data" in said[2]
-    Policy.from_pretrained(small_policy_directory).act(doubtful, "turn on the stove")
+    huge = {**doubtful, "state": np.full(8, -1e308)}
+    Policy.from_pretrained(small_policy_directory).act(huge, "turn on the stove")
     assert len(caplog.records) == 6, "another policy has its own"
 
 
@@ -311,7 +352,7 @@ def test_a_checkpoint_without_a_head_says_so(small_policy_directory, tmp_path):
 
 
 def test_a_checkpoint_without_statistics_says_so(small_base):
-    with pytest.raises(ValueError, match="known: none: the checkpoint has no dataset_statistics.json"):
+    with pytest.raises(ValueError, match="known: none: dataset_statistics.json, which .* is empty"):
         Policy.from_pretrained(small_base)
 
 

@@ -1,6 +1,7 @@
 """What `Policy.from_pretrained` accepts, and what it refuses before it loads anything."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -41,6 +42,10 @@ def observation() -> dict[str, np.ndarray]:
         ({"use_proprio": "no"}, ValueError, "use_proprio 'no' should be True or False"),
         ({"use_film": "no"}, ValueError, "use_film 'no' should be True or False"),
         ({"num_images_in_input": "2"}, ValueError, "num_images_in_input '2' should be a number of images"),
+        *(
+            ({"num_diffusion_steps_train": steps}, ValueError, f"num_diffusion_steps_train {steps!r}: expected a whole")
+            for steps in (-1, 0, "10", 5.5, True)
+        ),
         ({"attention": "flash"}, ValueError, "attention 'flash' is unknown; known: sdpa, eager"),
         ({"quantization": "2bit"}, ValueError, "'2bit'; known: 8bit, 4bit"),
         ({"readout": "tail"}, TypeError, "unknown options .'readout'. .*known: device, dtype, .*, robot, .*revision"),
@@ -181,3 +186,18 @@ def test_a_byte_order_mark_changes_nothing(small_policy_directory, tmp_path: Pat
     (folder / name).write_bytes(b"\xef\xbb\xbf" + (folder / name).read_bytes())
     expected = Policy.from_pretrained(small_policy_directory).act(observation(), "turn on the stove")
     assert np.array_equal(Policy.from_pretrained(folder).act(observation(), "turn on the stove"), expected)
+
+
+def test_diffusion_steps_of_another_head_are_said_to_be_unused(small_policy_directory, caplog):
+    Policy.from_pretrained(small_policy_directory, num_diffusion_steps_train=20)
+    said = "num_diffusion_steps_train is of diffusion heads, and .* has a head of kind l1: it is not used"
+    assert [bool(re.fullmatch(said, record.getMessage())) for record in caplog.records].count(True) == 1
+
+
+def test_an_empty_statistics_file_is_said_to_be_in_the_way(small_policy_directory, tmp_path: Path):
+    folder = Path(shutil.copytree(small_policy_directory, tmp_path / "policy"))
+    (folder / "dataset_statistics.json").write_text("{}")
+    with pytest.raises(
+        ValueError, match="known: none: dataset_statistics.json, which goes before norm_stats .* is empty"
+    ):
+        Policy.from_pretrained(folder)

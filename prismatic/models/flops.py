@@ -1,7 +1,7 @@
-"""Exact floating-point operations of one policy query, by component. A multiply-add counts two.
+"""Floating-point operations of one policy query, by component. A multiply-add counts two.
 
 Counts matrix products and convolutions, as `torch.utils.flop_counter` does; norms, activations and softmax count
-nothing.
+nothing. Exact for the numbers of tokens that are given.
 """
 
 from collections.abc import Sequence
@@ -125,7 +125,9 @@ def count_flops(
         action_head: its head (a diffusion head makes `num_inference_steps` passes, one that decodes token by token as
             many as an action has numbers), or None: one pass without.
         proprio_projector: or None.
-        kept_tokens: visual tokens that stay, in every pass; None: all, without a pruner. A pruner inside the vision
+        kept_tokens: visual tokens that stay; None: all, without a pruner. The number is taken for every pass: where a
+            diffusion head makes several, LightVLA picks anew in each, and a policy tells the last pass's number, so
+            that the count is an estimate. A pruner inside the vision
             backbone needs the number of each image, since the images' rows are padded to the longest; a total is taken
             as evenly spread.
         prompt_tokens: BOS, prompt and empty piece.

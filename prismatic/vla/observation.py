@@ -156,7 +156,8 @@ class ObservationDoubts:
 
     def _look_at_state(self, state: np.ndarray, statistics: Mapping[str, Any]) -> None:
         low, high = (np.asarray(statistics[bound], np.float64) for bound in ("min", "max"))
-        outside = np.maximum(low - state, state - high) / np.maximum(high - low, _LEAST_RANGE)
+        with np.errstate(over="ignore"):
+            outside = np.maximum(low - state, state - high) / np.maximum(high - low, _LEAST_RANGE)
         far = np.flatnonzero((outside > _FAR) & (high > low)).tolist()
         if not far:
             return

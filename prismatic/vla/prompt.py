@@ -44,7 +44,7 @@ def as_instruction(instruction: Any) -> str:
     Zero bytes at its ends, with which some writers pad text, are no part of it.
 
     NumPy's `str_`, `bytes_` and arrays without axes count as what they hold. Raises ValueError for anything else, for
-    bytes that are no UTF-8 and for an empty sentence.
+    what is no UTF-8 (bytes, and text with a lone half of a surrogate pair) and for an empty sentence.
     """
     value = instruction.item() if isinstance(instruction, np.ndarray) and instruction.ndim == 0 else instruction
     if isinstance(value, bytes | bytearray):
@@ -54,6 +54,10 @@ def as_instruction(instruction: Any) -> str:
             raise ValueError(f"the instruction {bytes(value)!r} is not UTF-8 ({error}); {_EXPECTED}") from None
     if not isinstance(value, str):
         raise ValueError(f"the instruction is {value!r}, a {type(value).__name__}; {_EXPECTED}")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ValueError(f"the instruction {value!r} is no Unicode text ({error}); {_EXPECTED}") from None
     value = value.strip("\0")
     if not value.strip():
         raise ValueError(f"the instruction is empty; {_EXPECTED}")

@@ -108,7 +108,8 @@ class PolicyTransform:
 
     def proprio(self, state: np.ndarray) -> np.ndarray:
         """Raw (P,) state -> (P,) float32 in [-1, 1]. The caller's array is left alone."""
-        return normalization.normalize(state, self.statistics["proprio"], self.robot.normalization)
+        with np.errstate(over="ignore"):  # clipped, however large it is
+            return normalization.normalize(state, self.statistics["proprio"], self.robot.normalization)
 
     def actions(self, actions: np.ndarray) -> np.ndarray:
         """Raw (..., A) actions, gripper in [0, 1] -> float32, normalised."""

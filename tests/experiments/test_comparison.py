@@ -401,9 +401,10 @@ def test_other_tasks_under_the_same_name_are_not_paired(part: str, words: str) -
         compare([results(first[6:])], [results(second[6:])], ("A", "B"))
 
 
-def test_results_without_hashes_pair_by_number_and_say_so() -> None:
+@pytest.mark.parametrize("missing", [("bddl_sha256", "init_states_sha256"), ("bddl_sha256",), ("init_states_sha256",)])
+def test_results_without_hashes_pair_by_number_and_say_so(missing: tuple[str, ...]) -> None:
     first = [rollout(1, state, True) for state in range(6)]
-    old = [rollout(1, state, False, bddl_sha256=None, init_states_sha256=None) for state in range(6)]
+    old = [rollout(1, state, False, **dict.fromkeys(missing)) for state in range(6)]
     found = compare([results(first)], [results(old)], ("A", "B"))
     assert found.overall.counts == (0, 6, 0, 0)
     assert found.warnings == (

@@ -20,6 +20,7 @@ from experiments.robot.libero.run_libero_eval import UNUSABLE, main
 from experiments.robot.libero.suites import SUITES
 from prismatic.checkpoint import LoadOptions, load_checkpoint, save_checkpoint
 from prismatic.models.action_heads import L1RegressionActionHead
+from prismatic.models.diffusion import DiffusionActionHead
 from prismatic.models.projectors import ProprioProjector
 from prismatic.vla.normalization import fit_statistics
 from prismatic.vla.robots import LIBERO
@@ -174,6 +175,12 @@ def test_an_original_checkpoint_is_evaluated_as_what_it_is(original_directory: P
     assert parallel.action_head.kind == "discrete" and parallel.robot.open_loop_steps == 8
     refused = {
         "fetch its .pt files, or say what it is": {"action_head": "l1"},
+        "--use_l1_regression True: .* assumed an original .*--action_head discrete": {"use_l1_regression": True},
+        "one image, but num_images_in_input=2 was": {
+            "use_l1_regression": False,
+            "num_images_in_input": 2,
+            "use_proprio": True,
+        },
         r"num_open_loop_steps 8: a chunk has 1 actions \(autoregressive head\)": {"num_open_loop_steps": 8},
         "the pruner is 'random'; set pruner to none": {"control": "random_tokens"},
         "the pruner is 'lightvla'; set pruner to none": {"pruner": "lightvla"},
@@ -181,6 +188,30 @@ def test_an_original_checkpoint_is_evaluated_as_what_it_is(original_directory: P
     for words, flags in refused.items():
         with pytest.raises((ValueError, FileNotFoundError), match=words):
             load_policy(config(**path, **flags))
+
+
+def test_denoising_steps_follow_the_checkpoint(
+    untrained_checkpoint: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """None asked for: as many as in training, at most 50. Too many are refused before weights are read."""
+    flags: dict[str, Any] = {"use_l1_regression": False, "use_diffusion": True}
+    trained = load_checkpoint(untrained_checkpoint)
+    for steps, taken in ((10, 10), (60, 50)):
+        trained.action_head = DiffusionActionHead(trained.model.config.text_config.hidden_size, 7, 8, steps)
+        path = str(save_checkpoint(tmp_path / str(steps), trained, 0))
+        policy = load_policy(config(pretrained_checkpoint=path, **flags))
+        assert policy.action_head.num_inference_steps == taken
+        assert policy.description()["num_diffusion_steps_inference"] == taken
+    few = load_policy(config(pretrained_checkpoint=path, num_diffusion_steps_inference=3, **flags))
+    assert few.description()["num_diffusion_steps_inference"] == 3
+    for file in Path(path).glob("*.safetensors"):
+        file.write_bytes(b"")
+    with pytest.raises(
+        ValueError, match="num_diffusion_steps_inference 61: .* was trained with 60 steps; give at most"
+    ):
+        load_policy(config(pretrained_checkpoint=path, num_diffusion_steps_inference=61, **flags))
+    load_policy(config(pretrained_checkpoint=str(untrained_checkpoint), num_diffusion_steps_inference=61))
+    assert "--num_diffusion_steps_inference is of diffusion heads" in caplog.text
 
 
 def test_command_evaluates_an_original_checkpoint(

@@ -205,6 +205,39 @@ def test_notes_say_what_doubts_there_are() -> None:
     )
 
 
+@pytest.mark.parametrize("part", ["bddl_sha256", "init_states_sha256"])
+def test_other_tasks_under_the_same_number_are_told(part: str) -> None:
+    first, other = (results({1: [True, False], 2: [True, True]}) for _ in range(2))
+    for episode in other.episodes[2:]:
+        setattr(episode, part, "0" * 64)
+    words = {"bddl_sha256": "BDDL files", "init_states_sha256": "initial states"}[part]
+    digest = "libero_goal " if part == "bddl_sha256" else "states of li"
+    told = f"Mind: not the same task: libero_goal task 2 had different {words}, SHA-256 {digest}"
+    assert policies_table({"A": [first], "B": [other]}).notes[2:] == (f"{told} for A; {'0' * 12} for B.",)
+    assert policies_table({"A": [first, other]}).notes[2:] == (f"{told} and {'0' * 12} for A.",)
+    setattr(other.episodes[0], part, None)
+    assert (
+        policies_table({"A": [first], "B": [other]})
+        .notes[2]
+        .endswith("libero_goal; tasks are put together by their number.")
+    )
+
+
+def test_a_copy_is_no_second_run() -> None:
+    first, repeated, further = (results({1: [True, False, None]}) for _ in range(3))
+    for number, found in enumerate((first, repeated, further)):
+        for episode in found.episodes:
+            episode.actions_sha256 = None if episode.invalid else f"{number == 2} {episode.trial}"
+            episode.wall_seconds = 7.0 + (number == 2)
+    table = policies_table({"A": [first, repeated]})
+    [row] = read(table)
+    assert (row["runs"], row["successes"], row["trials"], row["invalid"]) == ("1", "1", "2", "1")
+    assert table.rows == policies_table({"A": [first]}).rows and "±" not in table.rows[0][1]
+    assert table.notes[-1] == "Mind: A: 3 rollouts were given twice (equal starts, seeds and actions) and count once."
+    [row] = read(policies_table({"A": [first, further]}))
+    assert (row["runs"], row["trials"], row["invalid"]) == ("2", "4", "2"), "as of another training run"
+
+
 def test_suites_of_one_policy_may_have_protocols_of_their_own() -> None:
     """Step caps go with the suite."""
     files = [results({1: [True]}, suite) for suite in ("libero_goal", "libero_10")]

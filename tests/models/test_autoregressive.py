@@ -146,7 +146,9 @@ def test_what_was_assumed_and_why_is_said(reference_directory, original_director
     assert [description[key] for key in ("action_head", "pruner", "num_images")] == ["autoregressive", "none", 1]
     assert not description["use_proprio"] and description["robot"]["open_loop_steps"] == 1
     told, cropped = description["assumptions"]
-    assert told.startswith("no .pt file and no record of how it acts: assumed an original OpenVLA checkpoint. It ")
+    assert told.startswith(
+        "no *--*_checkpoint.pt file and no record of how it acts: assumed an original OpenVLA checkpoint. It "
+    )
     assert "head='discrete' (--action_head discrete)" in told and "center_crop" in cropped and told in caplog.text
     fine_tuned = write_original_checkpoint(reference_directory, tmp_path / "fine_tuned", fine_tuned=True)
     assert "a discrete parallel one" in Policy.from_pretrained(fine_tuned).description()["assumptions"][0]
@@ -163,6 +165,10 @@ def test_what_was_assumed_and_why_is_said(reference_directory, original_director
         ({"pruner": "lightvla"}, "over all visual tokens, but the pruner is 'lightvla'; set pruner to none"),
         ({"action_readout": "tail"}, "action_readout 'tail' means nothing; leave it out"),
         ({"head": "l1"}, "has no action_head--"),
+        (
+            {"num_images_in_input": 2},
+            "original reads one image, but num_images_in_input=2 was asked for; .*action_head",
+        ),
         ({"head": "tokens"}, "unknown kind of action head 'tokens'; known: l1, diffusion, discrete, autoregressive"),
     ],
 )
@@ -198,6 +204,9 @@ def test_only_folders_without_any_trace_of_another_head_are_recognised(original_
         folder = Path(shutil.copytree(original_directory, tmp_path / name))
         leave(folder)
         assert why_original(folder, json.loads((folder / "config.json").read_text())) is None, name
+    folder = Path(shutil.copytree(original_directory, tmp_path / "settings"))
+    torch.save({}, folder / "training_args.pt")
+    assert why_original(folder, json.loads((folder / "config.json").read_text())) is not None
     with pytest.raises(FileNotFoundError, match="fetch its .pt files, or say what it is"):
         Policy.from_pretrained(tmp_path / "pruner")
     with pytest.raises(FileNotFoundError, match="has no action_head--"):

@@ -144,6 +144,8 @@ def test_random_draws_follow_from_seed_query_and_pass_alone():
     assert len(set(draws)) == 6 * 6 * 3, "else two of them share a draw, as sums and xors of seeds did"
     assert random_draw(2, 5, 3) == random_draw(2, 5, 3) and random_draw(0, -1) != random_draw(0, 1)
     assert random_draw(0, np.int64(7)) == random_draw(0, 7)
+    wide = [(5, 7), (5 + 2**32, 7), (5, 7 + 2**32), (5, 1 + (7 << 32)), (5 + (7 << 32), 1), (5 + (1 << 32), 7 << 32)]
+    assert len({draw for numbers in wide for draw in random_draw(*numbers, 2)}) == 12, "numbers of two words, too"
 
 
 @pytest.mark.parametrize(

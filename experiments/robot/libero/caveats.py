@@ -41,11 +41,11 @@ def protocol_differences(sides: Sequence[Side], suites: Collection[str]) -> list
         for setting in dict.fromkeys(key for _, own in settings for values in own for key in values):
             texts = [(name, sorted({_text(values.get(setting)) for values in own})) for name, own in settings]
             if len({text for _, own in texts for text in own}) > 1:
-                found[f"not the same protocol: {setting} {_listed(texts)}"] = None
+                found[f"not the same protocol: {setting} {listed(texts)}"] = None
     return list(found)
 
 
-def _listed(texts: Sequence[tuple[str, Sequence[str]]]) -> str:
+def listed(texts: Sequence[tuple[str, Collection[str]]]) -> str:
     """`8 for A and C; 4 and 8 for B`."""
     names: dict[str, list[str]] = {}
     for name, own in texts:

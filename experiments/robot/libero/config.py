@@ -31,10 +31,10 @@ class EvaluationConfig:
 
     # Policy
     pretrained_checkpoint: str = ""  # checkpoint folder or hub id
-    use_l1_regression: bool = True
+    use_l1_regression: bool | None = None  # None: True, unless the folder looks like an original OpenVLA checkpoint
     use_diffusion: bool = False
     num_diffusion_steps_train: int | None = None  # of a diffusion head whose checkpoint does not record it; None: 50
-    num_diffusion_steps_inference: int = 50
+    num_diffusion_steps_inference: int | None = None  # None: as many as in training, at most 50
     use_film: bool = False
     num_images_in_input: int | None = None  # cameras the policy reads
     use_proprio: bool | None = None  # whether the policy reads the robot state
@@ -97,11 +97,11 @@ class EvaluationConfig:
 FREE_FLAGS = frozenset(
     {"output_dir", "local_log_dir", "run_id_note", "use_wandb", "wandb_entity", "wandb_project", "device", "report"}
     | {"num_envs", "resume", "max_attempts", "worker_timeout_s", "render_every_step", "policy_url", "policy_timeout_s"}
-    | {"model_family", "lora_rank", "num_diffusion_steps_train"}
+    | {"model_family", "lora_rank", "num_diffusion_steps_train", "num_diffusion_steps_inference", "use_l1_regression"}
 )
 """Flags that change how an evaluation runs but not what it finds; all others must agree when it is resumed.
 
-The number of diffusion steps in force stands in the policy's description, which must agree too."""
+The head and the numbers of diffusion steps in force stand in the policy's description, which must agree too."""
 
 
 def quantization_of(config: EvaluationConfig) -> str | None:
@@ -132,7 +132,7 @@ def check_flags(config: EvaluationConfig) -> None:
     check_remote_flags(config)
     if not config.pretrained_checkpoint and config.policy_url is None:
         raise ValueError("--pretrained_checkpoint is missing: give a checkpoint folder or a hub id such as user/name")
-    if config.use_l1_regression and config.use_diffusion:
+    if config.use_l1_regression is not False and config.use_diffusion:
         raise ValueError("--use_l1_regression and --use_diffusion exclude each other; set one of them to False")
     if config.action_head not in ("auto", *HEAD_KINDS):
         raise ValueError(f"unknown --action_head {config.action_head!r}; known: auto, {', '.join(HEAD_KINDS)}")

@@ -1,15 +1,17 @@
-"""Which rollouts of two policies began alike: the same task by its files, the same start, the same draw."""
+"""Which rollouts began alike: the same task by its files, the same start, the same draw; and which are copies."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
-from experiments.robot.libero.caveats import recorded_protocol
+from experiments.robot.libero.caveats import Side, listed, recorded_protocol
 from experiments.robot.libero.results import EpisodeRecord, Results
 
 _TASKS_OWN = "DEFAULT"  # The flag's word for LIBERO's initial states.
 _DIGEST = "SHA-256"
+_SHOWN = 12  # Digits of a hash in a message.
 
 
 class StartIdentity(NamedTuple):
@@ -55,9 +57,42 @@ _PARTS = dict(
 )
 
 
+_FILES = (("description", "BDDL files"), ("own_states", "initial states"))
+"""Parts of a start that hash a file of the task -> what such files are called."""
+
+
 def unhashed_tasks(results: Sequence[Results]) -> set[tuple[str, int]]:
-    """Tasks of which at least one rollout does not say by hashes what they are."""
-    return {(e.suite, e.task_index) for result in results for e in result.episodes if e.bddl_sha256 is None}
+    """Tasks of which at least one rollout does not say by the hashes that count what they are."""
+    found = set()
+    for result in results:
+        own_count = _states(result) == _TASKS_OWN
+        for episode in result.episodes:
+            if episode.bddl_sha256 is None or (own_count and episode.init_states_sha256 is None):
+                found.add((episode.suite, episode.task_index))
+    return found
+
+
+def without_copies(results: Sequence[Results]) -> tuple[list[Results], int]:
+    """A policy's results with each rollout once, and how many were left out: a copy tells nothing new.
+
+    Rollouts are the same where they began alike and all executed actions are equal; broken off ones, where they say the
+    same and took equally long. Results of which nothing is left are left out too.
+    """
+    seen: set[tuple[Any, ...]] = set()
+    found, copies = [], 0
+    for result in results:
+        kept = []
+        for episode in result.episodes:
+            ran = episode.actions_sha256 or (episode.invalid and (episode.invalid, episode.wall_seconds))
+            rollout = (StartIdentity.of(episode, result), ran)
+            if ran and rollout in seen:
+                copies += 1
+                continue
+            seen.add(rollout)
+            kept.append(episode)
+        if kept or not result.episodes:
+            found.append(replace(result, episodes=kept))
+    return found, copies
 
 
 def by_start(
@@ -115,11 +150,8 @@ def task_differences(
     sides: Sequence[Collection[StartIdentity]], unhashed: Collection[tuple[str, int]], names: tuple[str, str]
 ) -> list[str]:
     """Tasks that are not known to be the same for both policies, and those that are known not to be."""
-    told = []
-    if unhashed:
-        suites = ", ".join(sorted({suite for suite, _ in unhashed}))
-        told.append(f"no hashes of the tasks' files are recorded for all of {suites}; tasks are paired by their number")
-    for part, words in (("description", "BDDL files"), ("own_states", "initial states")):
+    told = _unknown_tasks(unhashed, "paired")
+    for part, words in _FILES:
         seen: list[dict[tuple[str, int], set[str]]] = [{}, {}]
         for found, side in zip(seen, sides, strict=True):
             for start in side:
@@ -132,3 +164,27 @@ def task_differences(
             for suite, index in sorted(other)
         ]
     return told
+
+
+def mixed_tasks(sides: Sequence[Side]) -> list[str]:
+    """As `task_differences`, for a table that pairs nothing: among all results, of one policy or of several."""
+    told = _unknown_tasks(unhashed_tasks([result for _, results in sides for result in results]), "put together")
+    for part, words in _FILES:
+        seen: dict[tuple[str, int], dict[str, dict[str, None]]] = {}
+        for name, results in sides:
+            for start in (StartIdentity.of(episode, result) for result in results for episode in result.episodes):
+                if digest := getattr(start, part):
+                    task = seen.setdefault((start.suite, start.task_index), {})
+                    task.setdefault(name, {})[digest[:_SHOWN]] = None
+        told += [
+            f"not the same task: {suite} task {index} had different {words}, SHA-256 {listed(list(of.items()))}"
+            for (suite, index), of in sorted(seen.items())
+            if len({digest for digests in of.values() for digest in digests}) > 1
+        ]
+    return told
+
+
+def _unknown_tasks(unhashed: Collection[tuple[str, int]], done: str) -> list[str]:
+    suites = ", ".join(sorted({suite for suite, _ in unhashed}))
+    words = f"no hashes of the tasks' files are recorded for all of {suites}; tasks are {done} by their number"
+    return [words] if unhashed else []

@@ -12,14 +12,18 @@ from experiments.robot.libero.config import EvaluationConfig, quantization_of
 from experiments.robot.libero.environment import CAMERAS
 from experiments.robot.libero.suites import SUITES
 from prismatic.checkpoint_files import STATISTICS_FILE, read_statistics, resolve
+from prismatic.components import diffusion_steps, head_kind
 from prismatic.extern.hf.original import why_original
 from prismatic.models.autoregressive import AUTOREGRESSIVE
-from prismatic.models.diffusion import DiffusionActionHead
+from prismatic.models.diffusion import NUM_TRAIN_STEPS, DiffusionActionHead
 from prismatic.policy import Policy
 from prismatic.stored_files import read_json
 from prismatic.vla.robots import LIBERO
 
 logger = logging.getLogger(__name__)
+
+_DENOISING_STEPS = 50
+"""What `--num_diffusion_steps_inference` is by default in OpenVLA-OFT, where the head was trained with as many."""
 
 
 def load_policy(config: EvaluationConfig, device: torch.device | str = "cpu") -> Policy:
@@ -38,6 +42,8 @@ def load_policy(config: EvaluationConfig, device: torch.device | str = "cpu") ->
             f"--num_images_in_input {config.num_images_in_input}: {directory} was trained with {recorded}; "
             "leave the flag out"
         )
+    head = wanted_head(config, directory, config_json)
+    _check_denoising(config, head_kind(directory, config_json, head), directory, config_json)
     policy = Policy.from_pretrained(
         config.pretrained_checkpoint,
         device=device,
@@ -48,21 +54,17 @@ def load_policy(config: EvaluationConfig, device: torch.device | str = "cpu") ->
         center_crop=config.center_crop,
         num_images_in_input=config.num_images_in_input,
         use_proprio=config.use_proprio,
-        head=wanted_head(config, directory, config_json),
+        head=head,
         use_film=config.use_film,
         quantization=quantization_of(config),
         num_diffusion_steps_train=config.num_diffusion_steps_train,
     )
     if isinstance(policy.action_head, DiffusionActionHead):
-        if config.num_diffusion_steps_inference > policy.action_head.num_train_steps:
-            raise ValueError(
-                f"--num_diffusion_steps_inference {config.num_diffusion_steps_inference}: {directory} was trained with "
-                f"{policy.action_head.num_train_steps} steps; give at most as many"
-            )
-        policy.action_head.num_inference_steps = config.num_diffusion_steps_inference
-    elif config.num_diffusion_steps_train is not None:
+        most = min(_DENOISING_STEPS, policy.action_head.num_train_steps)
+        policy.action_head.num_inference_steps = config.num_diffusion_steps_inference or most
+    elif config.num_diffusion_steps_inference is not None:
         logger.warning(
-            "--num_diffusion_steps_train is of diffusion heads, and %s has a head of kind %s: it is not used",
+            "--num_diffusion_steps_inference is of diffusion heads, and %s has a head of kind %s: it is not used",
             directory,
             policy.action_head.kind,
         )
@@ -72,19 +74,39 @@ def load_policy(config: EvaluationConfig, device: torch.device | str = "cpu") ->
     return policy
 
 
+def _check_denoising(config: EvaluationConfig, head: str | None, directory: Path, config_json: dict[str, Any]) -> None:
+    """Raises ValueError where more denoising steps are asked for than the head was trained with."""
+    wanted = config.num_diffusion_steps_inference
+    if head != "diffusion" or wanted is None:
+        return
+    trained = diffusion_steps(config_json, config.num_diffusion_steps_train) or NUM_TRAIN_STEPS
+    if wanted > trained:
+        raise ValueError(
+            f"--num_diffusion_steps_inference {wanted}: {directory} was trained with {trained} steps; give at most as "
+            "many"
+        )
+
+
 def wanted_head(config: EvaluationConfig, directory: Path, config_json: dict[str, Any]) -> str | None:
     """The kind of head that the flags ask for; None: whatever the folder is.
 
     The published flags know no original OpenVLA checkpoint, and its own evaluation has none of them: a folder that
     looks like one is run as one, unless they ask for diffusion or `--action_head` for something else.
+
+    Raises ValueError where they ask in so many words for an L1 head that such a folder does not have.
     """
     if config.action_head != "auto":
         return config.action_head
     if config.use_diffusion:
         return "diffusion"
+    if config.use_l1_regression and (why := why_original(directory, config_json)):
+        raise ValueError(
+            f"--use_l1_regression True: {directory}: {why}. Fetch its .pt files, leave the flag out to decode one "
+            "action at a time, or give --action_head discrete for chunks of tokens"
+        )
     if config_json.get("action_head") == AUTOREGRESSIVE or why_original(directory, config_json):
-        return None
-    return "l1" if config.use_l1_regression else "discrete"
+        return "l1" if config.use_l1_regression else None
+    return "discrete" if config.use_l1_regression is False else "l1"
 
 
 def _own_keys(suite: str) -> tuple[str, ...]:

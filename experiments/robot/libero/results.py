@@ -50,7 +50,7 @@ class EpisodeRecord:
         other_task: Index of the task whose words were given, under `swapped_instruction`.
         other_success: Whether that task's goal was reached.
         steps: Control steps taken after settling.
-        tokens_kept: Visual tokens kept, one number per look.
+        tokens_kept: Visual tokens kept, one number per look; of the last pass where a diffusion head makes several.
         num_visual_tokens: Tokens there were to choose from.
         actions_sha256: Of all executed actions, float64 and in order: equal rollouts have equal ones.
         latency_ms: Time from each look's request to its answer, waiting for other workers' looks included.

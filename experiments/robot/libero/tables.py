@@ -12,6 +12,7 @@ from typing import Any
 
 from experiments.robot.libero.caveats import cut_short, own_caveats, perturbation_of, protocol_differences
 from experiments.robot.libero.comparison import AVERAGE, Comparison, PairedOutcome, p_text, percent, points, span
+from experiments.robot.libero.pairing import mixed_tasks, without_copies
 from experiments.robot.libero.results import EpisodeRecord, Results, summarize
 from experiments.robot.libero.suites import SUITES
 from prismatic.report.markdown import escape
@@ -132,11 +133,13 @@ def policies_table(policies: Mapping[str, Sequence[Results]]) -> Table:
 
     Results of one policy and suite with different seeds of the evaluation, or with the same starts again (other
     training runs), count as several runs: their mean and standard deviation are given. Results with other starts of the
-    same seed belong to one.
+    same seed belong to one, and copies of a rollout count once.
 
     Args:
         policies: Name -> all results of that policy.
     """
+    counted = {name: without_copies(results) for name, results in policies.items()}
+    policies = {name: results for name, (results, _) in counted.items()}
     runs = {name: _runs(results) for name, results in policies.items()}
     columns = list(dict.fromkeys(column for own in runs.values() for run in own for column in run))
     order = list(SUITES)
@@ -166,6 +169,12 @@ def policies_table(policies: Mapping[str, Sequence[Results]]) -> Table:
             intervals,
             _LEFT_OUT,
             *(_warned(f"not all policies were tried on the same tasks: {title}") for title in uneven),
+            *(
+                _warned(f"{name}: {copies} rollouts were given twice (equal starts, seeds and actions) and count once")
+                for name, (_, copies) in counted.items()
+                if copies
+            ),
+            *map(_warned, mixed_tasks(sides)),
             *map(_warned, protocol_differences(sides, {suite for suite, _ in columns})),
             *map(_warned, cut_short(sides)),
         ),

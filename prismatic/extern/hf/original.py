@@ -24,8 +24,8 @@ def why_original(directory: Path, config_json: Mapping[str, Any]) -> str | None:
     Nothing in such a folder says so: it is known by what is missing.
 
     - There are statistics (in `config.json`, or a file of their own), so the model was trained to act.
-    - There is no `.pt` file and no `lora_adapter/`, which OpenVLA-OFT and this project write beside the weights (head,
-      proprio projector, FiLM).
+    - There is no `*--*_checkpoint.pt` and no `lora_adapter/`, which OpenVLA-OFT and this project write beside the
+      weights (head, proprio projector, FiLM). Other `.pt` files, such as a trainer's settings, say nothing.
     - `config.json` has none of the keys in which this project records how a model acts.
 
     Without `dataset_statistics.json` it is OpenVLA's pre-training as published. With that file it was fine-tuned: by
@@ -33,7 +33,7 @@ def why_original(directory: Path, config_json: Mapping[str, Any]) -> str | None:
     the same files; so does a checkpoint whose `.pt` files were not fetched. The former is assumed, the reason says so,
     and whoever loads it may ask for another kind of head.
     """
-    if any(directory.glob("*.pt")) or (directory / "lora_adapter").is_dir():
+    if any(directory.glob("*--*_checkpoint.pt")) or (directory / "lora_adapter").is_dir():
         return None
     if any(config_json.get(key) is not None for key in _RECORDED_LATER):
         return None
@@ -41,7 +41,7 @@ def why_original(directory: Path, config_json: Mapping[str, Any]) -> str | None:
     if not (fine_tuned or config_json.get("norm_stats")):
         return None
     doubt = "; a discrete parallel one, or one whose .pt files were not fetched, looks the same" if fine_tuned else ""
-    return f"no .pt file and no record of how it acts: assumed an original OpenVLA checkpoint{doubt}"
+    return f"no *--*_checkpoint.pt file and no record of how it acts: assumed an original OpenVLA checkpoint{doubt}"
 
 
 def as_original(config: OpenVLAConfig) -> None:

@@ -55,5 +55,6 @@ class RandomTokens(TokenPruner):
         return dataclasses.replace(chosen, index=index, tokens=tokens, scores=None)
 
     def _seeded(self, numbers: Sequence[int]) -> np.random.Generator:
-        # A sequence of numbers, each of which counts by itself: sums and xors of them meet.
-        return np.random.default_rng([self.seed, *(int(number) % 2**64 for number in numbers)])
+        # A sequence in which each number counts by itself: sums and xors meet, and so do numbers of varying width.
+        words = ((int(number) >> shift) % 2**32 for number in (self.seed, *numbers) for shift in (0, 32))
+        return np.random.default_rng(list(words))
