@@ -33,7 +33,10 @@ def serving(infer: Infer, metadata: Any = None, port: int = 0) -> Iterator[str]:
     """
     greeting = metadata if isinstance(metadata, bytes | str) else pack({} if metadata is None else metadata)
 
+    connections: list[ServerConnection] = []
+
     def handle(connection: ServerConnection) -> None:
+        connections.append(connection)
         try:
             connection.send(greeting)
             for message in connection:
@@ -58,6 +61,8 @@ def serving(infer: Infer, metadata: Any = None, port: int = 0) -> Iterator[str]:
             yield f"ws://127.0.0.1:{server.socket.getsockname()[1]}"
         finally:
             server.shutdown()
+            for connection in connections:
+                connection.close(1001)  # older websockets leave them open
             thread.join()
 
 
