@@ -30,7 +30,7 @@ def draw(out: Path, tasks: int) -> str:
 
     suite = benchmark.get_benchmark_dict()["libero_spatial"]()
     drawn = [_draw_task(suite, index) for index in range(tasks)]
-    arrays = {name: np.concatenate([task[name].ravel() for task in drawn]) for name in drawn[0]}
+    arrays: dict[str, Any] = {name: np.concatenate([task[name].ravel() for task in drawn]) for name in drawn[0]}
     np.savez(out, version=mujoco.__version__, **arrays)
     return mujoco.__version__
 
