@@ -189,6 +189,21 @@ def test_what_belongs_together_is_asked_for_together(checkpoint, reference_direc
         auto.predict_action(**made)
 
 
+@pytest.mark.parametrize(
+    ("proprio", "message"),
+    [
+        (np.zeros(7), "proprio has shape .7,.; robot 'libero' needs 8 numbers for each of 1 samples"),
+        (np.zeros((2, 8)), "proprio has shape .2, 8.; robot 'libero' needs 8"),
+        (np.zeros((8, 1)), "proprio has shape .8, 1."),
+        (np.full(8, np.nan), "proprio holds NaN or infinity"),
+    ],
+)
+def test_a_state_that_does_not_fit_is_named(checkpoint, reference_directory: Path, proprio: np.ndarray, message: str):
+    made, parts = inputs(reference_directory), {"proprio_projector": checkpoint.proprio_projector}
+    with pytest.raises(ValueError, match=message):
+        checkpoint.model.predict_action(**made, **parts, proprio=proprio, action_head=checkpoint.action_head)
+
+
 def test_the_number_of_images_is_saved_with_the_model(checkpoint, tmp_path: Path):
     checkpoint.model.set_num_images_in_input(1)
     checkpoint.model.save_pretrained(tmp_path / "saved")
