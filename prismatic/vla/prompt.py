@@ -41,7 +41,7 @@ _EXPECTED = "expected a sentence that says what the robot should do, e.g. 'put t
 def as_instruction(instruction: Any) -> str:
     """The sentence as text: text as it is; bytes, as tensorflow-datasets stores sentences, decoded as UTF-8.
 
-    Zero bytes at its ends, with which some writers pad text, are no part of it.
+    Blanks at its ends, and zero bytes, with which some writers pad text, are no part of it, as in training data.
 
     NumPy's `str_`, `bytes_` and arrays without axes count as what they hold. Raises ValueError for anything else, for
     what is no UTF-8 (bytes, and text with a lone half of a surrogate pair) and for an empty sentence.
@@ -58,8 +58,8 @@ def as_instruction(instruction: Any) -> str:
         value.encode("utf-8")
     except UnicodeEncodeError as error:
         raise ValueError(f"the instruction {value!r} is no Unicode text ({error}); {_EXPECTED}") from None
-    value = value.strip("\0")
-    if not value.strip():
+    value = value.strip("\0").strip()
+    if not value:
         raise ValueError(f"the instruction is empty; {_EXPECTED}")
     return str(value)
 
