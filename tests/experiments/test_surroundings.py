@@ -126,6 +126,17 @@ def test_another_libero_on_the_path_is_refused_before_it_asks(tmp_path: Path) ->
     assert "custom path" not in done.stdout + done.stderr
 
 
+@pytest.mark.parametrize("package", ["libero", "robosuite", "bddl", "mujoco"])
+def test_a_single_file_of_that_name_is_refused_too(tmp_path: Path, package: str) -> None:
+    file = tmp_path / f"{package}.py"
+    file.write_text("")
+    check = "from experiments.robot.libero import surroundings; surroundings.check_packages()"
+    done = run(check, first_path=str(tmp_path))
+    said = done.stderr.splitlines()[-1]
+    assert done.returncode != 0 and said.startswith(f"ImportError: Python would import {package!r} from {file} instead")
+    assert f"take {tmp_path} off PYTHONPATH" in said and run(check).returncode == 0
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [

