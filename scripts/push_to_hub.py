@@ -21,9 +21,16 @@ from pathlib import Path
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `scripts` is no installed package
+
 from experiments.robot.libero.results import Results
 from prismatic.atomic_folder import finish_pending
-from prismatic.checkpoint_files import PROCESSOR_FILES, STATISTICS_FILE, check_complete, copy_small_files
+from prismatic.checkpoint_files import (
+    PROCESSOR_FILES,
+    STATISTICS_FILE,
+    check_complete,
+    copy_small_files,
+)
 from prismatic.inspection import inspect_checkpoint
 from prismatic.weight_files import INDEX_FILE
 from scripts.model_card import model_card

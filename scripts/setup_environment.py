@@ -182,6 +182,7 @@ def main():
     check_rendering(arguments.venv.absolute() / "bin" / "python")
     if not arguments.check_only:
         check_browser()
+        say(f"done. Commands run in this environment: . {arguments.venv}/bin/activate")
 
 
 if __name__ == "__main__":

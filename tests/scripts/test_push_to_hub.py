@@ -1,7 +1,10 @@
 """The folder that would be uploaded, and its model card. Nothing is uploaded."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -124,3 +127,10 @@ def test_large_files_are_linked(tmp_path: Path):
     for file in (large, small):
         _place(file, tmp_path / f"{file.name}-placed")
     assert (tmp_path / "large-placed").samefile(large) and not (tmp_path / "small-placed").samefile(small)
+
+
+def test_the_command_starts_without_a_search_path(tmp_path):
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    script = Path(__file__).resolve().parents[2] / "scripts" / "push_to_hub.py"
+    done = subprocess.run([sys.executable, str(script), "--help"], cwd=tmp_path, env=environment, capture_output=True)
+    assert done.returncode == 0 and b"--dry_run" in done.stdout, done
