@@ -70,7 +70,8 @@ class Ranks:
             if own is not None:
                 raise own
             if what is not None:
-                raise ElsewhereError(f"process {rank} of {self.world_size} {what}")
+                where = " " if what.startswith("on node ") else ": "
+                raise ElsewhereError(f"process {rank} of {self.world_size}{where}{what}")
 
     def gather(self, value: Any) -> list[Any]:
         """What every process passes, in order of rank; pickled, between processes of one run only.
