@@ -11,16 +11,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from prismatic.checkpoint import Checkpoint, LoadOptions, load_checkpoint
-from prismatic.checkpoint_files import (
-    STATISTICS_FILE,
+from prismatic.checkpoints.components import NO_HEAD, head_kind
+from prismatic.checkpoints.directory import Checkpoint, load_checkpoint
+from prismatic.checkpoints.files import (
     check_complete,
     check_statistics,
     read_config,
-    read_statistics,
     resolve,
 )
-from prismatic.components import NO_HEAD, head_kind
+from prismatic.checkpoints.options import LoadOptions, check_one_image, choose_unnorm_key, either, load_options
 from prismatic.extern.hf.configuration_prismatic import check_action_readout, check_switch
 from prismatic.extern.hf.original import why_original
 from prismatic.models.autoregressive import AUTOREGRESSIVE, check_decodable
@@ -33,18 +32,13 @@ from prismatic.models.token_pruner import TokenSelection
 from prismatic.stored_files import component_file
 from prismatic.vla.datasets.collate import collate
 from prismatic.vla.observation import ObservationDoubts, read_observation
-from prismatic.vla.robots import RobotSpec, get_robot
+from prismatic.vla.robots import RobotSpec
 from prismatic.vla.transform import PolicyTransform
 
 logger = logging.getLogger(__name__)
 
 Observation = Mapping[str, Any]
 
-LOAD_OPTIONS = (
-    "num_images_in_input", "use_proprio", "robot", "head", "use_film", "quantization", "attention",
-    "num_diffusion_steps_train",
-)  # fmt: skip
-"""Of `LoadOptions`, what `Policy.from_pretrained` passes on."""
 
 _ACTS_AS_ORIGINAL = (
     ". It decodes its action tokens one after another, one action per policy query, from one image without pruner and "
@@ -136,8 +130,8 @@ class Policy:
         """
         hub = {key: options.pop(key) for key in ("revision", "token") if key in options}
         device = check_device(device)
-        dtype = inference_dtype(_either(dtype, options.pop("torch_dtype", None)), device)
-        load = _load_options(options)
+        dtype = inference_dtype(either(dtype, options.pop("torch_dtype", None)), device)
+        load = load_options(options)
         spec = PrunerSpec.parse(pruner) if isinstance(pruner, str) else pruner
         if engine != "eager":
             raise ValueError(f"engine {engine!r} is unknown; known: eager")
@@ -153,7 +147,7 @@ class Policy:
         if head_kind(directory, config_json, load.get("head")) is None:
             if (original := why_original(directory, config_json)) is None:
                 raise FileNotFoundError(NO_HEAD.format(directory))
-            _check_one_image(directory, load.get("num_images_in_input"), original)
+            check_one_image(directory, load.get("num_images_in_input"), original)
             load["head"] = AUTOREGRESSIVE
         has_projector = component_file(directory, "proprio_projector") is not None
         reads_state = has_projector and load.get("use_proprio") is not False
@@ -310,50 +304,6 @@ class Policy:
             "device_name": _device_name(self.model.device),
             "assumptions": list(self.checkpoint.assumptions),
         }
-
-
-def _either(dtype: torch.dtype | str | None, older: torch.dtype | str | None) -> torch.dtype | str | None:
-    """`dtype`, or what was given under its older name. Raises TypeError where both were."""
-    if dtype is not None and older is not None:
-        raise TypeError(f"dtype={dtype} and torch_dtype={older} mean the same; pass dtype alone")
-    return older if dtype is None else dtype
-
-
-def _load_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """What `LoadOptions` takes. Raises TypeError for unknown options, ValueError for an unknown robot."""
-    if unknown := sorted(set(options) - set(LOAD_OPTIONS)):
-        raise TypeError(
-            f"unknown options {unknown} of Policy.from_pretrained; known: device, dtype, unnorm_key, pruner, "
-            f"action_readout, center_crop, engine, {', '.join(LOAD_OPTIONS)}, revision, token"
-        )
-    checked = dict(options)
-    if isinstance(robot := checked.get("robot"), str):
-        checked["robot"] = get_robot(robot)
-    elif not isinstance(robot, RobotSpec | None):
-        raise ValueError(f"robot {robot!r} is neither a RobotSpec nor the name of one")
-    return checked
-
-
-def choose_unnorm_key(directory: Path, unnorm_key: str | None) -> str:
-    """The dataset whose statistics apply. Raises ValueError listing the known ones."""
-    known = sorted(read_statistics(directory))
-    if unnorm_key is None and len(known) == 1:
-        return known[0]
-    if unnorm_key not in known:
-        has_file = (directory / STATISTICS_FILE).is_file()
-        nothing = f"{STATISTICS_FILE}, which goes before norm_stats in config.json, is empty; remove or recompute it"
-        listed = ", ".join(known) or f"none: {nothing if has_file else f'the checkpoint has no {STATISTICS_FILE}'}"
-        raise ValueError(f"unnorm_key={unnorm_key!r} names no dataset of {directory}; known: {listed}")
-    return unnorm_key
-
-
-def _check_one_image(directory: Path, images: Any, original: str) -> None:
-    if images not in (None, 1):
-        raise ValueError(
-            f"{directory}: {original}. An original reads one image, but num_images_in_input={images} was asked for; "
-            "fetch its .pt files, or say which head it has by head= (--action_head): 'discrete' (tokens in parallel) "
-            "or 'autoregressive' (an original)"
-        )
 
 
 def _read_request(

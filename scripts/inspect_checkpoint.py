@@ -1,62 +1,12 @@
-"""Say what a checkpoint holds and what is wrong with it, without loading it.
+"""`lightvla inspect` by the path of a file."""
 
-    python scripts/inspect_checkpoint.py runs/my-run--10000_chkpt
-
-A folder is only read; a hub id is downloaded first, as loading it would. Ends with 0 for a checkpoint that can be used,
-1 when something is wrong with it, 2 when it cannot be read.
-"""
-
-import argparse
-import logging
 import sys
 from pathlib import Path
 
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
+# Instead of this file's folder: the packages of this tree come first, whatever else is installed or on PYTHONPATH.
+sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from prismatic.checkpoint_files import resolve
-from prismatic.inspection import Inspection, inspect_checkpoint
-
-WRONG, UNREADABLE = 1, 2
-"""Exit statuses."""
-
-
-def main(path_or_hub_id: str) -> int:
-    """Prints what was found; returns the exit status."""
-    console = Console()
-    folder = Path(path_or_hub_id).expanduser()
-    try:
-        # `resolve` would finish an interrupted save in a folder, and looking at it must not change it.
-        found = inspect_checkpoint(folder if folder.is_dir() else resolve(path_or_hub_id))
-    except (ValueError, OSError) as error:
-        console.print("[bold red]error:[/] ", end="")
-        console.print(str(error), markup=False, highlight=False, soft_wrap=True)
-        return UNREADABLE
-    show(found, console)
-    return WRONG if found.problems else 0
-
-
-def show(found: Inspection, console: Console) -> None:
-    """The facts as a table, then what is worth knowing, then what is wrong."""
-    table = Table(show_header=False, title=escape(str(found.path)), title_justify="left")
-    table.add_column(no_wrap=True)
-    table.add_column(overflow="fold")
-    for label, fact in {"kind": found.kind, **found.facts}.items():
-        table.add_row(label, escape(fact))
-    console.print(table)
-    for note in found.notes:
-        console.print("[yellow]note:[/] ", end="")
-        console.print(note, markup=False, highlight=False, soft_wrap=True)
-    for problem in found.problems:
-        console.print("[bold red]wrong:[/] ", end="")
-        console.print(problem, markup=False, highlight=False, soft_wrap=True)
-    if not found.problems:
-        console.print("[green]nothing wrong was found[/]")
-
+from lightvla.__main__ import run
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.ERROR)
-    parser = argparse.ArgumentParser(description="Say what a checkpoint holds and what is wrong with it.")
-    parser.add_argument("checkpoint", help="folder or hub id")
-    sys.exit(main(parser.parse_args().checkpoint))
+    sys.exit(run("inspect"))

@@ -26,7 +26,7 @@ OSMESA_PACKAGES = ["libosmesa6", "libglib2.0-0"]
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 BROWSER_PACKAGES = ["chromium"]
 BACKENDS = {"egl": EGL_PACKAGES, "osmesa": OSMESA_PACKAGES}
-RENDER_ONE_FRAME = "from experiments.robot.libero.environment import check_rendering; print(check_rendering())"
+RENDER_ONE_FRAME = "from experiments.robot.libero.simulator.backend import check_rendering; print(check_rendering())"
 
 
 def say(text):

@@ -5,21 +5,24 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
-import pytest
-import torch
-
+# Before torch is imported, as our commands do: its idle threads must not take the cores from other processes.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import numpy as np
+import pytest
 import tensorflow_process
+import torch
 from reference_checkpoint import write_original_checkpoint, write_reference_checkpoint
 
-from prismatic.checkpoint import Checkpoint, LoadOptions, load_checkpoint, save_checkpoint
+from lightvla.demo.small_model import SmallModelConfig, build
+from prismatic.checkpoints.directory import Checkpoint, load_checkpoint
+from prismatic.checkpoints.options import LoadOptions
+from prismatic.checkpoints.saving import save_checkpoint
 from prismatic.models.action_heads import L1RegressionActionHead
 from prismatic.models.projectors import ProprioProjector
 from prismatic.models.pruners.registry import PrunerSpec
 from prismatic.vla.normalization import fit_statistics
-from scripts.build_small_model import SmallModelConfig, build
 
 
 @pytest.fixture(autouse=True)

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 from tensorflow_process import TensorFlow, write_shard
 
-from experiments.robot.libero.rlds_writer import Episode, write_rlds
+from experiments.robot.libero.demonstrations.rlds_writer import Episode, write_rlds
 from prismatic.vla.datasets.crc32c import masked_crc32c
 from prismatic.vla.images import encode_jpeg
 

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
+from prismatic.pictures.images import encode_png
+from prismatic.pictures.video import write_mp4
 from prismatic.report.charts import BandChart, RateBars, StackedBars, band_of
 from prismatic.report.data import (
     Cell,
@@ -20,7 +22,6 @@ from prismatic.report.data import (
     share_cell,
 )
 from prismatic.report.figures import Curve
-from prismatic.visualization import encode_png, write_mp4
 
 VOID = {"meta", "img", "br", "path", "use", "rect"}
 EVIL = "<b>|*x*</b>`_ & \"quoted\" $x$ <script>alert('x')</script>"

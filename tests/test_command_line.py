@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.robot.libero.config import EvaluationConfig
+from experiments.robot.libero.settings.flags import EvaluationConfig
 from prismatic.command_line import PUBLISHED_ELSEWHERE, FlagError, named_by_node, parse_flags, speaks_for_node
 from prismatic.training.config import FinetuneConfig
 

@@ -19,26 +19,28 @@ FLOORS = {
     "prismatic.vla.datasets": 1,
     "prismatic.models": 1,
     "prismatic.extern": 2,
-    "prismatic.checkpoint": 3,
-    "prismatic.checkpoint_files": 3,
-    "prismatic.components": 3,
-    "prismatic.adapters": 3,
-    "prismatic.inspection": 3,
-    "prismatic.atomic_folder": 3,
-    "prismatic.weight_files": 3,
+    "prismatic.checkpoints": 3,
     "prismatic.inference": 3,
     "prismatic.policy": 4,
-    "prismatic.visualization": 4,
+    "prismatic.pictures": 4,
     "prismatic.report": 4,
     "prismatic.serving": 5,
     "prismatic.training": 5,
-    "vla-scripts": 6,
     "experiments": 6,
-    "scripts": 6,
+    "experiments.robot.libero.results": 6,
+    "experiments.robot.libero.reports": 7,
+    "experiments.robot.libero.simulator": 7,
+    "experiments.robot.libero.policies": 8,
+    "experiments.robot.libero.demonstrations": 8,
+    "experiments.robot.libero.rollouts": 9,
+    "experiments.robot.libero.evaluation": 10,
+    "experiments.robot.libero.run_libero_eval": 13,
+    "lightvla": 12,
+    "scripts": 13,
+    "vla-scripts": 13,
 }
-SOURCES = sorted(
-    path for folder in ("prismatic", "vla-scripts", "experiments", "scripts") for path in (ROOT / folder).rglob("*.py")
-)
+FOLDERS = ("prismatic", "experiments", "lightvla", "scripts", "vla-scripts")
+SOURCES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
 
 
 def module_name(path: Path) -> str:
@@ -86,7 +88,7 @@ def imported_modules(path: Path, for_types: bool = True) -> Iterator[str]:
             names = [f"{base}.{a.name}" if f"{base}.{a.name}" in MODULES else base for a in node.names]
         else:
             continue
-        yield from (name for name in names if name.split(".")[0] in {"prismatic", "experiments", "scripts"})
+        yield from (name for name in names if name.split(".")[0] in FOLDERS)
 
 
 def violations(module: str, imports: Iterator[str]) -> list[str]:
@@ -162,7 +164,9 @@ def test_init_files_are_empty(path: Path) -> None:
 
 def test_every_package_folder_has_an_init_file() -> None:
     """setuptools finds packages by their `__init__.py`; a folder without one is missing from an installation."""
-    folders = {path.parent for path in SOURCES if path.relative_to(ROOT).parts[0] in ("prismatic", "experiments")}
+    folders = {
+        path.parent for path in SOURCES if path.relative_to(ROOT).parts[0] in ("prismatic", "experiments", "lightvla")
+    }
     missing = [str(folder.relative_to(ROOT)) for folder in sorted(folders) if not (folder / "__init__.py").exists()]
     assert not missing, missing
 

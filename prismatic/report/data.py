@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
+from prismatic.pictures.images import data_uri
 from prismatic.significance import wilson_interval
-from prismatic.visualization import data_uri
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
 
+from prismatic.pictures.frame import PANEL_SIZE
+from prismatic.pictures.images import resize
+from prismatic.pictures.trace import PruningTrace
 from prismatic.report.figures import COLOURS, STYLE
-from prismatic.visualization import CROP_AREA, PANEL_SIZE, PruningTrace, resize
+from prismatic.vla.crop import CROP_AREA
 
 COLOUR_MAP = "inferno"
 MAX_NAMED = 8

@@ -12,9 +12,11 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
-from prismatic.checkpoint import Checkpoint, LoadOptions, load_checkpoint
-from prismatic.checkpoint_files import check_complete, resolve, stored_dtype
-from prismatic.components import new_head
+from prismatic.checkpoints.components import new_head
+from prismatic.checkpoints.directory import Checkpoint, load_checkpoint
+from prismatic.checkpoints.files import check_complete, resolve, stored_dtype
+from prismatic.checkpoints.options import LoadOptions
+from prismatic.checkpoints.weight_files import fingerprint
 from prismatic.models.diffusion import NUM_TRAIN_STEPS
 from prismatic.models.lora import attach_lora
 from prismatic.models.precision import computes_in_bf16
@@ -33,7 +35,6 @@ from prismatic.vla.datasets.collate import collate
 from prismatic.vla.datasets.rlds import UnreadableImage
 from prismatic.vla.datasets.sampler import SampleRequest
 from prismatic.vla.robots import RobotSpec, misfits
-from prismatic.weight_files import fingerprint
 
 log = logging.getLogger(__name__)
 

@@ -5,9 +5,9 @@ import logging
 import math
 import tempfile
 
-from prismatic.checkpoint import check_loadable
-from prismatic.checkpoint_files import read_config, resolve
-from prismatic.components import diffusion_steps, head_kind
+from prismatic.checkpoints.components import diffusion_steps, head_kind
+from prismatic.checkpoints.directory import check_loadable
+from prismatic.checkpoints.files import read_config, resolve
 from prismatic.extern.hf.modeling_prismatic import check_pruner
 from prismatic.training.config import FinetuneConfig
 from prismatic.training.data import dataset_specs

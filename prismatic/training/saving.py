@@ -13,7 +13,8 @@ import torch
 from peft import LoraConfig
 from torch import nn
 
-from prismatic.checkpoint import Checkpoint, load_training_state, save_checkpoint
+from prismatic.checkpoints.directory import Checkpoint
+from prismatic.checkpoints.saving import load_training_state, save_checkpoint
 from prismatic.models import lora
 from prismatic.models.film import is_film
 from prismatic.training.config import FinetuneConfig

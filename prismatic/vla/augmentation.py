@@ -9,9 +9,9 @@ from dataclasses import dataclass, fields
 import numpy as np
 import torch
 
+from prismatic.vla.crop import CROP_AREA
 from prismatic.vla.images import crop_and_resize, from_planes, to_planes
 
-CROP_AREA = 0.9
 BRIGHTNESS = 0.2
 CONTRAST = (0.8, 1.2)
 SATURATION = (0.8, 1.2)

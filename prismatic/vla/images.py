@@ -14,6 +14,8 @@ import simplejpeg
 import torch
 from PIL import Image
 
+from prismatic.vla.crop import CROP_AREA
+
 _JPEG_QUALITY = 95  # TensorFlow's default
 _LANCZOS_RADIUS = 3.0
 
@@ -274,7 +276,7 @@ def _enlarge_center(x: np.ndarray, axis: int, area: float) -> np.ndarray:
     return step.astype(np.float32)
 
 
-def center_crop(image: np.ndarray, area: float = 0.9) -> np.ndarray:
+def center_crop(image: np.ndarray, area: float = CROP_AREA) -> np.ndarray:
     """The central `area` of a (H, W, 3) uint8 image, enlarged bilinearly back to (H, W, 3) uint8.
 
     Bit for bit what `crop_and_resize` gives between `to_planes` and `from_planes`.

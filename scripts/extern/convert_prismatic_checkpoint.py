@@ -21,9 +21,8 @@ from typing import Any
 import torch
 from huggingface_hub import split_torch_state_dict_into_shards
 
-from prismatic.atomic_folder import staged
-from prismatic.checkpoint import expected_tensors
-from prismatic.checkpoint_files import (
+from prismatic.checkpoints.atomic_folder import staged
+from prismatic.checkpoints.files import (
     PROCESSOR_FILES,
     STATISTICS_FILE,
     copy_small_files,
@@ -32,9 +31,10 @@ from prismatic.checkpoint_files import (
     resolve,
     small_file_problems,
 )
+from prismatic.checkpoints.weight_checks import expected_tensors
+from prismatic.checkpoints.weight_files import tensor_reader, write_shards
 from prismatic.command_line import parse_or_exit
 from prismatic.stored_files import foreign_code_only, load_plain, read_json
-from prismatic.weight_files import tensor_reader, write_shards
 
 log = logging.getLogger("convert")
 

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from prismatic.checkpoint import load_checkpoint, save_checkpoint
+from lightvla.demo.small_model import SmallModelConfig, build
+from prismatic.checkpoints.directory import load_checkpoint
+from prismatic.checkpoints.saving import save_checkpoint
 from prismatic.models.action_heads import L1RegressionActionHead
 from prismatic.models.projectors import ProprioProjector
 from prismatic.vla.normalization import fit_statistics
-from scripts.build_small_model import SmallModelConfig, build
 
 
 @pytest.fixture(scope="session")

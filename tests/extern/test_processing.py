@@ -13,7 +13,8 @@ from PIL import Image
 from torchvision.transforms import functional as torchvision_functional
 from transformers import AutoImageProcessor, AutoProcessor
 
-from prismatic.checkpoint import load_checkpoint, save_checkpoint
+from prismatic.checkpoints.directory import load_checkpoint
+from prismatic.checkpoints.saving import save_checkpoint
 from prismatic.extern.hf.processing_prismatic import PrismaticImageProcessor, PrismaticProcessor
 from prismatic.policy import Policy
 

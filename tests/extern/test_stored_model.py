@@ -12,9 +12,10 @@ import torch
 from reference_checkpoint import diffusion_weights, film_weights, noisy_action_weights, reference_sample, write_variant
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from prismatic.checkpoint import LoadOptions, load_checkpoint
+from prismatic.checkpoints.directory import load_checkpoint
+from prismatic.checkpoints.inspection import inspect_checkpoint
+from prismatic.checkpoints.options import LoadOptions
 from prismatic.extern.hf.modeling_prismatic import OpenVLAForActionPrediction
-from prismatic.inspection import inspect_checkpoint
 from prismatic.models.diffusion import DiffusionActionHead
 from prismatic.models.projectors import NoisyActionProjector
 from prismatic.models.pruners.registry import PrunerSpec

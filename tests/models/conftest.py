@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.build_small_model import SmallModelConfig, build
+from lightvla.demo.small_model import SmallModelConfig, build
 
 
 @pytest.fixture(scope="session")

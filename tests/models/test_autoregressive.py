@@ -12,10 +12,12 @@ from reference_checkpoint import reference_sample, write_original_checkpoint
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, LlamaConfig, LlamaForCausalLM
 
-from prismatic.checkpoint import LoadOptions, load_checkpoint, save_checkpoint
+from prismatic.checkpoints.directory import load_checkpoint
+from prismatic.checkpoints.inspection import inspect_checkpoint
+from prismatic.checkpoints.options import LoadOptions
+from prismatic.checkpoints.saving import save_checkpoint
 from prismatic.extern.hf.modeling_prismatic import OpenVLAForActionPrediction
 from prismatic.extern.hf.original import why_original
-from prismatic.inspection import inspect_checkpoint
 from prismatic.models.llama import decode_greedily
 from prismatic.models.pruners.registry import PrunerSpec
 from prismatic.models.token_pruner import TokenPruner

@@ -10,13 +10,14 @@ import torch
 from torch import nn
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from prismatic.checkpoint import LoadOptions, load_checkpoint
+from lightvla.demo.small_model import SmallModelConfig, build
+from prismatic.checkpoints.directory import load_checkpoint
+from prismatic.checkpoints.options import LoadOptions
 from prismatic.models.action_heads import L1RegressionActionHead
 from prismatic.models.lora import attach_lora
 from prismatic.models.projectors import ProprioProjector
 from prismatic.models.token_pruner import TokenPruner, TokenSelection
 from prismatic.training.step import TrainableVLA
-from scripts.build_small_model import SmallModelConfig, build
 
 EXACT = 1e-12
 TOKENS = 32  # two images of 16 patches

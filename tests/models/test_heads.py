@@ -17,7 +17,9 @@ from reference_checkpoint import (
     write_variant,
 )
 
-from prismatic.checkpoint import Checkpoint, LoadOptions, load_checkpoint, save_checkpoint
+from prismatic.checkpoints.directory import Checkpoint, load_checkpoint
+from prismatic.checkpoints.options import LoadOptions
+from prismatic.checkpoints.saving import save_checkpoint
 from prismatic.models.diffusion import DiffusionActionHead
 from prismatic.models.pruners.registry import PrunerSpec
 from prismatic.models.token_pruner import KeepAllTokens, TokenPruner

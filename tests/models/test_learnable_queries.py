@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from prismatic.checkpoint import Checkpoint, LoadOptions, load_checkpoint
+from prismatic.checkpoints.directory import Checkpoint, load_checkpoint
+from prismatic.checkpoints.options import LoadOptions
 from prismatic.extern.hf.modeling_prismatic import OpenVLAForActionPrediction
 from prismatic.models.pruners.learnable_queries import LearnableQueries, score_by_queries
 from prismatic.models.pruners.registry import PrunerSpec

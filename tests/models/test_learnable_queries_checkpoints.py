@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from prismatic.checkpoint import Checkpoint, LoadOptions, load_checkpoint, save_checkpoint
+from prismatic.checkpoints.directory import Checkpoint, load_checkpoint
+from prismatic.checkpoints.options import LoadOptions
+from prismatic.checkpoints.saving import save_checkpoint
 from prismatic.extern.hf.modeling_prismatic import OpenVLAForActionPrediction
 from prismatic.models.action_heads import L1RegressionActionHead
 from prismatic.models.projectors import ProprioProjector

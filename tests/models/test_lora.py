@@ -4,7 +4,8 @@ import pytest
 import torch
 from peft import PeftModel
 
-from prismatic.checkpoint import LoadOptions, load_checkpoint
+from prismatic.checkpoints.directory import load_checkpoint
+from prismatic.checkpoints.options import LoadOptions
 from prismatic.extern.hf.modeling_prismatic import OpenVLAForActionPrediction
 from prismatic.models.lora import attach_lora, lora_targets, merged, save_adapter
 

@@ -15,7 +15,7 @@ import torch
 from reference_checkpoint import reference_sample, reference_training_targets
 from torch.nn.utils.rnn import pad_sequence
 
-from prismatic.checkpoint import Checkpoint
+from prismatic.checkpoints.directory import Checkpoint
 from prismatic.models.lora import ADAPTER, attach_lora, merged
 from prismatic.models.token_pruner import KeepAllTokens, TokenPruner
 from prismatic.vla.prompt import TokenIds, with_empty_piece

@@ -13,7 +13,8 @@ from reference_checkpoint import (
     reference_training_targets,
 )
 
-from prismatic.checkpoint import Checkpoint, LoadOptions, load_checkpoint
+from prismatic.checkpoints.directory import Checkpoint, load_checkpoint
+from prismatic.checkpoints.options import LoadOptions
 from prismatic.models.pruners.registry import PrunerSpec
 from prismatic.models.token_pruner import KeepAllTokens, TokenPruner, score_tokens
 from prismatic.vla.normalization import normalize

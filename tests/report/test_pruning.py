@@ -10,8 +10,9 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
+from prismatic.pictures.trace import PruningTrace
 from prismatic.report import pruning
-from prismatic.visualization import CROP_AREA, PruningTrace
+from prismatic.vla.crop import CROP_AREA
 
 CAMERAS = ("full_image", "wrist_image")
 

@@ -9,8 +9,8 @@ import torch
 from reference_checkpoint import model_weights
 from safetensors.torch import load_file
 
-from prismatic.checkpoint import load_checkpoint
-from prismatic.checkpoint_files import check_complete
+from prismatic.checkpoints.directory import load_checkpoint
+from prismatic.checkpoints.files import check_complete
 from scripts.extern.convert_prismatic_checkpoint import ConvertConfig, check_equal, convert, main, read_raw
 
 STATISTICS = {"bridge_orig": {"action": {"q01": [0.0] * 7, "q99": [1.0] * 7}}}

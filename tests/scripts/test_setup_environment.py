@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.robot.libero.simulator import APT_COMMAND
+from experiments.robot.libero.simulator.backend import APT_COMMAND
 from scripts import setup_environment
 
 

@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 from policy_server import serving
 
-from experiments.robot.libero.config import EvaluationConfig
-from experiments.robot.libero.environment import LiberoEnvironment, load_task
-from experiments.robot.libero.remote_policy import resize_with_padding
-from experiments.robot.libero.results import Results
-from experiments.robot.libero.run_libero_eval import main
+from experiments.robot.libero.evaluation.command import main
+from experiments.robot.libero.policies.server import resize_with_padding
+from experiments.robot.libero.results.results import Results
+from experiments.robot.libero.settings.flags import EvaluationConfig
+from experiments.robot.libero.simulator.environment import LiberoEnvironment
+from experiments.robot.libero.simulator.tasks import load_task
 from prismatic.serving.wire import pack, unpack
 
 pytestmark = pytest.mark.slow

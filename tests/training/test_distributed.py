@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from prismatic.adapters import merge_adapter
-from prismatic.checkpoint_files import check_complete
+from prismatic.checkpoints.adapters import merge_adapter
+from prismatic.checkpoints.files import check_complete
+from prismatic.checkpoints.weight_files import fingerprint
 from prismatic.training.config import FinetuneConfig
 from prismatic.training.distributed import resolve_device
-from prismatic.weight_files import fingerprint
 
 SCRIPT = Path(__file__).resolve().parents[2] / "vla-scripts" / "finetune.py"
 

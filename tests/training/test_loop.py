@@ -7,7 +7,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText
 
-from prismatic.checkpoint import load_checkpoint, load_training_state
+from prismatic.checkpoints.directory import load_checkpoint
+from prismatic.checkpoints.saving import load_training_state
 from prismatic.policy import Policy
 from prismatic.stored_files import load_component
 from prismatic.training.build import build

@@ -9,11 +9,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from prismatic.checkpoint_files import check_complete
+from prismatic.checkpoints.files import check_complete
+from prismatic.checkpoints.weight_files import fingerprint
 from prismatic.stored_files import load_component
 from prismatic.training.config import FinetuneConfig
 from prismatic.training.loop import BadInput, finetune
-from prismatic.weight_files import fingerprint
 
 SCRIPT = Path(__file__).resolve().parents[2] / "vla-scripts" / "merge_lora_weights_and_save.py"
 

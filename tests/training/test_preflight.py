@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from prismatic.checkpoint import load_checkpoint
-from prismatic.inspection import inspect_checkpoint
+from prismatic.checkpoints.directory import load_checkpoint
+from prismatic.checkpoints.inspection import inspect_checkpoint
 from prismatic.training.loop import BadInput, finetune
 from prismatic.training.preflight import preflight
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from prismatic.checkpoint import load_checkpoint
+from prismatic.checkpoints.directory import load_checkpoint
 from prismatic.training.build import Run, build, train_batches
 from prismatic.training.distributed import Ranks
 from prismatic.training.heads import diffusion_draws

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from experiments.robot.libero.config import EvaluationConfig
-from experiments.robot.libero.config import check_flags as check_evaluation
+from experiments.robot.libero.evaluation.checks import check_flags as check_evaluation
+from experiments.robot.libero.settings.flags import EvaluationConfig
 from prismatic.training.config import FinetuneConfig
 from prismatic.training.preflight import check_flags as check_training
 

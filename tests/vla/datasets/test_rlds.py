@@ -18,7 +18,8 @@ from fixtures_rlds import encoded, hand_made, write_by_hand
 from tensorflow_process import TensorFlow, read_rlds, write_shard
 
 from prismatic.vla.datasets.catalog import get_dataset_spec
-from prismatic.vla.datasets.rlds import RldsIndex, ShardFiles
+from prismatic.vla.datasets.rlds import RldsIndex
+from prismatic.vla.datasets.shards import ShardFiles
 from prismatic.vla.gripper import GRIPPERS
 from prismatic.vla.images import decode_jpeg, encode_jpeg
 

@@ -1,0 +1,192 @@
+"""The evaluation as a command: check, load, roll out, report."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+
+import transformers.utils.logging
+from rich.console import Console
+from rich.logging import RichHandler
+
+from experiments.robot.libero.evaluation.conventions import version_warnings
+from experiments.robot.libero.evaluation.plan import Plan, make_plan
+from experiments.robot.libero.evaluation.resume import check_resumable, check_same_policy
+from experiments.robot.libero.evaluation.terminal import cost_line, evaluate_with_progress, summary_table
+from experiments.robot.libero.policies.checkpoint import statistics_warnings
+from experiments.robot.libero.policies.choice import make_agent
+from experiments.robot.libero.policies.contract import Agent
+from experiments.robot.libero.results.journal import Journal
+from experiments.robot.libero.results.provenance import collect_versions
+from experiments.robot.libero.results.results import FILE_NAME, Results
+from experiments.robot.libero.settings.flags import EvaluationConfig
+from experiments.robot.libero.simulator.backend import RenderingUnavailable, render_on_gpu
+from prismatic.command_line import named_by_node, parse_or_exit, speaks_for_node
+from prismatic.training.distributed import ElsewhereError, Ranks, ranks, resolve_device
+from prismatic.training.wandb_account import without_effect
+
+UNUSABLE, INVALID, STOPPED = 2, 3, 130
+"""Exit statuses."""
+
+
+LONGEST = timedelta(days=30)
+"""How long a process that is done waits for the others."""
+
+
+_REFUSALS = (ValueError, FileNotFoundError, ImportError, ConnectionError, RenderingUnavailable)
+
+
+def main(config: EvaluationConfig, command: list[str]) -> int:
+    """Check, load, roll out, report; returns the exit status."""
+    console = Console(stderr=False)
+    logging.basicConfig(
+        level=logging.INFO, format="%(message)s", handlers=[RichHandler(console=console, show_path=False)]
+    )
+    transformers.utils.logging.disable_progress_bar()  # of loading weights; `prepared` shows that it goes on
+    try:
+        with _joined(config) as processes:
+            return run(config, command, console, processes)
+    except Refused as refused:
+        if speaks_for_node():
+            console.print("[bold red]error:[/] ", end="")
+            console.print(str(refused), markup=False, highlight=False, soft_wrap=True)
+        return UNUSABLE
+    except KeyboardInterrupt:
+        if os.environ.get("RANK", "0") == "0":
+            console.print("stopped before the first rollout")
+        return STOPPED
+
+
+class Refused(Exception):
+    """The flags or the checkpoint cannot be used; nothing long has been done yet."""
+
+    def __init__(self, reason: Exception) -> None:
+        # What another process found names its machine itself.
+        super().__init__(str(reason) if isinstance(reason, ElsewhereError) else named_by_node(str(reason)))
+
+
+@contextmanager
+def _joined(config: EvaluationConfig) -> Iterator[Ranks]:
+    """This process among those of torchrun; raises `Refused` for a device that is not there."""
+    device = "cpu" if config.policy_url else config.device
+    try:
+        resolve_device(device)
+    except ValueError as error:
+        raise Refused(error) from error
+    with ranks(device, save_timeout=LONGEST) as processes:
+        yield processes
+
+
+@contextmanager
+def prepared(config: EvaluationConfig, processes: Ranks, console: Console) -> Iterator[tuple[Plan, Agent, Journal]]:
+    """Do everything that can be refused, in all processes alike. Raises `Refused`."""
+    with contextlib.ExitStack() as stack:
+        try:
+            with processes.together(*_REFUSALS):
+                if processes.world_size > 1:
+                    render_on_gpu(int(os.environ.get("LOCAL_RANK", "0")))
+                plan = make_plan(config)
+                check_resumable(plan)
+            # A folder named by the time must be the same one for all processes.
+            plan = replace(plan, output_dir=processes.gather(plan.output_dir)[0])
+            with processes.together(ValueError, OSError):
+                journal = stack.enter_context(Journal(plan.output_dir, processes.rank, processes.world_size))
+            with processes.together(*_REFUSALS), console.status("loading the policy"):
+                agent = stack.enter_context(contextlib.closing(make_agent(config, processes.device)))
+                check_same_policy(plan, agent)
+        except (*_REFUSALS, OSError, ElsewhereError) as error:
+            raise Refused(error) from error
+        yield plan, agent, journal
+
+
+def run(config: EvaluationConfig, command: list[str], console: Console, processes: Ranks) -> int:
+    """What one process of an evaluation does; the main one shows it."""
+    shown = console if processes.is_main else Console(quiet=True)
+    with prepared(config, processes, shown) as (plan, agent, journal):
+        return roll_out(plan, agent, journal, command, shown, processes)
+
+
+def roll_out(plan: Plan, agent: Agent, journal: Journal, command: list[str], console: Console, processes: Ranks) -> int:
+    """Evaluate what has been checked, and show what came out; returns the exit status."""
+    described = agent.description()
+    for assumption in described["assumptions"]:
+        console.print(f"[yellow]assumed:[/] {assumption}")
+    for line in without_effect(plan.config):
+        console.print(f"[yellow]note:[/] {line}", soft_wrap=True)
+    scaling = statistics_warnings(str(described.get("unnorm_key")), plan.config.task_suite_name)
+    for warning in [*version_warnings(collect_versions()), *plan.warnings, *scaling]:
+        console.print(f"[yellow]warning:[/] {warning}", soft_wrap=True)
+    try:
+        results = evaluate_with_progress(plan, agent, journal, command, console, processes)
+    except KeyboardInterrupt:
+        again = f"go on with the same command and --resume True --output_dir {plan.output_dir}"
+        console.print(f"stopped; {again}", soft_wrap=True, markup=False)
+        console.print(f"a report of what is done so far: scripts/report_results.py {plan.output_dir}", soft_wrap=True)
+        return STOPPED
+    if processes.is_main:
+        try:
+            show(plan, results, console)
+        except KeyboardInterrupt:
+            console.print(f"stopped, but the results are complete: {plan.output_dir / FILE_NAME}", soft_wrap=True)
+            console.print(f"the report: scripts/report_results.py {plan.output_dir}", soft_wrap=True)
+            return STOPPED
+    processes.barrier()  # torchrun ends all processes as soon as one of them ends with an error
+    return INVALID if processes.is_main and results.summary()["all"]["invalid"] else 0
+
+
+def show(plan: Plan, results: Results, console: Console) -> None:
+    """The outcome on the terminal, and the report."""
+    console.print(summary_table(results))
+    console.print(cost_line(results))
+    if invalid := results.summary()["all"]["invalid"]:
+        console.print(f"[bold red]{invalid} invalid rollouts[/] count neither way; --resume True tries them again")
+    console.print(f"results: {plan.output_dir / FILE_NAME}", soft_wrap=True)
+    if plan.config.report:
+        console.print(report_line(plan.output_dir), soft_wrap=True, markup=False)
+    if plan.config.use_wandb:
+        try:
+            log_to_wandb(plan, results)
+        except Exception as error:  # no evaluation is lost over its log
+            console.print(f"nothing was sent to Weights & Biases: {error}", markup=False)
+
+
+def report_line(folder: Path) -> str:
+    """Write the report; returns where it is, or why there is none: no evaluation is lost over its report."""
+    try:
+        from experiments.robot.libero.reports.page import write_reports
+
+        return f"report: {write_reports([folder])[0]}"
+    except ImportError as error:
+        return f"no report ({error}): pip install 'lightvla[report]', then scripts/report_results.py {folder}"
+    except (OSError, ValueError) as error:
+        return f"no report: {error}"
+
+
+def log_to_wandb(plan: Plan, results: Results) -> None:
+    """Send the rates and costs to Weights & Biases."""
+    import wandb
+
+    config, summary = plan.config, results.summary()
+    run = wandb.init(
+        entity=config.wandb_entity,
+        project=config.wandb_project,
+        name=plan.output_dir.name,
+        dir=str(plan.output_dir),
+    )
+    run.log({f"success_rate/{row['task_name']}": row["rate"] for row in summary["tasks"]})
+    run.log({"success_rate/all": summary["all"]["rate"], "tokens_kept": (summary["tokens_kept"] or {}).get("mean")})
+    run.finish()
+
+
+def command() -> int:
+    """What the command line runs; returns the exit status."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # schedulers stop jobs so
+    return main(parse_or_exit(EvaluationConfig), sys.argv)

@@ -1,0 +1,250 @@
+"""The evaluation itself: every start of a plan is rolled out, in one process or many, and can be gone on with later."""
+
+from __future__ import annotations
+
+import bisect
+import contextlib
+import itertools
+import os
+import sys
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from experiments.robot.libero.evaluation import conventions
+from experiments.robot.libero.evaluation.plan import Plan
+from experiments.robot.libero.evaluation.resume import changed_conditions, earlier_rollouts
+from experiments.robot.libero.policies.checkpoint import statistics_warnings
+from experiments.robot.libero.policies.contract import Agent
+from experiments.robot.libero.results.journal import Journal
+from experiments.robot.libero.results.provenance import collect_versions, git_commit
+from experiments.robot.libero.results.results import FILE_NAME, TIME_FORMAT, EpisodeRecord, Results
+from experiments.robot.libero.rollouts.rollout import RolloutSettings
+from experiments.robot.libero.rollouts.runner import (
+    EnvironmentSettings,
+    EpisodeRunner,
+    EpisodeSettings,
+    RecordSettings,
+    VideoSettings,
+)
+from experiments.robot.libero.rollouts.schedule import Schedule
+from experiments.robot.libero.rollouts.start import Start
+from experiments.robot.libero.rollouts.worker_pool import WorkerPool
+from experiments.robot.libero.settings.flags import EvaluationConfig
+from prismatic.training.distributed import Ranks
+
+
+@dataclass(frozen=True)
+class Listeners:
+    """Told how an evaluation goes.
+
+    Args:
+        begin: how many rollouts this process has to do, those done before included, and the records of the latter.
+        episode: a rollout has ended.
+    """
+
+    begin: Callable[[int, Sequence[EpisodeRecord]], None] = lambda total, done: None
+    episode: Callable[[EpisodeRecord], None] = lambda record: None
+
+
+def evaluate(
+    plan: Plan,
+    agent: Agent,
+    command: Sequence[str],
+    listeners: Listeners | None = None,
+    ranks: Ranks | None = None,
+    journal: Journal | None = None,
+) -> Results:
+    """Roll out every start. Each rollout is on the disk as soon as it ends; `results.json` follows.
+
+    Of several processes (`ranks`) each takes every n-th start; all return the merged results, and the main one writes
+    them.
+
+    Args:
+        command: The command line, for the record.
+        journal: of this process, open; None opens it for as long as this lasts.
+
+    Raises:
+        JournalInUse: when another process evaluates into the same folder.
+    """
+    listeners, ranks = listeners or Listeners(), ranks or Ranks(0, 1, torch.device("cpu"))
+    if journal is None:
+        with Journal(plan.output_dir, ranks.rank, ranks.world_size) as journal:
+            return _evaluate(plan, agent, command, listeners, ranks, journal)
+    return _evaluate(plan, agent, command, listeners, ranks, journal)
+
+
+def _evaluate(
+    plan: Plan, agent: Agent, command: Sequence[str], listeners: Listeners, ranks: Ranks, journal: Journal
+) -> Results:
+    results = _empty_results(plan, agent, command, ranks)
+    order = {start.key: place for place, start in enumerate(itertools.chain(*plan.starts))}
+    before, earlier = earlier_rollouts(plan) if plan.config.resume else ([], {})
+    seconds, restarts = earlier.get("seconds", 0.0), earlier.get("worker_restarts", 0)
+    results.run |= {key: earlier[key] for key in ("started", "command") if key in earlier}
+    results.run["warnings"] += changed_conditions(earlier, results.run, len(before))
+    found = {record.key: record for share in ranks.gather(before) for record in share}
+    left = shares(plan.starts, set(found), ranks.rank, ranks.world_size)
+    results.episodes = sorted(found.values(), key=lambda record: order[record.key])
+    results.run |= {"seconds": seconds, "worker_restarts": restarts}
+    listeners.begin(len(found) + sum(map(len, left)), results.episodes)
+
+    writer = _Writer(plan.output_dir / FILE_NAME, ranks.is_main)
+    began = time.perf_counter()
+    writer.save(results)
+    ranks.barrier()  # no rollout is on the disk before what it belongs to is
+    try:
+        with contextlib.closing(_records(plan, agent, left)) as records:
+            for record, restarted in records:
+                journal.append(record)
+                results.run["worker_restarts"] = restarts + restarted
+                bisect.insort(results.episodes, record, key=lambda record: order[record.key])
+                results.run["seconds"] = round(seconds + time.perf_counter() - began, 1)
+                writer.save_now_and_then(results)
+                listeners.episode(record)
+    finally:
+        writer.save(results)
+    merged = {record.key: record for share in ranks.gather(results.episodes) for record in share}
+    results.episodes = sorted(merged.values(), key=lambda record: order[record.key])
+    results.run["worker_restarts"] = restarts + sum(ranks.gather(results.run["worker_restarts"] - restarts))
+    results.run["seconds"] = max(ranks.gather(results.run["seconds"]))
+    results.run["complete"] = len(results.episodes) == len(order)
+    writer.save(results)
+    return results
+
+
+def shares(starts: Sequence[Sequence[Start]], done: set[Any], rank: int, world_size: int) -> list[list[Start]]:
+    """The starts that one of `world_size` processes rolls out, task by task.
+
+    What is left is dealt out one by one, so that every process gets its part of every task.
+    """
+    left = [[start for start in task if start.key not in done] for task in starts]
+    places = itertools.count()
+    return [[start for start in task if next(places) % world_size == rank] for task in left]
+
+
+def _records(plan: Plan, agent: Agent, starts: Sequence[Sequence[Start]]) -> Generator[tuple[EpisodeRecord, int]]:
+    """A record for every start, in the order in which they end, and how often a simulator has been replaced so far."""
+    config = plan.config
+    schedule = Schedule(starts, config.max_attempts)
+    settings = episode_settings(plan, agent)
+    workers = num_workers(config, sum(map(len, starts)))
+    # By what was asked for: one rollout that kills its simulator must not be left to kill the policy.
+    if num_workers(config, sys.maxsize) == 1:
+        yield from ((record, 0) for record in _records_in_this_process(settings, agent, schedule))
+    elif workers:
+        # A server is asked about each look by itself, at once about all that wait.
+        batch_size = config.batch_size or (workers if config.policy_url else 1)
+        with WorkerPool(settings, agent, workers, config.worker_timeout_s, batch_size) as pool:
+            for record in pool.run(schedule):
+                yield record, pool.restarts
+
+
+def _records_in_this_process(settings: EpisodeSettings, agent: Agent, schedule: Schedule) -> Iterator[EpisodeRecord]:
+    runner = EpisodeRunner(settings, agent)
+    start: Start | None = None
+    try:
+        while (start := schedule.take(start)) is not None:
+            record = runner.run(start)
+            if schedule.settle(start, record):
+                yield record
+    finally:
+        runner.close()
+
+
+def num_workers(config: EvaluationConfig, rollouts: int) -> int:
+    """Simulator processes: as the flag says, else this process's share of the cores; never more than rollouts."""
+    neighbours = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # torchrun's processes on this machine
+    return min(config.num_envs or max(1, num_cores() // neighbours), rollouts)
+
+
+def num_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def episode_settings(plan: Plan, agent: Agent) -> EpisodeSettings:
+    """What the processes that simulate must know."""
+    config = plan.config
+    return EpisodeSettings(
+        rollout=RolloutSettings(
+            max_steps=plan.max_steps,
+            open_loop_steps=config.num_open_loop_steps or agent.robot.open_loop_steps,
+            control=config.control,
+            blank_images=config.control == "blank_images",
+            cameras=agent.cameras,
+            render_every_step=config.render_every_step,
+        ),
+        environment=EnvironmentSettings(
+            resolution=config.env_img_res,
+            render=plan.renders,
+            seed=config.seed,
+            renderer=config.renderer,
+            settle_steps=config.num_steps_wait,
+            canonical_quaternion=agent.robot.canonical_quaternion,
+        ),
+        output_dir=plan.output_dir,
+        video=VideoSettings(
+            every_steps=config.video_every_steps,
+            max_per_task=config.max_videos_per_task,
+            center_crop=agent.center_crop,
+            control_rate_hz=agent.robot.control_rate_hz,
+        )
+        if config.save_rollout_video
+        else None,
+        record=RecordSettings(agent.center_crop, agent.robot.control_rate_hz, agent.description())
+        if config.record
+        else None,
+    )
+
+
+def _empty_results(plan: Plan, agent: Agent, command: Sequence[str], ranks: Ranks) -> Results:
+    config, description = plan.config, dict(agent.description())
+    settings, versions = episode_settings(plan, agent).rollout, collect_versions()
+    return Results(
+        run={
+            "command": list(command),
+            "started": time.strftime(TIME_FORMAT),
+            "git_commit": git_commit(),
+            "device": description.pop("device_name", "unknown"),
+            "renderer": config.renderer,
+            "rendering_backend": plan.backend,
+            "seed": config.seed,
+            "protocol": conventions.describe(config, settings.max_steps, settings.open_loop_steps, agent.center_crop),
+            "warnings": [
+                *conventions.version_warnings(versions),
+                *plan.warnings,
+                *statistics_warnings(str(description.get("unnorm_key")), config.task_suite_name),
+            ],
+            "num_envs": num_workers(config, sys.maxsize),
+            "processes": ranks.world_size,
+            "worker_restarts": 0,
+            "complete": False,
+        },
+        config=asdict(config),
+        policy=description,
+        versions=versions,
+    )
+
+
+class _Writer:
+    """Writes `results.json`, seldom enough to cost a few percent of the time at most, however long it has become."""
+
+    def __init__(self, path: Path, active: bool) -> None:
+        self._path = path
+        self._active = active
+        self._next = 0.0
+
+    def save(self, results: Results) -> None:
+        if self._active:
+            results.save(self._path)
+
+    def save_now_and_then(self, results: Results) -> None:
+        began = time.monotonic()
+        if began >= self._next:
+            self.save(results)
+            self._next = time.monotonic() + 20 * (time.monotonic() - began)

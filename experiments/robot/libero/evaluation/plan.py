@@ -1,0 +1,172 @@
+"""What an evaluation will roll out, checked before any long work."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from experiments.robot.libero.evaluation import conventions
+from experiments.robot.libero.evaluation.checks import check_flags
+from experiments.robot.libero.results.journal import has_journal
+from experiments.robot.libero.results.results import FILE_NAME
+from experiments.robot.libero.rollouts.start import Start
+from experiments.robot.libero.settings.flags import EvaluationConfig, parse_indices
+from experiments.robot.libero.simulator.backend import check_rendering, simulator
+from experiments.robot.libero.simulator.states_file import read_initial_states
+from experiments.robot.libero.simulator.surroundings import is_writable
+from experiments.robot.libero.simulator.tasks import LiberoTask, get_suite, load_task
+from experiments.robot.libero.simulator.wide_starts import Displacement
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What will be rolled out: `starts` task by task, and how; `warnings` are for whoever reads the results."""
+
+    config: EvaluationConfig
+    starts: list[list[Start]]
+    max_steps: int
+    renders: bool
+    backend: str
+    output_dir: Path
+    warnings: list[str]
+
+
+def make_plan(config: EvaluationConfig) -> Plan:
+    """Check everything that needs no model, and lay out the starts.
+
+    Raises:
+        ValueError: as `check_flags`; for unknown tasks or initial states, naming what exists; for the control
+            `swapped_instruction` without two tasks that share a scene; for a folder that cannot be written.
+        RenderingUnavailable: when pictures are needed and cannot be drawn here.
+    """
+    check_flags(config)
+    suite = config.task_suite_name
+    count = get_suite(suite).get_num_tasks()
+    indices = list(range(count)) if config.task_ids is None else parse_indices(config.task_ids, "task_ids")
+    if unknown := [index for index in indices if index >= count]:
+        raise ValueError(f"--task_ids: {suite} has no task {unknown[0]}; expected 0 to {count - 1}")
+    tasks = [load_task(suite, index) for index in indices]
+    others = swap_partners(tasks) if config.control == "swapped_instruction" else [None] * len(tasks)
+    starts = [starts_of(config, task, other) for task, other in zip(tasks, others, strict=True)]
+    videos = config.save_rollout_video and config.max_videos_per_task != 0
+    renders = videos or config.control != "blank_images"
+    output_dir = output_directory(config)
+    if not is_writable(output_dir):
+        raise ValueError(f"cannot write into {output_dir.absolute()}; choose another --output_dir or --local_log_dir")
+    known = (output_dir / FILE_NAME).is_file()
+    if has_journal(output_dir) and not known:
+        raise ValueError(
+            f"--output_dir {output_dir} holds rollouts of an earlier evaluation but no {FILE_NAME}, which would say "
+            "of which policy and flags; put it back, or choose another folder"
+        )
+    if known and not config.resume:
+        raise ValueError(
+            f"--output_dir {output_dir} holds rollouts of an earlier evaluation; go on with them by --resume True, or "
+            "choose another folder"
+        )
+    backend = check_rendering() if renders else "none"
+    return Plan(
+        config,
+        starts,
+        conventions.max_steps(config),
+        renders,
+        backend,
+        output_dir,
+        missing_trials(config, tasks, starts),
+    )
+
+
+def missing_trials(
+    config: EvaluationConfig, tasks: Sequence[LiberoTask], starts: Sequence[Sequence[Start]]
+) -> list[str]:
+    """What to say where a file of initial states has fewer starts than were asked for."""
+    if config.initial_states is not None:
+        return []
+    wanted, file = config.num_trials_per_task, config.initial_states_path
+    return [
+        f"task {task.index}: {len(given)} of {wanted} trials: {file} has no more successful entries up to "
+        f"demo_{wanted - 1}"
+        for task, given in zip(tasks, starts, strict=True)
+        if len(given) < wanted
+    ]
+
+
+def swap_partners(tasks: Sequence[LiberoTask]) -> list[LiberoTask | None]:
+    """For every task the next one, round the circle, that lives in the same scene and wants something else."""
+    partners: list[LiberoTask | None] = []
+    for position, task in enumerate(tasks):
+        following = [*tasks[position + 1 :], *tasks[:position]]
+        partner = next((t for t in following if scene_of(t) == scene_of(task) and t.goal != task.goal), None)
+        if partner is None:
+            raise ValueError(
+                f"--control swapped_instruction: task {task.index} ({task.language!r}) shares its scene with no other "
+                "selected task; choose several tasks of libero_goal by --task_ids"
+            )
+        partners.append(partner)
+    return partners
+
+
+def scene_of(task: LiberoTask) -> str:
+    """What two tasks must have in common for one's goal to be reachable in the other's simulation."""
+    problem = simulator().parse_problem(str(task.bddl_file))
+    return json.dumps([problem["problem_name"], problem["fixtures"], problem["objects"]], sort_keys=True)
+
+
+def starts_of(config: EvaluationConfig, task: LiberoTask, other: LiberoTask | None) -> list[Start]:
+    """The starts of one task, in order."""
+    if config.initial_states_path != "DEFAULT":
+        states = read_initial_states(config.initial_states_path, task)
+    else:
+        states = dict(enumerate(task.init_states))
+    available = list(states)
+    if config.initial_states is not None:
+        chosen = parse_indices(config.initial_states, "initial_states")
+        if unknown := [index for index in chosen if index not in states]:
+            raise ValueError(
+                f"--initial_states: task {task.index} has no initial state {unknown[0]}; it has {len(states)}"
+            )
+    elif config.initial_states_path != "DEFAULT" and not config.wide_starts_m:
+        # As OpenVLA-OFT counts: failed demonstrations count as trials that are left out.
+        chosen = [index for index in available if index < config.num_trials_per_task]
+        if not chosen:
+            raise ValueError(
+                f"--num_trials_per_task {config.num_trials_per_task}: {config.initial_states_path} has no successful "
+                f"entry of task {task.index} before demo_{config.num_trials_per_task}; it has {available}"
+            )
+    elif config.num_trials_per_task > len(available) and not config.wide_starts_m:
+        raise ValueError(
+            f"--num_trials_per_task {config.num_trials_per_task}: task {task.index} has {len(available)} states, "
+            "and repeating one says nothing new; lower it, or ask for --wide_starts_m"
+        )
+    else:
+        chosen = [available[trial % len(available)] for trial in range(config.num_trials_per_task)]
+    starts = []
+    for trial, index in enumerate(chosen):
+        displacement = None
+        if config.wide_starts_m:
+            repetition = trial // len(available)
+            displacement = Displacement(config.wide_starts_m, config.seed, split="evaluation", trial=repetition)
+        starts.append(
+            Start(
+                task=task,
+                instruction=(other or task).language,
+                initial_state=index,
+                trial=trial,
+                seed=conventions.reset_seed(config, trial),
+                displacement=displacement,
+                state=states[index],
+                other=other,
+            )
+        )
+    return starts
+
+
+def output_directory(config: EvaluationConfig) -> Path:
+    """Where results and videos go."""
+    if config.output_dir is not None:
+        return Path(config.output_dir)
+    parts = ["EVAL", config.task_suite_name, config.model_family, time.strftime("%Y_%m_%d-%H_%M_%S")]
+    return Path(config.local_log_dir) / ("-".join(parts) + (f"--{config.run_id_note}" if config.run_id_note else ""))

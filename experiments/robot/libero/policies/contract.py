@@ -1,0 +1,92 @@
+"""Who answers a rollout's looks: an agent takes observations and instructions and returns chunks of actions.
+
+A rollout knows only this contract, so that it runs alike beside the policy, in a worker process at the other end of a
+pipe, or against a server. Nothing here imports torch: worker processes stay small.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prismatic.vla.robots import RobotSpec
+
+Observation = dict[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Request:
+    """One look.
+
+    Args:
+        observation: the robot's camera keys, uint8 (H, W, 3), and its state (P,).
+        instruction: the sentence.
+        seed: of whatever is random about the answer (diffusion's starting noise, randomly chosen tokens), so that an
+            answer does not depend on what else was asked, or when.
+    """
+
+    observation: Observation
+    instruction: str
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What an agent returns for one look.
+
+    Args:
+        actions: (chunk, action_dim) in the robot's units; LIBERO's gripper is 1 = open, 0 = closed.
+        kept: (V,) bool, the visual tokens that stayed; None where the agent does not say.
+        picks: (V,) how many queries picked each visual token; None likewise.
+        stage_ms: milliseconds per stage of the call that made this answer (preprocessing, vision, pruner, llm, total).
+        scores: (V,) the best score that any query gave each visual token; None where there are no scores.
+    """
+
+    actions: NDArray[np.floating[Any]]
+    kept: NDArray[np.bool_] | None = None
+    picks: NDArray[np.float32] | None = None
+    stage_ms: dict[str, float] = field(default_factory=dict)
+    scores: NDArray[np.float32] | None = None
+
+
+class Answerer(Protocol):
+    """The part of an agent that a rollout needs."""
+
+    def answer(self, requests: Sequence[Request]) -> list[Answer]:
+        """One answer per request, in order."""
+        ...
+
+
+class Agent(Answerer, Protocol):
+    """A policy as an evaluation sees it.
+
+    Attributes:
+        robot: whose conventions its observations and actions follow.
+        cameras: observation keys of the pictures that it reads, in order.
+        center_crop: whether it sees the central part of the pictures only.
+    """
+
+    @property
+    def robot(self) -> RobotSpec: ...
+    @property
+    def cameras(self) -> tuple[str, ...]: ...
+    @property
+    def center_crop(self) -> bool: ...
+
+    def description(self) -> dict[str, Any]:
+        """What it is, for results and reports, with a list `assumptions`."""
+        ...
+
+    def close(self) -> None:
+        """Give back what it holds; it cannot answer any more."""
+        ...
+
+
+def look_seed(seed: int, suite: str, task_index: int, initial_state: int, trial: int, look: int) -> int:
+    """The seed of one look, a pure function of where it stands in the evaluation; below 2**32."""
+    return zlib.crc32(repr((seed, suite, task_index, initial_state, trial, look)).encode())

@@ -1,0 +1,51 @@
+"""A policy in this process, as an agent."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from experiments.robot.libero.policies.contract import Answer, Observation, Request
+from prismatic.policy import Policy
+
+
+class PolicyAgent:
+    """A `prismatic.policy.Policy` of this process."""
+
+    def __init__(self, policy: Policy) -> None:
+        self.policy = policy
+        self.robot = policy.robot
+        self.cameras = policy.robot.cameras[: policy.transform.num_images]
+        self.center_crop = policy.transform.center_crop
+
+    def description(self) -> dict[str, Any]:
+        return self.policy.description()
+
+    def warm_up(self) -> None:
+        """Answer once for nothing: what the first answer of a process takes longer is no rollout's latency."""
+        draw = np.random.default_rng(0)  # pictures that the policy does not warn of
+        observation: Observation = {
+            camera: draw.integers(256, size=(256, 256, 3), dtype=np.uint8) for camera in self.cameras
+        }
+        proprio = self.policy.transform.statistics.get("proprio", {})
+        observation[self.robot.state_key] = np.array(proprio.get("mean", np.zeros(self.robot.proprio_dim)))
+        self.answer([Request(observation, "do nothing")])
+
+    def close(self) -> None:
+        """Nothing to give back: the policy belongs to whoever made it."""
+
+    def answer(self, requests: Sequence[Request]) -> list[Answer]:
+        output = self.policy.act_batch(
+            [request.observation for request in requests],
+            [request.instruction for request in requests],
+            seeds=[request.seed for request in requests],
+        )
+        selection, stage_ms = output.selection, {k: round(1000 * v, 3) for k, v in output.timing.items()}
+        kept = selection.kept().cpu().numpy()
+        picks = np.zeros(kept.shape, np.float32)
+        rows = np.arange(len(kept))[:, None]
+        np.add.at(picks, (rows, selection.index.cpu().numpy()), selection.count.float().cpu().numpy())
+        scores = [None] * len(kept) if selection.scores is None else list(selection.scores.cpu().numpy())
+        return [Answer(output.actions[row], kept[row], picks[row], stage_ms, scores[row]) for row in range(len(kept))]

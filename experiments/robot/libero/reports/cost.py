@@ -1,0 +1,140 @@
+"""The report's sections on what a look costs: visual tokens kept, and where the time goes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from experiments.robot.libero.reports.evaluation import Evaluation, controls_note
+from prismatic.report.charts import BandChart, StackedBars, band_of
+from prismatic.report.data import Block, Section, Table
+
+PERCENTILES = (50, 90, 95, 99)
+REST = "other and waiting"
+"""Time of a look that no stage accounts for: waiting for other simulators' looks, pipes between processes, the head."""
+SERVER, SERVER_REST = "server", "other on the server"
+"""The stage of a policy server's whole answer, and what is left of it where the server also names parts of it."""
+
+
+def tokens_section(evaluations: Sequence[Evaluation]) -> Section:
+    """How many visual tokens stayed, over the looks of a rollout and in all."""
+    kept = {e.name: [episode.tokens_kept for episode in e.results.episodes if episode.tokens_kept] for e in evaluations}
+    kept = {label: episodes for label, episodes in kept.items() if episodes}
+    if not kept:
+        return Section("Visual tokens kept", [])
+    rows = []
+    for evaluation in evaluations:
+        if summary := evaluation.results.summary()["tokens_kept"]:
+            share = f"{100 * summary['fraction']:.0f} %" if summary["fraction"] is not None else "–"
+            numbers = (f"{summary['mean']:.1f}", str(summary["min"]), str(summary["max"]), str(summary["of"]), share)
+            rows.append((evaluation.name, *numbers))
+    chart = BandChart(
+        "Visual tokens kept over a rollout",
+        {label: band_of(episodes) for label, episodes in kept.items()},
+        counter="look",
+        unit="tokens kept",
+        seconds_per_count=_seconds_per_look(evaluations),
+    )
+    note = (
+        "The line is the mean over the rollouts that are still running at a look, the band their 10th to 90th "
+        "percentile; it is dotted, without a band, where fewer than half of them are. " + controls_note(evaluations)
+    ).strip()
+    columns = ("evaluation", "mean", "least", "most", "of", "share kept")
+    return Section("Visual tokens kept", [chart, Table("Over all looks", columns, rows)], note)
+
+
+def _seconds_per_look(evaluations: Sequence[Evaluation]) -> float | None:
+    """Simulated time between two looks; None where evaluations differ or do not say."""
+    found = set()
+    for evaluation in evaluations:
+        step, steps = evaluation.seconds_per_step, evaluation.open_loop_steps
+        found.add(step * steps if step and steps else None)
+    return found.pop() if len(found) == 1 else None
+
+
+@dataclass(frozen=True)
+class LookTimes:
+    """Milliseconds of every look.
+
+    Args:
+        whole: (N,) From a look's request to its answer.
+        stages: Stage -> (M,) times, `REST` last, M <= N: the looks whose stages were recorded; empty without any.
+            No stage is part of another one.
+    """
+
+    whole: NDArray[np.float64]
+    stages: dict[str, NDArray[np.float64]]
+
+
+def look_times(evaluation: Evaluation) -> LookTimes:
+    """Times of all looks."""
+    whole: list[float] = []
+    parts: list[dict[str, float]] = []
+    rests: list[float] = []
+    for episode in evaluation.results.episodes:
+        stages = {name: times for name, times in episode.stage_ms.items() if name != "total"}
+        told = bool(stages) and all(len(times) == len(episode.latency_ms) for times in stages.values())
+        for look, latency in enumerate(episode.latency_ms):
+            whole.append(latency)
+            if told:
+                parts.append(_disjoint({name: times[look] for name, times in stages.items()}))
+                rests.append(max(0.0, latency - sum(parts[-1].values())))
+    names = list(dict.fromkeys(name for part in parts for name in part))
+    split = {name: np.array([part.get(name, 0.0) for part in parts]) for name in names}
+    if split:
+        split[REST] = np.array(rests)
+    return LookTimes(np.array(whole), split)
+
+
+def _disjoint(stages: dict[str, float]) -> dict[str, float]:
+    """One look's stages, with what its parts leave of the server's time in place of all of it."""
+    parts = {name: time for name, time in stages.items() if name != SERVER}
+    if SERVER not in stages or not parts:
+        return stages
+    return {**parts, SERVER_REST: max(0.0, stages[SERVER] - sum(parts.values()))}
+
+
+def latency_section(evaluations: Sequence[Evaluation]) -> Section:
+    """Percentiles of the time per look, by stage, and what the mean is made of."""
+    timed = [(evaluation, times) for evaluation in evaluations if (times := look_times(evaluation)).whole.size]
+    if not timed:
+        return Section("Time per look", [])
+    split = [(evaluation, times) for evaluation, times in timed if times.stages]
+    blocks: list[Block] = []
+    if split:
+        names = list(dict.fromkeys(name for _, times in split for name in times.stages if name != REST)) + [REST]
+        means = {
+            name: [float(times.stages[name].mean()) if name in times.stages else 0.0 for _, times in split]
+            for name in names
+        }
+        labels = [evaluation.name for evaluation, _ in split]
+        blocks.append(StackedBars("Mean time of a look", labels, means, "milliseconds"))
+    blocks += [_percentile_table(evaluation.name, times) for evaluation, times in timed]
+    devices = dict.fromkeys(str(evaluation.results.run.get("device", "unknown")) for evaluation, _ in timed)
+    note = (
+        f"Milliseconds from asking the policy for actions to having them (device: {', '.join(devices)}). “{REST}” is "
+        "the rest of that time: other simulators' looks that go first or are waited for, so that several are answered "
+        "together; pictures and actions on their way through pipes between processes, or over the network; the "
+        f"action head. {controls_note(evaluations)}"
+    ).strip()
+    return Section("Time per look", blocks, note)
+
+
+def _percentile_table(label: str, times: LookTimes) -> Table:
+    rows = [_percentile_row(name, values) for name, values in times.stages.items()]
+    total = _percentile_row("whole look", times.whole)
+    columns = ("stage", *(f"p{percentile}" for percentile in PERCENTILES), "mean")
+    recorded = len(times.stages[REST]) if times.stages else 0
+    note = f"{times.whole.size} looks."
+    if recorded:
+        note += " Percentiles of the stages do not add up to those of the whole; means do."
+    if recorded < times.whole.size:
+        note += f" The stages of {times.whole.size - recorded} looks were not recorded."
+    return Table(f"Percentiles of {label}", columns, rows, note, totals=(total,))
+
+
+def _percentile_row(name: str, values: NDArray[np.float64]) -> tuple[str, ...]:
+    return (name, *(f"{number:.1f}" for number in (*np.percentile(values, PERCENTILES), values.mean())))

@@ -1,0 +1,336 @@
+"""The report of one or several evaluations: `results.json` and the videos beside it as a page and a Markdown file."""
+
+from __future__ import annotations
+
+import math
+import os
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments.robot.libero.reports.cost import latency_section, look_times, tokens_section
+from experiments.robot.libero.reports.evaluation import (
+    CONTROL_WORDS,
+    Evaluation,
+    TaskKey,
+    load_evaluations,
+    starts_words,
+    states_words,
+)
+from experiments.robot.libero.reports.rollouts import rollout_sections
+from experiments.robot.libero.results.comparison import compare
+from prismatic.report.charts import RateBars
+from prismatic.report.data import (
+    Cell,
+    CodeBlock,
+    Headline,
+    Notes,
+    ReportData,
+    Row,
+    Section,
+    Table,
+    counted,
+    duration,
+    share_cell,
+)
+from prismatic.report.html import write_report
+from prismatic.report.markdown import write_markdown
+from prismatic.report.media import MediaFiles
+
+HTML_NAME, MARKDOWN_NAME = "report.html", "report.md"
+MAX_EMBEDDED_MB = 40.0
+"""Room for clips and pictures inside the page, in megabytes of the page."""
+
+Outcomes = dict[TaskKey, tuple[int, int]]
+
+
+def write_reports(
+    paths: Sequence[str | Path], output_dir: str | Path | None = None, max_embedded_mb: float = MAX_EMBEDDED_MB
+) -> tuple[Path, Path]:
+    """Write `report.html` and `report.md` on results files, or the ones inside folders; returns their paths.
+
+    Args:
+        output_dir: None: the folder of the results, of several the one that holds them all.
+        max_embedded_mb: Clips and pictures beyond it are linked relatively, not embedded.
+
+    Raises:
+        FileNotFoundError: where there are no results.
+        ValueError: for results of another schema, one file given twice, no file at all, or a limit that is negative or
+            not finite.
+    """
+    if not paths:
+        raise ValueError("no results were given; name results.json files or the folders that hold them")
+    if not (math.isfinite(max_embedded_mb * 1e6) and max_embedded_mb >= 0):
+        raise ValueError(f"max_embedded_mb is {max_embedded_mb}; give 0 (embed nothing) or more, a finite number")
+    evaluations = load_evaluations(paths)
+    folder = Path(output_dir or os.path.commonpath([evaluation.folder for evaluation in evaluations]))
+    data = report_data(evaluations, MediaFiles(folder, round(max_embedded_mb * 1e6)))
+    return write_report(data, folder / HTML_NAME), write_markdown(data, folder / MARKDOWN_NAME)
+
+
+def report_data(evaluations: Sequence[Evaluation], files: MediaFiles) -> ReportData:
+    """Everything in the report.
+
+    Args:
+        files: Takes up clips and pictures, and knows where the report will be.
+    """
+    rollouts = rollout_sections(evaluations, files)
+    sections = [
+        success_section(evaluations),
+        *rollouts[:2],
+        tokens_section(evaluations),
+        latency_section(evaluations),
+        *rollouts[2:],
+        Section("Protocol", [protocol_table(evaluations), *assumptions(evaluations)]),
+        Section("Commands and versions", [*commands(evaluations), versions_table(evaluations)]),
+    ]
+    suites = list(dict.fromkeys(str(e.results.config.get("task_suite_name", "unknown suite")) for e in evaluations))
+    return ReportData(
+        title=f"LIBERO evaluation: {', '.join(suites)}",
+        summary=[_summary(evaluations)],
+        alerts=alerts(evaluations, files),
+        headlines=headlines(evaluations),
+        sections=sections,
+        footer="Rates carry Wilson 95 % intervals. Invalid rollouts count as neither success nor failure.",
+    )
+
+
+def _summary(evaluations: Sequence[Evaluation]) -> str:
+    """Who was evaluated on what, and how it went; of several evaluations only who."""
+    policies = list(dict.fromkeys(_policy_words(evaluation) for evaluation in evaluations))
+    if len(evaluations) > 1:
+        return f"{len(evaluations)} evaluations of {'; '.join(policies)}."
+    results, summary = evaluations[0].results, evaluations[0].results.summary()
+    config, count, seconds = results.config, summary["all"], results.run.get("seconds")
+    time = f", in {duration(seconds)}" if seconds is not None else ""
+    return (
+        f"{policies[0]} solved {count['successes']} of {counted(count['trials'], 'rollout')} ({_rate(count)}) over "
+        f"{counted(len(summary['tasks']), 'task')} of {config.get('task_suite_name', 'an unnamed suite')} from "
+        f"{starts_words(evaluations[0])}{time}."
+    )
+
+
+def _policy_words(evaluation: Evaluation) -> str:
+    policy = evaluation.results.policy
+    parameters = policy.get("parameters")  # a server's own words, where the policy is behind one
+    size = f"{parameters / 1e6:.1f} million parameters, " if isinstance(parameters, int | float) else ""
+    return f"{policy.get('checkpoint', 'an unnamed policy')} ({size}pruner {policy.get('pruner', 'unknown')})"
+
+
+def _rate(count: dict[str, Any]) -> str:
+    """`67 %, 95 % interval 30 to 90`."""
+    if count["rate"] is None:
+        return "no valid rollout"
+    low, high = (100 * edge for edge in count["interval_95"])
+    return f"{100 * count['rate']:.0f} %, 95 % interval {low:.0f} to {high:.0f}"
+
+
+def alerts(evaluations: Sequence[Evaluation], files: MediaFiles) -> list[str]:
+    """What must be known before the numbers are read."""
+    found = []
+    for evaluation in evaluations:
+        episodes = evaluation.results.episodes
+        if not evaluation.complete:
+            found.append(
+                f"Incomplete: {evaluation.name} did not get to its end. The figures are those of the "
+                f"{counted(len(episodes), 'rollout')} that it recorded; those of later tasks may be missing."
+            )
+        if evaluation.control:
+            words = CONTROL_WORDS.get(evaluation.control, "not an ordinary evaluation")
+            found.append(f"Control ({evaluation.control.replace('_', ' ')}): in {evaluation.name}, {words}.")
+        if invalid := sum(episode.invalid is not None for episode in episodes):
+            found.append(
+                f"Invalid: {invalid} of {counted(len(episodes), 'rollout')} of {evaluation.name} ended in an error."
+            )
+    if files.linked:
+        total, links = files.embedded + files.linked, "is a link" if files.linked == 1 else "are links"
+        found.append(
+            f"Not all clips and pictures are inside this page: {files.embedded} of {total} are "
+            f"({files.used_bytes / 1e6:.1f} MB), {files.linked} {links} to files beside it. Keep page and files "
+            f"together, or raise --max_embedded_mb (now {files.max_bytes / 1e6:g})."
+        )
+    return found
+
+
+def headlines(evaluations: Sequence[Evaluation]) -> list[Headline]:
+    """Success of each evaluation; of a single one also tokens, time per look and steps."""
+    found = []
+    for evaluation in evaluations:
+        count = evaluation.results.summary()["all"]
+        words = f"{evaluation.label}, solved: {_rate(count)}" if len(evaluations) > 1 else f"solved: {_rate(count)}"
+        found.append(Headline(f"{count['successes']} of {count['trials']}", words))
+    if len(evaluations) > 1:
+        return found
+    (evaluation,) = evaluations
+    summary = evaluation.results.summary()
+    if tokens := summary["tokens_kept"]:
+        found.append(Headline(f"{tokens['mean']:.1f} of {tokens['of']}", "visual tokens kept on average"))
+    if (times := look_times(evaluation).whole).size:
+        median, high = np.percentile(times, (50, 95))
+        found.append(Headline(f"{median:.1f} ms", f"per look, median (95th percentile {high:.1f} ms)"))
+    if (steps := summary["all"]["mean_steps_to_success"]) is not None:
+        seconds = evaluation.seconds_per_step
+        time = f" ({steps * seconds:.1f} s of simulated time)" if seconds else ""
+        found.append(Headline(f"{steps:.0f} steps", f"to a success on average{time}"))
+    return found
+
+
+def outcomes(evaluation: Evaluation) -> dict[str, Outcomes]:
+    """Label -> task -> (successes, trials); where another task's words were given also of that goal."""
+    rows = evaluation.results.summary()["tasks"]
+    own = {(row["suite"], row["task_index"]): (row["successes"], row["trials"]) for row in rows}
+    told = {
+        (row["suite"], row["task_index"]): (row["other_goal"]["successes"], row["other_goal"]["trials"])
+        for row in rows
+        if "other_goal" in row
+    }
+    if not told:
+        return {evaluation.label: own}
+    return {f"{evaluation.label}: own goal": own, f"{evaluation.label}: the goal it was told": told}
+
+
+def success_section(evaluations: Sequence[Evaluation]) -> Section:
+    """Bars and a table, one row per task and one column per evaluation."""
+    columns = {label: counts for evaluation in evaluations for label, counts in outcomes(evaluation).items()}
+    tasks = {
+        (row["suite"], row["task_index"]): row["task_name"].replace("_", " ")
+        for evaluation in evaluations
+        for row in evaluation.results.summary()["tasks"]
+    }
+    if not tasks:
+        return Section("Success", [])
+    keys = sorted(tasks)
+    bars = RateBars(
+        "Success per task",
+        [tasks[key] for key in keys],
+        {label: [counts.get(key, (0, 0)) for key in keys] for label, counts in columns.items()},
+    )
+    single = evaluations[0] if len(evaluations) == 1 else None
+    suites = len({suite for suite, _ in keys}) > 1
+    rows: list[Row] = [
+        (
+            Cell(tasks[key], sort=float(place), note=f"{key[0] if suites else 'task'} {key[1]}"),
+            *(share_cell(*counts.get(key, (0, 0))) for counts in columns.values()),
+            *(_details(single, key) if single else ()),
+        )
+        for place, key in enumerate(keys)
+    ]
+    sums = [tuple(map(sum, zip(*counts.values(), strict=True))) or (0, 0) for counts in columns.values()]
+    total: Row = ("all", *(share_cell(*numbers) for numbers in sums), *(_details(single, None) if single else ()))
+    heads = ["solved"] if single and len(columns) == 1 else list(columns)
+    details = ("invalid", "steps to success", "tokens kept", "ms per look") if single else ()
+    note = "Successes of valid rollouts, the rate, and its Wilson 95 % interval in percent."
+    table = Table("Tasks", ("task", *heads, *details), rows, note, totals=(total,), sortable=True)
+    return Section("Success", [bars, table, *differences(evaluations)])
+
+
+def differences(evaluations: Sequence[Evaluation]) -> list[CodeBlock]:
+    """Of several evaluations: how far each is from the first on the starts they share, and the command that says more.
+
+    Those that share no start, or measure something else under one name, cannot be compared; the command says why.
+    """
+    found = []
+    for other in evaluations[1:]:
+        first, names = evaluations[0], (evaluations[0].name, other.name)
+        try:
+            comparison = compare([first.results], [other.results], names)
+        except ValueError as error:
+            note = f"Not compared: {error}"
+        else:
+            note = " ".join([comparison.verdict, *(f"Mind: {warning}." for warning in comparison.warnings)])
+        sides = [shlex.quote(evaluation.path or str(evaluation.folder)) for evaluation in (first, other)]
+        command = f"python scripts/compare_results.py {sides[0]} --against {sides[1]} --names {shlex.join(names)}"
+        found.append(CodeBlock(f"The difference between {names[0]} and {names[1]}", command, note))
+    return found
+
+
+def _details(evaluation: Evaluation, task: TaskKey | None) -> tuple[str, ...]:
+    """Invalid rollouts, mean steps to success, mean tokens kept, median milliseconds of a look; None: of all tasks."""
+    episodes = [e for e in evaluation.results.episodes if task in (None, (e.suite, e.task_index))]
+    steps = [episode.steps for episode in episodes if episode.success]
+    kept = [count for episode in episodes for count in episode.tokens_kept]
+    times = [time for episode in episodes for time in episode.latency_ms]
+    return (
+        str(sum(episode.invalid is not None for episode in episodes)),
+        f"{np.mean(steps):.0f}" if steps else "–",
+        f"{np.mean(kept):.1f}" if kept else "–",
+        f"{np.median(times):.1f}" if times else "–",
+    )
+
+
+def protocol_table(evaluations: Sequence[Evaluation]) -> Table:
+    """What was done, one column per evaluation."""
+    facts = [_protocol(evaluation) for evaluation in evaluations]
+    names = list(dict.fromkeys(name for one in facts for name in one))
+    rows = [(name, *(one.get(name, "–") for one in facts)) for name in names]
+    return Table("What was done", ("setting", *(evaluation.name for evaluation in evaluations)), rows, numeric=False)
+
+
+def _protocol(evaluation: Evaluation) -> dict[str, str]:
+    """Fact -> value, in words."""
+    config, run, policy = evaluation.results.config, evaluation.results.run, evaluation.results.policy
+    suite = str(config.get("task_suite_name", "unknown"))
+    backend = run.get("rendering_backend", "unknown")
+    protocol = dict(run.get("protocol") or {})
+    deviations = "; ".join(protocol.get("deviations", ())) or None
+    known: dict[str, Any] = {
+        "protocol": protocol.get("name") or "none named",
+        "deviations from it": deviations if protocol.get("name") else None,
+        "suite": suite,
+        "tasks": config.get("task_ids") or "all",
+        "starts": starts_words(evaluation),
+        "initial states": states_words(evaluation),
+        "control": evaluation.control.replace("_", " ") or "none",
+        "settle steps": config.get("num_steps_wait"),
+        "cap on control steps": protocol.get("max_steps", "unknown"),
+        "open-loop steps of a chunk": evaluation.open_loop_steps,
+        "seed": run.get("seed", config.get("seed")),
+        "seeding": protocol.get("seeding"),
+        "simulators": run.get("num_envs"),
+        "renderer": f"{config.get('renderer', 'unknown')}, {backend}",
+        "rendered pictures": f"{config.get('env_img_res', 'unknown')} px",
+        "policy": policy.get("checkpoint") or policy.get("policy_url"),
+        "pruner": policy.get("pruner"),
+        "action head": policy.get("action_head"),
+        "action read-out": policy.get("action_readout"),
+        "images, side": f"{policy.get('num_images', 'unknown')}, {policy.get('image_size', 'unknown')} px",
+        "centre crop": policy.get("center_crop"),
+        "reads the robot's state": policy.get("use_proprio"),
+        "dtype, device": f"{policy.get('dtype', 'unknown')}, {run.get('device', 'unknown')}",
+        "started": run.get("started"),
+        "warnings": "; ".join(run.get("warnings") or ()) or None,
+    }
+    return {name: _words(value) for name, value in known.items() if value is not None}
+
+
+def _words(value: Any) -> str:
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
+
+
+def assumptions(evaluations: Sequence[Evaluation]) -> list[Notes]:
+    """What was assumed about the checkpoints because they do not say."""
+    found = []
+    for evaluation in evaluations:
+        if items := evaluation.results.policy.get("assumptions"):
+            found.append(Notes([str(item) for item in items], f"Assumed about the checkpoint of {evaluation.name}"))
+    return found or [Notes(["Nothing had to be assumed about the checkpoint."], "Assumptions")]
+
+
+def commands(evaluations: Sequence[Evaluation]) -> list[CodeBlock]:
+    """The command line of each evaluation."""
+    found = []
+    for evaluation in evaluations:
+        words = ["python", *map(str, evaluation.results.run.get("command") or ["unknown"])]
+        command = " ".join(("\\\n    " if word.startswith("--") else "") + shlex.quote(word) for word in words)
+        note = f"Code at {evaluation.results.run.get('git_commit', 'an unknown commit')}."
+        found.append(CodeBlock(evaluation.name, command, note))
+    return found
+
+
+def versions_table(evaluations: Sequence[Evaluation]) -> Table:
+    names = list(dict.fromkeys(name for evaluation in evaluations for name in evaluation.results.versions))
+    rows = [(name, *(str(e.results.versions.get(name, "–")) for e in evaluations)) for name in names]
+    return Table("Versions", ("package", *(evaluation.name for evaluation in evaluations)), rows, numeric=False)

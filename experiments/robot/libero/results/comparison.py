@@ -1,0 +1,342 @@
+"""Two policies on identical starts: which outcomes pair, how far apart the policies are, and whether that is chance."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from experiments.robot.libero.results.caveats import (
+    Side,
+    cut_short,
+    mixed_perturbations,
+    protocol_differences,
+)
+from experiments.robot.libero.results.pairing import (
+    StartIdentity,
+    by_start,
+    task_differences,
+    unhashed_tasks,
+    unrecorded_files,
+    why_nothing_pairs,
+)
+from experiments.robot.libero.results.results import Results
+from prismatic.significance import (
+    Interval,
+    PairedCounts,
+    averaged_difference_interval,
+    effective_trials,
+    holm,
+    mcnemar_exact,
+    paired_bootstrap,
+    paired_detectable,
+    paired_trials,
+    unpaired_detectable,
+    unpaired_trials,
+    wilson_interval,
+)
+
+ALPHA = 0.05
+"""Two-sided level of every verdict."""
+
+AVERAGE = "average of suites"
+
+_ASKED_FOR = 0.05  # A difference worth planning for where the measured one is next to nothing.
+_FEWEST = math.ceil(math.log2(2 / ALPHA))  # Starts that must all fall to one side for McNemar's test to tell.
+
+
+@dataclass(frozen=True)
+class PairedOutcome:
+    """Both policies on the starts of a task, of a suite, or of all suites.
+
+    Args:
+        suite: Empty for the average over suites.
+        name: The task in words, the suite, or `AVERAGE`.
+        counts: Of all starts together.
+        rates: Success rates of the two, averaged over starts, then tasks, then suites.
+        difference: First less second, so averaged, in [-1, 1].
+        interval: 95 % interval of the difference: over starts for one task, else by bootstrap over tasks and starts.
+            Where the outcomes of each task are all alike, so that a bootstrap has no spread, over starts alone
+            (`averaged_difference_interval`).
+        p_value: McNemar's exact test, two-sided, on the counts.
+        effective_trials: As how many trials of a single rate the rates are sure; see `significance.effective_trials`.
+        corrected_p: Holm's correction for the number of tasks; None for suites and their average.
+    """
+
+    suite: str
+    name: str
+    counts: PairedCounts
+    rates: tuple[float, float]
+    difference: float
+    interval: Interval
+    p_value: float
+    effective_trials: float
+    corrected_p: float | None = None
+
+    @property
+    def uneven(self) -> bool:
+        """Whether starts count differently in the rates, as where tasks have unequal numbers of them."""
+        return self.effective_trials != self.counts.trials
+
+    @property
+    def solved(self) -> tuple[int, int]:
+        """Starts that the first and the second policy solved."""
+        return self.counts.both + self.counts.only_first, self.counts.both + self.counts.only_second
+
+    @property
+    def wilson(self) -> tuple[Interval, Interval]:
+        """Wilson 95 % intervals of both rates."""
+        first, second = (wilson_interval(rate * self.effective_trials, self.effective_trials) for rate in self.rates)
+        return first, second
+
+
+@dataclass(frozen=True)
+class Pairing:
+    """Which starts two sets of results have in common.
+
+    Args:
+        both: Starts that both have.
+        only: Starts that only the first and only the second has.
+        invalid: Of the common starts, those whose rollout is invalid in the first and in the second.
+        counted: Common starts that are valid in both; all counts are about these.
+    """
+
+    both: int
+    only: tuple[int, int]
+    invalid: tuple[int, int]
+    counted: int
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What `compare` found.
+
+    Args:
+        names: Of the two policies.
+        tasks: One outcome per task.
+        suites: One outcome per suite.
+        overall: The average over suites; the suite itself when there is one.
+        warnings: Why the difference may come from something else than the policies.
+    """
+
+    names: tuple[str, str]
+    pairing: Pairing
+    tasks: tuple[PairedOutcome, ...]
+    suites: tuple[PairedOutcome, ...]
+    overall: PairedOutcome
+    warnings: tuple[str, ...]
+
+    @property
+    def distinguishable(self) -> bool:
+        """Whether chance alone would rarely (at level `ALPHA`, by McNemar's test) part the policies so far."""
+        counts = self.overall.counts
+        agree = (counts.only_first - counts.only_second) * self.overall.difference > 0
+        return self.overall.p_value < ALPHA and agree
+
+    @property
+    def verdict(self) -> str:
+        """A few plain sentences."""
+        overall, (first, second) = self.overall, self.names
+        if self.distinguishable:
+            better, worse = (first, second) if overall.difference > 0 else (second, first)
+            low, high = overall.interval
+            ends = Interval(low, high) if overall.difference > 0 else Interval(-high, -low)
+            sentence = (
+                f"{better} is better than {worse}: {points(abs(overall.difference))} points, "
+                f"95 % interval {span(ends, signed=True)}, {p_words(overall.p_value)}."
+            )
+            if not ends.low > 0:
+                sentence += (
+                    " That holds for these tasks taken together; it is uneven among them, and the interval, which "
+                    "allows for other tasks, includes 0."
+                )
+            return sentence
+        averaged = f" on average over {'suites' if self.suites[1:] else 'tasks'}," if overall.uneven else ""
+        return (
+            f"{first} and {second} are not distinguishable: {percent(overall.rates[0])} and "
+            f"{percent(overall.rates[1])}{averaged} of the same {overall.counts.trials} starts "
+            f"({points(overall.difference)} "
+            f"points, 95 % interval {span(overall.interval, signed=True)}, {p_words(overall.p_value)}). "
+            f"{self._contradiction()}{self._power()}"
+        )
+
+    def _contradiction(self) -> str:
+        """Why there is no verdict where the interval or p taken alone suggests one; empty where neither does."""
+        counts, (low, high), (first, second) = self.overall.counts, self.overall.interval, self.names
+        if self.overall.p_value < ALPHA:
+            ahead = first if counts.only_first > counts.only_second else second
+            return f"p is small because more starts fell to {ahead}, but averaged over tasks {ahead} is not ahead. "
+        if low <= 0 <= high:
+            return ""
+        differ = counts.discordant
+        enough = next((n for n in range(differ // 2, differ + 1) if mcnemar_exact(n, differ - n) < ALPHA), None)
+        remedy = f"{enough} of {differ} on one side would be" if enough else f"fewer than {_FEWEST} never are"
+        return (
+            f"The interval excludes 0, but the verdict goes by the test. It counts only the {differ} starts on which "
+            f"the two differ, and {counts.only_first} for {first} with {counts.only_second} for {second} are not "
+            f"enough for it ({remedy}). "
+        )
+
+    def _power(self) -> str:
+        """How many starts the measured difference would take, and which difference takes as many as there are."""
+        counts, gap = self.overall.counts, abs(self.overall.difference)
+        share = counts.discordant / counts.trials
+        measured = gap >= 0.005
+        wanted = gap if measured else _ASKED_FOR
+        needed = round_up(paired_trials(wanted, max(wanted, share)))
+        sentence = (
+            f"Were the true difference {100 * wanted:.1f} points{', as measured' * measured}, four of five evaluations "
+            f"with about {needed} starts each would tell the two apart (80 % power); with {counts.trials} starts, as "
+            "here,"
+        )
+        try:
+            seen = paired_detectable(counts.trials, share)
+        except ValueError:
+            return f"{sentence} no difference is large enough for that."
+        return f"{sentence} that takes a true difference of about {100 * seen:.0f} points."
+
+    def plan(self, difference: float) -> list[str]:
+        """Trials that a difference (in (0, 1)) takes, at the share of starts on which these two policies differ."""
+        counts = self.overall.counts
+        share = counts.discordant / counts.trials
+        needed = round_up(paired_trials(difference, max(share, difference)))
+        first, second = self.names
+        each = f", {math.ceil(needed / len(self.tasks))} for each of {len(self.tasks)} tasks" if self.tasks[1:] else ""
+        line = (
+            f"To see a difference of {100 * difference:g} points: about {needed} trials per policy{each}, both on the "
+            f"same starts ({first} and {second} differ on {percent(share)} of them)."
+        )
+        return [line] + plan_unpaired(self.names[0], self.overall.solved[0] / counts.trials, counts.trials, difference)
+
+
+def compare(
+    first: Sequence[Results], second: Sequence[Results], names: tuple[str, str] = ("first", "second"), seed: int = 0
+) -> Comparison:
+    """Pair the rollouts of two policies on identical starts.
+
+    Args:
+        first, second: Results of each policy, in any number of files (one per seed or suite, say).
+        seed: Of the bootstrap.
+
+    Raises:
+        ValueError: when a policy has a start twice, or no start is valid in both, naming what differs.
+    """
+    unhashed = unhashed_tasks([*first, *second])
+    sides = [by_start(results, name, unhashed) for results, name in zip((first, second), names, strict=True)]
+    common = [start for start in sides[0] if start in sides[1]]
+    if not common:
+        raise ValueError(why_nothing_pairs(sides[0], sides[1], names))
+    invalid = tuple(sum(side[start].success is None for start in common) for side in sides)
+    valid = [start for start in common if all(side[start].success is not None for side in sides)]
+    if not valid:
+        raise ValueError(
+            f"{names[0]} and {names[1]} have {len(common)} starts in common, and each is invalid (a simulator error) "
+            "in at least one of them; evaluate these starts again"
+        )
+    tables: dict[tuple[str, int], list[int]] = {}
+    for start in valid:
+        cells = tables.setdefault((start.suite, start.task_index), [0, 0, 0, 0])
+        cells[2 * (not sides[0][start].success) + (not sides[1][start].success)] += 1
+    words = {(s.suite, s.task_index): sides[0][s].task_name.replace("_", " ") for s in valid}
+    tasks = {task: PairedCounts(*tables[task]) for task in sorted(tables)}
+
+    rows = [_outcome(task[0], words[task], [[counts]], seed) for task, counts in tasks.items()]
+    corrected = holm([row.p_value for row in rows])
+    by_suite = {suite: [counts for task, counts in tasks.items() if task[0] == suite] for suite, _ in tasks}
+    suites = [_outcome(suite, suite, [group], seed) for suite, group in by_suite.items()]
+    return Comparison(
+        names=names,
+        pairing=Pairing(
+            len(common),
+            (len(sides[0]) - len(common), len(sides[1]) - len(common)),
+            (invalid[0], invalid[1]),
+            len(valid),
+        ),
+        tasks=tuple(replace(row, corrected_p=p) for row, p in zip(rows, corrected, strict=True)),
+        suites=tuple(suites),
+        overall=suites[0] if len(suites) == 1 else _outcome("", AVERAGE, list(by_suite.values()), seed),
+        warnings=(
+            *_warnings(list(zip(names, (first, second), strict=True)), by_suite, valid),
+            *task_differences(sides, unhashed, names),
+        ),
+    )
+
+
+def plan_unpaired(name: str, rate: float, trials: int, difference: float) -> list[str]:
+    """What it takes to tell a policy with this success rate from another one on unrelated starts."""
+    other = rate - difference if rate > 0.5 else rate + difference
+    if not 0.0 <= other <= 1.0:
+        return [f"No policy is {100 * difference:g} points away from {name}, which solves {percent(rate)}."]
+    needed = round_up(unpaired_trials(rate, other))
+    line = (
+        f"{name} solves {percent(rate)}; another policy {100 * difference:g} points away is told from it by about "
+        f"{needed} trials per policy on unrelated starts"
+    )
+    try:
+        seen = unpaired_detectable(trials, rate)
+    except ValueError:
+        return [f"{line}; with {trials}, as here, no difference is large enough to be told."]
+    return [f"{line}; with {trials}, as here, only a difference of about {100 * seen:.0f} points is told."]
+
+
+def percent(share: float) -> str:
+    """0.611 -> `61.1 %`."""
+    return f"{100 * share:.1f} %"
+
+
+def points(difference: float) -> str:
+    """A difference of rates in percentage points, with its sign: 0.0556 -> `+5.6`."""
+    rounded = round(100 * difference, 1)
+    return f"{rounded:+.1f}" if rounded else "0.0"
+
+
+def span(ends: Interval, signed: bool = False) -> str:
+    """An interval in percent, or with its signs one of differences in points: `65.1 to 98.5`, `+19.6 to +80.9`."""
+    return " to ".join(points(end) if signed else f"{100 * end:.1f}" for end in ends)
+
+
+def p_words(p_value: float) -> str:
+    """`p = 0.031`, `p < 0.001`."""
+    return f"p {p_text(p_value) if p_value < 0.001 else '= ' + p_text(p_value)}"
+
+
+def p_text(p_value: float) -> str:
+    """`0.031`, `< 0.001`; never rounded onto the level of a verdict: `0.0496`."""
+    if p_value < 0.001:
+        return "< 0.001"
+    decimals = 3 if p_value < 0.1 else 2
+    while p_value != ALPHA and float(f"{p_value:.{decimals}f}") == ALPHA and decimals < 17:
+        decimals += 1
+    return f"{p_value:.{decimals}f}"
+
+
+def round_up(count: int) -> int:
+    """To two leading digits, upwards: planned numbers are no more exact than that."""
+    scale = 10 ** max(0, int(math.log10(count)) - 1)
+    return math.ceil(count / scale) * scale
+
+
+def _outcome(suite: str, name: str, suites: Sequence[Sequence[PairedCounts]], seed: int) -> PairedOutcome:
+    counts = PairedCounts.pooled([table for tasks in suites for table in tasks])
+    difference, interval = paired_bootstrap(suites, seed=seed)
+    if sum(map(len, suites)) == 1 or interval.low == interval.high:
+        # Resampled outcomes that are all alike have no spread, which is not to say that there is no doubt.
+        interval = averaged_difference_interval(suites)
+    rates = [
+        float(np.mean([np.mean([(t.both + t[side]) / t.trials for t in tasks]) for tasks in suites])) for side in (1, 2)
+    ]
+    p_value = mcnemar_exact(counts.only_first, counts.only_second)
+    effective = effective_trials([[table.trials for table in tasks] for tasks in suites])
+    return PairedOutcome(suite, name, counts, (rates[0], rates[1]), difference, interval, p_value, effective)
+
+
+def _warnings(sides: Sequence[Side], suites: Collection[str], starts: Collection[StartIdentity]) -> list[str]:
+    """Why the difference may come from something else than the policies."""
+    return [
+        *protocol_differences(sides, suites),
+        *cut_short(sides),
+        *mixed_perturbations(suites),
+        *unrecorded_files(starts),
+    ]

@@ -1,0 +1,190 @@
+"""Which rollouts began alike: the same task by its files, the same start, the same draw; and which are copies."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+from experiments.robot.libero.results.caveats import Side, listed, recorded_protocol
+from experiments.robot.libero.results.results import EpisodeRecord, Results
+
+_TASKS_OWN = "DEFAULT"  # The flag's word for LIBERO's initial states.
+_DIGEST = "SHA-256"
+_SHOWN = 12  # Digits of a hash in a message.
+
+
+class StartIdentity(NamedTuple):
+    """Everything that makes two rollouts begin alike.
+
+    `description` and `own_states` are hashes of the task's BDDL file and of its initial states; empty where they do not
+    count: the latter where a file gives the states, both where one of the two results does not record them.
+    """
+
+    suite: str
+    task_index: int
+    initial_state: int
+    trial: int
+    seed: int
+    displacement: str
+    states: str
+    description: str
+    own_states: str
+
+    @classmethod
+    def of(cls, episode: EpisodeRecord, results: Results, hashed: bool = True) -> StartIdentity:
+        moved = episode.displacement
+        displacement = "none" if moved is None else ", ".join(f"{key} {moved[key]}" for key in sorted(moved))
+        states = _states(results)
+        hashes = (episode.bddl_sha256, episode.init_states_sha256 if states == _TASKS_OWN else None)
+        description, own_states = (value or "" if hashed else "" for value in hashes)
+        return cls(*episode.key, episode.seed, displacement, states, description, own_states)
+
+
+def _states(results: Results) -> str:
+    """Where the initial states came from: what the file held, or where that was not recorded its name."""
+    digest = recorded_protocol(results).get("initial_states_sha256")
+    return f"{_DIGEST} {digest}" if digest else str(results.config.get("initial_states_path", _TASKS_OWN))
+
+
+_PARTS = dict(
+    zip(
+        StartIdentity._fields,
+        ("suite", "task", "initial state", "trial number", "seed", "displacement", "file of initial states")
+        + ("BDDL file of the tasks (SHA-256)", "initial states of the tasks (SHA-256)"),
+        strict=True,
+    )
+)
+
+
+_FILES = (("description", "BDDL files"), ("own_states", "initial states"))
+"""Parts of a start that hash a file of the task -> what such files are called."""
+
+
+def unhashed_tasks(results: Sequence[Results]) -> set[tuple[str, int]]:
+    """Tasks of which at least one rollout does not say by the hashes that count what they are."""
+    found = set()
+    for result in results:
+        own_count = _states(result) == _TASKS_OWN
+        for episode in result.episodes:
+            if episode.bddl_sha256 is None or (own_count and episode.init_states_sha256 is None):
+                found.add((episode.suite, episode.task_index))
+    return found
+
+
+def without_copies(results: Sequence[Results]) -> tuple[list[Results], int]:
+    """A policy's results with each rollout once, and how many were left out: a copy tells nothing new.
+
+    Rollouts are the same where they began alike and all executed actions are equal; broken off ones, where they say the
+    same and took equally long. Results of which nothing is left are left out too.
+    """
+    seen: set[tuple[Any, ...]] = set()
+    found, copies = [], 0
+    for result in results:
+        kept = []
+        for episode in result.episodes:
+            ran = episode.actions_sha256 or (episode.invalid and (episode.invalid, episode.wall_seconds))
+            rollout = (StartIdentity.of(episode, result), ran)
+            if ran and rollout in seen:
+                copies += 1
+                continue
+            seen.add(rollout)
+            kept.append(episode)
+        if kept or not result.episodes:
+            found.append(replace(result, episodes=kept))
+    return found, copies
+
+
+def by_start(
+    results: Sequence[Results], name: str, unhashed: Collection[tuple[str, int]]
+) -> dict[StartIdentity, EpisodeRecord]:
+    """The rollouts of one policy; `unhashed` tasks are told apart by their number only.
+
+    Raises:
+        ValueError: when there is none, or a start is there twice.
+    """
+    found: dict[StartIdentity, EpisodeRecord] = {}
+    for result in results:
+        for episode in result.episodes:
+            start = StartIdentity.of(episode, result, (episode.suite, episode.task_index) not in unhashed)
+            if start in found:
+                raise ValueError(
+                    f"{name} has {start.suite} task {start.task_index}, initial state {start.initial_state}, trial "
+                    f"{start.trial}, seed {start.seed} twice; give each rollout once, and compare several training "
+                    "runs one by one"
+                )
+            found[start] = episode
+    if not found:
+        raise ValueError(f"{name} has no rollouts; evaluate it first")
+    return found
+
+
+def why_nothing_pairs(first: Iterable[StartIdentity], second: Iterable[StartIdentity], names: tuple[str, str]) -> str:
+    """What two policies' starts differ in, for the error message where they have none in common."""
+    lines = []
+    for part, label in _PARTS.items():
+        values = [{getattr(start, part) for start in side} for side in (first, second)]
+        if not values[0] & values[1]:
+            lines.append(f"{label}: {_listing(values[0])} against {_listing(values[1])}")
+    reason = "; ".join(lines) or "no combination of task, initial state, trial number, seed and displacement is in both"
+    return f"{names[0]} and {names[1]} share no start. {reason}. Evaluate both with the same flags for starts and seed"
+
+
+def _listing(values: Iterable[Any], most: int = 4) -> str:
+    ordered = sorted(values)
+    more = f" and {len(ordered) - most} more" if len(ordered) > most else ""
+    return ", ".join(map(str, ordered[:most])) + more
+
+
+def unrecorded_files(starts: Iterable[StartIdentity]) -> list[str]:
+    """Files of initial states of which nothing but the name is known."""
+    files = {start.states for start in starts} - {_TASKS_OWN}
+    return [
+        f"what {file} held was not recorded; rollouts are paired by its name"
+        for file in sorted(files)
+        if _DIGEST not in file
+    ]
+
+
+def task_differences(
+    sides: Sequence[Collection[StartIdentity]], unhashed: Collection[tuple[str, int]], names: tuple[str, str]
+) -> list[str]:
+    """Tasks that are not known to be the same for both policies, and those that are known not to be."""
+    told = _unknown_tasks(unhashed, "paired")
+    for part, words in _FILES:
+        seen: list[dict[tuple[str, int], set[str]]] = [{}, {}]
+        for found, side in zip(seen, sides, strict=True):
+            for start in side:
+                if getattr(start, part):
+                    found.setdefault((start.suite, start.task_index), set()).add(getattr(start, part))
+        other = [task for task in seen[0] if task in seen[1] and seen[0][task] != seen[1][task]]
+        told += [
+            f"not the same task: {suite} task {index} had other {words} (SHA-256) for {names[0]} than for {names[1]}; "
+            "such rollouts are not paired"
+            for suite, index in sorted(other)
+        ]
+    return told
+
+
+def mixed_tasks(sides: Sequence[Side]) -> list[str]:
+    """As `task_differences`, for a table that pairs nothing: among all results, of one policy or of several."""
+    told = _unknown_tasks(unhashed_tasks([result for _, results in sides for result in results]), "put together")
+    for part, words in _FILES:
+        seen: dict[tuple[str, int], dict[str, dict[str, None]]] = {}
+        for name, results in sides:
+            for start in (StartIdentity.of(episode, result) for result in results for episode in result.episodes):
+                if digest := getattr(start, part):
+                    task = seen.setdefault((start.suite, start.task_index), {})
+                    task.setdefault(name, {})[digest[:_SHOWN]] = None
+        told += [
+            f"not the same task: {suite} task {index} had different {words}, SHA-256 {listed(list(of.items()))}"
+            for (suite, index), of in sorted(seen.items())
+            if len({digest for digests in of.values() for digest in digests}) > 1
+        ]
+    return told
+
+
+def _unknown_tasks(unhashed: Collection[tuple[str, int]], done: str) -> list[str]:
+    suites = ", ".join(sorted({suite for suite, _ in unhashed}))
+    words = f"no hashes of the tasks' files are recorded for all of {suites}; tasks are {done} by their number"
+    return [words] if unhashed else []

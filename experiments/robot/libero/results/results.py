@@ -1,0 +1,249 @@
+"""The one owner of `results.json`: its schema, its summary, and how it reaches the disk."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from prismatic.significance import wilson_interval
+
+SCHEMA_VERSION = 2
+TIME_FORMAT = "%Y-%m-%dT%H:%M:%S%z"
+FILE_NAME = "results.json"
+
+CIRCUMSTANCES = frozenset({"wall_seconds", "latency_ms", "stage_ms", "attempts"})
+"""Fields of an episode that say how the run went, not what the policy did: two runs with one seed differ in these."""
+
+
+@dataclass
+class EpisodeRecord:
+    """What happened in one rollout.
+
+    Args:
+        instruction: What the policy was told (under the control `swapped_instruction` not the task's own words).
+        trial: Counts the rollouts of one task from 0.
+        seed: Of the simulator's reset.
+        displacement: The draw that moved objects away from their standard places (see `starts.py`, which repeats it);
+            None for a standard start.
+        success: Whether the task's own goal was reached; None when the rollout is invalid.
+        other_task: Index of the task whose words were given, under `swapped_instruction`.
+        other_success: Whether that task's goal was reached.
+        steps: Control steps taken after settling.
+        tokens_kept: Visual tokens kept, one number per look; of the last pass where a diffusion head makes several.
+        num_visual_tokens: Tokens there were to choose from.
+        actions_sha256: Of all executed actions, float64 and in order: equal rollouts have equal ones.
+        latency_ms: Time from each look's request to its answer, waiting for other workers' looks included.
+        stage_ms: Time inside the policy per stage (preprocessing, vision, pruner, llm, total), one number per look;
+            looks that were answered together have the whole call's each.
+        attempts: How often this run began the rollout; more than once after a crash, a hang or an error.
+        invalid: Why the rollout says nothing about the policy (a traceback), or None. Never counted as a failure.
+        video: File name of the video, relative to the results file; the picture beside it (`.png`) shows what was kept.
+        record: File name of the stored observations and actions, likewise.
+        bddl_sha256, init_states_sha256: Of the task's description and of its own initial states, as in `LiberoTask`;
+            None in results of before these were recorded.
+    """
+
+    suite: str
+    task_index: int
+    task_name: str
+    instruction: str
+    initial_state: int
+    trial: int
+    seed: int
+    control: str = "none"
+    displacement: dict[str, Any] | None = None
+    success: bool | None = None
+    other_task: int | None = None
+    other_success: bool | None = None
+    steps: int = 0
+    wall_seconds: float = 0.0
+    tokens_kept: list[int] = field(default_factory=list)
+    num_visual_tokens: int = 0
+    actions_sha256: str | None = None
+    latency_ms: list[float] = field(default_factory=list)
+    stage_ms: dict[str, list[float]] = field(default_factory=dict)
+    attempts: int = 1
+    invalid: str | None = None
+    video: str | None = None
+    record: str | None = None
+    bddl_sha256: str | None = None
+    init_states_sha256: str | None = None
+
+    @property
+    def key(self) -> tuple[str, int, int, int]:
+        """What pairs the same start across evaluations: (suite, task, initial state, trial)."""
+        return self.suite, self.task_index, self.initial_state, self.trial
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any], where: str) -> EpisodeRecord:
+        """Raises ValueError for unknown and missing keys, naming `where` they were found."""
+        if not isinstance(content, dict):
+            raise ValueError(f"{where}: an episode is a {type(content).__name__}; expected its fields by name")
+        if unknown := set(content) - {f.name for f in fields(cls)}:
+            raise ValueError(f"{where}: episode {content.get('trial')} has unknown keys {sorted(unknown)}")
+        needed = {f.name for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING}
+        if missing := needed - set(content):
+            raise ValueError(f"{where}: episode {content.get('trial')} lacks {sorted(missing)}")
+        return cls(**content)
+
+    @property
+    def file_stem(self) -> str:
+        """`task1_state30_trial0_success`: how files of this rollout are named, without suffix."""
+        outcome = {True: "success", False: "failure", None: "invalid"}[self.success]
+        return f"task{self.task_index}_state{self.initial_state}_trial{self.trial}_{outcome}"
+
+
+@dataclass
+class Results:
+    """Everything `results.json` holds.
+
+    Args:
+        run: Command line, times, git commit, renderer, device, seed, and whether the run got to its end (`complete`).
+        config: The flags, as understood.
+        policy: `Policy.description()`, with what was assumed about the checkpoint.
+        versions: Package -> version.
+    """
+
+    run: dict[str, Any] = field(default_factory=dict)
+    config: dict[str, Any] = field(default_factory=dict)
+    policy: dict[str, Any] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    episodes: list[EpisodeRecord] = field(default_factory=list)
+
+    def summary(self) -> dict[str, Any]:
+        return summarize(self.episodes)
+
+    def outcome(self) -> dict[str, Any]:
+        """What two runs with the same seeds on the same machine must agree in, to the last bit."""
+        run = {key: self.run.get(key) for key in ("seed", "renderer", "rendering_backend", "protocol", "complete")}
+        episodes = [
+            {key: value for key, value in asdict(episode).items() if key not in CIRCUMSTANCES}
+            for episode in self.episodes
+        ]
+        return {"run": run, "policy": self.policy, "versions": self.versions, "episodes": episodes}
+
+    def counts(self, other_goal: bool = False) -> dict[str, tuple[int, int]]:
+        """Task in words -> (successes, trials); `other_goal` counts the goals whose words were given instead."""
+        rows = self.summary()["tasks"]
+        pairs = [(row["task_name"].replace("_", " "), row["other_goal"] if other_goal else row) for row in rows]
+        return {name: (count["successes"], count["trials"]) for name, count in pairs}
+
+    def save(self, path: str | Path) -> None:
+        """Write atomically: a crash leaves the previous file, never half of one.
+
+        Raises:
+            ValueError: for NaN and infinity, which JSON does not have.
+        """
+        content = {"schema_version": SCHEMA_VERSION, **asdict(self)}
+        episodes = content.pop("episodes")
+        content = {**content, "summary": self.summary(), "episodes": episodes}
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(path.name + ".partial")
+        try:
+            text = json.dumps(content, indent=1, default=str, allow_nan=False)
+        except ValueError as error:
+            raise ValueError(f"{path} is not written: it would hold a NaN or an infinity ({error})") from error
+        partial.write_text(text + "\n", encoding="utf-8")
+        os.replace(partial, path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Results:
+        """Read a results file, or the one inside a folder.
+
+        Raises:
+            FileNotFoundError: when there is none.
+            ValueError: when it is no results file, or has another schema version or unknown episode keys.
+        """
+        path = Path(path)
+        path = path / FILE_NAME if path.is_dir() else path
+        if not path.is_file():
+            raise FileNotFoundError(f"no results at {path}; run_libero_eval.py writes {FILE_NAME} there")
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise _not_results(path, str(error)) from error
+        if not isinstance(content, dict):
+            raise _not_results(path, f"it holds a {type(content).__name__}")
+        found = content.get("schema_version")
+        if found != SCHEMA_VERSION:
+            raise ValueError(f"{path} has schema version {found}, this code reads {SCHEMA_VERSION}; evaluate again")
+        for name, kind in (*((part, dict) for part in ("run", "config", "policy", "versions")), ("episodes", list)):
+            if not isinstance(content.get(name), kind):
+                raise _not_results(
+                    path, f"{name!r} is {json.dumps(content.get(name))[:40]}, expected a {kind.__name__}"
+                )
+        try:
+            episodes = [EpisodeRecord.from_json(episode, str(path)) for episode in content["episodes"]]
+        except ValueError as error:
+            raise ValueError(
+                f"{error}; another version of this code wrote it, or it was changed: evaluate again"
+            ) from error
+        return cls(content["run"], content["config"], content["policy"], content["versions"], episodes)
+
+
+def _not_results(path: Path, why: str) -> ValueError:
+    return ValueError(f"{path} is no results file ({why}); name one that run_libero_eval.py wrote, or evaluate again")
+
+
+def count_successes(outcomes: Iterable[bool | None]) -> dict[str, Any]:
+    """Successes, trials, rate and Wilson 95 % interval of the outcomes that are not None."""
+    valid = [bool(outcome) for outcome in outcomes if outcome is not None]
+    interval = wilson_interval(sum(valid), len(valid))
+    return {
+        "successes": sum(valid),
+        "trials": len(valid),
+        "rate": sum(valid) / len(valid) if valid else None,
+        "interval_95": [round(interval.low, 4), round(interval.high, 4)],
+    }
+
+
+def summarize(episodes: Sequence[EpisodeRecord]) -> dict[str, Any]:
+    """Successes per task and in all, tokens kept and latency per look, number of invalid rollouts.
+
+    Under `swapped_instruction` the entries `other_goal` count how often the goal was reached whose words were given.
+    """
+    by_task: dict[tuple[str, int], list[EpisodeRecord]] = {}
+    for episode in episodes:
+        by_task.setdefault((episode.suite, episode.task_index), []).append(episode)
+    return {
+        "all": _summarize_outcomes(episodes),
+        "tasks": [
+            {"suite": suite, "task_index": index, "task_name": group[0].task_name, **_summarize_outcomes(group)}
+            for (suite, index), group in sorted(by_task.items())
+        ],
+        "tokens_kept": _summarize_tokens(episodes),
+        "latency_ms": _summarize_latency(episodes),
+    }
+
+
+def _summarize_outcomes(episodes: Sequence[EpisodeRecord]) -> dict[str, Any]:
+    result = count_successes(episode.success for episode in episodes)
+    result["invalid"] = sum(episode.invalid is not None for episode in episodes)
+    solved = [episode.steps for episode in episodes if episode.success]
+    result["mean_steps_to_success"] = float(np.mean(solved)) if solved else None
+    if any(episode.other_task is not None for episode in episodes):
+        result["other_goal"] = count_successes(episode.other_success for episode in episodes)
+    return result
+
+
+def _summarize_tokens(episodes: Sequence[EpisodeRecord]) -> dict[str, Any] | None:
+    kept = [count for episode in episodes for count in episode.tokens_kept]
+    if not kept:
+        return None
+    of = max(episode.num_visual_tokens for episode in episodes)
+    mean = float(np.mean(kept))
+    return {"mean": mean, "min": min(kept), "max": max(kept), "of": of, "fraction": mean / of if of else None}
+
+
+def _summarize_latency(episodes: Sequence[EpisodeRecord]) -> dict[str, Any] | None:
+    times = [value for episode in episodes for value in episode.latency_ms]
+    if not times:
+        return None
+    return {"median": float(np.median(times)), "p95": float(np.percentile(times, 95)), "looks": len(times)}

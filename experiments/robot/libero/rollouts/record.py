@@ -1,0 +1,310 @@
+"""Episodes on disk: everything a policy was shown, what it answered and which tokens it kept, and what was then done.
+
+One `.npz` per episode, readable without pickle and without the model. Pictures are stored losslessly: the first as it
+is, every further one as its difference from the one before, modulo 256, which compresses a still camera's pictures
+about four times better.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import zipfile
+import zlib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from experiments.robot.libero.policies.contract import Answer, Observation
+from experiments.robot.libero.results.provenance import collect_versions
+from experiments.robot.libero.results.results import EpisodeRecord
+from experiments.robot.libero.rollouts.rollout import Moment, RolloutSettings
+from experiments.robot.libero.rollouts.start import Start
+
+FORMAT_VERSION = 1
+FOLDER = "records"
+"""Where an evaluation's output folder keeps them."""
+
+_IMAGES = "images_"  # array name: this and the camera's key
+_HEADER = ("episode", "settings", "environment", "center_crop", "control_rate_hz", "policy", "versions")
+_TOKEN_ARRAYS = ("kept", "picks", "scores")
+_ARRAYS = ("header", "start_state", "look_steps", "states", "qpos", "chunks", "actions")
+_DIMENSIONS = {"start_state": 1, "look_steps": 1} | dict.fromkeys(("states", "qpos", "actions", *_TOKEN_ARRAYS), 2)
+_DIMENSIONS |= {"chunks": 3}
+
+
+@dataclass
+class EpisodeRecording:
+    """One rollout of T steps and L looks.
+
+    Args:
+        episode: The rollout's row of the results, as it stood when the rollout ended: suite, task, instruction,
+            initial state, trial, seed, displacement, outcome, SHA-256 of the executed actions.
+        settings: How it ran: step cap, open-loop steps, control, cameras.
+        environment: Options that make an equal `LiberoEnvironment`.
+        center_crop: Whether the policy saw the central part of the pictures only.
+        control_rate_hz: Control steps per second.
+        policy: `Agent.description()`.
+        versions: Package -> version.
+        start_state: (S,) the initial state, before any displacement.
+        look_steps: (L,) how many steps had been taken at each look.
+        images: Camera -> (L, H, W, 3) uint8, what the policy was given.
+        states: (L, P) the robot's state it was given.
+        qpos: (L, nq) the simulator's joint positions.
+        chunks: (L, chunk, action_dim) what it answered, in the robot's units.
+        actions: (T, action_dim) what was executed, of the policy's convention (gripper 1 = open).
+        kept: (L, V) bool, the visual tokens that stayed; None where the agent did not say. V counts image by image and
+            inside an image row by row.
+        picks: (L, V) how many queries picked each; None likewise.
+        scores: (L, V) float32, the best score that any query gave each; None where there are none.
+    """
+
+    episode: EpisodeRecord
+    settings: RolloutSettings
+    environment: dict[str, Any]
+    center_crop: bool
+    control_rate_hz: float
+    policy: dict[str, Any]
+    versions: dict[str, str]
+    start_state: NDArray[np.float64]
+    look_steps: NDArray[np.int64]
+    images: dict[str, NDArray[np.uint8]]
+    states: NDArray[np.float64]
+    qpos: NDArray[np.float64]
+    chunks: NDArray[np.float64]
+    actions: NDArray[np.float64]
+    kept: NDArray[np.bool_] | None = None
+    picks: NDArray[np.float32] | None = None
+    scores: NDArray[np.float32] | None = None
+
+    def save(self, path: str | Path) -> None:
+        """Write atomically: a crash leaves nothing under the final name, or what stood there before.
+
+        Raises:
+            ValueError: for arrays of Python objects.
+        """
+        header = {"format_version": FORMAT_VERSION, **{name: getattr(self, name) for name in _HEADER}}
+        arrays: dict[str, Any] = {name: getattr(self, name) for name in _ARRAYS[1:]}
+        arrays |= {name: value for name in _TOKEN_ARRAYS if (value := getattr(self, name)) is not None}
+        if self.kept is not None:
+            header["num_visual_tokens"] = self.kept.shape[1]
+            arrays["kept"] = np.packbits(self.kept, axis=1)
+        arrays |= {_IMAGES + camera: _differences(pictures) for camera, pictures in self.images.items()}
+        arrays["header"] = np.array(json.dumps(header, default=_plain))
+        if objects := [name for name, array in arrays.items() if array.dtype == object]:
+            raise ValueError(f"{path}: the arrays {objects} hold Python objects, which only pickle could store")
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(path.name + ".partial")
+        try:
+            with partial.open("wb") as file:
+                np.savez_compressed(file, **arrays)
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls, path: str | Path) -> EpisodeRecording:
+        """Read and check one file.
+
+        Raises:
+            FileNotFoundError: when there is none.
+            ValueError: when it is no episode record, is damaged, lacks something, or was written in another format.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise FileNotFoundError(f"no episode record at {path}; run_libero_eval.py --record True writes them")
+        arrays = _read_arrays(path)
+        header = _read_header(path, arrays)
+        cameras = header["settings"].cameras
+        if missing := [name for name in (*_ARRAYS, *(_IMAGES + c for c in cameras)) if name not in arrays]:
+            raise ValueError(f"{path} lacks the arrays {missing}; it holds {sorted(arrays)}. Record the episode again")
+        _check_arrays(path, arrays)
+        if "kept" in arrays:
+            kept = np.unpackbits(arrays["kept"], axis=1, count=header["num_visual_tokens"])
+            arrays["kept"] = kept.astype(bool)
+        parts: dict[str, Any] = {name: header[name] for name in _HEADER}
+        parts |= {name: arrays[name] for name in _ARRAYS[1:]}
+        parts |= {name: arrays.get(name) for name in _TOKEN_ARRAYS}
+        parts["images"] = {c: np.cumsum(arrays[_IMAGES + c], axis=0, dtype=np.uint8) for c in cameras}
+        recording = cls(**parts)
+        recording.check(path)
+        return recording
+
+    def check(self, where: str | Path = "the recording") -> None:
+        """Raises ValueError when its parts do not fit together: numbers of looks and steps, the actions' hash."""
+        looks = {name: len(pictures) for name, pictures in self.images.items()}
+        names = ("look_steps", "states", "qpos", "chunks", *_TOKEN_ARRAYS)
+        looks |= {name: len(value) for name in names if (value := getattr(self, name)) is not None}
+        if len(set(looks.values())) != 1:
+            raise ValueError(f"{where}: numbers of looks differ: {looks}. Record the episode again")
+        if len(self.actions) != self.episode.steps or actions_sha256(self.actions) != self.episode.actions_sha256:
+            raise ValueError(
+                f"{where}: its {len(self.actions)} actions are not the {self.episode.steps} that were executed "
+                "(another SHA-256). Record the episode again"
+            )
+
+
+def actions_sha256(actions: NDArray[np.float64]) -> str:
+    """Of (T, action_dim), as in `EpisodeRecord.actions_sha256`."""
+    return hashlib.sha256(np.ascontiguousarray(actions, dtype=np.float64).tobytes()).hexdigest()
+
+
+@dataclass
+class EpisodeRecorder:
+    """Observes a rollout and makes an `EpisodeRecording` of it.
+
+    Args:
+        start: Of the rollout.
+        settings: Of the rollout.
+        center_crop: Whether the policy sees the central part of the pictures only.
+        control_rate_hz: Control steps per second.
+        policy: `Agent.description()`.
+        recording: None until the rollout has ended; an invalid one never does.
+    """
+
+    start: Start
+    settings: RolloutSettings
+    center_crop: bool = True
+    control_rate_hz: float = 20.0
+    policy: Mapping[str, Any] = field(default_factory=dict)
+    recording: EpisodeRecording | None = None
+    _looks: list[tuple[int, Observation, Answer, NDArray[np.float64]]] = field(default_factory=list)
+    _actions: list[NDArray[np.float64]] = field(default_factory=list)
+
+    def look(self, moment: Moment, observation: Observation, answer: Answer) -> None:
+        """Note the observation, the answer and where everything stands."""
+        self._looks.append((moment.step, observation, answer, moment.environment.data.qpos.copy()))
+
+    def step(self, moment: Moment, action: NDArray[np.float64]) -> None:
+        """Note the action."""
+        self._actions.append(action)
+
+    def finish(self, moment: Moment, record: EpisodeRecord) -> None:
+        """Put everything together."""
+        state = self.start.state
+        steps, observations, answers, qpos = zip(*self._looks, strict=True)
+        self.recording = EpisodeRecording(
+            episode=replace(record),
+            settings=self.settings,
+            environment=moment.environment.options,
+            center_crop=self.center_crop,
+            control_rate_hz=self.control_rate_hz,
+            policy=dict(self.policy),
+            versions=collect_versions(),
+            start_state=self.start.task.init_states[self.start.initial_state] if state is None else state,
+            look_steps=np.array(steps),
+            images={camera: np.stack([o[camera] for o in observations]) for camera in self.settings.cameras},
+            states=np.stack([observation["state"] for observation in observations]),
+            qpos=np.stack(qpos),
+            chunks=np.stack([np.asarray(answer.actions, np.float64) for answer in answers]),
+            actions=np.stack(self._actions),
+            kept=_stacked([answer.kept for answer in answers]),
+            picks=_stacked([answer.picks for answer in answers]),
+            scores=_stacked([answer.scores for answer in answers]),
+        )
+
+
+def _stacked(rows: list[Any]) -> NDArray[Any] | None:
+    return None if any(row is None for row in rows) else np.stack(rows)
+
+
+def _differences(pictures: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """(L, H, W, 3) -> the same shape; `np.cumsum` over L modulo 256 gives the pictures back."""
+    differences = pictures.copy()
+    differences[1:] -= pictures[:-1]
+    return differences
+
+
+def _plain(value: Any) -> Any:
+    """For JSON: what it does not know itself."""
+    return asdict(value) if isinstance(value, EpisodeRecord | RolloutSettings) else str(value)
+
+
+def _read_arrays(path: Path) -> dict[str, NDArray[Any]]:
+    try:
+        with path.open("rb") as file:
+            content = np.load(file, allow_pickle=False)
+            if not isinstance(content, np.lib.npyio.NpzFile):
+                raise ValueError("a single array")
+            with content:
+                return dict(content)
+    except (ValueError, OSError, EOFError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+        reason = str(error)
+        if not isinstance(error, OSError) and not zipfile.is_zipfile(path):
+            reason = "not a whole .npz archive"
+        elif "pickle" in reason:  # numpy's own words say how to load such a file, which might run code
+            reason = "it holds Python objects, which records never do"
+        raise ValueError(
+            f"{path} is no episode record, or is damaged ({reason}); expected an .npz file that run_libero_eval.py "
+            "--record True wrote"
+        ) from error
+
+
+def _check_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Raises ValueError for arrays of other kinds or with other numbers of axes than are written."""
+    for name, array in arrays.items():
+        if name.startswith(_IMAGES):
+            fits, expected = array.dtype == np.uint8 and array.ndim == 4 and array.shape[3] == 3, "uint8 (L, H, W, 3)"
+        elif name in _DIMENSIONS:
+            kinds, expected = "u" if name == "kept" else "fiu", f"numbers with {_DIMENSIONS[name]} axes"
+            fits = array.dtype.kind in kinds and array.ndim == _DIMENSIONS[name]
+        else:
+            continue
+        if not fits:
+            found = f"{array.dtype} {array.shape}"
+            raise ValueError(f"{path}: {name} is {found}; expected {expected}. Record the episode again")
+
+
+def _read_header(path: Path, arrays: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
+    """What is no array, with `episode` and `settings` as dataclasses. Raises ValueError for any header that is none."""
+    if "header" not in arrays:
+        raise ValueError(f"{path} is no episode record: it has no header, only the arrays {sorted(arrays)}")
+    try:
+        header = json.loads(str(arrays["header"]))
+        if (found := header.get("format_version")) != FORMAT_VERSION:
+            raise ValueError(f"it has format version {found}, this code reads {FORMAT_VERSION}")
+        names = [*_HEADER, *(["num_visual_tokens"] if "kept" in arrays else [])]
+        if missing := [name for name in names if name not in header]:
+            raise ValueError(f"it lacks {missing}; it has {sorted(header)}")
+        settings = {**header["settings"], "cameras": tuple(header["settings"]["cameras"])}
+        header["episode"] = _dataclass_from(EpisodeRecord, header["episode"])
+        header["settings"] = _dataclass_from(RolloutSettings, settings)
+        _check_types(header)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        words = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
+        raise ValueError(f"the header of {path} is unusable: {words}. Record the episode again") from error
+    return header
+
+
+def _check_types(header: Mapping[str, Any]) -> None:
+    """Raises ValueError for entries of other types than are written."""
+    cameras, tokens, rate = header["settings"].cameras, header.get("num_visual_tokens", 1), header["control_rate_hz"]
+    whole = (header["episode"].task_index, header["episode"].steps, header["settings"].open_loop_steps, tokens)
+    fits = {
+        **{name: isinstance(header[name], dict) for name in ("environment", "policy", "versions")},
+        "cameras": bool(cameras) and all(isinstance(camera, str) for camera in cameras),
+        "center_crop": isinstance(header["center_crop"], bool),
+        "control_rate_hz": isinstance(rate, int | float) and 0 < rate < math.inf,
+        "numbers of steps, tokens or the task": all(isinstance(number, int) and number >= 0 for number in whole),
+        "suite or instruction": all(
+            isinstance(getattr(header["episode"], key), str) for key in ("suite", "instruction")
+        ),
+    }
+    if wrong := [name for name, right in fits.items() if not right]:
+        raise ValueError(f"it has entries of another kind: {', '.join(wrong)}")
+
+
+def _dataclass_from(kind: Any, content: Any) -> Any:
+    """Raises TypeError for entries that are missing, and for anything but a dict."""
+    if not isinstance(content, dict):
+        raise TypeError(f"its {kind.__name__} is a {type(content).__name__}")
+    if unknown := sorted(set(content) - {f.name for f in fields(kind)}):
+        raise ValueError(f"unknown entries {unknown}: another version of this code wrote it")
+    return kind(**content)

