@@ -197,7 +197,7 @@ class Policy:
                 lists, PIL pictures.
             instructions: as many sentences.
             sessions: for pruners with a memory; none of the present ones has.
-            seeds: a whole number per observation, of what is random about the answer (diffusion's starting noise, the
+            seeds: a whole number per observation, of what is random about the actions (diffusion's starting noise, the
                 control `random`); None draws from torch's generator. With seeds an answer depends on its own request
                 alone.
 
@@ -314,18 +314,18 @@ def _read_request(
         raise ValueError("sessions were given, but no pruner of this version keeps a memory; leave them out")
     if isinstance(observations, Mapping) or isinstance(instructions, str | bytes):
         raise ValueError("act_batch takes a list of observations and one of instructions; `act` takes one of each")
-    looks, sentences = _as_list(observations, "observations"), _as_list(instructions, "instructions")
-    if len(looks) != len(sentences) or not looks:
-        raise ValueError(f"{len(looks)} observations came with {len(sentences)} instructions; give one each")
+    given, sentences = _as_list(observations, "observations"), _as_list(instructions, "instructions")
+    if len(given) != len(sentences) or not given:
+        raise ValueError(f"{len(given)} observations came with {len(sentences)} instructions; give one each")
     if seeds is None:
-        return looks, sentences, None
+        return given, sentences, None
     numbers = _as_list(seeds, "seeds")
-    if len(numbers) != len(looks):
-        raise ValueError(f"{len(looks)} observations came with {len(numbers)} seeds; give one each")
+    if len(numbers) != len(given):
+        raise ValueError(f"{len(given)} observations came with {len(numbers)} seeds; give one each")
     for number in numbers:
         if isinstance(number, bool) or not isinstance(number, int | np.integer) or not -(2**63) <= number < 2**64:
             raise ValueError(f"seed {number!r}: expected a whole number of 64 bits for each observation")
-    return looks, sentences, [int(number) for number in numbers]
+    return given, sentences, [int(number) for number in numbers]
 
 
 def _as_list(values: Any, name: str) -> list[Any]:

@@ -78,7 +78,7 @@ def policy_metadata(policy: Policy) -> dict[str, Any]:
 
 
 def policy_infer(policy: Policy) -> Infer:
-    """One look of the convention `lightvla` at a time."""
+    """One policy query of the convention `lightvla` at a time."""
     lock = threading.Lock()
 
     def infer(message: dict[str, Any]) -> dict[str, Any]:

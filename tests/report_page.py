@@ -83,7 +83,7 @@ def full_report(video: Path) -> ReportData:
         title="A small policy <acts>",
         summary=["It works & is small.", "1. is not a list"],
         alerts=["Incomplete: half of it lacks."],
-        headlines=[Headline("3/8", "standard starts")],
+        headlines=[Headline("3/8", "standard initial states")],
         sections=[
             Section("Success", [
                 RateBars("Bars", ["red", EVIL], {"one": [(3, 4), (0, 4)], "two": [(4, 4), (0, 0)]}),
@@ -96,7 +96,7 @@ def full_report(video: Path) -> ReportData:
             ], columns=2),
             Section("Pictures", [Picture("red", Media("image/png", png), "what is kept", "a grey square")]),
             Section("Cost", [
-                BandChart("Kept", {"a": band_of([[9, 8, 7], [7, 6]])}, "look", "tokens", 0.2),
+                BandChart("Kept", {"a": band_of([[9, 8, 7], [7, 6]])}, "policy query", "tokens", 0.2),
                 StackedBars("Times", ["a"], {"vision": [3.0], "llm": [4.5]}, "ms"),
                 Curve("Loss", {"training": "loss"}, metrics), Curve("Nothing", {"none": "absent"}, metrics),
             ]),

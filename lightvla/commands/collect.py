@@ -19,6 +19,7 @@ from experiments.robot.libero.demonstrations.config import CollectionConfig
 from experiments.robot.libero.simulator.backend import RenderingUnavailable
 from experiments.robot.libero.simulator.tasks import LiberoTask
 from prismatic.command_line import parse_or_exit
+from prismatic.report.data import counted
 
 INCOMPLETE, UNUSABLE = 1, 2
 """Exit statuses."""
@@ -67,7 +68,7 @@ def _collect_with_progress(config: CollectionConfig, tasks: list[LiberoTask], co
                 bar,
                 advance=outcome.file is not None,
                 description=f"{task.suite} {task.index}",
-                unsolved=f"{unsolved} starts unsolved" if unsolved else "",
+                unsolved=f"{counted(unsolved, 'episode')} unsolved" if unsolved else "",
             )
 
         results = collect(config, tasks, on_outcome)
@@ -78,7 +79,7 @@ def _collect_with_progress(config: CollectionConfig, tasks: list[LiberoTask], co
 
 def _table(summaries: list[dict]) -> Table:
     table = Table(title="demonstrations", title_justify="left")
-    for heading in ("suite", "task", "instruction", "collected", "starts that could not be solved"):
+    for heading in ("suite", "task", "instruction", "collected", "initial states that could not be solved"):
         table.add_column(heading, justify="right" if heading in ("task", "collected") else "left")
     for summary in summaries:
         missing = ", ".join(summary["unsolved"]) or "none"

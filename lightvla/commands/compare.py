@@ -3,8 +3,8 @@
     lightvla compare OURS/results.json --against THEIRS/results.json --names ours theirs
     lightvla compare RUN/results.json --format latex --output table.tex
 
-With `--against` rollouts on identical starts are paired. Each side may be several files, one per suite or seed. Without
-it one file gives a row per task; several give a row per policy, and a column per suite. Folders stand for the
+With `--against` rollouts on identical episodes are paired. Each side may be several files, one per suite or seed.
+Without it one file gives a row per task; several give a row per policy, and a column per suite. Folders stand for the
 results.json in them. Ends with 0, or with 2 when the results cannot be read or compared.
 """
 
@@ -95,7 +95,7 @@ def drawn_table(table: Table) -> RichTable:
 
 
 def drawn_comparison(comparison: Comparison) -> RichTable:
-    """A comparison drawn narrow: intervals below their numbers, and a bar of how the starts came out."""
+    """A comparison drawn narrow: intervals below their numbers, and a bar of how the episodes came out."""
     outcomes = outcomes_of(comparison)
     drawn = _empty(("task", *comparison.names, "both/only first/\nonly second/neither", "difference", "p"))
     for column in drawn.columns[3:]:
@@ -123,8 +123,8 @@ def tally_bar(counts: PairedCounts) -> str:
     """Shares of both, only the first, only the second and neither as a bar with rich's colours."""
     ends = [round(_BAR * sum(counts[: number + 1]) / counts.trials) for number in range(4)]
     widths = [end - begin for begin, end in zip([0, *ends], ends, strict=False)]
-    looks = (("█", "green"), ("▓", "cyan"), ("▒", "magenta"), ("░", "bright_black"))
-    return "".join(f"[not bold {colour}]{mark * width}[/]" for (mark, colour), width in zip(looks, widths, strict=True))
+    parts = (("█", "green"), ("▓", "cyan"), ("▒", "magenta"), ("░", "bright_black"))
+    return "".join(f"[not bold {colour}]{mark * width}[/]" for (mark, colour), width in zip(parts, widths, strict=True))
 
 
 def _empty(headings: Sequence[str]) -> RichTable:
@@ -234,7 +234,7 @@ def _identity(result: Results) -> dict[str, str]:
         "head": " ".join(filter(None, (f"{policy.get('action_head') or 'unknown'} head", denoising))),
         "dtype": str(policy.get("dtype") or "unknown dtype"),
         "crop": "centre crop" if policy.get("center_crop") else "no centre crop",
-        "images": f"images per look: {policy.get('num_images') or 'unknown'}",
+        "images": f"images per policy query: {policy.get('num_images') or 'unknown'}",
         "control": control,
     }
 
@@ -266,7 +266,7 @@ def distinct_names(sides: Sequence[Sequence[Results]], paths: Sequence[Sequence[
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("results", nargs="+", help="results.json files, or folders that hold one")
-    parser.add_argument("--against", nargs="+", help="the other policy's, on the same starts")
+    parser.add_argument("--against", nargs="+", help="the other policy's, on the same episodes")
     parser.add_argument("--names", nargs="+", help="two with --against; else one per file, a policy's files alike")
     parser.add_argument("--format", choices=["text", *WRITERS], help="default: by the suffix of --output, else text")
     parser.add_argument("--output", help=f"file to write the table into: {', '.join(SUFFIXES)}")

@@ -30,8 +30,8 @@ def main(path: Path, video: Path | None, every_steps: int, console: Console) -> 
         recording = EpisodeRecording.load(path)
         recorder = None if video is None else _video_recorder(recording, every_steps)
         for package, old, new in other_versions(recording):
-            words = escape(f"recorded with {package} {old}, replayed with {new}")
-            console.print(f"[yellow]note:[/] {words}", highlight=False)
+            text = escape(f"recorded with {package} {old}, replayed with {new}")
+            console.print(f"[yellow]note:[/] {text}", highlight=False)
         with console.status(f"replaying {recording.episode.steps} steps"):
             result = replay(recording, [] if recorder is None else [recorder], render=recorder is not None)
         if recorder is not None and video is not None:
@@ -43,8 +43,8 @@ def main(path: Path, video: Path | None, every_steps: int, console: Console) -> 
         return UNUSABLE
     outcome = "solved" if result.episode.success else "not solved"
     console.print(
-        f"{recording.episode.instruction}: {outcome} after {result.episode.steps} steps; joint positions at the looks "
-        f"differ by at most {result.qpos_deviation:.2g} from the recorded ones",
+        f"{recording.episode.instruction}: {outcome} after {result.episode.steps} steps; joint positions at the policy "
+        f"queries differ by at most {result.qpos_deviation:.2g} from the recorded ones",
         markup=False,
         highlight=False,
         soft_wrap=True,

@@ -1,4 +1,4 @@
-"""Draw what a policy saw: which image patches its pruner kept, look by look and on average.
+"""Draw what a policy saw: which image patches its pruner kept, at each policy query and on average.
 
 From recorded episodes (`run_libero_eval.py --record True`), without loading any model:
 
@@ -9,9 +9,9 @@ From any checkpoint, over an episode of an RLDS dataset or a picture per camera:
     lightvla visualize --checkpoint CHECKPOINT --dataset_dir DATA/libero_goal_no_noops --episode 3
     lightvla visualize --checkpoint CHECKPOINT --images full.png wrist.png --instruction "lift it"
 
-Per episode: every look with pruned patches dimmed (`looks/`), the same as a video, an overview, maps of how often each
-patch was kept and of its mean score, and a chart of the tokens kept; over several episodes a map per task and a chart.
-Ends with 0, or 2 when something cannot be used.
+Per episode: every policy query with pruned patches dimmed (`queries/`), the same as a video, an overview, maps of how
+often each patch was kept and of its mean score, and a chart of the tokens kept; over several episodes a map per task
+and a chart. Ends with 0, or 2 when something cannot be used.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def main(arguments: argparse.Namespace, console: Console) -> int:
         check(arguments)
         common = Common()
         for name, trace in record_traces(arguments.record) if arguments.record else policy_traces(arguments, console):
-            fps = None if arguments.no_video else arguments.fps or trace.looks_per_second
+            fps = None if arguments.no_video else arguments.fps or trace.queries_per_second
             common.add(name, trace, draw(trace, arguments.output_dir / name, fps, console))
             summaries.append(f"{name}: {summary(trace)}")
         common.draw(arguments.output_dir)
@@ -66,12 +66,12 @@ def main(arguments: argparse.Namespace, console: Console) -> int:
 
 
 def summary(trace: PruningTrace) -> str:
-    """`34 looks, 17.3 of 98 tokens kept (12 to 27)`."""
+    """`34 policy queries, 17.3 of 98 tokens kept (12 to 27)`."""
     kept = trace.kept.sum(axis=1)
-    if trace.num_looks == 1:
-        return f"1 look, {kept[0]} of {trace.kept.shape[1]} tokens kept"
+    if trace.num_queries == 1:
+        return f"1 policy query, {kept[0]} of {trace.kept.shape[1]} tokens kept"
     mean, span = f"{kept.mean():.1f} of {trace.kept.shape[1]}", f"{kept.min()} to {kept.max()}"
-    return f"{trace.num_looks} looks, {mean} tokens kept ({span})"
+    return f"{trace.num_queries} policy queries, {mean} tokens kept ({span})"
 
 
 def check(arguments: argparse.Namespace) -> None:
@@ -85,7 +85,7 @@ def check(arguments: argparse.Namespace) -> None:
     if arguments.every is not None and arguments.every < 1:
         raise ValueError(f"--every {arguments.every}: expected at least 1")
     if arguments.fps is not None and not FPS[0] <= arguments.fps <= FPS[1]:
-        raise ValueError(f"--fps {arguments.fps}: expected {FPS[0]} to {FPS[1]} looks a second")
+        raise ValueError(f"--fps {arguments.fps}: expected {FPS[0]} to {FPS[1]} policy queries a second")
     if importlib.util.find_spec("matplotlib") is None:
         raise ImportError("maps and charts need matplotlib: pip install 'lightvla[report]'")
     if not arguments.no_video and not arguments.images and importlib.util.find_spec("imageio_ffmpeg") is None:
@@ -137,22 +137,22 @@ def record_traces(paths: Sequence[Path]) -> Iterator[tuple[str, PruningTrace]]:
                 cameras=tuple(recording.images),
                 images=tuple(recording.images.values()),
                 kept=recording.kept,
-                steps=recording.look_steps,
+                steps=recording.query_steps,
                 center_crop=recording.center_crop,
                 control_rate_hz=recording.control_rate_hz,
                 scores=recording.scores,
                 success=episode.success if episode.other_task is None else episode.other_success,
-                source=source_words(recording),
+                source=source_text(recording),
                 start=f"initial state {episode.initial_state}, trial {episode.trial}",
             ),
         )
 
 
-def source_words(recording: EpisodeRecording) -> str:
+def source_text(recording: EpisodeRecording) -> str:
     """Suite, control and policy."""
     episode, policy = recording.episode, recording.policy
     control = f"control: {episode.control.replace('_', ' ')}" if episode.control != "none" else ""
-    name = policy_words(policy.get("checkpoint") or policy.get("policy_url"), policy.get("pruner"))
+    name = policy_text(policy.get("checkpoint") or policy.get("policy_url"), policy.get("pruner"))
     return " · ".join(filter(None, (episode.suite, control, name)))
 
 
@@ -167,10 +167,10 @@ def policy_traces(arguments: argparse.Namespace, console: Console) -> list[tuple
     else:
         name, instructions, steps, observations = dataset_frames(policy, arguments)
     trace = run_policy(policy, observations, instructions, steps, console)
-    return [(name, replace(trace, source=policy_words(arguments.checkpoint, str(policy.model.config.pruner_spec))))]
+    return [(name, replace(trace, source=policy_text(arguments.checkpoint, str(policy.model.config.pruner_spec))))]
 
 
-def policy_words(checkpoint: object, pruner: object) -> str:
+def policy_text(checkpoint: object, pruner: object) -> str:
     """`small (lightvla)`: the last part of a checkpoint's place, and its pruner."""
     name = Path(str(checkpoint)).name if checkpoint else "unnamed policy"
     return f"{name} ({pruner})" if pruner else name
@@ -221,7 +221,7 @@ def name_cameras(
 def dataset_frames(
     policy: Any, arguments: argparse.Namespace
 ) -> tuple[str, list[str], np.ndarray, list[dict[str, np.ndarray]]]:
-    """One episode of the dataset at the steps at which the policy would look: name, instructions, steps, observations.
+    """One episode of the dataset at the steps of its policy queries: name, instructions, steps, observations.
 
     Steps without an instruction are left out.
 
@@ -243,8 +243,8 @@ def dataset_frames(
     episode = index.episodes[arguments.episode]
     if policy.transform.use_proprio and episode.state is None:
         raise ValueError(f"dataset {folder.name!r} has no state, which the policy reads")
-    told = [step for step in range(episode.num_frames) if episode.instructions[step]]
-    steps = np.array(told[:: arguments.every or policy.robot.open_loop_steps])
+    instructed = [step for step in range(episode.num_frames) if episode.instructions[step]]
+    steps = np.array(instructed[:: arguments.every or policy.robot.open_loop_steps])
     observations = []
     for step in steps:
         observation = {camera: episode.image(camera, step) for camera in cameras}
@@ -264,7 +264,7 @@ def run_policy(
 ) -> PruningTrace:
     """What the policy keeps of each observation."""
     kept, scores = [], []
-    for first in progress(range(0, len(observations), BATCH), "looking", console):
+    for first in progress(range(0, len(observations), BATCH), "asking the policy", console):
         batch = observations[first : first + BATCH]
         seeds = list(range(first, first + len(batch)))
         selection = policy.act_batch(batch, instructions[first : first + BATCH], seeds=seeds).selection
@@ -290,7 +290,7 @@ def progress(items: range, description: str, console: Console) -> Iterable[int]:
 
 
 def draw(trace: PruningTrace, folder: Path, fps: float | None, console: Console) -> PatchSums:
-    """All pictures of one episode; a video at `fps` looks a second unless that is None, or there is one look only.
+    """All pictures of one episode; a video at `fps` queries a second unless that is None or there is only one.
 
     Returns what its maps show, for those of several episodes.
     """
@@ -298,12 +298,12 @@ def draw(trace: PruningTrace, folder: Path, fps: float | None, console: Console)
 
     sums = PatchSums.of(trace)
     folder.mkdir(parents=True, exist_ok=True)
-    title = map_title(trace.title, trace.context, 1, trace.num_looks)
+    title = map_title(trace.title, trace.context, 1, trace.num_queries)
     (folder / "overview.png").write_bytes(encode_png(trace.overview()))
     (folder / "keep_map.png").write_bytes(figure_png(keep_map(sums, title)))
     if trace.scores is not None:
         (folder / "score_map.png").write_bytes(figure_png(score_map(sums, title)))
-    if trace.num_looks > 1:
+    if trace.num_queries > 1:
         (folder / "tokens_kept.png").write_bytes(figure_png(kept_chart(trace)))
     frames = list(_frames(trace, folder, console))
     if fps is not None and len(frames) > 1:
@@ -311,18 +311,20 @@ def draw(trace: PruningTrace, folder: Path, fps: float | None, console: Console)
     return sums
 
 
-def map_title(task: str, source: str, episodes: int, looks: int) -> str:
-    """The task, and below it where the looks are from and how many."""
-    counts = f"{counted(episodes, 'episode')}, {counted(looks, 'look')}"
+def map_title(task: str, source: str, episodes: int, queries: int) -> str:
+    """The task, and below it where its policy queries are from and how many."""
+    counts = f"{counted(episodes, 'episode')}, {counted(queries, 'policy query')}"
     return f"{task}\n{f'{source}: ' if source else ''}{counts}"
 
 
 def _frames(trace: PruningTrace, folder: Path, console: Console) -> Iterator[np.ndarray]:
-    """Writes and yields the frame of every look."""
-    (folder / "looks").mkdir(exist_ok=True)
-    for look in progress(range(trace.num_looks), f"drawing {escape(folder.name)}", console):
-        frame = trace.frame(look)
-        (folder / "looks" / f"look{look:03d}_step{trace.steps[look]:03d}.png").write_bytes(encode_png(frame, False))
+    """Writes and yields the frame of every policy query."""
+    (folder / "queries").mkdir(exist_ok=True)
+    for query in progress(range(trace.num_queries), f"drawing {escape(folder.name)}", console):
+        frame = trace.frame(query)
+        (folder / "queries" / f"query{query:03d}_step{trace.steps[query]:03d}.png").write_bytes(
+            encode_png(frame, False)
+        )
         yield frame
 
 
@@ -332,7 +334,7 @@ class Common:
 
     Args:
         sums: of all episodes of one task and source, and how many they are, by these two.
-        kept: per episode the steps of its looks and the tokens kept there.
+        kept: per episode the steps of its policy queries and the tokens kept there.
     """
 
     sums: dict[tuple[str, str], tuple[PatchSums, int]] = field(default_factory=dict)
@@ -359,7 +361,7 @@ class Common:
             stem = f"keep_map_{re.sub(r'[^a-z0-9]+', '_', task.lower()).strip('_')[:120]}"
             name = next(n for n in (stem, *(f"{stem}-{i}" for i in range(2, len(self.sums) + 2))) if n not in names)
             names.add(name)
-            figure = keep_map(sums, map_title(task, source, count, sums.looks))
+            figure = keep_map(sums, map_title(task, source, count, sums.queries))
             (folder / f"{name}.png").write_bytes(figure_png(figure))
         (folder / "tokens_kept.png").write_bytes(figure_png(compare_chart(self.kept, sums.kept.size)))
 
@@ -371,7 +373,7 @@ def parse(command: Sequence[str] | None = None) -> argparse.Namespace:
     add("--checkpoint", help="folder or hub id of a policy to run")
     add("--dataset_dir", type=Path, help="RLDS dataset to take an episode from, DATA/NAME")
     add("--episode", type=int, default=0, help="which one, counted from 0 (default %(default)s)")
-    add("--every", type=int, help="a look each so many steps of it (default: as often as the policy would look)")
+    add("--every", type=int, help="a policy query each so many steps of it (default: as in a rollout)")
     add("--robot", help="layout of a dataset that the catalogue does not know")
     add("--images", type=Path, nargs="+", help="one picture per camera, in the robot's order")
     add("--instruction", help="sentence that goes with --images")
@@ -379,7 +381,7 @@ def parse(command: Sequence[str] | None = None) -> argparse.Namespace:
     add("--pruner", help="overrides the checkpoint's, e.g. lightvla:multiplicity=set")
     add("--unnorm_key", help="dataset whose statistics apply, where the checkpoint has several")
     add("--device", help="default: cuda where there is a GPU, else cpu")
-    add("--fps", type=float, help="looks a second in videos (default: real time)")
+    add("--fps", type=float, help="policy queries a second in videos (default: real time)")
     add("--no_video", action="store_true", help="pictures only")
     add("--output_dir", type=Path, default=Path("pruning_pictures"), help="default: %(default)s")
     return parser.parse_args(command)

@@ -72,7 +72,7 @@ def write_report(config: DemoConfig) -> Path:
             f"alone, which visual tokens the language model needs (from step {config.unpruned_steps} on).",
         ),
         headlines=(
-            Headline(f"{rows[0].successes} of {rows[0].trials}", "solved from LIBERO's standard starts"),
+            Headline(f"{rows[0].successes} of {rows[0].trials}", "solved from LIBERO's own initial states"),
             Headline(f"{rows[1].successes} of {rows[1].trials}", "solved from wide starts"),
             Headline(f"{tokens['mean']:.1f} of {tokens['of']}", "visual tokens kept on average"),
             Headline(f"-{100 * (1 - flops[1].total / flops[0].total):.0f} %", "FLOPs by pruning"),
@@ -137,7 +137,7 @@ def success_blocks(config: DemoConfig, rows: Sequence[SuccessRow]) -> list[RateB
     return [
         RateBars("All tasks together", [r.name for r in rows], {"solved": [(r.successes, r.trials) for r in rows]}),
         Table(
-            "Closed-loop success on held-out starts",
+            "Closed-loop success on held-out initial states",
             ("condition", *tasks, "all, with 95 % interval", "asked for"), cells, note, sortable=True,
         ),
     ]  # fmt: skip
@@ -161,26 +161,26 @@ def training_curves(config: DemoConfig) -> list[Curve]:
 
 
 def success_rows(results: dict[str, Results]) -> list[SuccessRow]:
-    """Own goals under every condition; under the swapped instruction also the goal whose words were given."""
+    """Own goals under every condition; under the swapped instruction also the goal whose instruction was given."""
 
     def row(name: str, title: str, note: str, expected: str = "", least: int = 0, most: int = 10**9) -> SuccessRow:
         counts = results[name].counts(other_goal=title.endswith("the other goal"))
         successes = sum(number for number, _ in counts.values())
         return SuccessRow(title, counts, note, expected, least <= successes <= most if expected else None)
 
-    swapped = "wide starts, another task's words"
+    swapped = "wide starts, another task's instruction"
     return [
-        row("standard", "standard starts", "LIBERO's own initial states", "at least 30", least=30),
+        row("standard", "standard initial states", "LIBERO's own", "at least 30", least=30),
         row("wide", "wide starts", "objects moved", "at least 24", least=24),
         row("blank", "control: blank images", "wide starts, grey pictures", "at most 6", most=6),
-        row("swapped", "control: swapped words, own goal", swapped, "at most 2", most=2),
-        row("swapped", "control: swapped words, the other goal", swapped, "more than half", least=19),
+        row("swapped", "control: swapped instruction, own goal", swapped, "at most 2", most=2),
+        row("swapped", "control: swapped instruction, the other goal", swapped, "more than half", least=19),
         row("random", "control: random tokens", "wide starts, as many tokens, drawn at random"),
     ]
 
 
 def measure_cost(config: DemoConfig, policy: Policy, results: Results) -> dict[str, Any]:
-    """Pictures of what is kept at held-out starts, FLOPs, and latency with and without pruning (alternating calls)."""
+    """What is kept at held-out initial states, FLOPs, and latency with and without pruning (alternating calls)."""
     pictures = []
     first = int(config.held_out_states.split("-")[0])
     for index in map(int, TASKS.split(",")):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 STAGES = ("collect", "build", "finetune", "evaluate", "report")
 DATASET = "libero_goal_demo"
-TASKS = "1,4,8"  # put the bowl on the stove, on top of the cabinet, on the plate: one scene, so the words matter
+TASKS = "1,4,8"  # put the bowl on the stove, on top of the cabinet, on the plate: one scene, so the instruction matters
 
 
 @dataclass
@@ -16,12 +16,12 @@ class DemoConfig:
     stage: str = "all"  # all, collect, build, finetune, evaluate or report
     output_dir: Path = Path("demo")  # everything the demo makes lies below it
     num_processes: int = 2  # simulator processes in collection and evaluation
-    num_demos_per_task: str = "62"  # from training starts; evaluation has other initial states
+    num_demos_per_task: str = "62"  # from training initial states; evaluation has others
     train_states: str = "0-29"  # initial states to collect from
     held_out_states: str = "30-41"  # initial states to evaluate on
     wide_starts_m: float = 0.06  # evaluation: objects are moved anywhere free within so many metres
     wide_starts_train_m: float = 0.07  # collection goes further, or what lies at the edge is never learnt well
-    wide_starts_share: float = 0.7  # of the demonstrations; the others begin at LIBERO's own starts
+    wide_starts_share: float = 0.7  # of the demonstrations; the others begin at LIBERO's own initial states
     resolution: int = 128  # side of rendered pictures, pixels
     unpruned_steps: int = 2100  # optimiser steps with all visual tokens
     max_steps: int = 1650  # optimiser steps with the pruner, from there
@@ -47,11 +47,11 @@ class Evaluation:
 
 
 def evaluations(config: DemoConfig) -> list[Evaluation]:
-    """What the report shows: standard and wide starts, and the controls on wide starts."""
+    """What the report shows: standard initial states, wide starts, and the controls on wide starts."""
     wide = ("--wide_starts_m", str(config.wide_starts_m))
     video = ("--save_rollout_video", "True", "--max_videos_per_task", "1")
     return [
-        Evaluation("standard", "LIBERO's standard starts"),
+        Evaluation("standard", "LIBERO's own initial states"),
         Evaluation("wide", "wide starts", (*wide, *video)),
         Evaluation("blank", "wide starts, blank images", (*wide, "--control", "blank_images")),
         Evaluation("swapped", "wide starts, another task's instruction", (*wide, "--control", "swapped_instruction")),

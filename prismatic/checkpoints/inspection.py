@@ -96,10 +96,10 @@ def inspect_checkpoint(directory: Path) -> Inspection:
     return found
 
 
-def _told(found: Inspection, look: Callable[[], object]) -> None:
+def _told(found: Inspection, check: Callable[[], object]) -> None:
     """Look at a part; what is wrong with it becomes a problem."""
     try:
-        look()
+        check()
     except (ValueError, OSError) as error:
         found.problems.append(str(error))
 

@@ -27,7 +27,7 @@ _OUTCOME = {True: (92, 201, 128), False: (235, 111, 100)}
 
 @dataclass(frozen=True)
 class Caption:
-    """The words above a composed frame.
+    """The text above a composed frame.
 
     Args:
         title: The instruction, say; long ones are broken into two lines.
@@ -53,7 +53,7 @@ def compose_frame(
 
     Args:
         live: Current camera views, uint8 (H, W, 3) each.
-        seen: The views of the policy's last look with pruned patches dimmed; may be empty.
+        seen: The views of the last policy query with pruned patches dimmed; may be empty.
 
     Returns:
         uint8 (H', W', 3) with even sides, as video codecs want them. Words that change over time do not change them.
@@ -69,7 +69,8 @@ def compose_frame(
     canvas = Image.new("RGB", (width + width % 2, strip + rows * (_HEADING + pitch)), _BACKGROUND)
     canvas = canvas.crop((0, 0, canvas.width, canvas.height + canvas.height % 2))
     draw = ImageDraw.Draw(canvas)
-    for number, (group, heading) in enumerate(zip(groups, ("now", "the last look: dark is pruned"), strict=False)):
+    headings = ("now", "the last policy query: dark is pruned")
+    for number, (group, heading) in enumerate(zip(groups, headings, strict=False)):
         x, y = (_MARGIN, strip + number * (_HEADING + pitch)) if stacked else (_MARGIN + number * pitch, strip)
         font = ImageFont.load_default(_SMALL)
         draw.text((x, y - 2), _shorten(draw, heading, font, columns * size), font=font, fill=_MUTED)

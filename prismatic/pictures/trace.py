@@ -12,24 +12,24 @@ from prismatic.pictures.overlay import dim_pruned, kept_grids, outline_kept
 
 @dataclass(frozen=True)
 class PruningTrace:
-    """What a policy saw over L looks of one episode, with I cameras.
+    """What a policy saw over the L policy queries of one episode, with I cameras.
 
     Args:
         title: Stands above the frames: the instruction, say.
         cameras: Their names, in the policy's order.
         images: Per camera what the policy was given, uint8 (L, H, W, 3).
         kept: (L, V) bool, the visual tokens that stayed.
-        steps: (L,) how many control steps had been taken at each look.
+        steps: (L,) how many control steps had been taken at each policy query.
         center_crop: Whether the policy saw the central part only.
         control_rate_hz: Control steps per second.
-        scores: (L, V) the best score that any query gave each token, where there are scores.
+        scores: (L, V) the best score that any patch query gave each token, where there are scores.
         success: How the episode ended, where that is known.
         source: Where the pictures come from and which policy kept what, for titles; episodes of one title and source
             share maps.
-        start: Where the episode began, in words.
+        start: Where the episode began, as text.
 
     Raises:
-        ValueError: when the numbers of looks or cameras differ, or V is not I squares.
+        ValueError: when the numbers of policy queries or cameras differ, or V is not I squares.
     """
 
     title: str
@@ -45,11 +45,11 @@ class PruningTrace:
     start: str = ""
 
     def __post_init__(self) -> None:
-        looks = {len(part) for part in (*self.images, self.kept, self.steps, *self._scores)}
-        if len(looks) != 1 or looks == {0} or len(self.images) != len(self.cameras):
+        queries = {len(part) for part in (*self.images, self.kept, self.steps, *self._scores)}
+        if len(queries) != 1 or queries == {0} or len(self.images) != len(self.cameras):
             raise ValueError(
-                f"{self.title!r}: {len(self.cameras)} cameras, {len(self.images)} rows of pictures, numbers of looks "
-                f"{sorted(looks)}; expected a row per camera, and as many pictures, masks and steps as there are looks"
+                f"{self.title!r}: {len(self.cameras)} cameras, {len(self.images)} rows of pictures, numbers of policy "
+                f"queries {sorted(queries)}; expected a row per camera, and a picture, a mask and a step per query"
             )
         kept_grids(self.kept[0], len(self.images))
 
@@ -58,38 +58,38 @@ class PruningTrace:
         return () if self.scores is None else (self.scores,)
 
     @property
-    def num_looks(self) -> int:
+    def num_queries(self) -> int:
         """L."""
         return len(self.steps)
 
     @property
-    def looks_per_second(self) -> float:
-        """How often the policy looked, for playing the looks in real time; 1 where it looked once."""
-        return self.control_rate_hz / float(np.median(np.diff(self.steps))) if self.num_looks > 1 else 1.0
+    def queries_per_second(self) -> float:
+        """How often the policy was queried, for playing the queries in real time; 1 for a single query."""
+        return self.control_rate_hz / float(np.median(np.diff(self.steps))) if self.num_queries > 1 else 1.0
 
     @property
     def grids(self) -> NDArray[np.bool_]:
         """(L, I, G, G) bool, the kept patches of every camera."""
         return np.stack([kept_grids(row, len(self.images)) for row in self.kept])
 
-    def seen(self, look: int, size: int = PANEL_SIZE) -> list[Picture]:
-        """One look's pictures (size, size, 3) with pruned patches dimmed and kept ones outlined."""
+    def seen(self, query: int, size: int = PANEL_SIZE) -> list[Picture]:
+        """One policy query's pictures (size, size, 3) with pruned patches dimmed and kept ones outlined."""
         drawn = []
-        for pictures, grid in zip(self.images, kept_grids(self.kept[look], len(self.images)), strict=True):
-            dimmed = dim_pruned(resize(pictures[look], size), grid, self.center_crop)
+        for pictures, grid in zip(self.images, kept_grids(self.kept[query], len(self.images)), strict=True):
+            dimmed = dim_pruned(resize(pictures[query], size), grid, self.center_crop)
             drawn.append(outline_kept(dimmed, grid, self.center_crop))
         return drawn
 
-    def frame(self, look: int) -> Picture:
-        """One look as a captioned frame: the pictures, and beside them the same with pruned patches dimmed."""
-        row = self.kept[look]
-        detail = f"step {self.steps[look]} · kept {row.sum()} of {row.size} visual tokens"
+    def frame(self, query: int) -> Picture:
+        """One policy query as a captioned frame: the pictures, and beside them the same with pruned patches dimmed."""
+        row = self.kept[query]
+        detail = f"step {self.steps[query]} · kept {row.sum()} of {row.size} visual tokens"
         if len(self.cameras) > 1:
             counts = kept_grids(row, len(self.cameras)).sum(axis=(1, 2))
             detail += f" ({' + '.join(map(str, counts))})"
-        last = look in (self.num_looks - 1, -1)
+        last = query in (self.num_queries - 1, -1)
         caption = Caption(self.title, detail, self.success if last else None, self.context)
-        return compose_frame([pictures[look] for pictures in self.images], self.seen(look), caption)
+        return compose_frame([pictures[query] for pictures in self.images], self.seen(query), caption)
 
     @property
     def context(self) -> str:
@@ -97,8 +97,8 @@ class PruningTrace:
         return " · ".join(filter(None, (self.start, self.source)))
 
     def overview(self, columns: int = 6, size: int = 176) -> Picture:
-        """What was kept at a few looks from first to last, a row per camera."""
-        chosen = np.linspace(0, self.num_looks - 1, min(columns, self.num_looks)).round().astype(int)
-        rows = list(zip(*(self.seen(look, size) for look in chosen), strict=True))
+        """What was kept at a few policy queries from first to last, a row per camera."""
+        chosen = np.linspace(0, self.num_queries - 1, min(columns, self.num_queries)).round().astype(int)
+        rows = list(zip(*(self.seen(query, size) for query in chosen), strict=True))
         title = " · ".join(filter(None, (self.title, self.context, "dark is pruned")))
-        return labelled_sheet(rows, title, [f"step {self.steps[look]}" for look in chosen], self.cameras, size)
+        return labelled_sheet(rows, title, [f"step {self.steps[query]}" for query in chosen], self.cameras, size)

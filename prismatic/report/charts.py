@@ -218,7 +218,7 @@ def _draw_band(axes: Any, band: Band, colour: str) -> Any:
 
 
 def _add_seconds(axes: Any, seconds: float) -> None:
-    """An axis above, in seconds since the first look."""
+    """An axis above, in seconds since the first policy query."""
     above = axes.secondary_xaxis("top", functions=(lambda x: (x - 1) * seconds, lambda x: x / seconds + 1))
     above.set_xlabel("seconds", color=INK)
     above.tick_params(colors=INK, length=3)

@@ -77,8 +77,8 @@ def legend_shape(labels: Sequence[str]) -> tuple[int, float]:
 
 def add_legend_above(axes: Any, columns: int, entries: Mapping[str, Any]) -> None:
     """A legend over the whole width of the figure, above the axes; see `legend_shape` and `add_legend`."""
-    look: dict[str, Any] = {"frameon": False, "labelcolor": INK, "fontsize": 9, "ncols": columns}
-    axes.figure.legend(list(entries.values()), list(entries), loc="outside upper left", **look)
+    style: dict[str, Any] = {"frameon": False, "labelcolor": INK, "fontsize": 9, "ncols": columns}
+    axes.figure.legend(list(entries.values()), list(entries), loc="outside upper left", **style)
 
 
 def to_svg(axes: Any, description: str) -> str:

@@ -32,20 +32,20 @@ _TITLE_LETTERS = 88
 
 @dataclass(frozen=True)
 class PatchSums:
-    """What was kept of every patch, summed over looks: maps of many episodes need not hold their pictures.
+    """What was kept of every patch, summed over policy queries: maps of many episodes need not hold their pictures.
 
     Args:
         cameras: I names.
         center_crop: Whether the policy saw the central part of the pictures only.
-        looks: How many were summed.
-        kept: (I, G, G) in how many looks each patch was kept.
+        queries: How many were summed.
+        kept: (I, G, G) in how many policy queries each patch was kept.
         pictures: (I, size, size) sums of the pictures' grey levels in [0, 1].
-        scores: (I, G, G) sums of the best score that any query gave each patch; None where a look had none.
+        scores: (I, G, G) sums of the best score that any patch query gave each; None where a policy query had none.
     """
 
     cameras: tuple[str, ...]
     center_crop: bool
-    looks: int
+    queries: int
     kept: NDArray[np.int64]
     pictures: NDArray[np.float64]
     scores: NDArray[np.float64] | None
@@ -54,23 +54,23 @@ class PatchSums:
     def of(cls, trace: PruningTrace, size: int = PANEL_SIZE) -> PatchSums:
         """Those of one episode."""
         grids = trace.grids
-        pictures = [sum(resize(look, size).mean(axis=2) for look in looks) for looks in trace.images]
+        pictures = [sum(resize(picture, size).mean(axis=2) for picture in row) for row in trace.images]
         scores = None
         if trace.scores is not None:
             scores = trace.scores.astype(np.float64).sum(axis=0).reshape(grids.shape[1:])
         kept = grids.sum(axis=0, dtype=np.int64)
-        return cls(trace.cameras, trace.center_crop, trace.num_looks, kept, np.stack(pictures) / 255, scores)
+        return cls(trace.cameras, trace.center_crop, trace.num_queries, kept, np.stack(pictures) / 255, scores)
 
     def __add__(self, other: PatchSums) -> PatchSums:
-        """Over the looks of both. Raises ValueError for other cameras, grids or crops, which no map can share."""
+        """Over the queries of both. Raises ValueError for other cameras, grids or crops, which no map can share."""
         if (self.cameras, self.kept.shape, self.center_crop) != (other.cameras, other.kept.shape, other.center_crop):
             raise ValueError(
                 "one map needs episodes of equal cameras, grids of patches and crops; got "
                 f"{self._layout}; {other._layout}. Draw them one by one"
             )
         scores = None if self.scores is None or other.scores is None else self.scores + other.scores
-        looks, kept, pictures = self.looks + other.looks, self.kept + other.kept, self.pictures + other.pictures
-        return PatchSums(self.cameras, self.center_crop, looks, kept, pictures, scores)
+        queries, kept, pictures = self.queries + other.queries, self.kept + other.kept, self.pictures + other.pictures
+        return PatchSums(self.cameras, self.center_crop, queries, kept, pictures, scores)
 
     @property
     def _layout(self) -> str:
@@ -78,47 +78,47 @@ class PatchSums:
 
     @property
     def keep_shares(self) -> NDArray[np.float64]:
-        """(I, G, G): the share of all looks in which each patch was kept, every look counting once."""
-        return self.kept / self.looks
+        """(I, G, G): the share of all policy queries in which each patch was kept, each counting once."""
+        return self.kept / self.queries
 
     @property
     def mean_scores(self) -> NDArray[np.float64]:
-        """(I, G, G): the best score that any query gave each patch, averaged over all looks.
+        """(I, G, G): the best score that any patch query gave each patch, averaged over all policy queries.
 
         Raises:
-            ValueError: where a look had none.
+            ValueError: where a policy query had none.
         """
         if self.scores is None:
             raise ValueError("no scores: pruners other than LightVLA's and LightVLA*'s give none")
-        return self.scores / self.looks
+        return self.scores / self.queries
 
     @property
     def mean_pictures(self) -> NDArray[np.float64]:
-        """(I, size, size) grey levels in [0, 1]: each camera's pictures, averaged over all looks."""
-        return self.pictures / self.looks
+        """(I, size, size) grey levels in [0, 1]: each camera's pictures, averaged over all policy queries."""
+        return self.pictures / self.queries
 
 
 def keep_map(sums: PatchSums, title: str) -> Figure:
     """How often each patch was kept: a row per camera, its mean picture and the map beside it."""
     shares = sums.keep_shares
-    headings = [f"{share.sum():.1f} of {share.size} patches a look" for share in shares]
+    headings = [f"{share.sum():.1f} of {share.size} patches per policy query" for share in shares]
     scale = Normalize(0.0, max(float(shares.max()), 1e-6))
     figure, panels = _patch_map(sums, title, shares, [scale] * len(shares), headings)
     bar = figure.colorbar(ScalarMappable(scale, COLOUR_MAP), ax=panels, fraction=0.04, pad=0.02)
     bar.ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    bar.set_label("share of looks in which the patch was kept")
+    bar.set_label("share of policy queries in which the patch was kept")
     return figure
 
 
 def score_map(sums: PatchSums, title: str) -> Figure:
-    """The best score that any query gave each patch, on average; every camera has its own scale.
+    """The best score that any patch query gave each patch, on average; every camera has its own scale.
 
     Raises:
         ValueError: as `PatchSums.mean_scores`.
     """
     scores = sums.mean_scores
     scales = [Normalize(float(score.min()), float(score.max())) for score in scores]
-    figure, panels = _patch_map(sums, title, scores, scales, ["best score of any query"] * len(scores))
+    figure, panels = _patch_map(sums, title, scores, scales, ["best score of any patch query"] * len(scores))
     for row, scale in zip(panels, scales, strict=True):
         figure.colorbar(ScalarMappable(scale, COLOUR_MAP), ax=row, fraction=0.04, pad=0.02)
     return figure
@@ -156,7 +156,7 @@ def _patch_map(
 
 
 def kept_chart(trace: PruningTrace) -> Figure:
-    """Tokens kept at each look of an episode, in all and per camera.
+    """Tokens kept at each policy query of an episode, in all and per camera.
 
     Below, where there are scores, what sets kept tokens apart: the median and the middle 80 % of the best scores of
     kept and of pruned tokens.
@@ -172,8 +172,8 @@ def kept_chart(trace: PruningTrace) -> Figure:
         panels = list(figure.subplots(rows, 1, squeeze=False, sharex=True)[:, 0])
         drawn = []
         for number, values in enumerate(lines.values()):
-            look: dict[str, Any] = {"color": COLOURS[number % len(COLOURS)], "marker": "o", "markersize": 3}
-            drawn += panels[0].plot(trace.steps, values, linewidth=1.8, **look)
+            style: dict[str, Any] = {"color": COLOURS[number % len(COLOURS)], "marker": "o", "markersize": 3}
+            drawn += panels[0].plot(trace.steps, values, linewidth=1.8, **style)
         panels[0].set_ylabel(f"tokens kept of {trace.kept.shape[1]}")
         panels[0].set_ylim(0, 1.25 * max(values.max() for values in lines.values()))
         panels[0].legend(drawn, list(lines), frameon=False, fontsize=9, ncols=len(lines), loc="upper left")
@@ -194,16 +194,16 @@ def _draw_scores(axes: Any, steps: NDArray[np.int64], scores: NDArray[np.float32
         axes.plot(steps[some], median, color=colour, label=f"{label} tokens", linewidth=1.8)
     bottom, top = axes.get_ylim()
     axes.set_ylim(bottom, top + 0.2 * (top - bottom))  # room for the legend
-    axes.set_ylabel("best score of any query")
+    axes.set_ylabel("best score of any patch query")
     axes.legend(frameon=False, fontsize=9, ncols=2, loc="upper left")
 
 
 KeptTokens = tuple[NDArray[np.int64], NDArray[np.int64]]
-"""(L,) control steps taken at each look of an episode, and (L,) tokens kept there."""
+"""(L,) control steps taken at each policy query of an episode, and (L,) tokens kept there."""
 
 
 def compare_chart(episodes: Mapping[str, KeptTokens], num_tokens: int) -> Figure:
-    """Tokens kept of `num_tokens` at each look, a line per episode, and their mean; few episodes are named."""
+    """Tokens kept of `num_tokens` at each policy query, a line per episode, and their mean; few episodes are named."""
     few = len(episodes) <= MAX_NAMED
     mean = float(np.concatenate([kept for _, kept in episodes.values()]).mean())
     with matplotlib.rc_context(STYLE):
@@ -212,17 +212,17 @@ def compare_chart(episodes: Mapping[str, KeptTokens], num_tokens: int) -> Figure
         axes = figure.subplots()
         entries: dict[str, Any] = {}
         for number, (name, (steps, kept)) in enumerate(episodes.items()):
-            look: dict[str, Any] = {"color": "0.5", "alpha": 0.35}
+            style: dict[str, Any] = {"color": "0.5", "alpha": 0.35}
             if few:
-                look = {"color": matplotlib.colormaps["tab10"](number)}
-            (line,) = axes.plot(steps, kept, linewidth=1.4, **look)
+                style = {"color": matplotlib.colormaps["tab10"](number)}
+            (line,) = axes.plot(steps, kept, linewidth=1.4, **style)
             entries |= {name: line} if few else {}
-        entries[f"mean of all looks: {mean:.1f}"] = axes.axhline(mean, color="0.2", linestyle="--", linewidth=1)
+        entries[f"mean of all queries: {mean:.1f}"] = axes.axhline(mean, color="0.2", linestyle="--", linewidth=1)
         axes.set_ylabel(f"tokens kept of {num_tokens}")
         axes.set_ylim(bottom=0)
         # Labels are given: those that matplotlib gathers by itself lack all that begin with `_`.
-        look = {"frameon": False, "fontsize": 9, "ncols": 2}
-        figure.legend(list(entries.values()), list(entries), loc="outside lower center", **look)
+        style = {"frameon": False, "fontsize": 9, "ncols": 2}
+        figure.legend(list(entries.values()), list(entries), loc="outside lower center", **style)
         _style_axes([axes])
     return figure
 

@@ -26,7 +26,7 @@ from prismatic.serving.wire import pack, unpack
 logger = logging.getLogger(__name__)
 
 GREETING_TIMEOUT_S = 20.0
-"""How long the first connection and its greeting may take; later ones may have to wait for a look of another one."""
+"""How long the first connection and its greeting may take; later ones may wait for another one's policy query."""
 
 _EXPECTED = "expected a policy server that speaks the openpi-client websocket protocol"
 _REMEDY = "start the server, or correct the address"
@@ -67,7 +67,7 @@ class PolicyClient:
 
     Args:
         url: ws://host:port or wss://host:port.
-        timeout_s: how long an answer may take. Some servers compile at their first one.
+        timeout_s: how long a reply may take. Some servers compile at their first one.
 
     Raises:
         ValueError: for another kind of address.

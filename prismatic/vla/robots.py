@@ -19,7 +19,7 @@ class RobotSpec:
         proprio_dim: length of the state vector.
         action_dim: length of one action.
         chunk_length: actions predicted at once.
-        open_loop_steps: actions executed before the policy looks again.
+        open_loop_steps: actions executed before the next policy query.
         control_rate_hz: control steps per second.
         action_mask: per action dimension, whether it is normalised (false: passes through, as the gripper does).
         normalization: `bounds_q99` maps the 1st and 99th percentile to -1 and 1; `bounds` maps minimum and maximum.

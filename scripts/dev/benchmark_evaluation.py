@@ -5,7 +5,7 @@
         --wide_starts_m 0.06 --env_img_res 128 --renderer fast
 
 What follows `--` are the flags of `run_libero_eval.py`. `as the reference` draws both cameras at every step in one
-process; the other two draw only what the policy looks at. All three run one after the other, so nothing else should
+process; the other two draw only what the policy is shown. All three run one after the other, so nothing else should
 run beside them; the actions of all three must be equal, hash by hash. Then follows what the measured times mean for
 more cores and GPUs, as plain arithmetic. Ends with 0, with 1 where actions differ, or as the evaluation that failed.
 """
@@ -44,12 +44,12 @@ class Cost:
     Attributes:
         simulation_s: seconds of one core, drawing included, the policy not.
         policy_s: seconds inside the policy.
-        looks: calls of the policy.
+        queries: calls of the policy.
     """
 
     simulation_s: float
     policy_s: float
-    looks: float
+    queries: float
 
 
 def ways(num_envs: int) -> list[Way]:
@@ -68,7 +68,7 @@ def evaluate(way: Way, flags: list[str], folder: Path) -> Results:
 
 
 def same_rollouts(first: Results, second: Results) -> bool:
-    """Whether both did the same on the same starts: every action to the last bit, tokens kept, and how it ended."""
+    """Whether both did the same on the same episodes: every action to the last bit, tokens kept, and how it ended."""
     return first.outcome()["episodes"] == second.outcome()["episodes"]
 
 
@@ -76,19 +76,19 @@ def cost_per_rollout(serial: Results) -> Cost:
     """From an evaluation in one process, where the time of a rollout is simulation plus policy."""
     policy = [sum(episode.latency_ms) / 1000 for episode in serial.episodes]
     wall = [episode.wall_seconds for episode in serial.episodes]
-    looks = [len(episode.latency_ms) for episode in serial.episodes]
-    return Cost(float(np.mean(wall) - np.mean(policy)), float(np.mean(policy)), float(np.mean(looks)))
+    queries = [len(episode.latency_ms) for episode in serial.episodes]
+    return Cost(float(np.mean(wall) - np.mean(policy)), float(np.mean(policy)), float(np.mean(queries)))
 
 
-def rollouts_per_hour(cost: Cost, cores: int, policies: int, look_ms: float | None = None) -> float:
-    """Whichever is the bottleneck: simulators on `cores`, or `policies` that answer one look after the other.
+def rollouts_per_hour(cost: Cost, cores: int, policies: int, query_ms: float | None = None) -> float:
+    """Whichever is the bottleneck: simulators on `cores`, or `policies` that take one policy query after the other.
 
     Args:
-        look_ms: time of one answer; None: as measured here. A policy on a CPU takes its cores from the simulators.
+        query_ms: of one policy query; None: as measured here. A policy on a CPU takes its cores from the simulators.
     """
-    if look_ms is None:
+    if query_ms is None:
         return 3600 * cores / (cost.simulation_s + cost.policy_s)
-    return 3600 * min(cores / cost.simulation_s, policies / (cost.looks * look_ms / 1000))
+    return 3600 * min(cores / cost.simulation_s, policies / (cost.queries * query_ms / 1000))
 
 
 def time_table(results: dict[str, Results]) -> Table:
@@ -109,15 +109,15 @@ def time_table(results: dict[str, Results]) -> Table:
     return table
 
 
-def projection_table(cost: Cost, look_ms: float) -> Table:
-    table = Table(title=f"rollouts per hour, by arithmetic (GPU: {look_ms:g} ms per look, one look at a time)")
+def projection_table(cost: Cost, query_ms: float) -> Table:
+    table = Table(title=f"rollouts per hour, by arithmetic (GPU: {query_ms:g} ms per policy query, one at a time)")
     for heading in ("machine", "this policy on the CPU", "policy on 1 GPU", "policies on 8 GPUs"):
         table.add_column(heading, justify="left" if heading == "machine" else "right")
     for cores in (2, 16, 64):
         cells = (
             rollouts_per_hour(cost, cores, 1),
-            rollouts_per_hour(cost, cores, 1, look_ms),
-            rollouts_per_hour(cost, cores, 8, look_ms),
+            rollouts_per_hour(cost, cores, 1, query_ms),
+            rollouts_per_hour(cost, cores, 8, query_ms),
         )
         table.add_row(f"{cores} cores", *(f"{cell:,.0f}" for cell in cells))
     return table
@@ -132,7 +132,8 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--output_dir", type=Path, required=True, help="new folder for the three evaluations")
     parser.add_argument("--num_envs", type=int, default=2, help="simulator processes of the third way")
-    parser.add_argument("--look_ms", type=float, default=70.0, help="assumed time of one look on a GPU, for the table")
+    about = "assumed time of one policy query on a GPU, for the table"
+    parser.add_argument("--look_ms", dest="query_ms", type=float, default=70.0, help=about)
     given = parser.parse_args(own)
     if not flags:
         parser.error("give the flags of run_libero_eval.py after --")
@@ -153,9 +154,10 @@ def main(arguments: Sequence[str]) -> int:
             return failed.returncode if failed.returncode > 0 else 128 - failed.returncode
     cost = cost_per_rollout(results["one process"])
     console.print(time_table(results))
-    shares = f"{cost.simulation_s:.2f} s of simulation, {cost.policy_s:.2f} s of policy in {cost.looks:.1f} looks"
+    queries = f"{cost.queries:.1f} policy queries"
+    shares = f"{cost.simulation_s:.2f} s of simulation, {cost.policy_s:.2f} s of policy in {queries}"
     console.print(f"one rollout: {shares}")
-    console.print(projection_table(cost, given.look_ms))
+    console.print(projection_table(cost, given.query_ms))
     figures = {name: {"seconds": found.run["seconds"], **found.summary()["all"]} for name, found in results.items()}
     (given.output_dir / "benchmark.json").write_text(json.dumps({"ways": figures, "cost": vars(cost)}, indent=1))
     first, *others = results.values()

@@ -168,12 +168,12 @@ def test_outline_kept_draws_inside_the_border_only() -> None:
             assert drawn[row, column] == (kept[row, column] and not inside)
 
 
-def trace_of(looks: int = 3, **changes: object) -> PruningTrace:
-    images = (np.stack([checker(64)] * looks), np.stack([checker(64)[::-1]] * looks))
-    kept = np.zeros((looks, 2 * 4), dtype=bool)
+def trace_of(queries: int = 3, **changes: object) -> PruningTrace:
+    images = (np.stack([checker(64)] * queries), np.stack([checker(64)[::-1]] * queries))
+    kept = np.zeros((queries, 2 * 4), dtype=bool)
     kept[:, [0, 5]] = True
     parts = {"title": "lift it", "cameras": ("a", "b"), "images": images, "kept": kept, "success": True}
-    return PruningTrace(**{**parts, "steps": 4 * np.arange(looks), **changes})  # type: ignore[arg-type]
+    return PruningTrace(**{**parts, "steps": 4 * np.arange(queries), **changes})  # type: ignore[arg-type]
 
 
 def test_a_trace_shows_kept_patches_bright() -> None:
@@ -188,15 +188,15 @@ def test_a_trace_shows_kept_patches_bright() -> None:
     assert (trace.frame(2) != trace_of(success=None).frame(2)).any(), "the last frame says how it ended"
     assert (frame == trace_of(success=None).frame(0)).all()
     assert trace.overview(columns=2, size=32).shape == trace_of(success=None).overview(columns=3, size=32).shape
-    assert trace.looks_per_second == 5.0
+    assert trace.queries_per_second == 5.0
 
 
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"steps": np.arange(2)}, r"numbers of looks \[2, 3\]"),
+        ({"steps": np.arange(2)}, r"numbers of policy queries \[2, 3\]"),
         ({"cameras": ("a",)}, "1 cameras, 2 rows of pictures"),
-        ({"scores": np.zeros((4, 8), np.float32)}, r"numbers of looks \[3, 4\]"),
+        ({"scores": np.zeros((4, 8), np.float32)}, r"numbers of policy queries \[3, 4\]"),
         ({"kept": np.ones((3, 7), dtype=bool)}, "square grids"),
     ],
 )

@@ -52,15 +52,15 @@ def test_a_band_is_taken_over_those_that_are_long_enough() -> None:
 
 def test_nothing_to_draw_draws_nothing() -> None:
     assert RateBars("", [], {"s": []}).svg() is None and RateBars("", ["a"], {"s": [(0, 0)]}).svg() is None
-    chart = BandChart("", {"s": band_of([])}, "look", "tokens")
+    chart = BandChart("", {"s": band_of([])}, "policy query", "tokens")
     assert chart.svg() is None and chart.table() is None
     assert StackedBars("", [], {}, "ms").svg() is None
 
 
-def test_a_look_has_its_second() -> None:
-    chart = BandChart("Kept", {"s": band_of([list(range(61))])}, "look", "tokens", seconds_per_count=0.5)
+def test_a_query_has_its_second() -> None:
+    chart = BandChart("Kept", {"s": band_of([list(range(61))])}, "policy query", "tokens", seconds_per_count=0.5)
     svg = chart.svg()
-    assert svg is not None and ">seconds<" in svg and ">30<" in svg  # the 61st look comes after 60 times 0.5 s
+    assert svg is not None and ">seconds<" in svg and ">30<" in svg  # the 61st query comes after 60 times 0.5 s
 
 
 def test_the_parts_of_a_bar_lie_end_to_end() -> None:
@@ -94,7 +94,7 @@ def test_every_name_is_in_the_legend(label: str) -> None:
     charts = [
         RateBars("t", ["a"], dict.fromkeys(names, [(1, 2)])),
         RateBars("t", ["a"], {label: [(0, 0)], "other": [(1, 2)]}),
-        BandChart("t", dict.fromkeys(names, band), "look", "tokens"),
+        BandChart("t", dict.fromkeys(names, band), "policy query", "tokens"),
         StackedBars("t", ["a"], {name: [value] for name, value in names.items()}, "ms"),
         Curve("t", {name: name for name in names}, metrics),
     ]
@@ -108,4 +108,7 @@ def test_every_name_is_in_the_legend(label: str) -> None:
 def test_charts_are_described_in_words() -> None:
     assert "a: 3 of 4" in RateBars("Bars", ["a"], {"s": [(3, 4)]}).description
     assert "vision 3.0" in StackedBars("Times", ["a"], {"vision": [3.0]}, "ms").description
-    assert "8.0 at the first look" in BandChart("Kept", {"s": band_of([[8, 6]])}, "look", "tokens").description
+    assert (
+        "8.0 at the first policy query"
+        in BandChart("Kept", {"s": band_of([[8, 6]])}, "policy query", "tokens").description
+    )

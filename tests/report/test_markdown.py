@@ -46,7 +46,7 @@ def test_a_reader_finds_the_same_tables(report: ReportData) -> None:
         marks = {True: " ✓", False: " ✗", None: ""}
         expected = [f"{cell.text}{marks[cell.mark]}" + (f" ({cell.note})" if cell.note else "") for cell in row]
         assert expected in rendered.rows
-    assert ["look", "series", "sequences", "mean", "10th percentile", "90th percentile"] in rendered.rows
+    assert ["policy query", "series", "sequences", "mean", "10th percentile", "90th percentile"] in rendered.rows
     assert ["2", "a", "2", "7.0", "6.2", "7.8"] in rendered.rows
 
 

@@ -17,21 +17,21 @@ from prismatic.vla.crop import CROP_AREA
 CAMERAS = ("full_image", "wrist_image")
 
 
-def made_up(looks: int, seed: int = 0, **changes: object) -> PruningTrace:
+def made_up(queries: int, seed: int = 0, **changes: object) -> PruningTrace:
     rng = np.random.default_rng(seed)
-    images = tuple(rng.integers(0, 256, (looks, 24, 24, 3), dtype=np.uint8) for _ in CAMERAS)
-    kept = rng.uniform(size=(looks, 2 * 9)) < 0.4
+    images = tuple(rng.integers(0, 256, (queries, 24, 24, 3), dtype=np.uint8) for _ in CAMERAS)
+    kept = rng.uniform(size=(queries, 2 * 9)) < 0.4
     kept[:, 0] = True
     scores = rng.normal(size=kept.shape).astype(np.float32) + 2 * kept
     parts = {"title": f"task {seed}", "cameras": CAMERAS, "images": images, "kept": kept, "scores": scores}
-    return PruningTrace(**{**parts, "steps": 8 * np.arange(looks), **changes})  # type: ignore[arg-type]
+    return PruningTrace(**{**parts, "steps": 8 * np.arange(queries), **changes})  # type: ignore[arg-type]
 
 
 def sums(traces: list[PruningTrace], size: int = 32) -> pruning.PatchSums:
     return functools.reduce(operator.add, [pruning.PatchSums.of(trace, size) for trace in traces])
 
 
-def test_shares_and_scores_are_means_over_all_looks() -> None:
+def test_shares_and_scores_are_means_over_all_queries() -> None:
     traces = [made_up(3), made_up(7, seed=1)]
     shares, scores = sums(traces).keep_shares, sums(traces).mean_scores
     assert shares.shape == scores.shape == (2, 3, 3)
@@ -39,8 +39,8 @@ def test_shares_and_scores_are_means_over_all_looks() -> None:
         for row in range(3):
             for column in range(3):
                 token = 9 * camera + 3 * row + column
-                flags = [bool(look[token]) for trace in traces for look in trace.kept]
-                values = [float(look[token]) for trace in traces for look in trace.scores]  # type: ignore[union-attr]
+                flags = [bool(query[token]) for trace in traces for query in trace.kept]
+                values = [float(query[token]) for trace in traces for query in trace.scores]  # type: ignore[union-attr]
                 assert shares[camera, row, column] == pytest.approx(sum(flags) / 10)
                 assert scores[camera, row, column] == pytest.approx(sum(values) / 10)
 
@@ -64,9 +64,9 @@ def test_the_map_lies_over_what_the_policy_saw(crop: bool) -> None:
         left, right, bottom, top = patches.get_extent()
         assert (right - left) * (bottom - top) == pytest.approx(CROP_AREA if crop else 1.0)
         assert left + right == pytest.approx(1) and picture.get_extent() == [0, 1, 1, 0]
-        expected = f"{CAMERAS[camera]}: {traces[0].grids[:, camera].sum() / 5:.1f} of 9 patches a look"
+        expected = f"{CAMERAS[camera]}: {traces[0].grids[:, camera].sum() / 5:.1f} of 9 patches per policy query"
         assert axes.get_title() == expected
-    assert "share of looks" in bar.get_ylabel() and bar.get_ylim() == (0, 1)
+    assert "share of policy queries" in bar.get_ylabel() and bar.get_ylim() == (0, 1)
     with Image.open(io.BytesIO(pruning.figure_png(figure))) as drawn:
         assert drawn.format == "PNG" and min(drawn.size) > 1000
 
@@ -128,7 +128,7 @@ def test_many_episodes_are_not_named() -> None:
     few, many = [made_up(3, seed) for seed in range(2)], [made_up(3, seed) for seed in range(9)]
     mean = np.mean([row.sum() for trace in few for row in trace.kept])
     figure = compared(few, ["_a", "b"])
-    assert legend(figure) == ["_a", "b", f"mean of all looks: {mean:.1f}"]
+    assert legend(figure) == ["_a", "b", f"mean of all queries: {mean:.1f}"]
     for line, trace in zip(figure.axes[0].lines[:2], few, strict=True):
         assert line.get_ydata().tolist() == [int(row.sum()) for row in trace.kept]
     assert figure.axes[0].get_ylabel() == "tokens kept of 18"

@@ -130,7 +130,7 @@ def test_pictures_are_resized_alike(peer: Peer, tmp_path: Path) -> None:
 
 def test_openpi_s_client_asks_our_server(peer: Peer, tmp_path: Path) -> None:
     observation = {"observation/state": np.arange(8.0), "observation/image": np.full((224, 224, 3), 9, np.uint8)}
-    np.savez(tmp_path / "look.npz", prompt="go left", **observation)
+    np.savez(tmp_path / "query.npz", prompt="go left", **observation)
     heard: list[dict[str, Any]] = []
 
     def infer(message: dict[str, Any]) -> dict[str, Any]:
@@ -138,7 +138,7 @@ def test_openpi_s_client_asks_our_server(peer: Peer, tmp_path: Path) -> None:
         return {"actions": np.outer(message["observation/state"], np.ones(7))}
 
     with serving(infer, {"convention": "openpi", "action_dim": 7}) as url:
-        answer = unpack(bytes.fromhex(peer("ask", url, tmp_path / "look.npz").strip()))
+        answer = unpack(bytes.fromhex(peer("ask", url, tmp_path / "query.npz").strip()))
     assert answer["metadata"] == {"convention": "openpi", "action_dim": 7}
     np.testing.assert_array_equal(answer["reply"]["actions"], np.outer(np.arange(8.0), np.ones(7)))
     assert heard[0]["prompt"] == "go left"
@@ -167,7 +167,7 @@ def test_a_server_of_openpi_s_parts_is_evaluated(openpi_python: Path, tmp_path: 
         environment.reset(30, seed=7)
         for step in range(CAP):
             if step % 5 == 0:
-                # Of the looks, the first is the agent's own.
+                # Of the policy queries, the first is the agent's own.
                 with np.load(tmp_path / f"asked-{step // 5 + 2}.npz") as asked:
                     np.testing.assert_array_equal(asked["observation/state"], environment.state(), err_msg=str(step))
                     if step % 100 == 0:

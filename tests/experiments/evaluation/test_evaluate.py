@@ -1,7 +1,7 @@
 """Evaluations in several processes, disturbed ones and resumed ones, against one serial undisturbed evaluation.
 
 All in the real simulator. The agent moves the arm by what it is asked for, in a way that depends on the picture, the
-state, and the seed of the look: whatever goes astray on the way changes the actions, and with them the hashes.
+state, and the seed of the policy query: whatever goes astray on the way changes the actions, and with them the hashes.
 """
 
 import json
@@ -23,7 +23,7 @@ from experiments.robot.libero.evaluation import conventions
 from experiments.robot.libero.evaluation.evaluate import Listeners, evaluate, num_workers
 from experiments.robot.libero.evaluation.plan import Plan, make_plan
 from experiments.robot.libero.evaluation.resume import check_resumable, check_same_policy
-from experiments.robot.libero.policies.contract import Answer, Request
+from experiments.robot.libero.policies.contract import ActionChunk, PolicyQuery
 from experiments.robot.libero.results.journal import Journal, load_results, read_journals
 from experiments.robot.libero.results.provenance import collect_versions, git_commit
 from experiments.robot.libero.results.results import FILE_NAME, EpisodeRecord, Results
@@ -51,32 +51,32 @@ class Wanders:
     def close(self) -> None:
         pass
 
-    def answer(self, requests: Sequence[Request]) -> list[Answer]:
-        self.sizes.append(len(requests))
-        return [self._answer(request) for request in requests]
+    def query(self, queries: Sequence[PolicyQuery]) -> list[ActionChunk]:
+        self.sizes.append(len(queries))
+        return [self._chunk(query) for query in queries]
 
-    def _answer(self, request: Request) -> Answer:
-        picture = request.observation["full_image"].astype(np.int64).sum()
-        rng = np.random.default_rng([request.seed, int(picture)])
-        actions = rng.uniform(-0.5, 0.5, (8, 7)) + 0.1 * np.asarray(request.observation["state"])[:7]
-        return Answer(actions, rng.random(98) < 0.2, np.ones(98, np.float32), {"total": 1.0})
+    def _chunk(self, query: PolicyQuery) -> ActionChunk:
+        picture = query.observation["full_image"].astype(np.int64).sum()
+        rng = np.random.default_rng([query.seed, int(picture)])
+        actions = rng.uniform(-0.5, 0.5, (8, 7)) + 0.1 * np.asarray(query.observation["state"])[:7]
+        return ActionChunk(actions, rng.random(98) < 0.2, np.ones(98, np.float32), {"total": 1.0})
 
 
 class Kills(Wanders):
-    """Kills a simulator process at its n-th looks, or stops it so that it says nothing any more."""
+    """Kills a simulator process at the n-th queries, or stops it so that it says nothing any more."""
 
     def __init__(self, at: set[int], how: signal.Signals) -> None:
         super().__init__()
-        self.at, self.how, self.looks = at, how, 0
+        self.at, self.how, self.queries = at, how, 0
         self.struck: list[int] = []
 
-    def answer(self, requests: Sequence[Request]) -> list[Answer]:
-        self.looks += 1
-        if self.looks in self.at:
+    def query(self, queries: Sequence[PolicyQuery]) -> list[ActionChunk]:
+        self.queries += 1
+        if self.queries in self.at:
             victim = next(pid for pid in children() if pid not in self.struck)
             self.struck.append(victim)
             os.kill(victim, self.how)
-        return super().answer(requests)
+        return super().query(queries)
 
 
 def children() -> list[int]:
@@ -140,17 +140,17 @@ def test_a_simulator_that_hangs_is_replaced(serial: Results, tmp_path: Path) -> 
 
 
 class BreaksOn(Wanders):
-    """Raises for the words of one task, at its first looks only or always."""
+    """Raises for the instruction of one task, at its first policy queries only or always."""
 
-    def __init__(self, words: str, times: int) -> None:
+    def __init__(self, instruction: str, times: int) -> None:
         super().__init__()
-        self.words, self.times = words, times
+        self.instruction, self.times = instruction, times
 
-    def _answer(self, request: Request) -> Answer:
-        if request.instruction == self.words and self.times:
+    def _chunk(self, query: PolicyQuery) -> ActionChunk:
+        if query.instruction == self.instruction and self.times:
             self.times -= 1
             raise RuntimeError("the GPU is on fire")
-        return super()._answer(request)
+        return super()._chunk(query)
 
 
 @pytest.mark.parametrize("num_envs", [1, pytest.param(2, marks=pytest.mark.slow)])
@@ -161,7 +161,7 @@ def test_an_error_that_passes_is_no_result(serial: Results, tmp_path: Path, num_
 
 
 @pytest.mark.slow
-def test_one_bad_look_of_a_batch_spoils_no_other_rollout(serial: Results, tmp_path: Path) -> None:
+def test_one_bad_query_of_a_batch_spoils_no_other_rollout(serial: Results, tmp_path: Path) -> None:
     plan = plan_into(tmp_path, num_envs=2, batch_size=2)
     results = evaluate(plan, BreaksOn("put the bowl on the plate", 2), ["eval"])
     assert results.outcome() == serial.outcome()
@@ -171,17 +171,17 @@ def test_one_bad_look_of_a_batch_spoils_no_other_rollout(serial: Results, tmp_pa
 class Slow(Wanders):
     """Thinks for as long as no simulator may be silent."""
 
-    def answer(self, requests: Sequence[Request]) -> list[Answer]:
+    def query(self, queries: Sequence[PolicyQuery]) -> list[ActionChunk]:
         time.sleep(12.0)
-        return super().answer(requests)
+        return super().query(queries)
 
 
 class KeepsBusy(Kills):
-    """Takes its time, so that one request always waits while it answers another."""
+    """Takes its time, so that one query always waits for another."""
 
-    def answer(self, requests: Sequence[Request]) -> list[Answer]:
+    def query(self, queries: Sequence[PolicyQuery]) -> list[ActionChunk]:
         time.sleep(0.4)
-        return super().answer(requests)
+        return super().query(queries)
 
 
 @pytest.mark.slow
@@ -191,7 +191,7 @@ def test_a_busy_policy_notices_a_simulator_that_hangs(tmp_path: Path, caplog: py
     noticed: list[bool] = []
     listeners = Listeners(episode=lambda record: noticed.append("sent nothing for 20 seconds" in caplog.text))
     results = evaluate(plan, KeepsBusy({12}, signal.SIGSTOP), ["eval"], listeners)
-    assert noticed == [True] * 3, "the other two rollouts take 48 seconds, all of them spent on answers"
+    assert noticed == [True] * 3, "the other two rollouts take 48 seconds, all of them spent on queries"
     assert results.run["worker_restarts"] == 1 and sorted(e.attempts for e in results.episodes) == [1, 1, 2]
 
 

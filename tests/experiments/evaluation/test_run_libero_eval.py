@@ -312,7 +312,7 @@ def test_command_evaluates_and_writes_results(untrained_checkpoint: Path, tmp_pa
         assert episode.displacement is not None and episode.displacement["split"] == "evaluation"
         assert episode.record == f"records/task{episode.task_index}_state30_trial0_failure.npz"
         recording = EpisodeRecording.load(tmp_path / episode.record)
-        assert recording.episode.actions_sha256 == episode.actions_sha256 and len(recording.look_steps) == 38
+        assert recording.episode.actions_sha256 == episode.actions_sha256 and len(recording.query_steps) == 38
         assert recording.kept is not None and recording.kept.sum(axis=1).tolist() == episode.tokens_kept
         assert recording.policy["unnorm_key"] == "libero_goal_no_noops" and recording.environment["resolution"] == 64
     assert "put the bowl on the plate" in (tmp_path / "report.html").read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Who answers a rollout's looks."""
+"""Whom a rollout queries."""
 
 from experiments.robot.libero.policies.local import PolicyAgent
 from prismatic.policy import Policy

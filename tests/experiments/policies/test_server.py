@@ -19,7 +19,7 @@ from policy_server import policy_infer, policy_metadata, serving
 from experiments.robot.libero.evaluation.checks import check_flags
 from experiments.robot.libero.evaluation.command import UNUSABLE, main
 from experiments.robot.libero.policies.choice import make_agent
-from experiments.robot.libero.policies.contract import Request
+from experiments.robot.libero.policies.contract import PolicyQuery
 from experiments.robot.libero.policies.local import PolicyAgent
 from experiments.robot.libero.policies.server import (
     RemoteAgent,
@@ -41,7 +41,7 @@ CHUNK = 10
 
 
 class Scripted:
-    """Notes what it is sent; answers chunks whose actions are known, with a gripper between -1 and 1, float32."""
+    """Notes what it is sent; returns chunks whose actions are known, with a gripper between -1 and 1, float32."""
 
     def __init__(self) -> None:
         self.seen: list[dict[str, Any]] = []
@@ -80,7 +80,7 @@ def start() -> Start:
 
 def test_an_openpi_server_is_asked_as_openpi_s_example_asks(environment: LiberoEnvironment, start: Start) -> None:
     environment.reset(start.initial_state, seed=start.seed)
-    first_look = environment.observe()
+    first_observation = environment.observe()
     scripted = Scripted()
     with remote(scripted) as agent:
         assert (agent.robot.open_loop_steps, agent.robot.chunk_length) == (5, CHUNK)
@@ -88,14 +88,14 @@ def test_an_openpi_server_is_asked_as_openpi_s_example_asks(environment: LiberoE
     assert record.invalid is None and record.steps == 10 and len(scripted.seen) == 3
     keys = {"observation/image", "observation/wrist_image", "observation/state", "prompt"}
     assert all(set(seen) == keys for seen in scripted.seen)
-    probe, look = scripted.seen[:2]
-    assert look["prompt"] == "put the bowl on the stove"
+    probe, query = scripted.seen[:2]
+    assert query["prompt"] == "put the bowl on the stove"
     for name, camera in (("observation/image", "full_image"), ("observation/wrist_image", "wrist_image")):
-        enlarged = Image.fromarray(first_look[camera]).resize((224, 224), Image.Resampling.BILINEAR)
-        np.testing.assert_array_equal(look[name], np.asarray(enlarged))
-        assert look[name].dtype == np.uint8 and probe[name].shape == (224, 224, 3)
-    assert look["observation/state"].dtype == np.float64
-    np.testing.assert_array_equal(look["observation/state"], first_look["state"])
+        enlarged = Image.fromarray(first_observation[camera]).resize((224, 224), Image.Resampling.BILINEAR)
+        np.testing.assert_array_equal(query[name], np.asarray(enlarged))
+        assert query[name].dtype == np.uint8 and probe[name].shape == (224, 224, 3)
+    assert query["observation/state"].dtype == np.float64
+    np.testing.assert_array_equal(query["observation/state"], first_observation["state"])
     assert record.tokens_kept == [] and set(record.stage_ms) == {"total", "server"}
     for total, server in zip(record.stage_ms["total"], record.stage_ms["server"], strict=True):
         assert 0 < server < total
@@ -145,14 +145,14 @@ def test_a_policy_behind_a_server_acts_as_it_does_here(
         assert (agent.robot, agent.cameras, agent.center_crop) == (local.robot, local.cameras, local.center_crop)
         there = run_episode(environment, agent, start, settings)
         description = agent.description()
-        request = Request(environment.observe(), "go", seed=5)
-        answers = [*agent.answer([request]), *local.answer([request])]
+        query = PolicyQuery(environment.observe(), "go", seed=5)
+        chunks = [*agent.query([query]), *local.query([query])]
     assert here.invalid is None and there.invalid is None
     assert here.actions_sha256 == there.actions_sha256 and len(there.latency_ms) == 4
     assert here.tokens_kept == there.tokens_kept and there.num_visual_tokens == 98
-    np.testing.assert_array_equal(answers[0].actions, answers[1].actions)
-    assert answers[0].kept is not None and answers[1].kept is not None
-    np.testing.assert_array_equal(answers[0].kept, answers[1].kept)
+    np.testing.assert_array_equal(chunks[0].actions, chunks[1].actions)
+    assert chunks[0].kept is not None and chunks[1].kept is not None
+    np.testing.assert_array_equal(chunks[0].kept, chunks[1].kept)
     assert json.loads(json.dumps(description)) == description
     assert description["policy_convention"] == "lightvla" and description["policy_url"].startswith("ws://127.0.0.1:")
     assert description["pruner"] == policy.description()["pruner"]
@@ -188,14 +188,14 @@ def test_an_evaluation_through_a_server_process_repeats_the_local_one(
         assert (one.success, one.steps, one.tokens_kept) == (other.success, other.steps, other.tokens_kept)
 
 
-def test_several_looks_at_once_keep_their_order() -> None:
+def test_several_queries_at_once_keep_their_order() -> None:
     def infer(observation: dict[str, Any]) -> dict[str, Any]:
         return {"actions": np.full((2, 7), float(observation["observation/state"][0]))}
 
-    looks = {key: np.zeros((64, 64, 3), np.uint8) for key in LIBERO.cameras}
+    pictures = {key: np.zeros((64, 64, 3), np.uint8) for key in LIBERO.cameras}
     with remote(infer) as agent:
-        answers = agent.answer([Request({**looks, "state": np.full(8, k)}, "go") for k in range(5)])
-    assert [answer.actions[0, 0] for answer in answers] == [0, 1, 2, 3, 4]
+        chunks = agent.query([PolicyQuery({**pictures, "state": np.full(8, k)}, "go") for k in range(5)])
+    assert [chunk.actions[0, 0] for chunk in chunks] == [0, 1, 2, 3, 4]
 
 
 def standing_still(_: Any) -> dict[str, Any]:
@@ -268,7 +268,7 @@ def test_metadata_that_does_not_fit_is_refused(metadata: Any, words: str) -> Non
         ({"actions": np.zeros((8, 7)), "kept": np.ones(98, bool), "picks": "many"}, "unusable kept or picks"),
     ],
 )
-def test_answers_that_cannot_be_used_are_refused_before_the_first_rollout(reply: dict[str, Any], words: str) -> None:
+def test_replies_that_cannot_be_used_are_refused_before_the_first_rollout(reply: dict[str, Any], words: str) -> None:
     with pytest.raises(PolicyServerError, match=words), remote(lambda _: reply):
         pass
 
@@ -305,10 +305,10 @@ def test_metadata_becomes_json_whatever_it_holds() -> None:
 def test_an_error_during_a_rollout_is_invalid_and_the_next_rollout_goes_on(
     environment: LiberoEnvironment, start: Start
 ) -> None:
-    answers = iter([8, 8, 0, 3, 8, 8])
+    chunks = iter([8, 8, 0, 3, 8, 8])
 
     def infer(_: Any) -> dict[str, Any]:
-        if not (length := next(answers)):
+        if not (length := next(chunks)):
             raise RuntimeError("out of memory")
         return {"actions": np.zeros((length, 7))}
 

@@ -12,7 +12,7 @@ from report_page import EVIL, Page, write_video
 from scipy import stats
 
 from experiments.robot.libero.evaluation.command import report_line
-from experiments.robot.libero.reports.cost import REST, SERVER_REST, latency_section, look_times
+from experiments.robot.libero.reports.cost import REST, SERVER_REST, latency_section, query_times
 from experiments.robot.libero.reports.evaluation import Evaluation, last_line, load_evaluations, short_names
 from experiments.robot.libero.reports.page import report_data, write_reports
 from experiments.robot.libero.results.provenance import collect_versions
@@ -35,14 +35,14 @@ RUN = {"command": ["eval.py", "--seed", "7", "--note", "a b"], "complete": True,
 
 
 def episode(task: int, trial: int, success: bool | None, **more: object) -> EpisodeRecord:
-    """A rollout of three looks whose stages take 1, 2, 3 and 4 ms of 15."""
+    """A rollout of three queries whose stages take 1, 2, 3 and 4 ms of 15."""
     base = {"suite": "libero_goal", "task_index": task, "task_name": f"put_it_in_place_{task}", "instruction": "do it"}
     invalid = None if success is not None else "Traceback (most recent call last):\n  x\nValueError: the bowl fell"
     given = {"initial_state": trial, "trial": trial, "seed": 7, "success": success, "invalid": invalid, "steps": 20}
     stages = {"preprocessing": 1.0, "vision": 2.0, "pruner": 3.0, "llm": 4.0, "total": 11.0}
-    looks = {"tokens_kept": [12, 10, 8], "num_visual_tokens": 98, "latency_ms": [15.0] * 3}
+    queries = {"tokens_kept": [12, 10, 8], "num_visual_tokens": 98, "latency_ms": [15.0] * 3}
     times = {"stage_ms": {name: [time] * 3 for name, time in stages.items()}}
-    return EpisodeRecord(**{**base, **given, **looks, **times, **more})  # type: ignore[arg-type]
+    return EpisodeRecord(**{**base, **given, **queries, **times, **more})  # type: ignore[arg-type]
 
 
 def save(folder: Path, episodes: list[EpisodeRecord], videos: Path | None = None, **parts: dict) -> Path:
@@ -93,7 +93,7 @@ def test_the_page_tells_the_evaluation(tmp_path: Path, video: Path) -> None:
     for words in (f"67 %, 95 % interval {low:.0f} to {high:.0f}", "1.7 million parameters", "within 6 cm", "10.0 of 98",
                   "15.0 ms", "two images are read", "--note 'a b'", "ValueError: the bowl fell",
                   "1 of 4 rollouts of run ended",
-                  "from wide starts (LIBERO's own starts, goal's", "begun 3 times", "mujoco"):  # fmt: skip
+                  "from wide starts (LIBERO's own initial states, goal's", "begun 3 times", "mujoco"):  # fmt: skip
         assert words in text
         assert words in re.sub(r"\\(.)", r"\1", markdown.read_text(encoding="utf-8"))
     assert "Incomplete" not in text and "Control:" not in text
@@ -204,12 +204,12 @@ def test_several_evaluations_have_a_column_each(tmp_path: Path) -> None:
     second = save(tmp_path / "second", swapped, config={"control": "swapped_instruction"})
     table = tables(data_of(first, second))["Tasks"]
     label = "second (control: swapped instruction)"
-    assert list(table.columns) == ["task", "first", f"{label}: own goal", f"{label}: the goal it was told"]
+    assert list(table.columns) == ["task", "first", f"{label}: own goal", f"{label}: the instructed goal"]
     counts = [[text.split(" ")[0] for text in row[1:]] for row in texts(table)]
     assert counts == [["1/2", "0/3", "2/3"], ["1/1", "–", "–"], ["2/3", "0/3", "2/3"]]
     html, _ = write_reports([first, second])
     assert html.parent == tmp_path  # the folder that holds both
-    assert "told “do that”" not in html.read_text()  # said where there is a clip
+    assert "nstruction “do that”" not in html.read_text()  # said where there is a clip
 
 
 def test_the_table_of_tasks_counts_each_task_by_itself(tmp_path: Path) -> None:
@@ -228,7 +228,7 @@ def test_times_are_split_by_stage(tmp_path: Path) -> None:
     recorded = episode(1, 0, True, latency_ms=latency.tolist(), stage_ms=stages)
     silent = episode(1, 1, True, latency_ms=[40.0, 41.0], stage_ms={})
     evaluation = Evaluation("run", Results(RUN, CONFIG, POLICY, {}, [recorded, silent]), tmp_path)
-    times = look_times(evaluation)
+    times = query_times(evaluation)
     assert times.whole.tolist() == [*latency.tolist(), 40.0, 41.0]
     assert list(times.stages) == ["vision", "llm", REST]
     assert times.stages[REST] == pytest.approx(latency - vision - llm)
@@ -237,13 +237,13 @@ def test_times_are_split_by_stage(tmp_path: Path) -> None:
     for row, values in zip(texts(table), (*times.stages.values(), times.whole), strict=True):
         expected = [stats.scoreatpercentile(values, p) for p in (50, 90, 95, 99)] + [sum(values) / len(values)]
         assert [float(number) for number in row[1:]] == pytest.approx(expected, abs=0.0501)
-    assert "stages of 2 looks were not recorded" in table.note
+    assert "stages of 2 queries were not recorded" in table.note
     means = next(block for block in section.blocks if block.kind == "chart").description
     assert f"vision {vision.mean():.1f}" in means
 
 
 def test_a_server_s_time_is_not_counted_twice(tmp_path: Path) -> None:
-    """A look of 100 ms of which the server took 90: 30 for vision, 50 for the language model, 10 for something else."""
+    """A query of 100 ms, 90 of them in the server: 30 for vision, 50 for the language model, 10 for something else."""
     stages = {"total": [95.0] * 2, "server": [90.0] * 2, "vision": [30.0] * 2, "llm": [50.0] * 2}
     split = episode(1, 0, True, latency_ms=[100.0] * 2, stage_ms=stages)
     whole = episode(1, 1, True, latency_ms=[100.0], stage_ms={"total": [95.0], "server": [90.0]})
@@ -254,7 +254,7 @@ def test_a_server_s_time_is_not_counted_twice(tmp_path: Path) -> None:
         (odd, {"queue": 60.0, SERVER_REST: 0.0, REST: 40.0}),  # the parts lie outside of the server's own time
     ):
         evaluation = Evaluation("run", Results(RUN, CONFIG, POLICY, {}, [record]), tmp_path)
-        times = look_times(evaluation)
+        times = query_times(evaluation)
         assert {name: values.mean() for name, values in times.stages.items()} == pytest.approx(expected)
         assert sum(values.sum() for values in times.stages.values()) == pytest.approx(times.whole.sum())
         chart = next(block for block in latency_section([evaluation]).blocks if block.kind == "chart")
@@ -287,18 +287,21 @@ def test_protocol_and_commands(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("config", "words"),
     [
-        ({"wide_starts_m": 0.0}, "LIBERO's own starts"),
-        ({"wide_starts_m": 0.06}, "wide starts (LIBERO's own starts, goal's objects moved within 6 cm)"),
+        ({"wide_starts_m": 0.0}, "LIBERO's own initial states"),
+        ({"wide_starts_m": 0.06}, "wide starts (LIBERO's own initial states, goal's objects moved within 6 cm)"),
         ({"wide_starts_m": None, "initial_states_path": "a/b.json"}, "the initial states of the file b.json"),
-        ({"wide_starts_m": 0.0, "task_suite_name": "libero_goal_swap"}, "LIBERO-PRO's starts (perturbation: position)"),
-        ({"wide_starts_m": None, "task_suite_name": "somebody_s"}, "LIBERO's own starts"),
+        (
+            {"wide_starts_m": 0.0, "task_suite_name": "libero_goal_swap"},
+            "LIBERO-PRO's initial states (perturbation: position)",
+        ),
+        ({"wide_starts_m": None, "task_suite_name": "somebody_s"}, "LIBERO's own initial states"),
     ],
 )
 def test_starts_are_named(tmp_path: Path, config: dict, words: str) -> None:
     data = data_of(save(tmp_path / "run", [episode(1, 0, True)], config=config))
     assert f"over 1 task of {config.get('task_suite_name', 'libero_goal')} from {words}, in" in data.summary[0]
     assert "solved 1 of 1 rollout (" in data.summary[0]
-    assert dict(texts(tables(data)["What was done"]))["starts"] == words
+    assert dict(texts(tables(data)["What was done"]))["initial states"] == words
 
 
 def test_initial_states_are_those_of_the_rollouts_not_those_that_were_asked_for(tmp_path: Path) -> None:
@@ -307,7 +310,7 @@ def test_initial_states_are_those_of_the_rollouts_not_those_that_were_asked_for(
     for pairs, words in ((starts, "3-5, 9 (2 to 4 per task)"), (starts[:1], "3 (1 per task)"), ([], "none yet")):
         episodes = [episode(task, state, True, initial_state=state) for task, state in pairs]
         found = tables(data_of(save(tmp_path / "run", episodes, config=asked)))["What was done"]
-        assert dict(texts(found))["initial states"] == words
+        assert dict(texts(found))["their numbers"] == words
 
 
 def test_clips_of_one_task_are_told_apart_by_their_headlines(tmp_path: Path, video: Path) -> None:
@@ -323,10 +326,10 @@ def test_clips_of_one_task_are_told_apart_by_their_headlines(tmp_path: Path, vid
     last = "blank: put it in place 1, initial state 0, trial 0: not solved"
     assert titles(run, blank) == [*(f"run: {title}" for title in own[:2]), last, f"run: {own[2]}"]
     sections = {section.title: section for section in data_of(run, blank).filled}
-    for title in ("Failures", "Visual tokens kept", "Time per look", "All rollouts"):
+    for title in ("Failures", "Visual tokens kept", "Time per policy query", "All rollouts"):
         assert sections[title].note.count("Controls: blank (blank images).") == 1
     assert "(control" not in " ".join(
-        text for row in texts(tables(data_of(run, blank))["Over all looks"]) for text in row
+        text for row in texts(tables(data_of(run, blank))["Over all policy queries"]) for text in row
     )
     assert not any("Controls:" in section.note for section in data_of(blank).sections)
 

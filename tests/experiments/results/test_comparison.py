@@ -15,8 +15,8 @@ from experiments.robot.libero.results.comparison import (
     Comparison,
     PairedOutcome,
     compare,
+    p_equation,
     p_text,
-    p_words,
     plan_unpaired,
     points,
     round_up,
@@ -154,7 +154,7 @@ def test_without_a_common_start_it_says_what_differs(change: dict, words: str) -
     second = [replace(first[0], **change)]
     with pytest.raises(ValueError, match=words) as error:
         compare([results(first)], [results(second)], ("ours", "theirs"))
-    assert "ours and theirs share no start" in str(error.value) and str(error.value).count(" against ") == 1
+    assert "ours and theirs share no episode" in str(error.value) and str(error.value).count(" against ") == 1
 
 
 def test_starts_from_another_file_of_states_do_not_pair() -> None:
@@ -201,7 +201,7 @@ def test_a_start_counts_once() -> None:
 
 
 def test_nothing_valid_and_nothing_at_all_are_refused() -> None:
-    with pytest.raises(ValueError, match="1 starts in common, and each is invalid"):
+    with pytest.raises(ValueError, match="1 episode in common, and each is invalid"):
         compare([results([rollout(1, 0, None)])], [results([rollout(1, 0, True)])])
     with pytest.raises(ValueError, match="second has no rollouts"):
         compare([results([rollout(1, 0, True)])], [results([])])
@@ -298,11 +298,11 @@ def test_no_verdict_where_chance_explains_it() -> None:
     needed, seen = round_up(paired_trials(gap, share)), paired_detectable(36, share)
     assert not found.distinguishable
     assert found.verdict.startswith(
-        "A and B are not distinguishable: 66.7 % and 63.9 % of the same 36 starts (+2.8 points"
+        "A and B are not distinguishable: 66.7 % and 63.9 % of the same 36 episodes (+2.8 points"
     )
     assert found.verdict.endswith(
-        f"). Were the true difference 2.8 points, as measured, four of five evaluations with about {needed} starts "
-        "each would tell the two apart (80 % power); with 36 starts, as here, that takes a true difference of about "
+        f"). Were the true difference 2.8 points, as measured, four of five evaluations with about {needed} episodes "
+        "each would tell the two apart (80 % power); with 36 episodes, as here, that takes a true difference of about "
         f"{100 * seen:.0f} points."
     )
 
@@ -312,7 +312,7 @@ def test_an_interval_without_0_is_no_verdict() -> None:
     found = compared((0, 2, 0, 0), (0, 1, 0, 1), (0, 1, 0, 1))
     assert found.overall.interval.low > 0 and found.overall.p_value == stats.binomtest(4, 4).pvalue == 0.125
     assert (
-        "The interval excludes 0, but the verdict goes by the test. It counts only the 4 starts on which the two "
+        "The interval excludes 0, but the verdict goes by the test. It counts only the 4 episodes on which the two "
         "differ, and 4 for A with 0 for B are not enough for it (fewer than 6 never are). Were the true"
         in found.verdict
     )
@@ -332,8 +332,8 @@ def test_equal_outcomes_do_not_prove_equality() -> None:
     assert found.overall.interval == paired_difference_interval(PairedCounts(11, 0, 0, 5))
     assert found.overall.interval.low < 0 < found.overall.interval.high
     needed = round_up(paired_trials(0.05, 0.05))
-    assert f"difference 5.0 points, four of five evaluations with about {needed} starts each" in found.verdict
-    assert compared((2, 0, 1, 0)).verdict.endswith("with 3 starts, as here, no difference is large enough for that.")
+    assert f"difference 5.0 points, four of five evaluations with about {needed} episodes each" in found.verdict
+    assert compared((2, 0, 1, 0)).verdict.endswith("with 3 episodes, as here, no difference is large enough for that.")
 
 
 def test_an_interval_is_about_its_own_difference() -> None:
@@ -347,9 +347,9 @@ def test_an_interval_is_about_its_own_difference() -> None:
 
 def test_an_average_over_unequal_tasks_is_called_one() -> None:
     uneven, even = compared((12, 0, 0, 0), (0, 0, 0, 1)), compared((5, 0, 1, 0), (5, 1, 0, 0))
-    assert "50.0 % and 50.0 % on average over tasks, of the same 13 starts" in uneven.verdict
+    assert "50.0 % and 50.0 % on average over tasks, of the same 13 episodes" in uneven.verdict
     assert uneven.overall.uneven and not even.overall.uneven
-    assert "91.7 % and 91.7 % of the same 12 starts" in even.verdict
+    assert "91.7 % and 91.7 % of the same 12 episodes" in even.verdict
     assert even.overall.wilson[0] == pytest.approx(wilson_interval(11, 12))
 
 
@@ -358,7 +358,7 @@ def test_a_lopsided_average_is_no_verdict() -> None:
     found = compared((0, 30, 10, 0), (0, 0, 3, 0))
     assert found.overall.p_value < 0.05 and found.overall.difference < 0
     assert not found.distinguishable and "not distinguishable" in found.verdict
-    assert "p is small because more starts fell to A, but averaged over tasks A is not ahead." in found.verdict
+    assert "p is small because more episodes fell to A, but averaged over tasks A is not ahead." in found.verdict
 
 
 def test_plans_give_the_planned_numbers() -> None:
@@ -370,17 +370,17 @@ def test_plans_give_the_planned_numbers() -> None:
     assert [unpaired] == plan_unpaired("A", 16 / 24, 24, 0.1)
     assert f"about {round_up(unpaired_trials(16 / 24, 16 / 24 - 0.1))} trials per policy on unrelated" in unpaired
     seen = unpaired_detectable(24, 16 / 24)
-    assert unpaired.endswith(f"; with 24, as here, only a difference of about {100 * seen:.0f} points is told.")
+    assert unpaired.endswith(f"; with 24, as here, only a difference of about {100 * seen:.0f} points is detected.")
     assert "No policy is 70 points away" in plan_unpaired("A", 0.6, 24, 0.7)[0]
     [few] = plan_unpaired("A", 0.5, 2, 0.1)
-    assert few.endswith("; with 2, as here, no difference is large enough to be told.")
+    assert few.endswith("; with 2, as here, no difference is large enough to be detected.")
     assert str(round_up(paired_trials(0.5, 0.5))) in found.plan(0.5)[0], "the share is raised to the difference"
 
 
 def test_numbers_in_words() -> None:
     assert [points(x) for x in (0.0556, -0.1, 0.0001, -0.0001)] == ["+5.6", "-10.0", "0.0", "0.0"]
     assert span(Interval(0.0, 1.0), signed=True) == "0.0 to +100.0" and span(Interval(0.1378, 0.609)) == "13.8 to 60.9"
-    assert [p_words(p) for p in (0.00004, 0.0312, 0.5, 1.0)] == ["p < 0.001", "p = 0.031", "p = 0.50", "p = 1.00"]
+    assert [p_equation(p) for p in (0.00004, 0.0312, 0.5, 1.0)] == ["p < 0.001", "p = 0.031", "p = 0.50", "p = 1.00"]
     assert [p_text(p) for p in (0.0496, 0.0504, 0.05, 0.0625, 0.09, 0.1, 0.04999)] == (
         ["0.0496", "0.0504", "0.050", "0.062", "0.090", "0.10", "0.04999"]
     )
@@ -397,7 +397,7 @@ def test_other_tasks_under_the_same_name_are_not_paired(part: str, words: str) -
     assert [row.name for row in found.tasks] == ["do task 1"] and found.pairing.counted == 6
     (warning,) = found.warnings
     assert warning.startswith(f"not the same task: libero_goal task 2 had other {words}")
-    with pytest.raises(ValueError, match=rf"A and B share no start.*{words}.*\(SHA-256\): .* against another"):
+    with pytest.raises(ValueError, match=rf"A and B share no episode.*{words}.*\(SHA-256\): .* against another"):
         compare([results(first[6:])], [results(second[6:])], ("A", "B"))
 
 

@@ -37,14 +37,14 @@ def test_counts_carry_the_wilson_interval() -> None:
     assert counts["interval_95"] == pytest.approx([expected.low, expected.high], abs=1e-4)
 
 
-def test_tokens_and_latency_are_taken_over_looks() -> None:
+def test_tokens_and_latency_are_taken_over_queries() -> None:
     episodes = [
         record(1, 0, True, tokens_kept=[4, 6], num_visual_tokens=98, latency_ms=[12.0, 8.0]),
         record(1, 1, True, tokens_kept=[11], num_visual_tokens=98, latency_ms=[10.0]),
     ]
     summary = summarize(episodes)
     assert summary["tokens_kept"] == {"mean": 7.0, "min": 4, "max": 11, "of": 98, "fraction": 7 / 98}
-    assert summary["latency_ms"]["looks"] == 3 and summary["latency_ms"]["median"] == 10.0
+    assert summary["latency_ms"]["queries"] == 3 and summary["latency_ms"]["median"] == 10.0
     assert summary["latency_ms"]["p95"] == pytest.approx(np.percentile([12.0, 8.0, 10.0], 95))
     assert summarize([])["tokens_kept"] is None and summarize([])["latency_ms"] is None
 
@@ -75,6 +75,18 @@ def test_saved_results_load_again(tmp_path: Path) -> None:
     assert content["schema_version"] == SCHEMA_VERSION
     assert content["summary"] == json.loads(json.dumps(results.summary()))
     assert [entry.name for entry in path.parent.iterdir()] == [FILE_NAME]
+
+
+def test_results_of_schema_version_2_are_read(tmp_path: Path) -> None:
+    """Its summary names the number of policy queries otherwise."""
+    results = Results(run={"seed": 7}, episodes=[record(1, 0, True, latency_ms=[12.0, 8.0])])
+    path = tmp_path / FILE_NAME
+    results.save(path)
+    content = json.loads(path.read_text())
+    latency = content["summary"]["latency_ms"]
+    latency["looks"] = latency.pop("queries")
+    path.write_text(json.dumps({**content, "schema_version": 2}))
+    assert Results.load(path) == results and results.summary()["latency_ms"]["queries"] == 2
 
 
 def test_foreign_results_are_refused(tmp_path: Path) -> None:

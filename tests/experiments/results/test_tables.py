@@ -226,7 +226,7 @@ def test_a_copy_is_no_second_run() -> None:
     [row] = read(table)
     assert (row["runs"], row["successes"], row["trials"], row["invalid"]) == ("1", "1", "2", "1")
     assert table.rows == policies_table({"A": [first]}).rows and "±" not in table.rows[0][1]
-    assert table.notes[-1] == "Mind: A: 3 rollouts were given twice (equal starts, seeds and actions) and count once."
+    assert table.notes[-1] == "Mind: A: 3 rollouts were given twice (equal episodes, seeds and actions) and count once."
     [row] = read(policies_table({"A": [first, further]}))
     assert (row["runs"], row["trials"], row["invalid"]) == ("2", "4", "2"), "as of another training run"
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from experiments.robot.libero.policies.contract import Answer, Observation, Request
+from experiments.robot.libero.policies.contract import ActionChunk, Observation, PolicyQuery
 from experiments.robot.libero.policies.local import PolicyAgent
 from experiments.robot.libero.results.results import EpisodeRecord
 from experiments.robot.libero.rollouts.record import EpisodeRecorder, EpisodeRecording
@@ -35,13 +35,13 @@ class Notes:
     """Observes a rollout and keeps copies of everything."""
 
     def __init__(self) -> None:
-        self.looks: list[tuple[int, Observation, Answer, np.ndarray]] = []
+        self.queries: list[tuple[int, Observation, ActionChunk, np.ndarray]] = []
         self.actions: list[np.ndarray] = []
         self.ended: EpisodeRecord | None = None
 
-    def look(self, moment: Moment, observation: Observation, answer: Answer) -> None:
+    def on_query(self, moment: Moment, observation: Observation, chunk: ActionChunk) -> None:
         copies = {key: value.copy() for key, value in observation.items()}
-        self.looks.append((moment.step, copies, answer, moment.environment.data.qpos.copy()))
+        self.queries.append((moment.step, copies, chunk, moment.environment.data.qpos.copy()))
 
     def step(self, moment: Moment, action: np.ndarray) -> None:
         self.actions.append(action.copy())
@@ -77,17 +77,17 @@ def saved(episode: tuple[EpisodeRecording, Notes], tmp_path: Path) -> Path:
 
 def test_a_file_holds_what_was_shown_and_done(episode: tuple[EpisodeRecording, Notes], saved: Path) -> None:
     notes, loaded = episode[1], EpisodeRecording.load(saved)
-    assert [look[0] for look in notes.looks] == loaded.look_steps.tolist() == [0, 6, 12, 18]
+    assert [query[0] for query in notes.queries] == loaded.query_steps.tolist() == [0, 6, 12, 18]
     assert loaded.kept is not None and loaded.picks is not None and loaded.scores is not None
-    for row, (_, observation, answer, qpos) in enumerate(notes.looks):
+    for row, (_, observation, chunk, qpos) in enumerate(notes.queries):
         for camera in ("full_image", "wrist_image"):
             np.testing.assert_array_equal(loaded.images[camera][row], observation[camera])
         np.testing.assert_array_equal(loaded.states[row], observation["state"])
-        np.testing.assert_array_equal(loaded.chunks[row], answer.actions)
+        np.testing.assert_array_equal(loaded.chunks[row], chunk.actions)
         np.testing.assert_array_equal(loaded.qpos[row], qpos)
-        for stored, told in ((loaded.kept, answer.kept), (loaded.picks, answer.picks), (loaded.scores, answer.scores)):
-            assert told is not None and stored.dtype == told.dtype
-            np.testing.assert_array_equal(stored[row], told)
+        for stored, given in ((loaded.kept, chunk.kept), (loaded.picks, chunk.picks), (loaded.scores, chunk.scores)):
+            assert given is not None and stored.dtype == given.dtype
+            np.testing.assert_array_equal(stored[row], given)
     np.testing.assert_array_equal(loaded.actions, np.stack(notes.actions))
     np.testing.assert_array_equal(loaded.actions[6:12], loaded.chunks[1, :6])
     assert notes.ended is not None and loaded.episode == replace(notes.ended, wall_seconds=0.0)
@@ -103,7 +103,7 @@ def test_pictures_of_a_still_camera_take_little_room(episode: tuple[EpisodeRecor
     recording = episode[0]
     still = {camera: np.repeat(pictures[:1], 40, axis=0) for camera, pictures in recording.images.items()}
     rows = {name: np.repeat(getattr(recording, name)[:1], 40, axis=0) for name in ("states", "qpos", "chunks")}
-    longer = replace(recording, images=still, **rows, look_steps=np.arange(40), kept=None, picks=None, scores=None)
+    longer = replace(recording, images=still, **rows, query_steps=np.arange(40), kept=None, picks=None, scores=None)
     longer.save(tmp_path / "still.npz")
     single = sum(pictures[0].nbytes for pictures in still.values())
     assert (tmp_path / "still.npz").stat().st_size < 2 * single
@@ -111,10 +111,10 @@ def test_pictures_of_a_still_camera_take_little_room(episode: tuple[EpisodeRecor
     assert loaded.kept is None and all((loaded.images[camera] == still[camera]).all() for camera in still)
 
 
-def test_scores_are_the_best_that_any_query_gave(policy: Policy) -> None:
+def test_scores_are_the_best_that_any_patch_query_gave(policy: Policy) -> None:
     rng = np.random.default_rng(0)
-    requests = [
-        Request(
+    queries = [
+        PolicyQuery(
             {
                 **{camera: rng.integers(0, 256, (64, 64, 3), dtype=np.uint8) for camera in policy.robot.cameras},
                 "state": rng.normal(size=8),
@@ -125,19 +125,31 @@ def test_scores_are_the_best_that_any_query_gave(policy: Policy) -> None:
     ]
     given: list[Any] = []
     handle = policy.model.pruner.register_forward_pre_hook(lambda module, args: given.append(args))
-    answers = PolicyAgent(policy).answer(requests)
+    chunks = PolicyAgent(policy).query(queries)
     handle.remove()
     ((patches, context, mask, *_),) = given
     table = score_tokens(patches, context, mask)
-    for row, answer in enumerate(answers):
-        assert answer.scores is not None and answer.scores.dtype == np.float32 and answer.scores.shape == (98,)
+    for row, chunk in enumerate(chunks):
+        assert chunk.scores is not None and chunk.scores.dtype == np.float32 and chunk.scores.shape == (98,)
         expected = [max(float(table[row, query, token]) for query in range(98)) for token in range(98)]
-        np.testing.assert_allclose(answer.scores, expected, rtol=1e-6)
+        np.testing.assert_allclose(chunk.scores, expected, rtol=1e-6)
     policy.set_pruner("none")
     try:
-        assert PolicyAgent(policy).answer(requests[:1])[0].scores is None
+        assert PolicyAgent(policy).query(queries[:1])[0].scores is None
     finally:
         policy.set_pruner("lightvla")
+
+
+def test_a_file_of_the_first_format_is_read(saved: Path) -> None:
+    """It names one array otherwise."""
+    recording = EpisodeRecording.load(saved)
+    rewrite(saved, lambda header, arrays: header.update(format_version=1))
+    rewrite(saved, lambda header, arrays: arrays.update(look_steps=arrays.pop("query_steps")))
+    older = EpisodeRecording.load(saved)
+    assert older.query_steps.dtype == recording.query_steps.dtype
+    np.testing.assert_array_equal(older.query_steps, recording.query_steps)
+    assert older.episode == recording.episode and older.versions == recording.versions
+    np.testing.assert_array_equal(older.images["full_image"], recording.images["full_image"])
 
 
 def rewrite(path: Path, change: Callable[[dict[str, Any], dict[str, Any]], object]) -> None:
@@ -152,7 +164,7 @@ def rewrite(path: Path, change: Callable[[dict[str, Any], dict[str, Any]], objec
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda header, arrays: header.update(format_version=99), "has format version 99, this code reads 1"),
+        (lambda header, arrays: header.update(format_version=99), "has format version 99, this code reads 1 and 2"),
         (lambda header, arrays: arrays.pop("qpos"), r"lacks the arrays \['qpos'\]"),
         (lambda header, arrays: arrays.pop("images_wrist_image"), r"lacks the arrays \['images_wrist_image'\]"),
         (lambda header, arrays: header.pop("settings"), r"the header of .* lacks \['settings'\]"),
@@ -173,7 +185,7 @@ def rewrite(path: Path, change: Callable[[dict[str, Any], dict[str, Any]], objec
         (lambda header, arrays: arrays.update(images_full_image=np.zeros(3)), r"expected uint8 \(L, H, W, 3\)"),
         (lambda header, arrays: header["episode"].update(mood="good"), r"unknown entries \['mood'\]"),
         (lambda header, arrays: arrays.update(actions=arrays["actions"] + 1e-9), "another SHA-256"),
-        (lambda header, arrays: arrays.update(states=arrays["states"][1:]), "numbers of looks differ"),
+        (lambda header, arrays: arrays.update(states=arrays["states"][1:]), "numbers of policy queries differ"),
     ],
 )
 def test_a_wrong_file_is_refused_by_name(saved: Path, change: Any, words: str) -> None:
@@ -228,7 +240,7 @@ def test_a_failing_save_leaves_the_file_before(episode: tuple[EpisodeRecording, 
 
 def test_an_invalid_rollout_is_not_recorded() -> None:
     class Breaks:
-        def answer(self, requests: Sequence[Request]) -> list[Answer]:
+        def query(self, queries: Sequence[PolicyQuery]) -> list[ActionChunk]:
             raise RuntimeError("the policy broke")
 
     task = load_task("libero_goal", STOVE)
@@ -259,8 +271,8 @@ def test_a_replay_repeats_the_episode_exactly(episode: tuple[EpisodeRecording, N
 class Waves:
     """Never quite the same action twice."""
 
-    def answer(self, requests: Sequence[Request]) -> list[Answer]:
-        return [Answer(np.random.default_rng(request.seed).uniform(-0.1, 0.1, (8, 7))) for request in requests]
+    def query(self, queries: Sequence[PolicyQuery]) -> list[ActionChunk]:
+        return [ActionChunk(np.random.default_rng(query.seed).uniform(-0.1, 0.1, (8, 7))) for query in queries]
 
 
 def bowl_on_plate() -> np.ndarray:
@@ -292,7 +304,8 @@ def test_a_replay_ends_where_the_success_was(tmp_path: Path) -> None:
 def test_a_replay_can_be_filmed(saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     video = tmp_path / "replay.mp4"
     assert replay_command(saved, video, 4, Console(width=300)) == 0
-    assert "not solved after 20 steps; joint positions at the looks differ by at most 0 from" in capsys.readouterr().out
+    expected = "not solved after 20 steps; joint positions at the policy queries differ by at most 0 from"
+    assert expected in capsys.readouterr().out
     assert video.stat().st_size > 1000 and video.with_suffix(".png").is_file()
     saved.write_bytes(b"")
     assert replay_command(saved, None, 4, Console(width=300)) == 2
@@ -320,9 +333,9 @@ def test_a_video_s_path_is_no_markup(saved: Path, tmp_path: Path, capsys: pytest
 def test_a_filmed_replay_shows_the_pictures_of_the_rollout(saved: Path) -> None:
     loaded, recorder, notes = EpisodeRecording.load(saved), RolloutRecorder("x", every_steps=4), Notes()
     assert replay(loaded, [recorder, notes], render=True).differences == ()
-    for row, look in enumerate(notes.looks):
-        np.testing.assert_array_equal(look[1]["full_image"], loaded.images["full_image"][row])
-    assert len(recorder.looks) == 4
+    for row, query in enumerate(notes.queries):
+        np.testing.assert_array_equal(query[1]["full_image"], loaded.images["full_image"][row])
+    assert len(recorder.queries) == 4
 
 
 def test_torch_is_not_needed_to_read(saved: Path) -> None:

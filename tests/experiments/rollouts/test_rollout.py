@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments.robot.libero.policies.contract import Answer, Request, look_seed
+from experiments.robot.libero.policies.contract import ActionChunk, PolicyQuery, query_seed
 from experiments.robot.libero.results.results import EpisodeRecord
 from experiments.robot.libero.rollouts.rollout import BLANK_LEVEL, RolloutSettings, run_episode
-from experiments.robot.libero.rollouts.start import Start, start_words
+from experiments.robot.libero.rollouts.start import Start, start_text
 from experiments.robot.libero.rollouts.video import RolloutRecorder
 from experiments.robot.libero.simulator.environment import LiberoEnvironment
 from experiments.robot.libero.simulator.tasks import load_task
@@ -45,15 +45,15 @@ class HoldsStill:
     """Returns chunks that do not move; the k-th action of a chunk is marked by a tiny turn of k micro units."""
 
     def __init__(self) -> None:
-        self.requests: list[Request] = []
+        self.queries: list[PolicyQuery] = []
 
-    def answer(self, requests: Sequence[Request]) -> list[Answer]:
-        self.requests += requests
+    def query(self, queries: Sequence[PolicyQuery]) -> list[ActionChunk]:
+        self.queries += queries
         actions = np.zeros((8, 7))
         actions[:, 5] = np.arange(8) * 1e-6
         actions[:, 6] = 1.0
         kept = np.isin(np.arange(TOKENS), [0, 4, 9])
-        return [Answer(actions, kept, kept.astype(np.float32), {"total": 2.5})]
+        return [ActionChunk(actions, kept, kept.astype(np.float32), {"total": 2.5})]
 
 
 class Shakes(HoldsStill):
@@ -63,13 +63,13 @@ class Shakes(HoldsStill):
         super().__init__()
         self.environment = environment
 
-    def answer(self, requests: Sequence[Request]) -> list[Answer]:
+    def query(self, queries: Sequence[PolicyQuery]) -> list[ActionChunk]:
         self.environment.data.qvel[:] = 1e11
-        return super().answer(requests)
+        return super().query(queries)
 
 
 class Breaks:
-    def answer(self, requests: Sequence[Request]) -> list[Answer]:
+    def query(self, queries: Sequence[PolicyQuery]) -> list[ActionChunk]:
         raise RuntimeError("the policy broke")
 
 
@@ -106,25 +106,23 @@ def roll(environment: Watched, policy: Any, start: Start, **settings: Any) -> Ep
     return run_episode(environment, policy, start, RolloutSettings(**{"max_steps": 20, **settings}), observers)
 
 
-def test_looks_every_chunk_and_renders_nothing_else(environment: Watched, start: Start) -> None:
+def test_a_policy_query_per_chunk_and_nothing_else_is_rendered(environment: Watched, start: Start) -> None:
     policy = HoldsStill()
     record = roll(environment, policy, start)
     assert record.invalid is None and record.success is False and record.other_success is None
     assert record.steps == len(environment.actions) == 20
-    assert len(policy.requests) == len(record.tokens_kept) == len(record.latency_ms) == 3
+    assert len(policy.queries) == len(record.tokens_kept) == len(record.latency_ms) == 3
     assert record.stage_ms == {"total": [2.5, 2.5, 2.5]}
     assert environment.frames == 3 * 2
     assert record.tokens_kept == [3, 3, 3] and record.num_visual_tokens == TOKENS
-    assert [request.instruction for request in policy.requests] == [start.task.language] * 3
-    assert [request.seed for request in policy.requests] == [
-        look_seed(7, "libero_goal", STOVE, 3, 2, k) for k in range(3)
-    ]
-    assert set(policy.requests[0].observation) == {"full_image", "wrist_image", "state"}
+    assert [query.instruction for query in policy.queries] == [start.task.language] * 3
+    assert [query.seed for query in policy.queries] == [query_seed(7, "libero_goal", STOVE, 3, 2, k) for k in range(3)]
+    assert set(policy.queries[0].observation) == {"full_image", "wrist_image", "state"}
     assert (record.initial_state, record.trial, record.seed) == (3, 2, 7)
 
 
-def test_every_look_of_an_evaluation_has_its_own_seed() -> None:
-    seeds = [look_seed(seed, "libero_goal", *where) for seed, *where in itertools.product(range(4), repeat=5)]
+def test_every_query_of_an_evaluation_has_its_own_seed() -> None:
+    seeds = [query_seed(seed, "libero_goal", *where) for seed, *where in itertools.product(range(4), repeat=5)]
     assert len(set(seeds)) == 4**5
 
 
@@ -163,7 +161,7 @@ def test_blank_images_render_nothing(environment: Watched, start: Start) -> None
     policy = HoldsStill()
     record = roll(environment, policy, start, blank_images=True, control="blank_images")
     assert record.invalid is None and environment.frames == 0 and record.control == "blank_images"
-    for observation in (request.observation for request in policy.requests):
+    for observation in (query.observation for query in policy.queries):
         assert (observation["full_image"] == BLANK_LEVEL).all() and observation["wrist_image"].shape == (64, 64, 3)
         assert np.isfinite(observation["state"]).all()
 
@@ -171,7 +169,7 @@ def test_blank_images_render_nothing(environment: Watched, start: Start) -> None
 def test_one_camera(environment: Watched, start: Start) -> None:
     policy = HoldsStill()
     record = roll(environment, policy, start, cameras=("full_image",))
-    assert record.invalid is None and environment.frames == 3 and "wrist_image" not in policy.requests[0].observation
+    assert record.invalid is None and environment.frames == 3 and "wrist_image" not in policy.queries[0].observation
 
 
 def test_an_exception_is_invalid_and_not_a_failure(environment: Watched, start: Start) -> None:
@@ -212,7 +210,7 @@ def test_video_shows_views_and_what_was_kept(environment: Watched, start: Start,
     recorder = RolloutRecorder("put the bowl away", every_steps=4, center_crop=False)
     record = roll(environment, HoldsStill(), start, observers=[recorder])
     assert record.invalid is None
-    # Looks at 0, 8, 16; in between 4, 12; the end at 20, held for a second at 5 frames a second.
+    # Policy queries at 0, 8, 16; in between 4, 12; the end at 20, held for a second at 5 frames a second.
     frames = list(recorder.frames())
     assert len(frames) == 3 + 2 + 1 + 5
     assert environment.frames == 2 * (3 + 2 + 1)
@@ -222,23 +220,26 @@ def test_video_shows_views_and_what_was_kept(environment: Watched, start: Start,
     recorder.save(tmp_path / "a.mp4")
     assert (tmp_path / "a.mp4").stat().st_size > 1000
     with Image.open(tmp_path / "a.png") as picture:
-        assert picture.width > picture.height  # three looks, two cameras
+        assert picture.width > picture.height  # three queries, two cameras
 
 
 def test_a_video_names_start_control_and_outcome(environment: Watched, start: Start) -> None:
     plate = load_task("libero_goal", PLATE)
-    told = replace(start, other=plate, instruction=plate.language)
+    swapped = replace(start, other=plate, instruction=plate.language)
     cases = [(start, "none", "", "not solved"), (start, "blank_images", " · control: blank images", "not solved")]
     words = f" · control: swapped instruction, own task: {start.task.name.replace('_', ' ')}"
-    for begin, control, more, outcome in (*cases, (told, "swapped_instruction", words, "told goal not reached")):
+    for begin, control, more, outcome in (
+        *cases,
+        (swapped, "swapped_instruction", words, "instructed goal not reached"),
+    ):
         recorder = RolloutRecorder(begin.instruction, every_steps=4)
         settings = RolloutSettings(4, control=control)
         record = run_episode(environment, HoldsStill(), begin, settings, [recorder])
         assert record.invalid is None
         context = f"initial state {start.initial_state}, trial {start.trial}{more}"
-        assert start_words(record) == context
+        assert start_text(record) == context
         views = [environment.frame(camera) for camera in settings.cameras]
         count = f"kept {record.tokens_kept[-1]} of {record.num_visual_tokens}"
         caption = Caption(begin.instruction, f"step 4 · {count} visual tokens", False, context, outcome)
         *_, last = recorder.frames()
-        np.testing.assert_array_equal(last, compose_frame(views, recorder.looks[-1], caption))
+        np.testing.assert_array_equal(last, compose_frame(views, recorder.queries[-1], caption))

@@ -89,14 +89,14 @@ def test_names_and_warnings(ours: Path, theirs: Path, tmp_path: Path) -> None:
         "Mind: not the same protocol: side of the pictures in pixels not recorded for [bold]A; 128 for B."
         in done.stdout
     )
-    assert "Starts: 6 counted of 6 in both; 18 in [bold]A only, 0 in B only." in done.stdout
+    assert "Episodes: 6 counted of 6 in both; 18 in [bold]A only, 0 in B only." in done.stdout
 
 
 def test_sides_of_several_files(ours: Path, theirs: Path, tmp_path: Path) -> None:
     more = [evaluated(tmp_path / f"{side}8", {1: [side == "a"] * 12}, f"runs/{side}", seed=8) for side in "ab"]
     done = run(ours, more[0], "--against", more[1], theirs, "--format", "csv")
     rows = list(csv.DictReader(io.StringIO(done.stdout)))
-    assert [(row["level"], row["starts"]) for row in rows] == [("task", "24"), ("task", "12"), ("suite", "36")]
+    assert [(row["level"], row["episodes"]) for row in rows] == [("task", "24"), ("task", "12"), ("suite", "36")]
     assert (rows[0]["only_first"], rows[2]["only_first"]) == ("20", "28")
     assert "is better than" in done.stderr
 
@@ -227,7 +227,7 @@ def test_notes_of_a_csv_table_go_to_the_terminal(ours: Path, tmp_path: Path) -> 
         (["list.json"], "list.json is no results file"),
         (["half.json"], "half.json is no results file"),
         (["old.json"], "old.json has schema version 1"),
-        (["A", "--against", "OTHER_SEED"], "share no start. seed: 7 against 9"),
+        (["A", "--against", "OTHER_SEED"], "share no episode. seed: 7 against 9"),
         (["A", "--against", "A", "--names", "x"], "give two names"),
         (["A", "--names", "x", "y"], "2 names for 1 files"),
         (["A", "--plan", "0"], "--plan 0: expected a difference in percentage points"),
@@ -243,7 +243,7 @@ def test_what_cannot_be_used_ends_with_2(ours: Path, tmp_path: Path, arguments: 
     contents = {
         "broken.json": "{",
         "list.json": "[]",
-        "half.json": '{"schema_version": 2, "episodes": [{"suite": "x"}]}',
+        "half.json": '{"schema_version": 3, "episodes": [{"suite": "x"}]}',
         "old.json": '{"schema_version": 1}',
     }
     for name, content in contents.items():

@@ -28,19 +28,19 @@ from prismatic.vla.images import decode_jpeg
 ROOT = Path(__file__).resolve().parents[3]
 
 
-def write_record(path: Path, looks: int = 3, tokens: int = 2 * 16, seed: int = 0, **more: object) -> EpisodeRecording:
-    """A made-up episode with two actions a look."""
+def write_record(path: Path, queries: int = 3, tokens: int = 2 * 16, seed: int = 0, **more: object) -> EpisodeRecording:
+    """A made-up episode with two actions per policy query."""
     rng = np.random.default_rng(seed)
-    actions = rng.uniform(-1, 1, (2 * looks, 7))
-    episode = EpisodeRecord("libero_goal", 1, "a_task", "lift it", seed, 0, 7, success=True, steps=2 * looks)
+    actions = rng.uniform(-1, 1, (2 * queries, 7))
+    episode = EpisodeRecord("libero_goal", 1, "a_task", "lift it", seed, 0, 7, success=True, steps=2 * queries)
     episode = replace(episode, actions_sha256=actions_sha256(actions), **more)  # type: ignore[arg-type]
     recording = EpisodeRecording(
-        episode, RolloutSettings(max_steps=2 * looks, open_loop_steps=2), {}, False, 20.0,
+        episode, RolloutSettings(max_steps=2 * queries, open_loop_steps=2), {}, False, 20.0,
         {"checkpoint": "runs/small", "pruner": "lightvla"}, {},
-        start_state=np.zeros(3), look_steps=2 * np.arange(looks),
-        images={c: rng.integers(80, 256, (looks, 64, 64, 3), dtype=np.uint8) for c in ("full_image", "wrist_image")},
-        states=np.zeros((looks, 8)), qpos=np.zeros((looks, 9)), chunks=actions.reshape(looks, 2, 7), actions=actions,
-        kept=rng.uniform(size=(looks, tokens)) < 0.4, scores=rng.normal(size=(looks, tokens)).astype(np.float32),
+        start_state=np.zeros(3), query_steps=2 * np.arange(queries),
+        images={c: rng.integers(80, 256, (queries, 64, 64, 3), dtype=np.uint8) for c in ("full_image", "wrist_image")},
+        states=np.zeros((queries, 8)), qpos=np.zeros((queries, 9)), chunks=actions.reshape(-1, 2, 7), actions=actions,
+        kept=rng.uniform(size=(queries, tokens)) < 0.4, scores=rng.normal(size=(queries, tokens)).astype(np.float32),
     )  # fmt: skip
     recording.save(path)
     return recording
@@ -64,19 +64,19 @@ def test_pictures_of_records(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     for number, recording in enumerate(recordings):
         assert recording.kept is not None
         counts = recording.kept.sum(axis=1)
-        assert f"task{number}: {3 + number} looks, {counts.mean():.1f} of 32 tokens kept" in output
+        assert f"task{number}: {3 + number} policy queries, {counts.mean():.1f} of 32 tokens kept" in output
         folder = tmp_path / "out" / f"task{number}"
-        names = {"looks", "keep_map.png", "score_map.png", "tokens_kept.png", "overview.png", "overlay.mp4"}
+        names = {"queries", "keep_map.png", "score_map.png", "tokens_kept.png", "overview.png", "overlay.mp4"}
         assert {path.name for path in folder.iterdir()} == names
-        looks = sorted(path.name for path in (folder / "looks").iterdir())
-        assert looks == [f"look{look:03d}_step{2 * look:03d}.png" for look in range(3 + number)]
+        queries = sorted(path.name for path in (folder / "queries").iterdir())
+        assert queries == [f"query{query:03d}_step{2 * query:03d}.png" for query in range(3 + number)]
         _, seconds = imageio_ffmpeg.count_frames_and_secs(str(folder / "overlay.mp4"))
-        assert seconds == pytest.approx((3 + number) / 10 + 1, abs=0.05), "20 steps a second, a look each two steps"
+        assert seconds == pytest.approx((3 + number) / 10 + 1, abs=0.05), "20 steps a second, a query each two steps"
     assert {"keep_map_lift_it.png", "tokens_kept.png"} < {path.name for path in (tmp_path / "out").iterdir()}
 
 
 def test_episodes_are_drawn_one_at_a_time(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Pictures are not gathered, and the map of all episodes is nevertheless that of all their looks."""
+    """Pictures are not gathered, and the map of all episodes is nevertheless that of all their queries."""
     for number in range(6):
         write_record(tmp_path / "records" / f"task{number}.npz", 8, seed=number)
     traces = record_traces([tmp_path])
@@ -87,7 +87,7 @@ def test_episodes_are_drawn_one_at_a_time(tmp_path: Path, capsys: pytest.Capture
     sums = [PatchSums.of(trace) for _, trace in record_traces([tmp_path])]
     status, _ = run(["--record", str(tmp_path), "--no_video", "--output_dir", str(tmp_path / "out")], capsys)
     assert status == 0
-    title = "lift it\nlibero_goal · small (lightvla): 6 episodes, 48 looks"
+    title = "lift it\nlibero_goal · small (lightvla): 6 episodes, 48 policy queries"
     expected = figure_png(keep_map(functools.reduce(operator.add, sums), title))
     np.testing.assert_array_equal(
         np.asarray(Image.open(tmp_path / "out" / "keep_map_lift_it.png")), np.asarray(Image.open(io.BytesIO(expected)))
@@ -105,8 +105,12 @@ def test_every_task_suite_and_control_has_a_map_of_its_own(tmp_path: Path, capsy
     traces = [trace for _, trace in record_traces([tmp_path])]
     sums = [PatchSums.of(trace) for trace in traces]
     for name, total, title in (
-        ("lift_it", sums[0] + sums[1], "lift it\nlibero_goal · small (lightvla): 2 episodes, 5 looks"),
-        ("lift_it-3", sums[3], "lift it\nlibero_goal · control: blank images · small (lightvla): 1 episode, 5 looks"),
+        ("lift_it", sums[0] + sums[1], "lift it\nlibero_goal · small (lightvla): 2 episodes, 5 policy queries"),
+        (
+            "lift_it-3",
+            sums[3],
+            "lift it\nlibero_goal · control: blank images · small (lightvla): 1 episode, 5 policy queries",
+        ),
     ):
         drawn = np.asarray(Image.open(tmp_path / "out" / f"keep_map_{name}.png"))
         np.testing.assert_array_equal(drawn, np.asarray(Image.open(io.BytesIO(figure_png(keep_map(total, title))))))
@@ -119,7 +123,7 @@ def test_nothing_but_results_is_printed_where_there_is_no_terminal(tmp_path: Pat
         [*command, "--output_dir", str(tmp_path / "out")], capture_output=True, text=True, cwd=ROOT, check=True
     )
     lines = (result.stdout + result.stderr).split("\n")
-    assert [line[:9] for line in lines] == ["a: 3 look", "pictures:", ""]
+    assert [line[:9] for line in lines] == ["a: 3 poli", "pictures:", ""]
 
 
 def test_equal_names_are_numbered_and_brackets_are_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -128,7 +132,7 @@ def test_equal_names_are_numbered_and_brackets_are_words(tmp_path: Path, capsys:
     files = [str(tmp_path / f"{name}.npz") for name in ("a/x", "c/x-1", "b/x", "d/x", "e/[bold]y")]
     out = tmp_path / "[red]out"
     status, output = run(["--record", *files, "--no_video", "--output_dir", str(out)], capsys)
-    assert status == 0 and f"pictures: {out}" in output and "[bold]y: 2 looks" in output
+    assert status == 0 and f"pictures: {out}" in output and "[bold]y: 2 policy queries" in output
     folders = {path.name for path in out.iterdir() if path.is_dir()}
     assert folders == {"x", "x-1", "x-2", "x-3", "[bold]y"}
 
@@ -139,13 +143,13 @@ def test_a_damaged_header_ends_in_one_line(tmp_path: Path, capsys: pytest.Captur
     assert status == UNUSABLE and output.startswith("error:") and "a.npz" in output and "Traceback" not in output
 
 
-def test_a_look_dims_exactly_the_pruned_patches(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_query_dims_exactly_the_pruned_patches(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recording = write_record(tmp_path / "a.npz")
     assert recording.kept is not None
     files, out = ["--record", str(tmp_path / "a.npz"), "--no_video"], tmp_path / "out"
     assert run([*files, "--output_dir", str(out)], capsys)[0] == 0
     assert not (out / "a" / "overlay.mp4").exists()
-    frame = np.asarray(Image.open(out / "a" / "looks" / "look001_step002.png")).astype(float)
+    frame = np.asarray(Image.open(out / "a" / "queries" / "query001_step002.png")).astype(float)
     panel, gap, heading = 256, 8, 22
     seen = frame.shape[0] - gap - panel
     live = seen - heading - gap - panel
@@ -162,7 +166,7 @@ def test_a_look_dims_exactly_the_pruned_patches(tmp_path: Path, capsys: pytest.C
 
 
 def test_records_are_drawn_without_torch_or_the_simulator(tmp_path: Path) -> None:
-    write_record(tmp_path / "a.npz", looks=2)
+    write_record(tmp_path / "a.npz", queries=2)
     code = (
         "import sys; from rich.console import Console; from lightvla.commands.visualize import main, parse; "
         f"status = main(parse(['--record', {str(tmp_path)!r}, '--output_dir', {str(tmp_path / 'out')!r}]), Console()); "
@@ -184,13 +188,13 @@ def test_an_episode_of_a_dataset_is_what_the_policy_keeps(
     assert trace.title == episode.instruction and trace.center_crop
     policy = Policy.from_pretrained(small_policy_directory)
     assert trace.scores is not None and episode.state is not None
-    for look, step in enumerate(trace.steps):
+    for query, step in enumerate(trace.steps):
         observation = {camera: decode_jpeg(episode.image_bytes(camera, step)) for camera in policy.robot.cameras}
         selection = policy.act_batch([{**observation, "state": episode.state[step]}], [trace.title]).selection
-        np.testing.assert_array_equal(trace.kept[look], selection.kept()[0].numpy())
+        np.testing.assert_array_equal(trace.kept[query], selection.kept()[0].numpy())
         assert selection.scores is not None
-        np.testing.assert_allclose(trace.scores[look], selection.scores[0].numpy(), rtol=1e-5)
-        np.testing.assert_array_equal(trace.images[1][look], observation["wrist_image"])
+        np.testing.assert_allclose(trace.scores[query], selection.scores[0].numpy(), rtol=1e-5)
+        np.testing.assert_array_equal(trace.images[1][query], observation["wrist_image"])
     assert main(arguments, Console()) == 0 and (tmp_path / name / "overlay.mp4").stat().st_size > 1000
     arguments = parse(command)
     assert policy_traces(arguments, Console())[0][1].steps.tolist() == [0, 8, 16]
@@ -204,9 +208,9 @@ def test_single_pictures(small_policy_directory: Path, tmp_path: Path, capsys: p
     command = ["--checkpoint", str(small_policy_directory), "--device", "cpu", "--output_dir", str(tmp_path / "out")]
     images = ["--images", *map(str, files), "--instruction", "open the drawer"]
     status, output = run([*command, *images], capsys)
-    assert status == 0 and "assumed: the mean state" in output and "full: 1 look, " in output
+    assert status == 0 and "assumed: the mean state" in output and "full: 1 policy query, " in output
     names = {path.name for path in (tmp_path / "out" / "full").iterdir()}
-    assert names == {"looks", "keep_map.png", "score_map.png", "overview.png"}
+    assert names == {"queries", "keep_map.png", "score_map.png", "overview.png"}
     status, output = run([*command, *images, "--state", *["0.1"] * 8], capsys)
     assert status == 0 and "assumed" not in output
     status, output = run([*command, *images, "--state", "0.1"], capsys)
@@ -231,7 +235,7 @@ def test_single_pictures(small_policy_directory: Path, tmp_path: Path, capsys: p
         (["--checkpoint", "b", "--images", "a.png"], "--images needs --instruction"),
         (["--checkpoint", "b", "--images", "missing.png", "--instruction", "x"], "missing.png"),
         (["--record", "missing"], "--record missing: no recorded episode there"),
-        (["--record", "a", "--fps", "0"], "--fps 0.0: expected 0.1 to 240 looks a second"),
+        (["--record", "a", "--fps", "0"], "--fps 0.0: expected 0.1 to 240 policy queries a second"),
         (["--record", "a", "--fps", "nan"], "--fps nan: expected 0.1"),
         (["--checkpoint", "b", "--dataset_dir", "d", "--every", "0"], "--every 0: expected at least 1"),
     ],

@@ -10,34 +10,34 @@ from scripts.dev.benchmark_evaluation import Cost, cost_per_rollout, main, rollo
 
 
 def evaluated(*rollouts: tuple[float, list[float]], seconds: float = 40.0, version: str = "1") -> Results:
-    """Rollouts of so many seconds in all, with so many milliseconds per look."""
+    """Rollouts of so many seconds in all, with so many milliseconds per policy query."""
     episodes = [
         EpisodeRecord(
-            "libero_goal", 1, "do", "do", trial, trial, 7, success=trial > 0, wall_seconds=wall, latency_ms=looks,
+            "libero_goal", 1, "do", "do", trial, trial, 7, success=trial > 0, wall_seconds=wall, latency_ms=queries,
             actions_sha256=f"{trial:064x}",
         )
-        for trial, (wall, looks) in enumerate(rollouts)
+        for trial, (wall, queries) in enumerate(rollouts)
     ]  # fmt: skip
     return Results({"seconds": seconds}, {}, {}, {"numpy": version}, episodes)
 
 
 def test_cost_of_a_rollout_by_hand() -> None:
-    # 4 s with 1 s of policy and 8 s with 2 s: on average 6 s, 1.5 s of it policy, in 2 and 4 looks.
+    # 4 s with 1 s of policy and 8 s with 2 s: on average 6 s, 1.5 s of it policy, in 2 and 4 queries.
     cost = cost_per_rollout(evaluated((4.0, [400.0, 600.0]), (8.0, [500.0] * 4)))
-    assert cost == Cost(simulation_s=4.5, policy_s=1.5, looks=3.0)
+    assert cost == Cost(simulation_s=4.5, policy_s=1.5, queries=3.0)
 
 
 @pytest.mark.parametrize(
-    ("cores", "policies", "look_ms", "expected"),
+    ("cores", "policies", "query_ms", "expected"),
     [
         (2, 1, None, 1200.0),  # two cores, a rollout of 6 s each
         (2, 1, 100.0, 1600.0),  # two simulators of 4.5 s; the policy could do 12000
-        (64, 1, 100.0, 12000.0),  # one policy that answers 3 looks in 0.3 s; the simulators could do 51200
+        (64, 1, 100.0, 12000.0),  # one policy that takes 3 queries in 0.3 s; the simulators could do 51200
         (64, 8, 100.0, 51200.0),
     ],
 )
-def test_rollouts_per_hour_by_hand(cores: int, policies: int, look_ms: float | None, expected: float) -> None:
-    assert rollouts_per_hour(Cost(4.5, 1.5, 3.0), cores, policies, look_ms) == pytest.approx(expected)
+def test_rollouts_per_hour_by_hand(cores: int, policies: int, query_ms: float | None, expected: float) -> None:
+    assert rollouts_per_hour(Cost(4.5, 1.5, 3.0), cores, policies, query_ms) == pytest.approx(expected)
 
 
 def test_the_same_actions_are_those_of_the_rollouts() -> None:

@@ -23,7 +23,7 @@ class CollectionConfig:
     dataset_name: str = "libero_demos"
     task_suite_name: str = "libero_goal"  # one suite, or several joined by commas
     task_ids: str = "all"  # like 1,4,8 or 0-4,7
-    initial_states: str = "all"  # like 0-29; later starts stand in for those that could not be solved
+    initial_states: str = "all"  # like 0-29; later ones stand in for those that could not be solved
     num_demos_per_task: str = "30"  # one number, or one for each task like 40,40,80
     resolution: int = 256  # side of the stored pictures, pixels
     renderer: str = "robosuite"  # robosuite: the published datasets' pixels; fast: a third of the time

@@ -38,7 +38,7 @@ CHECKPOINT_FLAGS = (
 )
 """Flags about a checkpoint that this process loads."""
 MAX_TIMEOUT_S = 10**7
-"""As long as one may wait for an answer; the clocks of operating systems end somewhere."""
+"""As long as one may wait for a reply; the clocks of operating systems end somewhere."""
 REMOTE_FLAGS = ("policy_convention", "policy_timeout_s")
 
 

@@ -81,7 +81,7 @@ def describe(config: EvaluationConfig, max_steps: int, open_loop_steps: int, cen
 
 
 def initial_states_sha256(config: EvaluationConfig) -> str | None:
-    """Of the file of initial states, 64 hexadecimal digits, so that equal names do not pass for equal starts.
+    """Of the file of initial states, 64 hexadecimal digits, so that equal names do not pass for equal ones.
 
     None for the task's own states.
     """

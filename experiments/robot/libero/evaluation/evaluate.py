@@ -137,7 +137,7 @@ def _records(plan: Plan, agent: Agent, starts: Sequence[Sequence[Start]]) -> Gen
     if num_workers(config, sys.maxsize) == 1:
         yield from ((record, 0) for record in _records_in_this_process(settings, agent, schedule))
     elif workers:
-        # A server is asked about each look by itself, at once about all that wait.
+        # A server gets each policy query by itself, and all that wait at once.
         batch_size = config.batch_size or (workers if config.policy_url else 1)
         with WorkerPool(settings, agent, workers, config.worker_timeout_s, batch_size) as pool:
             for record in pool.run(schedule):

@@ -82,7 +82,7 @@ def make_plan(config: EvaluationConfig) -> Plan:
 def missing_trials(
     config: EvaluationConfig, tasks: Sequence[LiberoTask], starts: Sequence[Sequence[Start]]
 ) -> list[str]:
-    """What to say where a file of initial states has fewer starts than were asked for."""
+    """What to say where a file of initial states has fewer initial states than were asked for."""
     if config.initial_states is not None:
         return []
     wanted, file = config.num_trials_per_task, config.initial_states_path

@@ -79,8 +79,8 @@ def changed_conditions(earlier: Mapping[str, Any], now: Mapping[str, Any], rollo
     names = {"git_commit": "the code at", "device": "a policy on"}
     kept = [line for line in earlier.get("warnings", ()) if line.startswith(_EARLIER)]
     return kept + [
-        f"{_EARLIER} {rollouts} rollouts were made by {words} {earlier[name]}, later ones by {words} {now[name]}"
-        for name, words in names.items()
+        f"{_EARLIER} {rollouts} rollouts were made by {label} {earlier[name]}, later ones by {label} {now[name]}"
+        for name, label in names.items()
         if rollouts and earlier.get(name, now[name]) != now[name]
     ]
 

@@ -11,7 +11,7 @@ from experiments.robot.libero.settings.flags import EvaluationConfig
 
 
 def make_agent(config: EvaluationConfig, device: torch.device | str = "cpu") -> Agent:
-    """Load the checkpoint onto a device, or connect to the server of `--policy_url`, and let it answer once.
+    """Load the checkpoint onto a device, or connect to the server of `--policy_url`, and query it once.
 
     Raises:
         FileNotFoundError, ValueError: as `load_policy`; when more actions are to be executed than the server returns.

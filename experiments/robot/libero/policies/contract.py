@@ -1,4 +1,4 @@
-"""Who answers a rollout's looks: an agent takes observations and instructions and returns chunks of actions.
+"""Whom a rollout queries: an agent takes observations and instructions and returns action chunks.
 
 A rollout knows only this contract, so that it runs alike beside the policy, in a worker process at the other end of a
 pipe, or against a server. Nothing here imports torch: worker processes stay small.
@@ -20,14 +20,14 @@ Observation = dict[str, NDArray[Any]]
 
 
 @dataclass(frozen=True)
-class Request:
-    """One look.
+class PolicyQuery:
+    """One call of the policy.
 
     Args:
         observation: the robot's camera keys, uint8 (H, W, 3), and its state (P,).
         instruction: the sentence.
-        seed: of whatever is random about the answer (diffusion's starting noise, randomly chosen tokens), so that an
-            answer does not depend on what else was asked, or when.
+        seed: of whatever is random about the actions (diffusion's starting noise, randomly chosen tokens), so that
+            they do not depend on what else was asked, or when.
     """
 
     observation: Observation
@@ -36,15 +36,15 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What an agent returns for one look.
+class ActionChunk:
+    """What an agent returns for one policy query: the actions to come, and what led to them.
 
     Args:
         actions: (chunk, action_dim) in the robot's units; LIBERO's gripper is 1 = open, 0 = closed.
         kept: (V,) bool, the visual tokens that stayed; None where the agent does not say.
-        picks: (V,) how many queries picked each visual token; None likewise.
-        stage_ms: milliseconds per stage of the call that made this answer (preprocessing, vision, pruner, llm, total).
-        scores: (V,) the best score that any query gave each visual token; None where there are no scores.
+        picks: (V,) how many patch queries picked each visual token; None likewise.
+        stage_ms: milliseconds per stage of the call that made this chunk (preprocessing, vision, pruner, llm, total).
+        scores: (V,) the best score that any patch query gave each visual token; None where there are no scores.
     """
 
     actions: NDArray[np.floating[Any]]
@@ -54,15 +54,15 @@ class Answer:
     scores: NDArray[np.float32] | None = None
 
 
-class Answerer(Protocol):
+class Queryable(Protocol):
     """The part of an agent that a rollout needs."""
 
-    def answer(self, requests: Sequence[Request]) -> list[Answer]:
-        """One answer per request, in order."""
+    def query(self, queries: Sequence[PolicyQuery]) -> list[ActionChunk]:
+        """One action chunk per policy query, in order."""
         ...
 
 
-class Agent(Answerer, Protocol):
+class Agent(Queryable, Protocol):
     """A policy as an evaluation sees it.
 
     Attributes:
@@ -83,10 +83,10 @@ class Agent(Answerer, Protocol):
         ...
 
     def close(self) -> None:
-        """Give back what it holds; it cannot answer any more."""
+        """Give back what it holds; it cannot be queried any more."""
         ...
 
 
-def look_seed(seed: int, suite: str, task_index: int, initial_state: int, trial: int, look: int) -> int:
-    """The seed of one look, a pure function of where it stands in the evaluation; below 2**32."""
-    return zlib.crc32(repr((seed, suite, task_index, initial_state, trial, look)).encode())
+def query_seed(seed: int, suite: str, task_index: int, initial_state: int, trial: int, query: int) -> int:
+    """The seed of one policy query, a pure function of where it stands in the evaluation; below 2**32."""
+    return zlib.crc32(repr((seed, suite, task_index, initial_state, trial, query)).encode())

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.robot.libero.policies.contract import Answer, Observation, Request
+from experiments.robot.libero.policies.contract import ActionChunk, Observation, PolicyQuery
 from prismatic.policy import Policy
 
 
@@ -24,23 +24,23 @@ class PolicyAgent:
         return self.policy.description()
 
     def warm_up(self) -> None:
-        """Answer once for nothing: what the first answer of a process takes longer is no rollout's latency."""
+        """Query once for nothing: what the first query of a process takes longer is no rollout's latency."""
         draw = np.random.default_rng(0)  # pictures that the policy does not warn of
         observation: Observation = {
             camera: draw.integers(256, size=(256, 256, 3), dtype=np.uint8) for camera in self.cameras
         }
         proprio = self.policy.transform.statistics.get("proprio", {})
         observation[self.robot.state_key] = np.array(proprio.get("mean", np.zeros(self.robot.proprio_dim)))
-        self.answer([Request(observation, "do nothing")])
+        self.query([PolicyQuery(observation, "do nothing")])
 
     def close(self) -> None:
         """Nothing to give back: the policy belongs to whoever made it."""
 
-    def answer(self, requests: Sequence[Request]) -> list[Answer]:
+    def query(self, queries: Sequence[PolicyQuery]) -> list[ActionChunk]:
         output = self.policy.act_batch(
-            [request.observation for request in requests],
-            [request.instruction for request in requests],
-            seeds=[request.seed for request in requests],
+            [query.observation for query in queries],
+            [query.instruction for query in queries],
+            seeds=[query.seed for query in queries],
         )
         selection, stage_ms = output.selection, {k: round(1000 * v, 3) for k, v in output.timing.items()}
         kept = selection.kept().cpu().numpy()
@@ -48,4 +48,6 @@ class PolicyAgent:
         rows = np.arange(len(kept))[:, None]
         np.add.at(picks, (rows, selection.index.cpu().numpy()), selection.count.float().cpu().numpy())
         scores = [None] * len(kept) if selection.scores is None else list(selection.scores.cpu().numpy())
-        return [Answer(output.actions[row], kept[row], picks[row], stage_ms, scores[row]) for row in range(len(kept))]
+        return [
+            ActionChunk(output.actions[row], kept[row], picks[row], stage_ms, scores[row]) for row in range(len(kept))
+        ]

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
-from experiments.robot.libero.policies.contract import Answer, Observation, Request
+from experiments.robot.libero.policies.contract import ActionChunk, Observation, PolicyQuery
 from experiments.robot.libero.simulator.environment import CAMERAS
 from prismatic.serving.client import PolicyClient, PolicyServerError, Reply
 from prismatic.vla.robots import LIBERO, RobotSpec
@@ -48,20 +48,20 @@ def resize_with_padding(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8
     return padded
 
 
-def openpi_observation(request: Request) -> dict[str, Any]:
+def openpi_observation(query: PolicyQuery) -> dict[str, Any]:
     """What openpi's LIBERO example sends. Rollouts' pictures are turned by 180 degrees already, as it turns its own."""
-    seen = request.observation
+    seen = query.observation
     return {
         "observation/image": resize_with_padding(seen["full_image"], OPENPI_IMAGE_SIZE),
         "observation/wrist_image": resize_with_padding(seen["wrist_image"], OPENPI_IMAGE_SIZE),
         "observation/state": seen["state"],
-        "prompt": request.instruction,
+        "prompt": query.instruction,
     }
 
 
-def lightvla_observation(request: Request) -> dict[str, Any]:
-    """The observation as `Policy` takes it, with the instruction as `prompt` and the answer's random `seed`."""
-    return {**request.observation, "prompt": request.instruction, "seed": request.seed}
+def lightvla_observation(query: PolicyQuery) -> dict[str, Any]:
+    """The observation as `Policy` takes it, with the instruction as `prompt` and the policy query's random `seed`."""
+    return {**query.observation, "prompt": query.instruction, "seed": query.seed}
 
 
 def to_policy_gripper(actions: ArrayLike) -> NDArray[np.float64]:
@@ -82,17 +82,17 @@ def as_float64(actions: ArrayLike) -> NDArray[np.float64]:
 
 @dataclass(frozen=True)
 class Convention:
-    """How a look becomes a message and a message actions.
+    """How a policy query becomes a message, and a message actions.
 
     Args:
         robot: its defaults; a server's own metadata may say more.
-        encode: a look as it is sent.
+        encode: a policy query as it is sent.
         decode: the server's actions (horizon, 7) as rollouts take them.
         assumptions: what cannot be seen from here.
     """
 
     robot: RobotSpec
-    encode: Callable[[Request], dict[str, Any]]
+    encode: Callable[[PolicyQuery], dict[str, Any]]
     decode: Callable[[ArrayLike], NDArray[np.float64]]
     assumptions: tuple[str, ...] = ()
 
@@ -118,7 +118,7 @@ class RemoteAgent:
     Args:
         url: ws://host:port or wss://host:port.
         convention: a key of CONVENTIONS; None: what the server's metadata says, else `openpi`.
-        timeout_s: how long an answer may take.
+        timeout_s: how long a reply may take.
 
     Raises:
         ValueError: for an unusable address or an unknown convention.
@@ -134,7 +134,7 @@ class RemoteAgent:
             self._convention = CONVENTIONS[self.convention]
             self.robot, self.cameras, self.center_crop = self._served_policy()
             self._chunk_length: int | None = None
-            self._chunk_length = len(self.answer([self._probe()])[0].actions)
+            self._chunk_length = len(self.query([self._probe()])[0].actions)
         except BaseException:
             self._client.close()
             raise
@@ -157,9 +157,9 @@ class RemoteAgent:
             "assumptions": [*(assumed if isinstance(assumed, list) else []), *self._assumptions],
         }
 
-    def answer(self, requests: Sequence[Request]) -> list[Answer]:
-        """One answer per request, in order; several are asked at the same time, each over its own connection."""
-        questions = [self._convention.encode(request) for request in requests]
+    def query(self, queries: Sequence[PolicyQuery]) -> list[ActionChunk]:
+        """One action chunk per policy query, in order; several are sent at once, each over its own connection."""
+        questions = [self._convention.encode(query) for query in queries]
         return [self._read(reply) for reply in self._client.infer_batch(questions)]
 
     def close(self) -> None:
@@ -205,13 +205,13 @@ class RemoteAgent:
             )
         return robot, cameras, bool(center_crop)
 
-    def _probe(self) -> Request:
+    def _probe(self) -> PolicyQuery:
         shape = (_PROBE_RESOLUTION, _PROBE_RESOLUTION, 3)
         seen: Observation = {camera: np.full(shape, _PROBE_LEVEL, np.uint8) for camera in self.cameras}
         seen["state"] = np.zeros(self.robot.proprio_dim)
-        return Request(seen, _PROBE_INSTRUCTION)
+        return PolicyQuery(seen, _PROBE_INSTRUCTION)
 
-    def _read(self, reply: Reply) -> Answer:
+    def _read(self, reply: Reply) -> ActionChunk:
         content = reply.content
         actions = self._convention.decode(self._checked_actions(content))
         kept = picks = None
@@ -225,7 +225,7 @@ class RemoteAgent:
                 raise self._error(f"returned kept as {kept.dtype} {kept.shape}; expected bool (V,)")
             if picks is not None and picks.shape != kept.shape:
                 raise self._error(f"returned picks of shape {picks.shape} with kept of {kept.shape}")
-        return Answer(actions, kept, picks, stage_milliseconds(reply))
+        return ActionChunk(actions, kept, picks, stage_milliseconds(reply))
 
     def _checked_actions(self, content: Mapping[Any, Any]) -> NDArray[Any]:
         if "actions" not in content:
@@ -253,7 +253,7 @@ class RemoteAgent:
 def stage_milliseconds(reply: Reply) -> dict[str, float]:
     """`total` by this side's clock, and what the server's `server_timing` says: `infer_ms` as `server`, others by name.
 
-    What names the previous answer (`prev_total_ms` of openpi's server) is left out, and so is what is no finite number.
+    What names the previous reply (`prev_total_ms` of openpi's server) is left out, and so is what is no finite number.
     """
     stages = {"total": round(1000 * reply.seconds, 3)}
     timing = reply.content.get("server_timing")

@@ -1,4 +1,4 @@
-"""The report's sections on what a look costs: visual tokens kept, and where the time goes."""
+"""The report's sections on what a policy query costs: visual tokens kept, and where the time goes."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from numpy.typing import NDArray
 
 from experiments.robot.libero.reports.evaluation import Evaluation, controls_note
 from prismatic.report.charts import BandChart, StackedBars, band_of
-from prismatic.report.data import Block, Section, Table
+from prismatic.report.data import Block, Section, Table, counted
 
 PERCENTILES = (50, 90, 95, 99)
 REST = "other and waiting"
-"""Time of a look that no stage accounts for: waiting for other simulators' looks, pipes between processes, the head."""
+"""Time of a policy query that no stage has: waiting for other simulators', pipes between processes, the head."""
 SERVER, SERVER_REST = "server", "other on the server"
-"""The stage of a policy server's whole answer, and what is left of it where the server also names parts of it."""
+"""The stage of a policy server's whole reply, and what is left of it where the server also names parts of it."""
 
 
 def tokens_section(evaluations: Sequence[Evaluation]) -> Section:
-    """How many visual tokens stayed, over the looks of a rollout and in all."""
+    """How many visual tokens stayed, over the policy queries of a rollout and in all."""
     kept = {e.name: [episode.tokens_kept for episode in e.results.episodes if episode.tokens_kept] for e in evaluations}
     kept = {label: episodes for label, episodes in kept.items() if episodes}
     if not kept:
@@ -34,20 +34,20 @@ def tokens_section(evaluations: Sequence[Evaluation]) -> Section:
     chart = BandChart(
         "Visual tokens kept over a rollout",
         {label: band_of(episodes) for label, episodes in kept.items()},
-        counter="look",
+        counter="policy query",
         unit="tokens kept",
-        seconds_per_count=_seconds_per_look(evaluations),
+        seconds_per_count=_seconds_per_query(evaluations),
     )
     note = (
-        "The line is the mean over the rollouts that are still running at a look, the band their 10th to 90th "
+        "The line is the mean over the rollouts that are still running at a policy query, the band their 10th to 90th "
         "percentile; it is dotted, without a band, where fewer than half of them are. " + controls_note(evaluations)
     ).strip()
     columns = ("evaluation", "mean", "least", "most", "of", "share kept")
-    return Section("Visual tokens kept", [chart, Table("Over all looks", columns, rows)], note)
+    return Section("Visual tokens kept", [chart, Table("Over all policy queries", columns, rows)], note)
 
 
-def _seconds_per_look(evaluations: Sequence[Evaluation]) -> float | None:
-    """Simulated time between two looks; None where evaluations differ or do not say."""
+def _seconds_per_query(evaluations: Sequence[Evaluation]) -> float | None:
+    """Simulated time between two policy queries; None where evaluations differ or do not say."""
     found = set()
     for evaluation in evaluations:
         step, steps = evaluation.seconds_per_step, evaluation.open_loop_steps
@@ -56,12 +56,12 @@ def _seconds_per_look(evaluations: Sequence[Evaluation]) -> float | None:
 
 
 @dataclass(frozen=True)
-class LookTimes:
-    """Milliseconds of every look.
+class QueryTimes:
+    """Milliseconds of every policy query.
 
     Args:
-        whole: (N,) From a look's request to its answer.
-        stages: Stage -> (M,) times, `REST` last, M <= N: the looks whose stages were recorded; empty without any.
+        whole: (N,) From a policy query to its action chunk.
+        stages: Stage -> (M,) times, `REST` last, M <= N: the queries whose stages were recorded; empty without any.
             No stage is part of another one.
     """
 
@@ -69,28 +69,28 @@ class LookTimes:
     stages: dict[str, NDArray[np.float64]]
 
 
-def look_times(evaluation: Evaluation) -> LookTimes:
-    """Times of all looks."""
+def query_times(evaluation: Evaluation) -> QueryTimes:
+    """Times of all policy queries."""
     whole: list[float] = []
     parts: list[dict[str, float]] = []
     rests: list[float] = []
     for episode in evaluation.results.episodes:
         stages = {name: times for name, times in episode.stage_ms.items() if name != "total"}
-        told = bool(stages) and all(len(times) == len(episode.latency_ms) for times in stages.values())
-        for look, latency in enumerate(episode.latency_ms):
+        staged = bool(stages) and all(len(times) == len(episode.latency_ms) for times in stages.values())
+        for query, latency in enumerate(episode.latency_ms):
             whole.append(latency)
-            if told:
-                parts.append(_disjoint({name: times[look] for name, times in stages.items()}))
+            if staged:
+                parts.append(_disjoint({name: times[query] for name, times in stages.items()}))
                 rests.append(max(0.0, latency - sum(parts[-1].values())))
     names = list(dict.fromkeys(name for part in parts for name in part))
     split = {name: np.array([part.get(name, 0.0) for part in parts]) for name in names}
     if split:
         split[REST] = np.array(rests)
-    return LookTimes(np.array(whole), split)
+    return QueryTimes(np.array(whole), split)
 
 
 def _disjoint(stages: dict[str, float]) -> dict[str, float]:
-    """One look's stages, with what its parts leave of the server's time in place of all of it."""
+    """One policy query's stages, with what its parts leave of the server's time in place of all of it."""
     parts = {name: time for name, time in stages.items() if name != SERVER}
     if SERVER not in stages or not parts:
         return stages
@@ -98,10 +98,10 @@ def _disjoint(stages: dict[str, float]) -> dict[str, float]:
 
 
 def latency_section(evaluations: Sequence[Evaluation]) -> Section:
-    """Percentiles of the time per look, by stage, and what the mean is made of."""
-    timed = [(evaluation, times) for evaluation in evaluations if (times := look_times(evaluation)).whole.size]
+    """Percentiles of the time per policy query, by stage, and what the mean is made of."""
+    timed = [(evaluation, times) for evaluation in evaluations if (times := query_times(evaluation)).whole.size]
     if not timed:
-        return Section("Time per look", [])
+        return Section("Time per policy query", [])
     split = [(evaluation, times) for evaluation, times in timed if times.stages]
     blocks: list[Block] = []
     if split:
@@ -111,28 +111,28 @@ def latency_section(evaluations: Sequence[Evaluation]) -> Section:
             for name in names
         }
         labels = [evaluation.name for evaluation, _ in split]
-        blocks.append(StackedBars("Mean time of a look", labels, means, "milliseconds"))
+        blocks.append(StackedBars("Mean time of a policy query", labels, means, "milliseconds"))
     blocks += [_percentile_table(evaluation.name, times) for evaluation, times in timed]
     devices = dict.fromkeys(str(evaluation.results.run.get("device", "unknown")) for evaluation, _ in timed)
     note = (
         f"Milliseconds from asking the policy for actions to having them (device: {', '.join(devices)}). “{REST}” is "
-        "the rest of that time: other simulators' looks that go first or are waited for, so that several are answered "
+        "the rest of that time: other simulators' queries that go first or are waited for, so that several go "
         "together; pictures and actions on their way through pipes between processes, or over the network; the "
         f"action head. {controls_note(evaluations)}"
     ).strip()
-    return Section("Time per look", blocks, note)
+    return Section("Time per policy query", blocks, note)
 
 
-def _percentile_table(label: str, times: LookTimes) -> Table:
+def _percentile_table(label: str, times: QueryTimes) -> Table:
     rows = [_percentile_row(name, values) for name, values in times.stages.items()]
-    total = _percentile_row("whole look", times.whole)
+    total = _percentile_row("whole policy query", times.whole)
     columns = ("stage", *(f"p{percentile}" for percentile in PERCENTILES), "mean")
     recorded = len(times.stages[REST]) if times.stages else 0
-    note = f"{times.whole.size} looks."
+    note = f"{counted(times.whole.size, 'policy query')}."
     if recorded:
         note += " Percentiles of the stages do not add up to those of the whole; means do."
     if recorded < times.whole.size:
-        note += f" The stages of {times.whole.size - recorded} looks were not recorded."
+        note += f" The stages of {counted(times.whole.size - recorded, 'query')} were not recorded."
     return Table(f"Percentiles of {label}", columns, rows, note, totals=(total,))
 
 

@@ -10,9 +10,9 @@ from experiments.robot.libero.results.caveats import perturbation_of
 from experiments.robot.libero.results.journal import load_results
 from experiments.robot.libero.results.results import FILE_NAME, EpisodeRecord, Results
 
-CONTROL_WORDS = {
+CONTROL_TEXT = {
     "blank_images": "the policy saw mid-grey pictures; what it solves, it solves with its eyes shut",
-    "swapped_instruction": "the policy was told another task of the same scene; its own goal should stay unreached",
+    "swapped_instruction": "the policy got another task's instruction; its own goal should stay unreached",
     "random_tokens": "the policy saw as many tokens as the pruner chose, but chosen at random",
 }
 """What each control means, for readers who have not read the documentation."""
@@ -62,7 +62,7 @@ class Evaluation:
 
     @property
     def open_loop_steps(self) -> int | None:
-        """Control steps from one look to the next; None where the results do not say."""
+        """Control steps from one policy query to the next; None where the results do not say."""
         robot = self.results.policy.get("robot") or {}
         return self.results.config.get("num_open_loop_steps") or robot.get("open_loop_steps")
 
@@ -93,21 +93,21 @@ def short_names(paths: Sequence[Path]) -> list[str]:
     return names
 
 
-def starts_words(evaluation: Evaluation) -> str:
-    """Where the rollouts began: from LIBERO's own starts, a file's, a perturbed suite's, and whether widened."""
+def initial_states_text(evaluation: Evaluation) -> str:
+    """Where the rollouts began: LIBERO's own initial states, a file's, a perturbed suite's, and whether widened."""
     config = evaluation.results.config
     file, wide = str(config.get("initial_states_path") or OWN_STATES), config.get("wide_starts_m")
     perturbation = perturbation_of(str(config.get("task_suite_name")))
     if file != OWN_STATES:
-        words = f"the initial states of the file {Path(file).name}"
+        text = f"the initial states of the file {Path(file).name}"
     elif perturbation != "none":
-        words = f"LIBERO-PRO's starts (perturbation: {perturbation})"
+        text = f"LIBERO-PRO's initial states (perturbation: {perturbation})"
     else:
-        words = "LIBERO's own starts"
-    return f"wide starts ({words}, goal's objects moved within {100 * wide:g} cm)" if wide else words
+        text = "LIBERO's own initial states"
+    return f"wide starts ({text}, goal's objects moved within {100 * wide:g} cm)" if wide else text
 
 
-def states_words(evaluation: Evaluation) -> str:
+def state_numbers_text(evaluation: Evaluation) -> str:
     """`30-32 (3 per task)`: the initial states that were rolled out."""
     tasks: dict[TaskKey, set[int]] = {}
     for episode in evaluation.results.episodes:
@@ -128,21 +128,21 @@ def controls_note(evaluations: Sequence[Evaluation]) -> str:
     return f"Controls: {', '.join(controls)}." if controls and len(evaluations) > 1 else ""
 
 
-def task_words(episode: EpisodeRecord) -> str:
+def task_text(episode: EpisodeRecord) -> str:
     return episode.task_name.replace("_", " ")
 
 
-def outcome_words(episode: EpisodeRecord) -> str:
-    """`solved`, `not solved` or `invalid`; where another task's words were given, what became of both goals."""
+def outcome_text(episode: EpisodeRecord) -> str:
+    """`solved`, `not solved` or `invalid`; where another task's instruction was given, what became of both goals."""
     if episode.success is None:
         return "invalid"
     if episode.other_task is None:
         return "solved" if episode.success else "not solved"
     own, other = ("reached" if reached else "not reached" for reached in (episode.success, episode.other_success))
-    return f"own goal {own}, the goal it was told {other}"
+    return f"own goal {own}, instructed goal {other}"
 
 
 def last_line(traceback: str) -> str:
-    """The line of a traceback that names the error; errors of several lines end in more words."""
+    """The line of a traceback that names the error; errors of several lines end in more text."""
     lines = [line for line in traceback.strip().splitlines() if line.strip()]
     return lines[-1].strip() if lines else "no traceback was recorded"

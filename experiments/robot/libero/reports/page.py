@@ -11,14 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from experiments.robot.libero.reports.cost import latency_section, look_times, tokens_section
+from experiments.robot.libero.reports.cost import latency_section, query_times, tokens_section
 from experiments.robot.libero.reports.evaluation import (
-    CONTROL_WORDS,
+    CONTROL_TEXT,
     Evaluation,
     TaskKey,
+    initial_states_text,
     load_evaluations,
-    starts_words,
-    states_words,
+    state_numbers_text,
 )
 from experiments.robot.libero.reports.rollouts import rollout_sections
 from experiments.robot.libero.results.comparison import compare
@@ -100,7 +100,7 @@ def report_data(evaluations: Sequence[Evaluation], files: MediaFiles) -> ReportD
 
 def _summary(evaluations: Sequence[Evaluation]) -> str:
     """Who was evaluated on what, and how it went; of several evaluations only who."""
-    policies = list(dict.fromkeys(_policy_words(evaluation) for evaluation in evaluations))
+    policies = list(dict.fromkeys(_policy_text(evaluation) for evaluation in evaluations))
     if len(evaluations) > 1:
         return f"{len(evaluations)} evaluations of {'; '.join(policies)}."
     results, summary = evaluations[0].results, evaluations[0].results.summary()
@@ -109,11 +109,11 @@ def _summary(evaluations: Sequence[Evaluation]) -> str:
     return (
         f"{policies[0]} solved {count['successes']} of {counted(count['trials'], 'rollout')} ({_rate(count)}) over "
         f"{counted(len(summary['tasks']), 'task')} of {config.get('task_suite_name', 'an unnamed suite')} from "
-        f"{starts_words(evaluations[0])}{time}."
+        f"{initial_states_text(evaluations[0])}{time}."
     )
 
 
-def _policy_words(evaluation: Evaluation) -> str:
+def _policy_text(evaluation: Evaluation) -> str:
     policy = evaluation.results.policy
     parameters = policy.get("parameters")  # a server's own words, where the policy is behind one
     size = f"{parameters / 1e6:.1f} million parameters, " if isinstance(parameters, int | float) else ""
@@ -139,8 +139,8 @@ def alerts(evaluations: Sequence[Evaluation], files: MediaFiles) -> list[str]:
                 f"{counted(len(episodes), 'rollout')} that it recorded; those of later tasks may be missing."
             )
         if evaluation.control:
-            words = CONTROL_WORDS.get(evaluation.control, "not an ordinary evaluation")
-            found.append(f"Control ({evaluation.control.replace('_', ' ')}): in {evaluation.name}, {words}.")
+            meaning = CONTROL_TEXT.get(evaluation.control, "not an ordinary evaluation")
+            found.append(f"Control ({evaluation.control.replace('_', ' ')}): in {evaluation.name}, {meaning}.")
         if invalid := sum(episode.invalid is not None for episode in episodes):
             found.append(
                 f"Invalid: {invalid} of {counted(len(episodes), 'rollout')} of {evaluation.name} ended in an error."
@@ -156,21 +156,21 @@ def alerts(evaluations: Sequence[Evaluation], files: MediaFiles) -> list[str]:
 
 
 def headlines(evaluations: Sequence[Evaluation]) -> list[Headline]:
-    """Success of each evaluation; of a single one also tokens, time per look and steps."""
+    """Success of each evaluation; of a single one also tokens, time per policy query and steps."""
     found = []
     for evaluation in evaluations:
         count = evaluation.results.summary()["all"]
-        words = f"{evaluation.label}, solved: {_rate(count)}" if len(evaluations) > 1 else f"solved: {_rate(count)}"
-        found.append(Headline(f"{count['successes']} of {count['trials']}", words))
+        text = f"{evaluation.label}, solved: {_rate(count)}" if len(evaluations) > 1 else f"solved: {_rate(count)}"
+        found.append(Headline(f"{count['successes']} of {count['trials']}", text))
     if len(evaluations) > 1:
         return found
     (evaluation,) = evaluations
     summary = evaluation.results.summary()
     if tokens := summary["tokens_kept"]:
         found.append(Headline(f"{tokens['mean']:.1f} of {tokens['of']}", "visual tokens kept on average"))
-    if (times := look_times(evaluation).whole).size:
+    if (times := query_times(evaluation).whole).size:
         median, high = np.percentile(times, (50, 95))
-        found.append(Headline(f"{median:.1f} ms", f"per look, median (95th percentile {high:.1f} ms)"))
+        found.append(Headline(f"{median:.1f} ms", f"per policy query, median (95th percentile {high:.1f} ms)"))
     if (steps := summary["all"]["mean_steps_to_success"]) is not None:
         seconds = evaluation.seconds_per_step
         time = f" ({steps * seconds:.1f} s of simulated time)" if seconds else ""
@@ -179,17 +179,17 @@ def headlines(evaluations: Sequence[Evaluation]) -> list[Headline]:
 
 
 def outcomes(evaluation: Evaluation) -> dict[str, Outcomes]:
-    """Label -> task -> (successes, trials); where another task's words were given also of that goal."""
+    """Label -> task -> (successes, trials); where another task's instruction was given also of that goal."""
     rows = evaluation.results.summary()["tasks"]
     own = {(row["suite"], row["task_index"]): (row["successes"], row["trials"]) for row in rows}
-    told = {
+    instructed = {
         (row["suite"], row["task_index"]): (row["other_goal"]["successes"], row["other_goal"]["trials"])
         for row in rows
         if "other_goal" in row
     }
-    if not told:
+    if not instructed:
         return {evaluation.label: own}
-    return {f"{evaluation.label}: own goal": own, f"{evaluation.label}: the goal it was told": told}
+    return {f"{evaluation.label}: own goal": own, f"{evaluation.label}: the instructed goal": instructed}
 
 
 def success_section(evaluations: Sequence[Evaluation]) -> Section:
@@ -221,16 +221,16 @@ def success_section(evaluations: Sequence[Evaluation]) -> Section:
     sums = [tuple(map(sum, zip(*counts.values(), strict=True))) or (0, 0) for counts in columns.values()]
     total: Row = ("all", *(share_cell(*numbers) for numbers in sums), *(_details(single, None) if single else ()))
     heads = ["solved"] if single and len(columns) == 1 else list(columns)
-    details = ("invalid", "steps to success", "tokens kept", "ms per look") if single else ()
+    details = ("invalid", "steps to success", "tokens kept", "ms per policy query") if single else ()
     note = "Successes of valid rollouts, the rate, and its Wilson 95 % interval in percent."
     table = Table("Tasks", ("task", *heads, *details), rows, note, totals=(total,), sortable=True)
     return Section("Success", [bars, table, *differences(evaluations)])
 
 
 def differences(evaluations: Sequence[Evaluation]) -> list[CodeBlock]:
-    """Of several evaluations: how far each is from the first on the starts they share, and the command that says more.
+    """Of several evaluations: how far each is from the first on the episodes they share, and the command for more.
 
-    Those that share no start, or measure something else under one name, cannot be compared; the command says why.
+    Those that share no episode, or measure something else under one name, cannot be compared; the command says why.
     """
     found = []
     for other in evaluations[1:]:
@@ -248,7 +248,7 @@ def differences(evaluations: Sequence[Evaluation]) -> list[CodeBlock]:
 
 
 def _details(evaluation: Evaluation, task: TaskKey | None) -> tuple[str, ...]:
-    """Invalid rollouts, mean steps to success, mean tokens kept, median milliseconds of a look; None: of all tasks."""
+    """Invalid rollouts, mean steps to success, mean tokens kept, median milliseconds per query; None: of all tasks."""
     episodes = [e for e in evaluation.results.episodes if task in (None, (e.suite, e.task_index))]
     steps = [episode.steps for episode in episodes if episode.success]
     kept = [count for episode in episodes for count in episode.tokens_kept]
@@ -270,7 +270,7 @@ def protocol_table(evaluations: Sequence[Evaluation]) -> Table:
 
 
 def _protocol(evaluation: Evaluation) -> dict[str, str]:
-    """Fact -> value, in words."""
+    """Fact -> value, as text."""
     config, run, policy = evaluation.results.config, evaluation.results.run, evaluation.results.policy
     suite = str(config.get("task_suite_name", "unknown"))
     backend = run.get("rendering_backend", "unknown")
@@ -281,8 +281,8 @@ def _protocol(evaluation: Evaluation) -> dict[str, str]:
         "deviations from it": deviations if protocol.get("name") else None,
         "suite": suite,
         "tasks": config.get("task_ids") or "all",
-        "starts": starts_words(evaluation),
-        "initial states": states_words(evaluation),
+        "initial states": initial_states_text(evaluation),
+        "their numbers": state_numbers_text(evaluation),
         "control": evaluation.control.replace("_", " ") or "none",
         "settle steps": config.get("num_steps_wait"),
         "cap on control steps": protocol.get("max_steps", "unknown"),
@@ -303,10 +303,10 @@ def _protocol(evaluation: Evaluation) -> dict[str, str]:
         "started": run.get("started"),
         "warnings": "; ".join(run.get("warnings") or ()) or None,
     }
-    return {name: _words(value) for name, value in known.items() if value is not None}
+    return {name: _text(value) for name, value in known.items() if value is not None}
 
 
-def _words(value: Any) -> str:
+def _text(value: Any) -> str:
     return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
 
 

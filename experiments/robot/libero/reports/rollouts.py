@@ -12,8 +12,8 @@ from experiments.robot.libero.reports.evaluation import (
     Evaluation,
     controls_note,
     last_line,
-    outcome_words,
-    task_words,
+    outcome_text,
+    task_text,
 )
 from experiments.robot.libero.results.results import EpisodeRecord
 from prismatic.report.data import Block, Cell, Clip, Picture, Row, Section, Table, counted
@@ -56,7 +56,7 @@ def _failures(failed: Sequence[Rollout], files: MediaFiles, several: bool) -> Se
         rows = [
             (
                 *_place(*rollout, several),
-                outcome_words(rollout[1]),
+                outcome_text(rollout[1]),
                 str(rollout[1].steps),
                 "file is missing" if rollout[1].video else "not filmed",
             )
@@ -64,31 +64,31 @@ def _failures(failed: Sequence[Rollout], files: MediaFiles, several: bool) -> Se
         ]
         title = "Failures without a clip"
         blocks.append(Table(title, columns, rows, numeric=False, folded=len(rows) > _ROWS_SHOWN, wide=True))
-    return Section("Failures", blocks, _clip_words(failed, clips), columns=2)
+    return Section("Failures", blocks, _clip_text(failed, clips), columns=2)
 
 
 def _successes(solved: Sequence[Rollout], files: MediaFiles, several: bool) -> Section:
     """Those that were filmed."""
     clips = [_clip(*rollout, files, several) for rollout in solved]
-    words = _clip_words(solved, clips) if any(episode.video for _, episode in solved) else ""
-    return Section("Successes", [clip for clip in clips if clip is not None], words, columns=2)
+    text = _clip_text(solved, clips) if any(episode.video for _, episode in solved) else ""
+    return Section("Successes", [clip for clip in clips if clip is not None], text, columns=2)
 
 
-def _clip_words(rollouts: Sequence[Rollout], clips: Sequence[Clip | None]) -> str:
+def _clip_text(rollouts: Sequence[Rollout], clips: Sequence[Clip | None]) -> str:
     """How many of the rollouts have a clip, and what is to be seen in one; empty without rollouts."""
     if not rollouts:
         return ""
     shown = sum(clip is not None for clip in clips)
     lost = sum(bool(episode.video) for _, episode in rollouts) - shown
-    words = f"{shown} of {len(rollouts)} with a clip." if shown < len(rollouts) else f"{len(rollouts)} in all."
+    text = f"{shown} of {len(rollouts)} with a clip." if shown < len(rollouts) else f"{len(rollouts)} in all."
     if lost:
-        words += f" The video files of {lost} are not where the results say, or are no videos of this evaluation."
+        text += f" The video files of {lost} are not where the results say, or are no videos of this evaluation."
     if shown:
-        words += (
-            " In a clip: the cameras as they are, below them what the policy saw at its last look, with what the "
-            "pruner dropped darkened. Below the clip: the same at a few looks from first to last, a row per camera."
+        text += (
+            " In a clip: the cameras as they are, below them what the policy saw at its last query, with what the "
+            "pruner dropped darkened. Below the clip: the same at a few queries from first to last, a row per camera."
         )
-    return words
+    return text
 
 
 def _clip(evaluation: Evaluation, episode: EpisodeRecord, files: MediaFiles, several: bool) -> Clip | None:
@@ -97,7 +97,7 @@ def _clip(evaluation: Evaluation, episode: EpisodeRecord, files: MediaFiles, sev
     if not name or video is None:
         return None
     title = f"{f'{evaluation.name}: ' if several else ''}{describe(episode)}"
-    description = f"What was kept at a few looks of: {title}"
+    description = f"What was kept at a few policy queries: {title}"
     image = files.add(evaluation.folder, str(Path(name).with_suffix(".png")), "image/png")
     picture = None if image is None else Picture("kept tokens", image, description=description)
     return Clip(title, video, details(evaluation, episode), picture)
@@ -106,20 +106,20 @@ def _clip(evaluation: Evaluation, episode: EpisodeRecord, files: MediaFiles, sev
 def describe(episode: EpisodeRecord) -> str:
     """What tells a rollout of an evaluation from the others, and its outcome."""
     start = f"initial state {episode.initial_state}, trial {episode.trial}"
-    return f"{task_words(episode)}, {start}: {outcome_words(episode)}"
+    return f"{task_text(episode)}, {start}: {outcome_text(episode)}"
 
 
 def details(evaluation: Evaluation, episode: EpisodeRecord) -> str:
     """The rest on one rollout in a line."""
     seconds = evaluation.seconds_per_step
     time = f" ({episode.steps * seconds:.1f} s)" if seconds else ""
-    told = f"told “{episode.instruction}”, " if episode.other_task is not None else ""
-    words = f"{told}ended after {counted(episode.steps, 'step')}{time}"
+    instruction = f"instruction “{episode.instruction}”, " if episode.other_task is not None else ""
+    text = f"{instruction}ended after {counted(episode.steps, 'step')}{time}"
     if episode.tokens_kept:
-        words += f"; {np.mean(episode.tokens_kept):.1f} of {episode.num_visual_tokens} tokens kept"
+        text += f"; {np.mean(episode.tokens_kept):.1f} of {episode.num_visual_tokens} tokens kept"
     if episode.attempts > 1:
-        words += f"; begun {episode.attempts} times"
-    return f"{words[0].upper()}{words[1:]}."
+        text += f"; begun {episode.attempts} times"
+    return f"{text[0].upper()}{text[1:]}."
 
 
 def invalid_section(rollouts: Sequence[Rollout]) -> Section:
@@ -135,7 +135,7 @@ def invalid_section(rollouts: Sequence[Rollout]) -> Section:
         note = "Neither successes nor failures: they are in no rate. The whole tracebacks are in results.json."
         blocks.append(Table("Invalid rollouts", (*place, "error"), rows, note, numeric=False))
     if repeated:
-        rows = [(*_place(*rollout), str(rollout[1].attempts), outcome_words(rollout[1])) for rollout in repeated]
+        rows = [(*_place(*rollout), str(rollout[1].attempts), outcome_text(rollout[1])) for rollout in repeated]
         note = "After a crash, a hang or an error the rollout was begun anew; its last attempt counts."
         blocks.append(Table("Begun more than once", (*place, "outcome"), rows, note, numeric=False))
     return Section("Errors", blocks)
@@ -144,7 +144,7 @@ def invalid_section(rollouts: Sequence[Rollout]) -> Section:
 def _place(evaluation: Evaluation, episode: EpisodeRecord, several: bool = True) -> tuple[str, ...]:
     """Task, evaluation (where there are `several`), initial state and trial."""
     name = (evaluation.name,) if several else ()
-    return (task_words(episode), *name, str(episode.initial_state), str(episode.trial))
+    return (task_text(episode), *name, str(episode.initial_state), str(episode.trial))
 
 
 def _all_rollouts(rollouts: Sequence[Rollout], files: MediaFiles, several: bool) -> Section:
@@ -156,7 +156,7 @@ def _all_rollouts(rollouts: Sequence[Rollout], files: MediaFiles, several: bool)
         rows.append(
             (
                 *_place(evaluation, episode, several),
-                Cell(outcome_words(episode), mark=episode.success),
+                Cell(outcome_text(episode), mark=episode.success),
                 str(episode.steps),
                 f"{np.mean(episode.tokens_kept):.1f}" if episode.tokens_kept else "–",
                 f"{episode.wall_seconds:.1f}",

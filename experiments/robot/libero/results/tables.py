@@ -33,14 +33,14 @@ _PUBLISHED = {
 
 
 _PAIRED_INTERVALS = (
-    "95 % intervals: Wilson's for rates; for differences over a task's starts, for totals by bootstrap over tasks and "
-    "starts."
+    "95 % intervals: Wilson's for rates; for differences over a task's episodes, for totals by bootstrap over tasks "
+    "and episodes."
 )
 _UNEVEN = (
-    "Rates of totals are averages over tasks, then suites, which do not all have as many starts: their intervals are "
-    "for the effective number of trials (Kish), and they are not the share of all starts."
+    "Rates of totals are averages over tasks, then suites, which do not all have as many episodes: their intervals "
+    "are for the effective number of trials (Kish), and they are not the share of all episodes."
 )
-_SPREAD = " ± is the standard deviation between runs (seeds); chance among starts adds to it."
+_SPREAD = " ± is the standard deviation between runs (seeds); chance among episodes adds to it."
 _LEFT_OUT = "Invalid rollouts (simulator errors) are left out."
 
 Column = tuple[str, float]
@@ -98,7 +98,7 @@ def result_table(results: Results) -> Table:
         records=tuple(records),
         notes=(
             INTERVALS,
-            f"{_LEFT_OUT} Tokens kept: mean per look. Latency: median per look.",
+            f"{_LEFT_OUT} Tokens kept: mean per policy query. Latency: median per query.",
             *map(warned, own_caveats(results)),
         ),
         intervals=INTERVALS,
@@ -107,12 +107,12 @@ def result_table(results: Results) -> Table:
 
 
 def policies_table(policies: Mapping[str, Sequence[Results]]) -> Table:
-    """A row per policy, a column per suite, and their average where all starts and suites are of one kind: not over
+    """A row per policy, a column per suite, and their average where all episodes and suites are of one kind: not over
     standard and wide starts, nor over standard and perturbed suites.
 
-    Results of one policy and suite with different seeds of the evaluation, or with the same starts again (other
-    training runs), count as several runs: their mean and standard deviation are given. Results with other starts of the
-    same seed belong to one, and copies of a rollout count once.
+    Results of one policy and suite with different seeds of the evaluation, or with the same episodes again (other
+    training runs), count as several runs: their mean and standard deviation are given. Results with other episodes of
+    the same seed belong to one, and copies of a rollout count once.
 
     Args:
         policies: Name -> all results of that policy.
@@ -149,7 +149,7 @@ def policies_table(policies: Mapping[str, Sequence[Results]]) -> Table:
             _LEFT_OUT,
             *(warned(f"not all policies were tried on the same tasks: {title}") for title in uneven),
             *(
-                warned(f"{name}: {copies} rollouts were given twice (equal starts, seeds and actions) and count once")
+                warned(f"{name}: {copies} rollouts were given twice (equal episodes, seeds and actions) and count once")
                 for name, (_, copies) in counted.items()
                 if copies
             ),
@@ -185,7 +185,7 @@ def comparison_table(comparison: Comparison) -> Table:
         f"; {pairing.invalid[0]} invalid in {first}, {pairing.invalid[1]} in {second}" if any(pairing.invalid) else ""
     )
     return Table(
-        title=f"{first} against {second} on the same starts, rates in percent",
+        title=f"{first} against {second} on the same episodes, rates in percent",
         headings=(
             "task", first, second, "both", f"only {first}", f"only {second}", "neither", "difference", "p",
         ),
@@ -193,7 +193,7 @@ def comparison_table(comparison: Comparison) -> Table:
         records=tuple(records),
         notes=(
             comparison.verdict,
-            f"Starts: {pairing.counted} counted of {pairing.both} in both{lost}; {pairing.only[0]} in {first} only, "
+            f"Episodes: {pairing.counted} counted of {pairing.both} in both{lost}; {pairing.only[0]} in {first} only, "
             f"{pairing.only[1]} in {second} only.",
             _PAIRED_INTERVALS,
             *([_UNEVEN] if any(outcome.uneven for outcome in outcomes_of(comparison)) else []),
@@ -219,7 +219,7 @@ def outcome_name(outcome: PairedOutcome, comparison: Comparison) -> str:
 
 
 def _numbers(outcome: PairedOutcome, names: tuple[str, str]) -> dict[str, Any]:
-    numbers: dict[str, Any] = {"starts": outcome.counts.trials, **outcome.counts._asdict()}
+    numbers: dict[str, Any] = {"episodes": outcome.counts.trials, **outcome.counts._asdict()}
     sides = zip(("first", "second"), names, outcome.rates, outcome.wilson, strict=True)
     for side, name, rate, ends in sides:
         numbers |= {side: name, f"{side}_rate": rate, f"{side}_low": ends.low, f"{side}_high": ends.high}

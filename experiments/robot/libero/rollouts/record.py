@@ -1,4 +1,4 @@
-"""Episodes on disk: everything a policy was shown, what it answered and which tokens it kept, and what was then done.
+"""Episodes on disk: all that a policy was shown, its action chunks, which tokens it kept, and what was then done.
 
 One `.npz` per episode, readable without pickle and without the model. Pictures are stored losslessly: the first as it
 is, every further one as its difference from the one before, modulo 256, which compresses a still camera's pictures
@@ -21,27 +21,29 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from experiments.robot.libero.policies.contract import Answer, Observation
+from experiments.robot.libero.policies.contract import ActionChunk, Observation
 from experiments.robot.libero.results.provenance import collect_versions
 from experiments.robot.libero.results.results import EpisodeRecord
 from experiments.robot.libero.rollouts.rollout import Moment, RolloutSettings
 from experiments.robot.libero.rollouts.start import Start
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+_RENAMED = {"look_steps": "query_steps"}
+"""Arrays of format version 1, which differs in nothing else -> what they are called now."""
 FOLDER = "records"
 """Where an evaluation's output folder keeps them."""
 
 _IMAGES = "images_"  # array name: this and the camera's key
 _HEADER = ("episode", "settings", "environment", "center_crop", "control_rate_hz", "policy", "versions")
 _TOKEN_ARRAYS = ("kept", "picks", "scores")
-_ARRAYS = ("header", "start_state", "look_steps", "states", "qpos", "chunks", "actions")
-_DIMENSIONS = {"start_state": 1, "look_steps": 1} | dict.fromkeys(("states", "qpos", "actions", *_TOKEN_ARRAYS), 2)
+_ARRAYS = ("header", "start_state", "query_steps", "states", "qpos", "chunks", "actions")
+_DIMENSIONS = {"start_state": 1, "query_steps": 1} | dict.fromkeys(("states", "qpos", "actions", *_TOKEN_ARRAYS), 2)
 _DIMENSIONS |= {"chunks": 3}
 
 
 @dataclass
 class EpisodeRecording:
-    """One rollout of T steps and L looks.
+    """One rollout of T steps and L policy queries.
 
     Args:
         episode: The rollout's row of the results, as it stood when the rollout ended: suite, task, instruction,
@@ -53,16 +55,16 @@ class EpisodeRecording:
         policy: `Agent.description()`.
         versions: Package -> version.
         start_state: (S,) the initial state, before any displacement.
-        look_steps: (L,) how many steps had been taken at each look.
+        query_steps: (L,) how many steps had been taken at each policy query.
         images: Camera -> (L, H, W, 3) uint8, what the policy was given.
         states: (L, P) the robot's state it was given.
         qpos: (L, nq) the simulator's joint positions.
-        chunks: (L, chunk, action_dim) what it answered, in the robot's units.
+        chunks: (L, chunk, action_dim) its action chunks, in the robot's units.
         actions: (T, action_dim) what was executed, of the policy's convention (gripper 1 = open).
         kept: (L, V) bool, the visual tokens that stayed; None where the agent did not say. V counts image by image and
             inside an image row by row.
-        picks: (L, V) how many queries picked each; None likewise.
-        scores: (L, V) float32, the best score that any query gave each; None where there are none.
+        picks: (L, V) how many patch queries picked each; None likewise.
+        scores: (L, V) float32, the best score that any patch query gave each; None where there are none.
     """
 
     episode: EpisodeRecord
@@ -73,7 +75,7 @@ class EpisodeRecording:
     policy: dict[str, Any]
     versions: dict[str, str]
     start_state: NDArray[np.float64]
-    look_steps: NDArray[np.int64]
+    query_steps: NDArray[np.int64]
     images: dict[str, NDArray[np.uint8]]
     states: NDArray[np.float64]
     qpos: NDArray[np.float64]
@@ -122,6 +124,8 @@ class EpisodeRecording:
             raise FileNotFoundError(f"no episode record at {path}; run_libero_eval.py --record True writes them")
         arrays = _read_arrays(path)
         header = _read_header(path, arrays)
+        if header["format_version"] == 1:
+            arrays = {_RENAMED.get(name, name): array for name, array in arrays.items()}
         cameras = header["settings"].cameras
         if missing := [name for name in (*_ARRAYS, *(_IMAGES + c for c in cameras)) if name not in arrays]:
             raise ValueError(f"{path} lacks the arrays {missing}; it holds {sorted(arrays)}. Record the episode again")
@@ -138,12 +142,12 @@ class EpisodeRecording:
         return recording
 
     def check(self, where: str | Path = "the recording") -> None:
-        """Raises ValueError when its parts do not fit together: numbers of looks and steps, the actions' hash."""
-        looks = {name: len(pictures) for name, pictures in self.images.items()}
-        names = ("look_steps", "states", "qpos", "chunks", *_TOKEN_ARRAYS)
-        looks |= {name: len(value) for name in names if (value := getattr(self, name)) is not None}
-        if len(set(looks.values())) != 1:
-            raise ValueError(f"{where}: numbers of looks differ: {looks}. Record the episode again")
+        """Raises ValueError when its parts do not fit together: numbers of queries and steps, the actions' hash."""
+        queries = {name: len(pictures) for name, pictures in self.images.items()}
+        names = ("query_steps", "states", "qpos", "chunks", *_TOKEN_ARRAYS)
+        queries |= {name: len(value) for name in names if (value := getattr(self, name)) is not None}
+        if len(set(queries.values())) != 1:
+            raise ValueError(f"{where}: numbers of policy queries differ: {queries}. Record the episode again")
         if len(self.actions) != self.episode.steps or actions_sha256(self.actions) != self.episode.actions_sha256:
             raise ValueError(
                 f"{where}: its {len(self.actions)} actions are not the {self.episode.steps} that were executed "
@@ -175,12 +179,12 @@ class EpisodeRecorder:
     control_rate_hz: float = 20.0
     policy: Mapping[str, Any] = field(default_factory=dict)
     recording: EpisodeRecording | None = None
-    _looks: list[tuple[int, Observation, Answer, NDArray[np.float64]]] = field(default_factory=list)
+    _queries: list[tuple[int, Observation, ActionChunk, NDArray[np.float64]]] = field(default_factory=list)
     _actions: list[NDArray[np.float64]] = field(default_factory=list)
 
-    def look(self, moment: Moment, observation: Observation, answer: Answer) -> None:
-        """Note the observation, the answer and where everything stands."""
-        self._looks.append((moment.step, observation, answer, moment.environment.data.qpos.copy()))
+    def on_query(self, moment: Moment, observation: Observation, chunk: ActionChunk) -> None:
+        """Note the observation, the action chunk and where everything stands."""
+        self._queries.append((moment.step, observation, chunk, moment.environment.data.qpos.copy()))
 
     def step(self, moment: Moment, action: NDArray[np.float64]) -> None:
         """Note the action."""
@@ -189,7 +193,7 @@ class EpisodeRecorder:
     def finish(self, moment: Moment, record: EpisodeRecord) -> None:
         """Put everything together."""
         state = self.start.state
-        steps, observations, answers, qpos = zip(*self._looks, strict=True)
+        steps, observations, chunks, qpos = zip(*self._queries, strict=True)
         self.recording = EpisodeRecording(
             episode=replace(record),
             settings=self.settings,
@@ -199,15 +203,15 @@ class EpisodeRecorder:
             policy=dict(self.policy),
             versions=collect_versions(),
             start_state=self.start.task.init_states[self.start.initial_state] if state is None else state,
-            look_steps=np.array(steps),
+            query_steps=np.array(steps),
             images={camera: np.stack([o[camera] for o in observations]) for camera in self.settings.cameras},
             states=np.stack([observation["state"] for observation in observations]),
             qpos=np.stack(qpos),
-            chunks=np.stack([np.asarray(answer.actions, np.float64) for answer in answers]),
+            chunks=np.stack([np.asarray(chunk.actions, np.float64) for chunk in chunks]),
             actions=np.stack(self._actions),
-            kept=_stacked([answer.kept for answer in answers]),
-            picks=_stacked([answer.picks for answer in answers]),
-            scores=_stacked([answer.scores for answer in answers]),
+            kept=_stacked([chunk.kept for chunk in chunks]),
+            picks=_stacked([chunk.picks for chunk in chunks]),
+            scores=_stacked([chunk.scores for chunk in chunks]),
         )
 
 
@@ -239,7 +243,7 @@ def _read_arrays(path: Path) -> dict[str, NDArray[Any]]:
         reason = str(error)
         if not isinstance(error, OSError) and not zipfile.is_zipfile(path):
             reason = "not a whole .npz archive"
-        elif "pickle" in reason:  # numpy's own words say how to load such a file, which might run code
+        elif "pickle" in reason:  # numpy's own message says how to load such a file, which might run code
             reason = "it holds Python objects, which records never do"
         raise ValueError(
             f"{path} is no episode record, or is damaged ({reason}); expected an .npz file that run_libero_eval.py "
@@ -268,8 +272,8 @@ def _read_header(path: Path, arrays: Mapping[str, NDArray[Any]]) -> dict[str, An
         raise ValueError(f"{path} is no episode record: it has no header, only the arrays {sorted(arrays)}")
     try:
         header = json.loads(str(arrays["header"]))
-        if (found := header.get("format_version")) != FORMAT_VERSION:
-            raise ValueError(f"it has format version {found}, this code reads {FORMAT_VERSION}")
+        if (found := header.get("format_version")) not in (1, FORMAT_VERSION):
+            raise ValueError(f"it has format version {found}, this code reads 1 and {FORMAT_VERSION}")
         names = [*_HEADER, *(["num_visual_tokens"] if "kept" in arrays else [])]
         if missing := [name for name in names if name not in header]:
             raise ValueError(f"it lacks {missing}; it has {sorted(header)}")
@@ -278,8 +282,8 @@ def _read_header(path: Path, arrays: Mapping[str, NDArray[Any]]) -> dict[str, An
         header["settings"] = _dataclass_from(RolloutSettings, settings)
         _check_types(header)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        words = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
-        raise ValueError(f"the header of {path} is unusable: {words}. Record the episode again") from error
+        reason = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
+        raise ValueError(f"the header of {path} is unusable: {reason}. Record the episode again") from error
     return header
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from experiments.robot.libero.policies.contract import Answer, Observation, Request
+from experiments.robot.libero.policies.contract import ActionChunk, Observation, PolicyQuery
 from experiments.robot.libero.results.results import EpisodeRecord
 from experiments.robot.libero.rollouts.record import EpisodeRecording
 from experiments.robot.libero.rollouts.rollout import Moment, Observer, run_episode
@@ -26,9 +26,9 @@ class Replay:
 
     Args:
         episode: The replay's own row.
-        qpos_deviation: Largest difference between the joint positions at a look and the recorded ones, in metres and
-            radians; infinite when the replay looked at other steps.
-        differences: What came out differently, in words; empty when the episode was repeated.
+        qpos_deviation: Largest difference between the joint positions at policy queries and the recorded ones, in
+            metres and radians; infinite when the replay queried at other steps.
+        differences: What came out differently, as text; empty when the episode was repeated.
     """
 
     episode: EpisodeRecord
@@ -37,42 +37,42 @@ class Replay:
 
 
 class RecordedAgent:
-    """Answers each look with the actions that were executed after it, and with what was kept then."""
+    """Answers each policy query with the actions that were executed after it, and with what was kept then."""
 
     def __init__(self, recording: EpisodeRecording) -> None:
         self.recording = recording
         self.robot = LIBERO
         self.cameras = recording.settings.cameras
         self.center_crop = recording.center_crop
-        self._look = 0
+        self._query = 0
 
     def description(self) -> dict[str, Any]:
         """Of the policy that was recorded."""
         return self.recording.policy
 
-    def answer(self, requests: Sequence[Request]) -> list[Answer]:
-        return [self._next() for _ in requests]
+    def query(self, queries: Sequence[PolicyQuery]) -> list[ActionChunk]:
+        return [self._next() for _ in queries]
 
-    def _next(self) -> Answer:
-        recording, look = self.recording, self._look
-        if look >= len(recording.look_steps):
-            raise RuntimeError(f"the recording has {look} looks, and the replay asks for one more")
-        self._look += 1
-        ends = [*recording.look_steps[1:], len(recording.actions)]
-        actions = recording.actions[recording.look_steps[look] : ends[look]]
+    def _next(self) -> ActionChunk:
+        recording, query = self.recording, self._query
+        if query >= len(recording.query_steps):
+            raise RuntimeError(f"the recording has {query} policy queries, and the replay makes one more")
+        self._query += 1
+        ends = [*recording.query_steps[1:], len(recording.actions)]
+        actions = recording.actions[recording.query_steps[query] : ends[query]]
         tokens = (recording.kept, recording.picks, recording.scores)
-        kept, picks, scores = (None if rows is None else rows[look] for rows in tokens)
-        return Answer(actions, kept, picks, scores=scores)
+        kept, picks, scores = (None if rows is None else rows[query] for rows in tokens)
+        return ActionChunk(actions, kept, picks, scores=scores)
 
 
 @dataclass
 class _Positions:
-    """Observes where everything stands at each look."""
+    """Observes where everything stands at each policy query."""
 
     steps: list[int] = field(default_factory=list)
     qpos: list[NDArray[np.float64]] = field(default_factory=list)
 
-    def look(self, moment: Moment, observation: Observation, answer: Answer) -> None:
+    def on_query(self, moment: Moment, observation: Observation, chunk: ActionChunk) -> None:
         self.steps.append(moment.step)
         self.qpos.append(moment.environment.data.qpos.copy())
 
@@ -83,13 +83,13 @@ class _Positions:
         pass
 
     def deviation(self, recording: EpisodeRecording) -> float:
-        if self.steps != recording.look_steps.tolist():
+        if self.steps != recording.query_steps.tolist():
             return float("inf")
         return float(np.abs(np.stack(self.qpos) - recording.qpos).max())
 
 
 def start_of(recording: EpisodeRecording) -> Start:
-    """The start of a recorded episode.
+    """Where a recorded episode began.
 
     Raises:
         ValueError: when the task of that name and number is described otherwise here.
@@ -138,9 +138,9 @@ def replay(recording: EpisodeRecording, observers: Sequence[Observer] = (), rend
 
 
 def _differences(recorded: EpisodeRecord, replayed: EpisodeRecord) -> list[str]:
-    names = {"success": "goal reached", "other_success": "told goal reached", "steps": "steps"}
+    names = {"success": "goal reached", "other_success": "instructed goal reached", "steps": "steps"}
     names["actions_sha256"] = "actions (SHA-256)"
     pairs: dict[str, tuple[Any, Any]] = {
-        words: (getattr(recorded, name), getattr(replayed, name)) for name, words in names.items()
+        label: (getattr(recorded, name), getattr(replayed, name)) for name, label in names.items()
     }
-    return [f"{words}: recorded {old}, replayed {new}" for words, (old, new) in pairs.items() if old != new]
+    return [f"{label}: recorded {old}, replayed {new}" for label, (old, new) in pairs.items() if old != new]

@@ -1,4 +1,4 @@
-"""One rollout: look, act open loop, look again, until the goal holds or the steps are used up."""
+"""One rollout: query, act open loop, query again, until the goal holds or the steps are used up."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from experiments.robot.libero.policies.contract import Answer, Answerer, Observation, Request, look_seed
+from experiments.robot.libero.policies.contract import ActionChunk, Observation, PolicyQuery, Queryable, query_seed
 from experiments.robot.libero.results.results import EpisodeRecord
 from experiments.robot.libero.rollouts.start import Start
 from experiments.robot.libero.simulator.environment import CAMERAS, LiberoEnvironment
@@ -61,8 +61,8 @@ class Moment:
 class Observer(Protocol):
     """Watches a rollout without changing it."""
 
-    def look(self, moment: Moment, observation: Observation, answer: Answer) -> None:
-        """The policy was given `observation` and answered."""
+    def on_query(self, moment: Moment, observation: Observation, chunk: ActionChunk) -> None:
+        """The policy was given `observation` and returned `chunk`."""
         ...
 
     def step(self, moment: Moment, action: NDArray[np.float64]) -> None:
@@ -94,7 +94,7 @@ def new_record(start: Start, control: str = "none") -> EpisodeRecord:
 
 def run_episode(
     environment: LiberoEnvironment,
-    agent: Answerer,
+    agent: Queryable,
     start: Start,
     settings: RolloutSettings,
     observers: Sequence[Observer] = (),
@@ -118,7 +118,7 @@ def run_episode(
 
 def _act_until_done(
     environment: LiberoEnvironment,
-    agent: Answerer,
+    agent: Queryable,
     start: Start,
     settings: RolloutSettings,
     record: EpisodeRecord,
@@ -129,7 +129,7 @@ def _act_until_done(
     digest = hashlib.sha256()
     moment = Moment(environment, settings.cameras, 0)
     while record.steps < settings.max_steps and not (own or other):
-        chunk = _look(moment, agent, start, settings, record, observers)
+        chunk = _query(moment, agent, start, settings, record, observers)
         for action in chunk:
             digest.update(action.tobytes())
             own = environment.step_policy(action)
@@ -149,9 +149,9 @@ def _act_until_done(
         observer.finish(moment, record)
 
 
-def _look(
+def _query(
     moment: Moment,
-    agent: Answerer,
+    agent: Queryable,
     start: Start,
     settings: RolloutSettings,
     record: EpisodeRecord,
@@ -169,14 +169,14 @@ def _look(
 
     where = (start.task.suite, start.task.index, start.initial_state, start.trial, len(record.latency_ms))
     began = time.perf_counter()
-    (answer,) = agent.answer([Request(observation, start.instruction, look_seed(start.seed, *where))])
+    (chunk,) = agent.query([PolicyQuery(observation, start.instruction, query_seed(start.seed, *where))])
     record.latency_ms.append(round(1000 * (time.perf_counter() - began), 3))
-    for stage, milliseconds in answer.stage_ms.items():
+    for stage, milliseconds in chunk.stage_ms.items():
         record.stage_ms.setdefault(stage, []).append(milliseconds)
 
-    if answer.kept is not None:
-        record.tokens_kept.append(int(answer.kept.sum()))
-        record.num_visual_tokens = int(answer.kept.size)
+    if chunk.kept is not None:
+        record.tokens_kept.append(int(chunk.kept.sum()))
+        record.num_visual_tokens = int(chunk.kept.size)
     for observer in observers:
-        observer.look(moment, observation, answer)
-    return list(np.asarray(answer.actions, np.float64)[: settings.open_loop_steps])
+        observer.on_query(moment, observation, chunk)
+    return list(np.asarray(chunk.actions, np.float64)[: settings.open_loop_steps])

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments.robot.libero.policies.contract import Answerer
+from experiments.robot.libero.policies.contract import Queryable
 from experiments.robot.libero.results.results import EpisodeRecord
 from experiments.robot.libero.rollouts.record import FOLDER, EpisodeRecorder
 from experiments.robot.libero.rollouts.rollout import RolloutSettings, new_record, run_episode
@@ -88,7 +88,7 @@ class EpisodeSettings:
 class EpisodeRunner:
     """Runs starts with one agent. The simulator stays as long as the task does, and is thrown away after an error."""
 
-    def __init__(self, settings: EpisodeSettings, agent: Answerer) -> None:
+    def __init__(self, settings: EpisodeSettings, agent: Queryable) -> None:
         self._settings = settings
         self._agent = agent
         self._environment: LiberoEnvironment | None = None

@@ -14,16 +14,16 @@ from experiments.robot.libero.simulator.wide_starts import Displacement
 
 @dataclass(frozen=True)
 class Start:
-    """Where a rollout begins and what the policy is told.
+    """Where a rollout begins and what the policy is asked to do.
 
     Args:
-        instruction: The words; under the control `swapped_instruction` those of `other`.
+        instruction: The sentence; under the control `swapped_instruction` those of `other`.
         initial_state: Index into the task's initial states.
         trial: Counts the rollouts of one task.
         seed: Of the simulator's reset.
         displacement: Moves objects away from their standard places.
         state: Takes the place of the task's own initial state (S,).
-        other: The task whose words are given instead, so that its goal is watched too.
+        other: The task whose instruction is given instead, so that its goal is watched too.
     """
 
     task: LiberoTask
@@ -41,11 +41,11 @@ class Start:
         return self.task.suite, self.task.index, self.initial_state, self.trial
 
 
-def start_words(record: EpisodeRecord) -> str:
-    """`initial state 30, trial 0 · control: blank images`; where another task's words were given also the own task."""
-    words = f"initial state {record.initial_state}, trial {record.trial}"
+def start_text(record: EpisodeRecord) -> str:
+    """`initial state 30, trial 0 · control: blank images`; with another task's instruction also the own task."""
+    text = f"initial state {record.initial_state}, trial {record.trial}"
     if record.control != "none":
-        words += f" · control: {record.control.replace('_', ' ')}"
+        text += f" · control: {record.control.replace('_', ' ')}"
     if record.other_task is not None:
-        words += f", own task: {record.task_name.replace('_', ' ')}"
-    return words
+        text += f", own task: {record.task_name.replace('_', ' ')}"
+    return text

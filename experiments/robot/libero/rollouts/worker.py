@@ -1,8 +1,8 @@
 """A simulator process: runs the starts it is sent, and asks for actions through the same pipe.
 
 Started by `worker_pool.py`, which holds the other end of the pipe. Messages are pickled objects between these two
-processes only: `EpisodeSettings` once, then `Start` -> any number of (`Request` -> `Answer` or `AgentFailed`) ->
-`EpisodeRecord`. The process ends when the other end closes.
+processes only: `EpisodeSettings` once, then `Start` -> any number of (`PolicyQuery` -> `ActionChunk` or `AgentFailed`)
+-> `EpisodeRecord`. The process ends when the other end closes.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 
-from experiments.robot.libero.policies.contract import Answer, Request
+from experiments.robot.libero.policies.contract import ActionChunk, PolicyQuery
 from experiments.robot.libero.results.results import EpisodeRecord
 from experiments.robot.libero.rollouts.runner import EpisodeRunner, EpisodeSettings
 
@@ -24,13 +24,13 @@ class Ready:
 
 @dataclass(frozen=True)
 class AgentFailed:
-    """The agent could not answer; `reason` is its traceback."""
+    """The agent returned no action chunk; `reason` is its traceback."""
 
     reason: str
 
 
 class AgentError(RuntimeError):
-    """The agent at the other end of the pipe could not answer."""
+    """The agent at the other end of the pipe returned no action chunk."""
 
 
 class PipeAgent:
@@ -39,18 +39,18 @@ class PipeAgent:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
-    def answer(self, requests: Sequence[Request]) -> list[Answer]:
-        answers = []
-        for request in requests:
+    def query(self, queries: Sequence[PolicyQuery]) -> list[ActionChunk]:
+        chunks = []
+        for query in queries:
             try:
-                self._connection.send(request)
+                self._connection.send(query)
                 reply = self._connection.recv()
             except (EOFError, OSError):
                 sys.exit()  # nobody waits for this rollout any more, so it must not end as an invalid one
             if isinstance(reply, AgentFailed):
                 raise AgentError(reply.reason)
-            answers.append(reply)
-        return answers
+            chunks.append(reply)
+        return chunks
 
 
 def serve(connection: Connection) -> None:

@@ -1,4 +1,4 @@
-"""Simulator processes around one agent: they simulate side by side, the agent answers whoever waits, in batches."""
+"""Simulator processes around one agent: they simulate side by side and query the agent in batches."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
-from experiments.robot.libero.policies.contract import Agent, Request
+from experiments.robot.libero.policies.contract import Agent, PolicyQuery
 from experiments.robot.libero.results.results import EpisodeRecord
 from experiments.robot.libero.rollouts.rollout import new_record
 from experiments.robot.libero.rollouts.runner import EpisodeSettings
@@ -43,8 +43,8 @@ class WorkerPool:
     """Runs a schedule with several simulator processes; use it as a context manager.
 
     A process that dies, or sends nothing for `timeout_s` seconds while it is its turn, is replaced, and its start is
-    tried again. The pool forms batches from whoever waits at the moment, at most `batch_size` requests each; with 1
-    every answer is computed alone, exactly as without workers.
+    tried again. The pool forms batches from whoever waits at the moment, at most `batch_size` queries each; with 1
+    every action chunk is computed alone, exactly as without workers.
 
     Raises (while running):
         RuntimeError: when processes cannot start at all.
@@ -75,22 +75,22 @@ class WorkerPool:
             for worker in self._workers:
                 if worker.is_idle and (start := schedule.take(worker.last_start)) is not None:
                     worker.give(start)
-            requests: list[tuple[_Worker, Request]] = []
+            queries: list[tuple[_Worker, PolicyQuery]] = []
             for worker in self._workers_with_news():
                 try:
                     message = worker.receive()
                 except _GONE:
                     yield from self._replace(worker, schedule, f"the simulator process {worker.ending()}")
                     continue
-                if isinstance(message, Request):
-                    requests.append((worker, message))
+                if isinstance(message, PolicyQuery):
+                    queries.append((worker, message))
                 elif isinstance(message, EpisodeRecord):
                     if schedule.settle(worker.free(), message):
                         yield message
                 elif isinstance(message, Ready):
                     self._stillborn = 0
-            for position in range(0, len(requests), self._batch_size):
-                self._answer(requests[position : position + self._batch_size])
+            for position in range(0, len(queries), self._batch_size):
+                self._serve(queries[position : position + self._batch_size])
             for worker in [worker for worker in self._workers if worker.silence > self._timeout_s]:
                 reason = f"the simulator process sent nothing for {self._timeout_s:g} seconds"
                 yield from self._replace(worker, schedule, reason)
@@ -98,7 +98,7 @@ class WorkerPool:
     def _workers_with_news(self) -> list[_Worker]:
         by_connection = {worker.connection: worker for worker in self._workers}
         ready = wait(list(by_connection), _POLL_SECONDS)
-        # Time spent on answers counts too, else a busy policy would never notice. But only so much at once: a slow
+        # Time spent on queries counts too, else a busy policy would never notice. But only so much at once: a slow
         # policy, or a job that was stopped for an hour, is no worker's silence.
         before, self._listened = self._listened, time.monotonic()
         passed = min(self._listened - before, 2 * _POLL_SECONDS)
@@ -107,17 +107,17 @@ class WorkerPool:
         # In a fixed order, so that batches depend on who waits and on nothing else.
         return [worker for connection, worker in by_connection.items() if connection in ready]
 
-    def _answer(self, waiting: list[tuple[_Worker, Request]]) -> None:
-        """Answer a batch; where that fails, each by itself, so that one bad request spoils no other rollout."""
+    def _serve(self, waiting: list[tuple[_Worker, PolicyQuery]]) -> None:
+        """Send a batch to the agent; where that fails, each by itself: one bad query spoils no other rollout."""
         replies: list[Any]
         try:
-            replies = self._agent.answer([request for _, request in waiting])
+            replies = self._agent.query([query for _, query in waiting])
             if len(replies) != len(waiting):
-                raise RuntimeError(f"the agent gave {len(replies)} answers to {len(waiting)} requests")
+                raise RuntimeError(f"the agent gave {len(replies)} action chunks for {len(waiting)} policy queries")
         except Exception:
             if len(waiting) > 1:
                 for one in waiting:
-                    self._answer([one])
+                    self._serve([one])
                 return
             replies = [AgentFailed(traceback.format_exc())]
         for (worker, _), reply in zip(waiting, replies, strict=True):
@@ -173,8 +173,8 @@ class _Worker:
         self.start = self.last_start = start
         self._send(start)
 
-    def reply(self, answer: Any) -> None:
-        self._send(answer)
+    def reply(self, chunk: Any) -> None:
+        self._send(chunk)
 
     def receive(self) -> Any:
         message = self.connection.recv()
@@ -188,7 +188,7 @@ class _Worker:
         return start
 
     def ending(self) -> str:
-        """How the process ended, in words."""
+        """How the process ended, as text."""
         try:
             status = self.process.wait(timeout=2)
         except subprocess.TimeoutExpired:

@@ -35,7 +35,7 @@ class EvaluationConfig:
     lora_rank: int = 32  # accepted and unneeded: checkpoints are merged
     policy_url: str | None = None  # a policy server instead of a checkpoint: ws://host:port, openpi's protocol
     policy_convention: str | None = None  # openpi or lightvla; None: as the server says, else openpi
-    policy_timeout_s: float = 300.0  # how long the server's answer may take
+    policy_timeout_s: float = 300.0  # how long the server's reply may take
 
     # Simulator
     task_suite_name: str = "libero_spatial"  # suite; an unknown one lists those there are
@@ -72,7 +72,7 @@ class EvaluationConfig:
     video_every_steps: int = 2  # a frame each so many control steps
     output_dir: str | None = None  # None: a folder of its own below local_log_dir
     num_envs: int | None = None  # simulator processes; 1 simulates beside the policy; None: one per core
-    batch_size: int | None = None  # looks answered at once; None: 1, so that no answer depends on who else waits
+    batch_size: int | None = None  # policy queries at once; None: 1, so that no action depends on who else waits
     resume: bool = False  # go on with the rollouts that output_dir already holds
     max_attempts: int = 3  # how often a rollout is begun before an error makes it invalid
     worker_timeout_s: float = 300.0  # a simulator process that says nothing for so long is replaced

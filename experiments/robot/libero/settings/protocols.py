@@ -17,7 +17,7 @@ class Protocol:
 
     Args:
         num_trials_per_task: Rollouts per task; the first initial states, in order.
-        num_steps_wait: Steps of the settle action before the policy looks.
+        num_steps_wait: Steps of the settle action before the first policy query.
         env_img_res: Side of the rendered pictures in pixels.
         seed: Of the simulator before every reset.
         num_open_loop_steps: Actions executed of each chunk; None: as many as the robot's or the policy's.

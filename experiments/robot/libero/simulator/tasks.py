@@ -32,7 +32,7 @@ class LiberoTask:
 
     Args:
         name: The file name of its description; a perturbed task has the name of the task that it comes from.
-        language: What a policy is told, see `instruction_of`.
+        language: The instruction, see `instruction_of`.
         init_states: (N, S), the task's own initial states: time, positions, velocities.
         bddl_sha256: Of the description's file.
         init_states_sha256: Of the initial states' numbers, float64 and in order. What has these two hashes is the same
@@ -93,16 +93,16 @@ def load_task(suite: str, index: int) -> LiberoTask:
 
 
 def instruction_of(suite: Suite, published: str, bddl_file: Path, base_file: Path) -> str:
-    """What a policy is told.
+    """The sentence that a policy gets.
 
     For a standard suite the `published` sentence, which LIBERO takes from the file's name and which datasets hold: the
     sentence inside the description differs from it in 29 of 130 tasks ("Pick the akita black bowl ..."). A perturbed
     description's sentence is what counts where the perturbation changed it; where it did not, the published one stays,
-    so that moved objects are not mixed with other words.
+    so that moved objects are not mixed with another instruction.
     """
     if suite.perturbation is None:
         return published
-    words, base_words = (
+    sentence, base_sentence = (
         simulator().parse_problem(str(file))["language_instruction"] for file in (bddl_file, base_file)
     )
-    return published if words == base_words else " ".join(words)
+    return published if sentence == base_sentence else " ".join(sentence)
