@@ -134,8 +134,8 @@ class Parts:
             fill(module.to(torch.bfloat16).to_empty(device=device).eval(), generator)
         # Its frequencies are computed, not stored, and rounded to bfloat16 they would turn late positions astray.
         llama = model.language_model.model
-        with torch.device(device):
-            llama.rotary_emb = LlamaRotaryEmbedding(llama.config)
+        # Computed on the CPU, as when a checkpoint is loaded: a GPU's powers may differ in the last bit.
+        llama.rotary_emb = LlamaRotaryEmbedding(llama.config).to(device)
         others = [name for name, _ in model.named_buffers() if not name.startswith("language_model.model.rotary_emb.")]
         if others or llama.rotary_emb.inv_freq.dtype != torch.float32:
             raise RuntimeError(f"buffers {others} hold nothing yet; fill them as the rotary frequencies are")

@@ -193,6 +193,7 @@ def load(section: Section, card: Card) -> None:
     looks, sentences = observations(policy, 1)
     policy.set_pruner("none")
     answer = policy.act(looks[0], sentences[0])
+    sums = _checksums(policy.model)
     folder = card.folder / "saved"
     began = time.perf_counter()
     save_checkpoint(folder, policy.checkpoint, 0)
@@ -219,10 +220,19 @@ def load(section: Section, card: Card) -> None:
             section.tell(f"{name}, {state}", time.perf_counter() - began, "s")
             if isinstance(found, Policy):
                 off = float(np.abs(found.act(looks[0], sentences[0]) - answer).max())
+                loaded = _checksums(found.model)
+                differing = [key for key in sums if loaded.get(key) != sums[key]]
+                section.test(f"{name}, {state}: tensors that differ", differing[:5] or 0, "none", not differing)
                 section.tell(f"{name}, {state}: actions off by", off, at_most=0)
             del found
             free_memory()
     shutil.rmtree(folder)
+
+
+def _checksums(model: torch.nn.Module) -> dict[str, int]:
+    """The sum of each tensor's bytes, buffers included."""
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    return {key: int(each.detach().contiguous().view(torch.uint8).sum()) for key, each in tensors.items()}
 
 
 def _forget_pages(folder: Path) -> None:

@@ -193,7 +193,12 @@ def test_gradients_of_the_hard_path_alone_differ(reference_gradients):
 def test_bfloat16_stays_within_the_spread_of_the_reference(
     reference_directory, reference_numbers, reference_bf16, pruner
 ):
-    """Distance of bfloat16 actions from the reference's float32 ones, beside the reference's own such distance."""
+    """Distance of bfloat16 actions from the reference's float32 ones, beside the reference's own such distance.
+
+    The mean over these six samples is known to about 8 % (their standard deviation over sqrt(6)), and it depends on the
+    order in which a torch release adds: 0.74 to 1.12 times the reference's own distance was seen (torch 2.11 to 2.15,
+    CPU and H100). A quarter more is allowed, three times that uncertainty.
+    """
     spec = PrunerSpec("lightvla", {"multiplicity": "set"}) if pruner == "lightvla" else PrunerSpec("none")
     options = LoadOptions(dtype=torch.bfloat16, pruner=spec, action_readout="aligned")
     checkpoint = load_checkpoint(reference_directory, options)
@@ -203,7 +208,7 @@ def test_bfloat16_stays_within_the_spread_of_the_reference(
         actions = checkpoint.action_head.predict_action(hidden(checkpoint, index).rows)[0].detach().float()
         ours.append(np.abs(actions.numpy() - exact).mean())
         theirs.append(np.abs(reference_bf16[f"{pruner}/bf16/{index}"].astype(np.float32) - exact).mean())
-    assert np.mean(ours) <= 1.1 * np.mean(theirs)
+    assert np.mean(ours) <= 1.25 * np.mean(theirs)
     assert np.max(ours) <= 1.5 * np.max(theirs)
 
 

@@ -11,9 +11,10 @@ import pytest
 from scripts.dev.gpu_check import CheckConfig, choose_sections
 from scripts.dev.gpu_figures import Section, run_section
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
+@pytest.mark.slow
 def test_every_section_comes_to_its_end(tmp_path):
     output = tmp_path / "figures.json"
     command = [sys.executable, str(ROOT / "scripts" / "dev" / "gpu_check.py"), "--preset", "tiny", "--device", "cpu"]
