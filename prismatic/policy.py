@@ -79,7 +79,8 @@ class Policy:
         self.checkpoint = checkpoint
         self.model = checkpoint.model.eval()
         self._trained_pruner = (self.model.config.pruner_spec, self.model.pruner)
-        self.action_head = checkpoint.action_head.eval()
+        self.action_head = checkpoint.action_head
+        self.action_head.eval()
         self.proprio_projector = checkpoint.proprio_projector
         self.processor = checkpoint.processor
         self.norm_stats = checkpoint.dataset_statistics

@@ -1,24 +1,26 @@
 """The `.pt` files beside a checkpoint's weights: action head and projectors."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+from torch import nn
 
 from prismatic.extern.hf.configuration_prismatic import HEAD_KINDS
 from prismatic.extern.hf.modeling_prismatic import OpenVLAForActionPrediction
 from prismatic.models.action_heads import DiscreteActionHead, L1RegressionActionHead
 from prismatic.models.autoregressive import AUTOREGRESSIVE, WITHOUT_FILES, AutoregressiveActionHead
+from prismatic.models.contract import ActionHead
 from prismatic.models.diffusion import DiffusionActionHead
 from prismatic.models.projectors import ProprioProjector
 from prismatic.stored_files import component_file, load_component
+
+Module = TypeVar("Module", bound=nn.Module)
 
 NO_HEAD = (
     "{} has no action_head--*_checkpoint.pt; fine-tune it first, fetch its .pt files, or say what it is if its actions "
     "are tokens of the LLM: head 'discrete' (all at once) or 'autoregressive' (one after another)"
 )
-
-ActionHead = L1RegressionActionHead | DiffusionActionHead | DiscreteActionHead | AutoregressiveActionHead
 
 
 def head_kind(directory: Path, config_json: dict[str, Any], wanted: str | None = None) -> str | None:
@@ -74,9 +76,11 @@ def diffusion_steps(config_json: dict[str, Any], wanted: int | None = None) -> i
     return wanted if recorded is None else recorded
 
 
-def new_head(model: OpenVLAForActionPrediction, kind: str) -> ActionHead:
+def new_head(
+    model: OpenVLAForActionPrediction, kind: str
+) -> L1RegressionActionHead | DiffusionActionHead | DiscreteActionHead | AutoregressiveActionHead:
     """An untrained head of that kind, of the sizes that the model and its robot need."""
-    robot, llm_dim = model.robot, int(model.config.text_config.hidden_size)  # type: ignore[union-attr]
+    robot, llm_dim = model.robot, model.config.llama.hidden_size
     if kind == "discrete":
         return model.discrete_head()
     if kind == AUTOREGRESSIVE:
@@ -111,11 +115,11 @@ def load_proprio(
     """The proprio projector, in `dtype` or as stored; None where there is none. Raises ValueError on misfits."""
     if (file := component_file(directory, "proprio_projector")) is None:
         return None
-    projector = ProprioProjector(model.config.text_config.hidden_size, model.robot.proprio_dim)  # type: ignore[union-attr]
+    projector = ProprioProjector(model.config.llama.hidden_size, model.robot.proprio_dim)
     return _fill(projector, file, model.device, dtype)
 
 
-def _fill(module: Any, file: Path, device: torch.device, dtype: torch.dtype | None, prefix: str = "") -> Any:
+def _fill(module: Module, file: Path, device: torch.device, dtype: torch.dtype | None, prefix: str = "") -> Module:
     state = {name.removeprefix(prefix): value for name, value in load_component(file).items()}
     expected = {name: tuple(value.shape) for name, value in module.state_dict().items()}
     found = {name: tuple(value.shape) for name, value in state.items()}

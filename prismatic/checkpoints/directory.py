@@ -12,20 +12,8 @@ from typing import Any
 
 import torch
 
-from prismatic.checkpoints.components import (
-    ActionHead,
-    diffusion_steps,
-    head_kind,
-    load_head,
-    load_proprio,
-)
-from prismatic.checkpoints.files import (
-    check_complete,
-    read_config,
-    read_statistics,
-    resolve,
-    stored_dtype,
-)
+from prismatic.checkpoints.components import diffusion_steps, head_kind, load_head, load_proprio
+from prismatic.checkpoints.files import check_complete, read_config, read_statistics, resolve, stored_dtype
 from prismatic.checkpoints.options import LoadOptions, checked_options
 from prismatic.checkpoints.weight_checks import check_weights, without_new_pruner
 from prismatic.extern.hf.configuration_prismatic import OpenVLAConfig
@@ -33,6 +21,7 @@ from prismatic.extern.hf.modeling_prismatic import OpenVLAForActionPrediction, c
 from prismatic.extern.hf.original import as_original
 from prismatic.extern.hf.processing_prismatic import PrismaticProcessor
 from prismatic.models.autoregressive import AUTOREGRESSIVE, check_decodable
+from prismatic.models.contract import ActionHead
 from prismatic.models.diffusion import NUM_TRAIN_STEPS
 from prismatic.models.projectors import ProprioProjector
 from prismatic.models.pruners.registry import PrunerSpec
@@ -125,7 +114,7 @@ def load_checkpoint(path_or_hub_id: str | Path, options: LoadOptions | None = No
     if new_pruner is not None:
         model.set_pruner(new_pruner)
     if options.quantization is None:
-        model.to(options.device)  # type: ignore[arg-type]
+        model.to(options.device)
     on_cpu = torch.device(options.device).type == "cpu"
     model.language_model.set_attn_implementation(options.attention or ("eager" if on_cpu else "sdpa"))
     head = load_head(directory, model, kind, options.dtype)

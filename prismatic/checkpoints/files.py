@@ -151,7 +151,7 @@ def read_config(directory: Path) -> tuple[dict[str, Any], OpenVLAConfig]:
 
 
 def _check_token_ids(config: OpenVLAConfig) -> None:
-    size = int(config.text_config.vocab_size)  # type: ignore[union-attr]
+    size = config.llama.vocab_size
     for name, value in config.special_tokens.to_json().items():
         most = size if name == "action_end" else size - 1  # it is one past the last action token
         if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= most:

@@ -236,7 +236,7 @@ def _head_kind(shapes: _Shapes) -> str:
 
 def _expected_component(component: str, head: str | None, config: OpenVLAConfig) -> _Shapes | None:
     """Shapes that the configuration implies; None for what is not checked."""
-    robot, width = config.robot_spec, int(config.text_config.hidden_size)  # type: ignore[union-attr]
+    robot, width = config.robot_spec, config.llama.hidden_size
 
     def shapes(make: Callable[[], nn.Module]) -> _Shapes:
         with torch.device("meta"):

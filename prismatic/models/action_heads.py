@@ -1,33 +1,14 @@
-"""Hidden rows of the action tokens -> actions: by regression, or by the most likely action tokens.
-
-Every head offers `loss` (training) and `predict` (inference) over a model and an encoded batch, because some need more
-than one pass of the LLM (see `prismatic.models.diffusion`).
-"""
+"""Hidden rows of the action tokens -> actions: by regression, or by the most likely action tokens."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from prismatic.models.batch import ActionHidden, EncodedBatch
+from prismatic.models.contract import ActionModel, HeadLoss
 from prismatic.vla.action_tokenizer import ActionTokenizer
-
-
-@dataclass
-class HeadLoss:
-    """What a head says about a training batch.
-
-    Attributes:
-        loss: (), with gradient.
-        predicted: (B, chunk, action_dim) normalised actions, for metrics.
-        hidden: the `ActionHidden` they came from.
-    """
-
-    loss: torch.Tensor
-    predicted: torch.Tensor
-    hidden: Any
 
 
 class _ResidualBlock(nn.Module):
@@ -81,14 +62,16 @@ class L1RegressionActionHead(nn.Module):
 
     forward = predict_action
 
-    def loss(self, model: Any, encoded: Any, batch: Mapping[str, Any]) -> HeadLoss:
+    def loss(self, model: ActionModel, encoded: EncodedBatch, batch: Mapping[str, torch.Tensor]) -> HeadLoss:
         """Mean absolute error against `batch["actions"]` (B, chunk, action_dim), computed in float32 at least."""
         hidden = model.run(encoded)
         predicted = self.predict_action(hidden.rows.to(self.model.fc2.weight.dtype))
         predicted = predicted.to(torch.promote_types(predicted.dtype, torch.float32))
         return HeadLoss((predicted - batch["actions"].to(predicted.dtype)).abs().mean(), predicted, hidden)
 
-    def predict(self, model: Any, encoded: Any, seeds: Sequence[int] | None = None) -> tuple[torch.Tensor, Any]:
+    def predict(
+        self, model: ActionModel, encoded: EncodedBatch, seeds: Sequence[int] | None = None
+    ) -> tuple[torch.Tensor, ActionHidden]:
         """Normalised actions (B, chunk, action_dim) float32 and the `ActionHidden` they came from; draws nothing."""
         hidden = model.run(encoded)
         return self.predict_action(hidden.rows.to(self.model.fc2.weight.dtype)).float(), hidden
@@ -115,7 +98,7 @@ class DiscreteActionHead(nn.Module):
         self.chunk_length = chunk_length
         self.stop = stop
 
-    def loss(self, model: Any, encoded: Any, batch: Mapping[str, Any]) -> HeadLoss:
+    def loss(self, model: ActionModel, encoded: EncodedBatch, batch: Mapping[str, torch.Tensor]) -> HeadLoss:
         """Mean cross-entropy over the action tokens and the stop token, each predicted by the row before it."""
         hidden = model.run(encoded, further_rows=1)
         logits = model.language_model.lm_head(hidden.rows)
@@ -125,7 +108,9 @@ class DiscreteActionHead(nn.Module):
         loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten())
         return HeadLoss(loss, self._actions(logits.detach()[:, :-1]), hidden)
 
-    def predict(self, model: Any, encoded: Any, seeds: Sequence[int] | None = None) -> tuple[torch.Tensor, Any]:
+    def predict(
+        self, model: ActionModel, encoded: EncodedBatch, seeds: Sequence[int] | None = None
+    ) -> tuple[torch.Tensor, ActionHidden]:
         """Normalised actions (B, chunk, action_dim) float32 and the `ActionHidden` they came from; draws nothing."""
         hidden = model.run(encoded)
         return self._actions(model.language_model.lm_head(hidden.rows)), hidden

@@ -1,12 +1,12 @@
 """Action tokens one after another, as the original OpenVLA decodes them (arXiv 2406.09246, section 3)."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import nn
 
-from prismatic.models.action_heads import HeadLoss
+from prismatic.models.batch import ActionHidden, EncodedBatch
+from prismatic.models.contract import ActionModel, HeadLoss
 from prismatic.vla.action_tokenizer import ActionTokenizer
 
 AUTOREGRESSIVE = "autoregressive"
@@ -33,11 +33,13 @@ class AutoregressiveActionHead(nn.Module):
         self.tokenizer = tokenizer
         self.action_dim = action_dim
 
-    def loss(self, model: Any, encoded: Any, batch: Mapping[str, Any]) -> HeadLoss:
+    def loss(self, model: ActionModel, encoded: EncodedBatch, batch: Mapping[str, torch.Tensor]) -> HeadLoss:
         """Raises RuntimeError."""
         raise RuntimeError("the autoregressive head is for inference; fine-tune with an l1, diffusion or discrete head")
 
-    def predict(self, model: Any, encoded: Any, seeds: Sequence[int] | None = None) -> tuple[torch.Tensor, Any]:
+    def predict(
+        self, model: ActionModel, encoded: EncodedBatch, seeds: Sequence[int] | None = None
+    ) -> tuple[torch.Tensor, ActionHidden]:
         """Normalised actions (B, 1, action_dim) float32 and the `ActionHidden` they came from; draws nothing.
 
         NaN where a token's logit is NaN or infinite, which would else pass for an action.

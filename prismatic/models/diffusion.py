@@ -1,13 +1,15 @@
 """Actions by denoising: the DDIM head (OpenVLA-OFT, section IV-B; DDIM, arXiv 2010.02502)."""
 
+import copy
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import nn
 
-from prismatic.models.action_heads import HeadLoss, MLPResNet
+from prismatic.models.action_heads import MLPResNet
+from prismatic.models.batch import ActionHidden, EncodedBatch
+from prismatic.models.contract import ActionModel, HeadLoss
 from prismatic.models.projectors import NoisyActionProjector
 
 NUM_TRAIN_STEPS = 50
@@ -75,7 +77,7 @@ class DiffusionActionHead(nn.Module):
         network = self.noise_predictor.mlp_resnet
         return network(rows.reshape(len(rows), self.chunk_length, -1).to(network.fc2.weight.dtype))
 
-    def loss(self, model: Any, encoded: Any, batch: Mapping[str, Any]) -> HeadLoss:
+    def loss(self, model: ActionModel, encoded: EncodedBatch, batch: Mapping[str, torch.Tensor]) -> HeadLoss:
         """Mean squared error of the predicted noise.
 
         `batch` brings `actions` and `diffusion_noise`, (B, chunk, action_dim) each, and `diffusion_timesteps` (B,).
@@ -93,15 +95,15 @@ class DiffusionActionHead(nn.Module):
 
     def predict(
         self,
-        model: Any,
-        encoded: Any,
+        model: ActionModel,
+        encoded: EncodedBatch,
         seeds: Sequence[int] | None = None,
         start_noise: torch.Tensor | None = None,
-    ) -> tuple[torch.Tensor, Any]:
+    ) -> tuple[torch.Tensor, ActionHidden]:
         """Sample actions in `num_inference_steps` LLM passes.
 
         Args:
-            model: an `OpenVLAForActionPrediction`.
+            model: runs in every pass.
             encoded: its encoded batch.
             seeds: one per sample, of its starting noise; None draws with torch's CPU generator.
             start_noise: (B, chunk, action_dim), takes the place of drawing.
@@ -117,23 +119,18 @@ class DiffusionActionHead(nn.Module):
             )
         actions = (torch.randn(shape) if start_noise is None else start_noise).to(device, torch.float32)
         self.scheduler.set_timesteps(self.num_inference_steps)
-        hidden = None
         for number, step in enumerate(self.scheduler.timesteps.to(device)):
             hidden = self._run(model, encoded.of_pass(number), actions, step.expand(shape[0]))
             noise = self.predict_noise(hidden.rows).float()
             actions = self.scheduler.step(noise, step, actions).prev_sample
         return actions, hidden
 
-    def _run(
-        self,
-        model: Any,
-        encoded: Any,
-        noisy: torch.Tensor,
-        steps: torch.Tensor,
-    ) -> Any:
+    def _run(self, model: ActionModel, encoded: EncodedBatch, noisy: torch.Tensor, steps: torch.Tensor) -> ActionHidden:
         tokens = self.noisy_action_projector(noisy.reshape(len(noisy), -1, 1))
-        return model.run(
-            encoded,
-            action_tokens=tokens,
-            timestep_token=timestep_token(steps, self.llm_dim),
-        )
+        return model.run(encoded, action_tokens=tokens, timestep_token=timestep_token(steps, self.llm_dim))
+
+    def with_projector(self, projector: nn.Module) -> "DiffusionActionHead":
+        """This head, sharing its parts, over another projector of noisy actions."""
+        head = copy.copy(self)
+        head._modules = {**self._modules, "noisy_action_projector": projector}
+        return head

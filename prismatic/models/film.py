@@ -2,8 +2,10 @@
 
 import re
 from collections.abc import Mapping
+from typing import cast
 
 import torch
+from timm.models.vision_transformer import Block
 from torch import nn
 
 from prismatic.models.vision_backbone import PrismaticVisionBackbone
@@ -22,14 +24,14 @@ class FiLMedBlock(nn.Module):
     Starts as the block it wraps: both maps are zero.
 
     Args:
-        block: a timm ViT block.
+        block: of a ViT of width `dim`.
+        dim: of its features.
         llm_dim: width of the language vector l.
     """
 
-    def __init__(self, block: nn.Module, llm_dim: int) -> None:
+    def __init__(self, block: Block, dim: int, llm_dim: int) -> None:
         super().__init__()
         self.block = block
-        dim = int(block.norm1.normalized_shape[0])  # type: ignore[union-attr, index, arg-type]
         self.scale = nn.Linear(llm_dim, dim)
         self.shift = nn.Linear(llm_dim, dim)
         for layer in (self.scale, self.shift):
@@ -39,19 +41,20 @@ class FiLMedBlock(nn.Module):
     def forward(self, x: torch.Tensor, language: torch.Tensor, attn_mask: torch.Tensor | None = None) -> torch.Tensor:
         """(N, P, dim) features and (N, llm_dim) language -> (N, P, dim)."""
         block = self.block
-        attended = block.attn(block.norm1(x), attn_mask=attn_mask)  # type: ignore[operator]
-        x = x + block.drop_path1(block.ls1(attended))  # type: ignore[operator]
+        attended = block.attn(block.norm1(x), attn_mask=attn_mask)
+        x = x + block.drop_path1(block.ls1(attended))
         language = language.to(self.scale.weight.dtype)
         x = (x * (1 + self.scale(language)[:, None]) + self.shift(language)[:, None]).to(x.dtype)
-        return x + block.drop_path2(block.ls2(block.mlp(block.norm2(x))))  # type: ignore[operator]
+        return x + block.drop_path2(block.ls2(block.mlp(block.norm2(x))))
 
 
 def apply_film(backbone: PrismaticVisionBackbone, llm_dim: int) -> None:
     """Wrap every block of every ViT, in place."""
     for vit in backbone.vits:
         reference = next(vit.parameters())
-        blocks = [FiLMedBlock(block, llm_dim).to(reference.device, reference.dtype) for block in vit.blocks]
-        vit.blocks = nn.Sequential(*blocks)  # type: ignore[assignment]
+        plain = cast(list[Block], list(vit.blocks))
+        blocks = [FiLMedBlock(block, vit.embed_dim, llm_dim) for block in plain]
+        vit.blocks = nn.Sequential(*blocks).to(reference.device, reference.dtype)
 
 
 def has_film(backbone: PrismaticVisionBackbone) -> bool:

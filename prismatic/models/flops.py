@@ -6,15 +6,18 @@ nothing. Exact for the numbers of tokens that are given.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from torch import nn
+from transformers import LlamaForCausalLM, LlamaModel
 
 from prismatic.models.autoregressive import AutoregressiveActionHead
+from prismatic.models.contract import ActionHead, ActionModel
+from prismatic.models.diffusion import DiffusionActionHead
 from prismatic.models.film import FiLMedBlock
 from prismatic.models.pruners.learnable_queries import LearnableQueries
 from prismatic.models.sites import LlamaLayer, Projector, Site, VisionBlock
 from prismatic.models.token_pruner import KeepAllTokens
+from prismatic.models.vision_backbone import PrismaticVisionBackbone
 
 
 @dataclass(frozen=True)
@@ -47,16 +50,18 @@ class FlopCount:
         return {**self.__dict__, "total": self.total}
 
 
-def _linears(module: nn.Module) -> int:
+def _linears(module: nn.Module | ActionHead) -> int:
     """Multiply-adds per token over all linear layers of a module."""
     return sum(m.in_features * m.out_features for m in module.modules() if isinstance(m, nn.Linear))
 
 
-def vision_flops(backbone: Any, num_images: int, pruned: tuple[VisionBlock, int] | None = None) -> int:
+def vision_flops(
+    backbone: PrismaticVisionBackbone, num_images: int, pruned: tuple[VisionBlock, int] | None = None
+) -> int:
     """Of the blocks that run: all but the last of each ViT.
 
     Args:
-        backbone: a `PrismaticVisionBackbone`.
+        backbone: with its FiLM, where it has one.
         num_images: per sample.
         pruned: behind which block patches are dropped, and how many of an image's run on, padding included.
     """
@@ -75,17 +80,22 @@ def vision_flops(backbone: Any, num_images: int, pruned: tuple[VisionBlock, int]
     return total * num_images
 
 
-def llm_flops(llama: Any, sequence_length: int, layers: slice = slice(None)) -> int:
+def _attention_width(llama: LlamaModel) -> int:
+    heads = llama.config.num_attention_heads
+    return heads * (llama.config.head_dim or llama.config.hidden_size // heads)
+
+
+def llm_flops(llama: LlamaModel, sequence_length: int, layers: slice = slice(None)) -> int:
     """Of those decoder layers over a sequence with full attention; no LM head."""
-    width = llama.config.num_attention_heads * llama.config.head_dim
+    width = _attention_width(llama)
     chosen = llama.layers[layers]
     return 2 * sequence_length * _linears(chosen) + 4 * sequence_length**2 * width * len(chosen)
 
 
-def decoding_flops(language_model: Any, prompt_length: int, num_tokens: int) -> int:
+def decoding_flops(language_model: LlamaForCausalLM, prompt_length: int, num_tokens: int) -> int:
     """Of a prompt, then one token at a time over cached keys, with the LM head's logits of each."""
     llama, steps = language_model.model, num_tokens - 1
-    width = llama.config.num_attention_heads * llama.config.head_dim * len(llama.layers)
+    width = _attention_width(llama) * len(llama.layers)
     keys = prompt_length**2 + sum(prompt_length + step for step in range(1, num_tokens))
     linears = (prompt_length + steps) * _linears(llama.layers) + num_tokens * _linears(language_model.lm_head)
     return 2 * linears + 4 * keys * width
@@ -100,20 +110,20 @@ def pruner_flops(pruner: nn.Module, num_visual: int, context_length: int, dim: i
     return 4 * num_visual * context_length * dim + 2 * num_visual**2 * dim
 
 
-def head_flops(head: Any, model: Any) -> int:
+def head_flops(head: ActionHead, model: ActionModel) -> int:
     """Of one pass of an action head: an MLP per action, or the LM head over one row per value of the chunk."""
     rows = model.robot.num_action_tokens
     if head.kind == "discrete":
         return 2 * rows * _linears(model.language_model.lm_head)
-    if head.kind == "diffusion":
+    if isinstance(head, DiffusionActionHead):
         mlp, projector = _linears(head.noise_predictor), _linears(head.noisy_action_projector)
         return 2 * model.robot.chunk_length * mlp + 2 * rows * projector
     return 2 * model.robot.chunk_length * _linears(head)
 
 
 def count_flops(
-    model: Any,
-    action_head: nn.Module | None,
+    model: ActionModel,
+    action_head: ActionHead | None,
     proprio_projector: nn.Module | None,
     kept_tokens: int | Sequence[int] | None,
     prompt_tokens: int = 35,
@@ -121,7 +131,7 @@ def count_flops(
     """One sample's action chunk, pruned at the site of the model's pruner.
 
     Args:
-        model: an `OpenVLAForActionPrediction`.
+        model: runs.
         action_head: its head (a diffusion head makes `num_inference_steps` passes, one that decodes token by token as
             many as an action has numbers), or None: one pass without.
         proprio_projector: or None.
@@ -142,8 +152,8 @@ def count_flops(
             llm=decoding_flops(model.language_model, visual + prompt_tokens, action_head.action_dim),
             action_head=0,
         )
-    diffusion = getattr(action_head, "kind", None) == "diffusion"
-    passes: int = action_head.num_inference_steps if diffusion else 1  # type: ignore[union-attr, assignment]
+    diffusion = isinstance(action_head, DiffusionActionHead)
+    passes = action_head.num_inference_steps if isinstance(action_head, DiffusionActionHead) else 1
     context = (prompt_tokens - 1) + model.robot.num_action_tokens + 1 + (proprio_projector is not None) + diffusion
     site: Site = Projector() if kept_tokens is None else model.site
     per_image = [visual // images] * images if kept_tokens is None else _by_image(kept_tokens, images)

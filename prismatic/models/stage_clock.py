@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 
 import torch
 
@@ -23,7 +24,9 @@ class StageClock:
     def __init__(self, device: torch.device) -> None:
         self._stream = torch.cuda.current_stream(device) if device.type == "cuda" else None
         self._current: str | None = None
-        self._marks: list[tuple[str | None, float | torch.cuda.Event]] = []
+        self._names: list[str | None] = []
+        self._times: list[float] = []
+        self._events: list[torch.cuda.Event] = []
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -37,25 +40,21 @@ class StageClock:
 
     def _mark(self, name: str | None) -> None:
         self._current = name
+        self._names.append(name)
         if self._stream is None:
-            self._marks.append((name, time.perf_counter()))
+            self._times.append(time.perf_counter())
         else:
-            event = torch.cuda.Event(enable_timing=True)
-            event.record(self._stream)
-            self._marks.append((name, event))
+            self._events.append(torch.cuda.Event(enable_timing=True))
+            self._events[-1].record(self._stream)
 
     def seconds(self) -> dict[str, float]:
         """By stage; 0 for one that did not run. On a GPU this waits until the last stage has ended."""
         total = dict.fromkeys(STAGES, 0.0)
-        if self._stream is not None and self._marks:
-            self._marks[-1][1].synchronize()  # type: ignore[union-attr]
-        for (name, begin), (_, end) in zip(self._marks, self._marks[1:], strict=False):
+        if self._events:
+            self._events[-1].synchronize()
+        lasted = [end - begin for begin, end in pairwise(self._times)]
+        lasted += [begin.elapsed_time(end) / 1e3 for begin, end in pairwise(self._events)]
+        for name, seconds in zip(self._names, lasted, strict=False):
             if name is not None:
-                total[name] += _between(begin, end)
+                total[name] += seconds
         return total
-
-
-def _between(begin: float | torch.cuda.Event, end: float | torch.cuda.Event) -> float:
-    if isinstance(begin, float) and isinstance(end, float):
-        return end - begin
-    return begin.elapsed_time(end) / 1e3  # type: ignore[union-attr, arg-type]

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
@@ -61,7 +60,7 @@ class Run:
     config: FinetuneConfig
     ranks: Ranks
     module: TrainableVLA
-    parallel: nn.Module
+    parallel: TrainableVLA | DistributedDataParallel
     training: Training
     noise: str
     data: TrainingData
@@ -100,9 +99,10 @@ def build(config: FinetuneConfig, ranks: Ranks) -> Run:
     train_data, val_data = data.frames(
         partial(checkpoint.transform, center_crop=config.image_aug, use_proprio=config.use_proprio)
     )
+    assert checkpoint.action_head is not None  # _load has made one
     module = TrainableVLA(
         checkpoint.model,
-        checkpoint.action_head,  # type: ignore[arg-type]  # _load has made one
+        checkpoint.action_head,
         checkpoint.proprio_projector,
         uses_bf16(config, ranks.device),
     ).to(ranks.device)
@@ -151,7 +151,7 @@ def _load(config: FinetuneConfig, folder: Path, device: torch.device, data_robot
 def _add_new_parts(config: FinetuneConfig, checkpoint: Checkpoint, folder: Path) -> None:
     """Give the checkpoint what the flags ask for and it does not hold, and say what was loaded and what is new."""
     model, wanted = checkpoint.model, wanted_head(config)
-    robot, width = model.robot, int(model.config.text_config.hidden_size)  # type: ignore[union-attr]
+    robot, width = model.robot, model.config.llama.hidden_size
     held = checkpoint.action_head.kind if checkpoint.action_head is not None else None
     origin = {} if wanted == "discrete" else {f"{wanted} action head": held == wanted}
     if held != wanted:
@@ -218,7 +218,7 @@ def _prefer_plain_attention(checkpoint: Checkpoint) -> None:
                 setattr(module, "fused_attn", False)  # noqa: B010 - an attribute that nn.Module does not know
 
 
-def _parallel(module: TrainableVLA, ranks: Ranks) -> nn.Module:
+def _parallel(module: TrainableVLA, ranks: Ranks) -> TrainableVLA | DistributedDataParallel:
     if ranks.world_size == 1:
         return module
     devices = [ranks.device] if ranks.device.type == "cuda" else None

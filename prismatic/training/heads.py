@@ -2,8 +2,8 @@
 
 import numpy as np
 import torch
-from torch import nn
 
+from prismatic.models.contract import ActionHead
 from prismatic.models.diffusion import DiffusionActionHead
 from prismatic.training.config import FinetuneConfig
 
@@ -16,7 +16,7 @@ def wanted_head(config: FinetuneConfig) -> str:
     return "l1" if config.use_l1_regression else "diffusion" if config.use_diffusion else "discrete"
 
 
-def diffusion_draws(head: nn.Module, seed: int, positions: torch.Tensor) -> dict[str, torch.Tensor]:
+def diffusion_draws(head: ActionHead, seed: int, positions: torch.Tensor) -> dict[str, torch.Tensor]:
     """What a diffusion head needs beside the batch; nothing for other heads.
 
     Drawn per sample from (seed, global sample position), so neither the number of ranks nor a resume changes them.

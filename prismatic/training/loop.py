@@ -10,6 +10,7 @@ from typing import Any
 
 import draccus
 import torch
+from torch.nn.parallel import DistributedDataParallel
 
 from prismatic.command_line import named_by_node, speaks_for_node
 from prismatic.training.build import Run, build, train_batches, val_batches
@@ -135,7 +136,11 @@ def train_step(run: Run, batches: Iterator[dict[str, Any]], run_log: RunLog) -> 
         noise = None if noise is None else noise.to(run.ranks.device, non_blocking=True)
         is_last = micro_step == config.grad_accumulation_steps - 1
         # Gradients are exchanged once per optimiser step.
-        with nullcontext() if is_last or run.ranks.world_size == 1 else run.parallel.no_sync():  # type: ignore[operator]
+        with (
+            run.parallel.no_sync()
+            if isinstance(run.parallel, DistributedDataParallel) and not is_last
+            else nullcontext()
+        ):
             loss, metrics = run.parallel(batch, noise)
             (loss / config.grad_accumulation_steps).backward()
         run_log.add(metrics, waited)

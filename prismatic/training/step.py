@@ -7,7 +7,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from prismatic.models.batch import Call
+from prismatic.extern.hf.modeling_prismatic import OpenVLAForActionPrediction
+from prismatic.models.batch import Call, EncodedBatch
+from prismatic.models.contract import ActionHead
 from prismatic.models.lora import has_lora, unused_modules
 from prismatic.models.projectors import ProprioProjector
 from prismatic.training.config import FinetuneConfig
@@ -35,16 +37,18 @@ class TrainableVLA(nn.Module):
     """Everything that is trained, as one module: the forward pass is the loss.
 
     Args:
-        model: `OpenVLAForActionPrediction`.
+        model: runs the policy.
         action_head: L1, diffusion or discrete head.
         proprio_projector: state -> token, or None where the model does not read the state.
         bf16: compute under bfloat16 autocast; weights stay as they are.
     """
 
+    action_head: ActionHead
+
     def __init__(
         self,
-        model: nn.Module,
-        action_head: nn.Module,
+        model: OpenVLAForActionPrediction,
+        action_head: ActionHead,
         proprio_projector: ProprioProjector | None,
         bf16: bool = False,
     ) -> None:
@@ -58,10 +62,10 @@ class TrainableVLA(nn.Module):
         """Loss and metrics of one collated batch; `noise` (B, Q, V) is added to the pruner's scores when training."""
         device_type = batch["pixel_values"].device.type
         with torch.autocast(device_type, torch.bfloat16, enabled=self.bf16):
-            outcome = self.action_head.loss(self.model, self._encode(batch, noise), batch)  # type: ignore[operator]
+            outcome = self.action_head.loss(self.model, self._encode(batch, noise), batch)
         with torch.no_grad():
             error = (outcome.predicted - batch["actions"].to(outcome.predicted.dtype)).abs()
-            images = batch["pixel_values"].shape[1] // self.model.vision_backbone.channels_per_image  # type: ignore[union-attr, operator]
+            images = batch["pixel_values"].shape[1] // self.model.vision_backbone.channels_per_image
             kept = outcome.hidden.selection.kept().unflatten(1, (images, -1)).sum(-1)
             metrics = StepMetrics(outcome.loss.detach(), error[:, 0].mean(), error[:, 1:].mean(), kept)
         return outcome.loss, metrics
@@ -72,12 +76,12 @@ class TrainableVLA(nn.Module):
         was_training = self.training
         self.eval()
         with torch.autocast(batch["pixel_values"].device.type, torch.bfloat16, enabled=self.bf16):
-            predicted, _ = self.action_head.predict(self.model, self._encode(batch))  # type: ignore[operator]
+            predicted, _ = self.action_head.predict(self.model, self._encode(batch))
         self.train(was_training)
         return (predicted - batch["actions"].to(predicted.dtype)).abs().mean()
 
-    def _encode(self, batch: Mapping[str, Any], noise: torch.Tensor | None = None) -> Any:
-        return self.model.encode(  # type: ignore[operator]
+    def _encode(self, batch: Mapping[str, Any], noise: torch.Tensor | None = None) -> EncodedBatch:
+        return self.model.encode(
             input_ids=batch["input_ids"],
             attention_mask=batch["attention_mask"],
             pixel_values=batch["pixel_values"],
@@ -98,7 +102,7 @@ def choose_trained(module: TrainableVLA) -> dict[str, nn.Parameter]:
         module.model.requires_grad_(True)
         for part in unused_modules(module.model):
             part.requires_grad_(False)
-    module.model.pruner.requires_grad_(True)  # type: ignore[union-attr, operator]
+    module.model.pruner.requires_grad_(True)
     trained = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
     for parameter in trained.values():
         # Small updates vanish in bfloat16 weights; autocast still computes in bfloat16.

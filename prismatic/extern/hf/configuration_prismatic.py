@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from transformers import LlamaConfig, PreTrainedConfig
@@ -125,6 +125,11 @@ class OpenVLAConfig(PreTrainedConfig):
     @classmethod
     def _dict_from_json_file(cls, json_file: str | os.PathLike[str]) -> dict[str, Any]:
         return cls._decode_special_floats(read_json(Path(json_file)))
+
+    @property
+    def llama(self) -> LlamaConfig:
+        """Of the language model."""
+        return cast(LlamaConfig, self.text_config)
 
     @property
     def robot_spec(self) -> RobotSpec:

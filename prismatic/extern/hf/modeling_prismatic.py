@@ -1,6 +1,5 @@
 """The vision-language-action model under its published names: encode, project, prune, lay out, run, read out."""
 
-import copy
 import dataclasses
 import logging
 from functools import partial
@@ -23,6 +22,8 @@ from prismatic.extern.hf.stored_model import StoredModel
 from prismatic.models.action_heads import DiscreteActionHead
 from prismatic.models.autoregressive import AUTOREGRESSIVE, WITHOUT_FILES, AutoregressiveActionHead, check_decodable
 from prismatic.models.batch import ActionHidden, Call, EncodedBatch
+from prismatic.models.contract import ActionHead
+from prismatic.models.diffusion import DiffusionActionHead
 from prismatic.models.film import apply_film, has_film
 from prismatic.models.llama import decode_greedily, run_llama, run_llama_pruning
 from prismatic.models.projectors import VisionProjector
@@ -40,13 +41,12 @@ logger = logging.getLogger(__name__)
 
 def model_sizes(config: OpenVLAConfig, backbone: PrismaticVisionBackbone, num_images: int) -> ModelSizes:
     """What pruners with parameters must know. The backbone may be on the meta device."""
-    text: Any = config.text_config
     return ModelSizes(
         num_visual=backbone.patches_per_image * num_images,
         vision_dim=backbone.feature_dim,
         vision_blocks=min(len(vit.blocks) for vit in backbone.vits) - 1,
-        llm_dim=text.hidden_size,
-        llm_layers=text.num_hidden_layers,
+        llm_dim=config.llama.hidden_size,
+        llm_layers=config.llama.num_hidden_layers,
     )
 
 
@@ -95,10 +95,9 @@ class OpenVLAForActionPrediction(StoredModel):
                 "config.json records no pruner: assuming %s; set config.pruner to say otherwise", config.pruner_spec
             )
         self.vision_backbone = build_backbone(config)
-        llm_dim = config.text_config.hidden_size  # type: ignore[union-attr]
         fused = bool(config.use_fused_vision_backbone)
-        self.projector = VisionProjector(self.vision_backbone.feature_dim, llm_dim, fused)
-        self.language_model = LlamaForCausalLM(config.text_config)  # type: ignore[arg-type]
+        self.projector = VisionProjector(self.vision_backbone.feature_dim, config.llama.hidden_size, fused)
+        self.language_model = LlamaForCausalLM(config.llama)
         self.num_images_in_input = config.num_images_in_input or 2
         self.pruner: nn.Module = config.pruner_spec.build(self.sizes)
         self.robot = config.robot_spec
@@ -147,8 +146,7 @@ class OpenVLAForActionPrediction(StoredModel):
     def max_prompt_tokens(self) -> int:
         """Room for BOS, prompt and empty piece: the LLM's positions less those of visual tokens, actions and stop, and
         of the state and diffusion's time step, read or not."""
-        text: Any = self.config.text_config
-        positions = min(self.config.llm_max_length, text.max_position_embeddings)
+        positions = min(self.config.llm_max_length, self.config.llama.max_position_embeddings)
         return positions - self.num_visual_tokens - self.robot.num_action_tokens - 3
 
     def set_num_images_in_input(self, num_images: int) -> None:
@@ -159,14 +157,14 @@ class OpenVLAForActionPrediction(StoredModel):
             )
         self.num_images_in_input = self.config.num_images_in_input = num_images
 
-    def get_input_embeddings(self) -> nn.Module:
+    def get_input_embeddings(self) -> nn.Embedding:
         """The LLM's token embeddings."""
-        return self.language_model.get_input_embeddings()
+        return self.language_model.model.embed_tokens
 
     def enable_film(self) -> None:
         """Let the instruction modulate the vision backbone; new maps change nothing until they are trained."""
         if not has_film(self.vision_backbone):
-            apply_film(self.vision_backbone, int(self.config.text_config.hidden_size))  # type: ignore[union-attr]
+            apply_film(self.vision_backbone, self.config.llama.hidden_size)
         self.config.use_film = True
 
     def enable_gradient_checkpointing(self) -> None:
@@ -274,7 +272,7 @@ class OpenVLAForActionPrediction(StoredModel):
         ids, num_actions = self.config.special_tokens, self.robot.num_action_tokens
         embed = self.get_input_embeddings()
         tail = tail_ids(encoded.input_ids, encoded.attention_mask, num_actions, ids)
-        context = build_context(embed, tail, encoded.state_token, timestep_token, action_tokens)  # type: ignore[arg-type]
+        context = build_context(embed, tail, encoded.state_token, timestep_token, action_tokens)
         context_mask = context.mask if mask_padding else None
         prune = partial(self._prune, context_mask=context_mask, call=encoded.call)
         site, llama, selection = self.site, self.language_model.model, encoded.visual
@@ -347,7 +345,7 @@ class OpenVLAForActionPrediction(StoredModel):
         pixel_values: torch.Tensor | None = None,
         proprio: np.ndarray | torch.Tensor | None = None,
         proprio_projector: nn.Module | None = None,
-        action_head: nn.Module | None = None,
+        action_head: ActionHead | None = None,
         noisy_action_projector: nn.Module | None = None,
         unnorm_key: str | None = None,
         use_film: bool = False,
@@ -387,7 +385,7 @@ class OpenVLAForActionPrediction(StoredModel):
         statistics = self._statistics(unnorm_key)["action"]
         input_ids, mask = complete_prompt(input_ids, attention_mask, self.config.special_tokens)
         state = None if proprio is None else self._checked_proprio(proprio, len(input_ids))
-        head: Any = action_head
+        head = action_head
         if head is None:
             one_by_one = self.config.action_head == AUTOREGRESSIVE
             if self.config.action_head is None:
@@ -397,13 +395,12 @@ class OpenVLAForActionPrediction(StoredModel):
                 )
             head = self.autoregressive_head() if one_by_one else self.discrete_head()
         if noisy_action_projector is not None:
-            if head.kind != "diffusion":
+            if not isinstance(head, DiffusionActionHead):
                 raise ValueError(
                     f"noisy_action_projector belongs to a diffusion head, but action_head is of kind {head.kind!r}; "
                     "pass a DiffusionActionHead, or leave the projector out"
                 )
-            head = copy.copy(head)
-            head._modules = {**head._modules, "noisy_action_projector": noisy_action_projector}
+            head = head.with_projector(noisy_action_projector)
         normalized, hidden = head.predict(self, self.encode(input_ids, mask, pixel_values, state, proprio_projector))
         actions = normalization.unnormalize(normalized.cpu().numpy(), statistics, self.robot.normalization)
         return (actions[0] if len(actions) == 1 else actions), hidden.rows
