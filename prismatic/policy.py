@@ -26,7 +26,7 @@ from prismatic.models.autoregressive import AUTOREGRESSIVE, check_decodable
 from prismatic.models.batch import Call, EncodedBatch
 from prismatic.models.diffusion import DiffusionActionHead
 from prismatic.models.precision import check_device, inference_dtype
-from prismatic.models.pruners.registry import PrunerSpec
+from prismatic.models.pruners.registry import PrunerSpec, resolve_pruner
 from prismatic.models.stage_clock import StageClock
 from prismatic.models.token_pruner import TokenSelection
 from prismatic.stored_files import component_file
@@ -264,8 +264,7 @@ class Policy:
 
         Raises ValueError for a pruner with parameters other than those that were loaded.
         """
-        spec = PrunerSpec.parse(spec) if isinstance(spec, str) else spec
-        spec = spec.following(self.checkpoint.config_json.get("pruner"))
+        spec = resolve_pruner(spec, self.checkpoint.config_json.get("pruner"), "inference")
         loaded, trained = self._trained_pruner
         if self.action_head.kind == AUTOREGRESSIVE:
             check_decodable(spec.name)

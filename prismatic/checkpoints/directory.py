@@ -24,7 +24,7 @@ from prismatic.models.autoregressive import AUTOREGRESSIVE, check_decodable
 from prismatic.models.contract import ActionHead
 from prismatic.models.diffusion import NUM_TRAIN_STEPS
 from prismatic.models.projectors import ProprioProjector
-from prismatic.models.pruners.registry import PrunerSpec
+from prismatic.models.pruners.registry import PrunerSpec, resolve_pruner
 from prismatic.models.quantization import check_quantization, quantization_config
 from prismatic.stored_files import component_file
 from prismatic.vla.transform import PolicyTransform
@@ -145,8 +145,8 @@ def _apply(options: LoadOptions, config: OpenVLAConfig, config_json: dict[str, A
     assumptions = []
     recorded = config_json.get("pruner")
     if options.pruner is not None:
-        given = options.pruner.following(recorded)
-        trained = PrunerSpec(given.name).following(recorded)
+        given = resolve_pruner(options.pruner, recorded, "inference")
+        trained = resolve_pruner(PrunerSpec(given.name), recorded, "inference")
         if recorded and recorded["name"] != "none" and {**given.options, **trained.options} != given.options:
             logger.warning(
                 "trained with pruner %s, run with %s: other tokens, or other weights of them", recorded, given
@@ -154,7 +154,7 @@ def _apply(options: LoadOptions, config: OpenVLAConfig, config_json: dict[str, A
         config.pruner = given.to_json()
     elif recorded is None and config.action_head != AUTOREGRESSIVE:
         assumptions.append(
-            "config.json records no pruner: assumed lightvla:multiplicity=set (choose OpenVLA-OFT by pruner=none)"
+            f"config.json records no pruner: assumed {config.pruner_spec} (choose OpenVLA-OFT by pruner=none)"
         )
         logger.warning(assumptions[-1])
         config.pruner = config.pruner_spec.to_json()

@@ -20,6 +20,7 @@ from prismatic.models.diffusion import NUM_TRAIN_STEPS
 from prismatic.models.lora import attach_lora
 from prismatic.models.precision import computes_in_bf16
 from prismatic.models.projectors import ProprioProjector
+from prismatic.models.pruners.registry import resolve_pruner
 from prismatic.models.token_pruner import TokenPruner
 from prismatic.stored_files import component_file, read_json
 from prismatic.training.config import FinetuneConfig
@@ -27,7 +28,7 @@ from prismatic.training.data import Frames, TrainingData
 from prismatic.training.distributed import Ranks
 from prismatic.training.ema import WeightAverage
 from prismatic.training.heads import wanted_head
-from prismatic.training.pruning import compact_form, recorded_pruner, training_pruner
+from prismatic.training.pruning import compact_form
 from prismatic.training.saving import Training, find_resumable
 from prismatic.training.step import TrainableVLA, choose_trained, make_optimizer
 from prismatic.vla.datasets.collate import collate
@@ -130,7 +131,7 @@ def _load(config: FinetuneConfig, folder: Path, device: torch.device, data_robot
     keep_stored = config.use_lora and uses_bf16(config, device)  # frozen weights may stay small
     options = LoadOptions(
         dtype=None if keep_stored else torch.float32,
-        pruner=training_pruner(config, recorded_pruner(folder)),
+        pruner=resolve_pruner(config.pruner, recorded.get("pruner"), "training"),
         num_images_in_input=config.num_images_in_input,
         use_proprio=None if config.use_proprio else False,
         robot=_robot_to_load(folder, recorded.get("robot"), data_robot),

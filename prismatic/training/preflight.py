@@ -9,10 +9,12 @@ from prismatic.checkpoints.components import diffusion_steps, head_kind
 from prismatic.checkpoints.directory import check_loadable
 from prismatic.checkpoints.files import read_config, resolve
 from prismatic.extern.hf.modeling_prismatic import check_pruner
+from prismatic.models.pruners.registry import resolve_pruner
+from prismatic.stored_files import read_json
 from prismatic.training.config import FinetuneConfig
 from prismatic.training.data import dataset_specs
 from prismatic.training.distributed import resolve_device
-from prismatic.training.pruning import check_form, recorded_pruner, training_pruner
+from prismatic.training.pruning import check_form
 from prismatic.training.saving import find_resumable, saved_checkpoints
 from prismatic.training.schedules import NOISE_SCHEDULES, SCHEDULES
 from prismatic.training.wandb_account import check_wandb, without_effect
@@ -37,7 +39,7 @@ def check_flags(config: FinetuneConfig) -> None:
     """Raises ValueError naming the flag, its value and the remedy. Needs no file (`--use_wandb`: a login)."""
     _check_method(config)
     _check_ranges(config)
-    training_pruner(config, None)
+    resolve_pruner(config.pruner, None, "training")
     if config.resume_step is not None and not config.resume:
         raise ValueError(f"--resume_step {config.resume_step} without --resume True; pass both to continue a run")
     if config.shuffle_buffer_size != FinetuneConfig.shuffle_buffer_size:
@@ -117,7 +119,7 @@ def check_checkpoint(config: FinetuneConfig) -> None:
         config_json, _ = read_config(folder)
         if head_kind(folder, config_json) == "diffusion":
             diffusion_steps(config_json, config.num_diffusion_steps_train)
-    spec = training_pruner(config, recorded_pruner(folder))
+    spec = resolve_pruner(config.pruner, read_json(folder / "config.json").get("pruner"), "training")
     check_form(config, spec)
     if spec.has_parameters:
         _, model_config = read_config(folder)

@@ -1,46 +1,13 @@
-"""Which pruner a run trains, and the noise that lets it explore."""
-
-from pathlib import Path
-from typing import Any
+"""In which form a run trains its pruner, and the noise that lets it explore."""
 
 import numpy as np
 import torch
 
-from prismatic.models.pruners.registry import DEFAULT_QUERIES, STAR, PrunerSpec
-from prismatic.stored_files import read_json
+from prismatic.models.pruners.registry import PrunerSpec
 from prismatic.training.config import FinetuneConfig
 
 NOISE_STREAM = 2
 """Keeps the noise's random numbers apart from those of the order and of the augmentation."""
-
-HOUSE_OPTIONS: dict[str, dict[str, Any]] = {
-    "lightvla": {"multiplicity": "weighted", "noise": "uniform"},
-    STAR: {"site": "projector", "queries": DEFAULT_QUERIES, "min_tokens": 0, "noise": "uniform"},
-}
-"""By pruner, what neither a flag nor the checkpoint says."""
-
-
-def recorded_pruner(folder: Path) -> PrunerSpec | None:
-    """The pruner that a checkpoint's `config.json` records; None where it records none, as published ones do."""
-    recorded = read_json(folder / "config.json").get("pruner")
-    return PrunerSpec.from_json(recorded) if recorded else None
-
-
-def training_pruner(config: FinetuneConfig, recorded: PrunerSpec | None) -> PrunerSpec:
-    """The pruner to train: the flag's, else the checkpoint's, else LightVLA; options in the same order of precedence.
-
-    A checkpoint without a record was trained weighted, so weighted is what training goes on with.
-
-    Raises:
-        ValueError: for a flag that cannot be understood or a pruner that cannot be trained.
-    """
-    spec = PrunerSpec.parse(config.pruner) if config.pruner is not None else recorded or PrunerSpec("lightvla")
-    if spec.name == "random":
-        raise ValueError("pruner 'random' is a control for evaluation; train with --pruner lightvla or --pruner none")
-    if spec.name not in HOUSE_OPTIONS:
-        return spec
-    inherited = recorded.options if recorded is not None and recorded.name == spec.name else {}
-    return spec.over(PrunerSpec(spec.name, inherited).over(HOUSE_OPTIONS[spec.name]).options)
 
 
 def compact_form(config: FinetuneConfig) -> bool:

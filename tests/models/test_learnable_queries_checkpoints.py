@@ -14,7 +14,7 @@ from prismatic.checkpoints.saving import save_checkpoint
 from prismatic.extern.hf.modeling_prismatic import OpenVLAForActionPrediction
 from prismatic.models.action_heads import L1RegressionActionHead
 from prismatic.models.projectors import ProprioProjector
-from prismatic.models.pruners.registry import PrunerSpec
+from prismatic.models.pruners.registry import PrunerSpec, resolve_pruner
 from prismatic.models.sites import LlamaLayer, ModelSizes, Projector, VisionBlock
 from prismatic.policy import Policy
 from prismatic.vla.normalization import fit_statistics
@@ -163,9 +163,9 @@ def test_specs_declare_their_site():
 def test_options_left_out_follow_the_same_pruner_only():
     recorded = {"name": "lightvla_star", "site": "llama", "layer": 2, "queries": 8, "min_tokens": 3, "noise": "gumbel"}
     shared = {"site": "llama", "layer": 2, "queries": 8, "min_tokens": 3}
-    assert PrunerSpec.parse("lightvla_star").following(recorded).options == shared
-    moved = PrunerSpec.parse("lightvla_star:site=projector").following(recorded)
+    assert resolve_pruner("lightvla_star", recorded, "inference").options == shared
+    moved = resolve_pruner("lightvla_star:site=projector", recorded, "inference")
     assert moved.options == {"site": "projector", "queries": 8, "min_tokens": 3}
-    assert PrunerSpec.parse("lightvla").following(recorded).options == {"multiplicity": "set"}
+    assert resolve_pruner("lightvla", recorded, "inference").options == {"multiplicity": "set"}
     weighted = {"name": "lightvla", "multiplicity": "weighted", "min_tokens": 9}
-    assert PrunerSpec.parse("lightvla_star").following(weighted).options == {}
+    assert resolve_pruner("lightvla_star", weighted, "inference").options == {}

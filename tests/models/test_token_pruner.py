@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from prismatic.models.batch import Call
-from prismatic.models.pruners.registry import PrunerSpec
+from prismatic.models.pruners.registry import PrunerSpec, resolve_pruner
 from prismatic.models.token_pruner import KeepAllTokens, TokenPruner, group_picks, rms_normalize, score_tokens
 
 
@@ -180,11 +180,35 @@ def test_a_record_that_is_no_pruner_is_refused(recorded):
 
 def test_inference_follows_what_training_recorded():
     recorded = {"name": "lightvla", "multiplicity": "weighted", "noise": "uniform", "min_tokens": 7}
-    assert PrunerSpec.parse("lightvla").following(recorded).options == {"multiplicity": "weighted", "min_tokens": 7}
-    assert PrunerSpec.parse("lightvla:multiplicity=set,min_tokens=2").following(recorded).options["min_tokens"] == 2
-    assert PrunerSpec.parse("random:seed=1").following(recorded).build().min_tokens == 7
-    assert PrunerSpec.parse("none").following(recorded).options == {}
-    assert PrunerSpec.parse("lightvla").following(None).options == {"multiplicity": "set"}
+    assert resolve_pruner("lightvla", recorded, "inference").options == {"multiplicity": "weighted", "min_tokens": 7}
+    assert resolve_pruner("lightvla:multiplicity=set,min_tokens=2", recorded, "inference").options["min_tokens"] == 2
+    assert resolve_pruner("random:seed=1", recorded, "inference").build().min_tokens == 7
+    assert resolve_pruner("none", recorded, "inference").options == {}
+    assert resolve_pruner("lightvla", None, "inference").options == {"multiplicity": "set"}
+
+
+@pytest.mark.parametrize(
+    ("flag", "recorded", "trained", "run"),
+    [
+        (None, None, "lightvla:multiplicity=weighted,noise=uniform", "lightvla:multiplicity=set"),
+        (None, {"name": "none"}, "none", "none"),
+        ("none", {"name": "lightvla", "multiplicity": "set"}, "none", "none"),
+        ("lightvla:min_tokens=4", None, "lightvla:multiplicity=weighted,noise=uniform,min_tokens=4",
+         "lightvla:multiplicity=set,min_tokens=4"),
+        ("lightvla", {"name": "lightvla", "multiplicity": "set", "noise": "gumbel"},
+         "lightvla:multiplicity=set,noise=gumbel", "lightvla:multiplicity=set"),
+        ("lightvla", {"name": "none"}, "lightvla:multiplicity=weighted,noise=uniform", "lightvla:multiplicity=set"),
+        ("random:seed=3", {"name": "lightvla", "multiplicity": "weighted", "min_tokens": 5}, None,
+         "random:multiplicity=weighted,min_tokens=5,seed=3"),
+    ],
+)  # fmt: skip
+def test_flag_record_and_purpose_say_which_pruner_runs(flag, recorded, trained, run):
+    assert str(resolve_pruner(flag, recorded, "inference")) == run
+    if trained is None:
+        with pytest.raises(ValueError, match="a control for evaluation"):
+            resolve_pruner(flag, recorded, "training")
+    else:
+        assert str(resolve_pruner(flag, recorded, "training")) == trained
 
 
 def test_flag_grammar_round_trip():

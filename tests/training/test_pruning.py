@@ -2,9 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from prismatic.models.pruners.registry import PrunerSpec
-from prismatic.training.config import FinetuneConfig
-from prismatic.training.pruning import NOISE_STREAM, score_noise, training_pruner
+from prismatic.models.pruners.registry import PrunerSpec, resolve_pruner
+from prismatic.training.pruning import NOISE_STREAM, score_noise
 
 
 def draw(kind: str, positions: list[int], scale: float = 1.0, seed: int = 7, tokens: int = 6) -> torch.Tensor:
@@ -45,14 +44,14 @@ def test_learnable_queries_get_their_own_number_of_rows_and_one_per_token_the_st
 
 
 def test_the_recorded_pruner_says_everything():
-    config = FinetuneConfig(pruner="lightvla_star:site=llama,layer=2")
-    spec = training_pruner(config, PrunerSpec("lightvla", {"multiplicity": "weighted", "min_tokens": 9}))
+    other = {"name": "lightvla", "multiplicity": "weighted", "min_tokens": 9}
+    spec = resolve_pruner("lightvla_star:site=llama,layer=2", other, "training")
     assert spec.to_json() == {
         "name": "lightvla_star", "site": "llama", "layer": 2, "queries": 128, "min_tokens": 0, "noise": "uniform"
     }  # fmt: skip
     trained = PrunerSpec("lightvla_star", {**spec.options, "queries": 9, "noise": "gumbel"})
-    assert training_pruner(FinetuneConfig(), trained) == trained
-    moved = training_pruner(FinetuneConfig(pruner="lightvla_star:site=projector,min_tokens=3"), trained)
+    assert resolve_pruner(None, trained.to_json(), "training") == trained
+    moved = resolve_pruner("lightvla_star:site=projector,min_tokens=3", trained.to_json(), "training")
     assert moved.options == {"site": "projector", "queries": 9, "min_tokens": 3, "noise": "gumbel"}
     assert (moved.noise, moved.num_queries) == ("gumbel", 9)
 

@@ -8,7 +8,7 @@ import numpy as np
 from transformers import LlamaConfig, PreTrainedConfig
 
 from prismatic.models.autoregressive import WITHOUT_FILES
-from prismatic.models.pruners.registry import PrunerSpec
+from prismatic.models.pruners.registry import PrunerSpec, resolve_pruner
 from prismatic.stored_files import foreign_code_only, read_json
 from prismatic.vla.prompt import TokenIds
 from prismatic.vla.robots import LIBERO, RobotSpec, get_robot
@@ -143,10 +143,8 @@ class OpenVLAConfig(PreTrainedConfig):
 
     @property
     def pruner_spec(self) -> PrunerSpec:
-        """The recorded pruner; LightVLA over a set of tokens, as published checkpoints mean, where none is recorded."""
-        if self.pruner is None:
-            return PrunerSpec("lightvla", {"multiplicity": "set"})
-        return PrunerSpec.from_json(self.pruner)
+        """The recorded pruner, or what published checkpoints mean, where none is recorded."""
+        return resolve_pruner(None, self.pruner, "inference")
 
 
 def _check_language_model(text_config: dict[str, Any] | PreTrainedConfig | None) -> None:

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
@@ -14,7 +14,6 @@ from prismatic.models.token_pruner import KeepAllTokens, TokenPruner
 
 NOISE_KINDS = ("uniform", "gumbel", "none")
 STAR = "lightvla_star"
-DEFAULT_QUERIES = 128
 
 
 @dataclass(frozen=True)
@@ -66,7 +65,7 @@ class PrunerSpec:
         """Raises ValueError on an unknown name, option or value."""
         if not isinstance(self.name, str) or self.name not in _PRUNERS:
             raise ValueError(f"unknown pruner {self.name!r}; known: {', '.join(sorted(_PRUNERS))}")
-        known = _PRUNERS[self.name][1]
+        known = _PRUNERS[self.name].choices
         for key, value in self.options.items():
             if key not in known:
                 raise ValueError(f"pruner {self.name!r} has no option {key!r}; it has: {', '.join(known) or 'none'}")
@@ -81,7 +80,7 @@ class PrunerSpec:
     @property
     def site(self) -> Site:
         """Where it prunes. Raises ValueError for a site without its layer, or a layer without its site."""
-        site, layer = self.options.get("site", "projector"), self.options.get("layer")
+        site, layer = self.option("site", "projector"), self.options.get("layer")
         if site == "projector":
             if layer is not None:
                 raise ValueError(f"pruner option layer={layer}: give the site too, site=vision or site=llama")
@@ -98,7 +97,7 @@ class PrunerSpec:
     @property
     def num_queries(self) -> int | None:
         """Number of learnable queries; None: every visual token is one."""
-        return int(self.options.get("queries", DEFAULT_QUERIES)) if self.name == STAR else None
+        return int(self.option("queries")) if self.name == STAR else None
 
     def shares_parameters(self, other: "PrunerSpec") -> bool:
         """Whether the other's parameters are meant for this one."""
@@ -129,29 +128,23 @@ class PrunerSpec:
             self.check_fits(sizes)
         elif self.has_parameters:
             raise ValueError(f"pruner {self} has parameters; build it with the model's sizes")
-        return _PRUNERS[self.name][0](self, sizes)
+        return _PRUNERS[self.name].build(self, sizes)
 
     def over(self, options: Mapping[str, Any]) -> "PrunerSpec":
         """This pruner with further options where it says nothing itself; site and layer go together."""
-        unsaid = {key: value for key, value in options.items() if key in _PRUNERS[self.name][1]}
+        unsaid = {key: value for key, value in options.items() if key in _PRUNERS[self.name].choices}
         if "site" in self.options:
             unsaid = {key: value for key, value in unsaid.items() if key not in ("site", "layer")}
         return PrunerSpec(self.name, {**unsaid, **self.options})
 
-    def following(self, recorded: Mapping[str, Any] | None) -> "PrunerSpec":
-        """This pruner for inference, with what it must share with training taken from `config.json`'s `pruner`.
-
-        Options given here win. Without a record tokens weigh as a set, which is what published checkpoints mean.
-        """
-        recorded = recorded or {}
-        if (recorded.get("name") == STAR) != (self.name == STAR):
-            recorded = {}  # of another kind: its settings mean nothing here
-        return self.over({"multiplicity": "set"} | {key: recorded[key] for key in _SHARED if key in recorded})
-
     @property
     def noise(self) -> str:
         """The kind of noise on training scores."""
-        return str(self.options.get("noise", "uniform")) if "noise" in _PRUNERS[self.name][1] else "none"
+        return str(self.option("noise", "none"))
+
+    def option(self, key: str, otherwise: Any = 0) -> Any:
+        """The value of an option, where it is not given the pruner's default, and `otherwise` where it has none."""
+        return self.options.get(key, _PRUNERS[self.name].defaults.get(key, otherwise))
 
 
 def _parse_value(value: str) -> Any:
@@ -160,30 +153,87 @@ def _parse_value(value: str) -> Any:
     return int(value) if re.fullmatch(r"-?[0-9]{1,18}", value) else value
 
 
+def resolve_pruner(
+    flag: str | PrunerSpec | None, recorded: Mapping[str, Any] | None, purpose: Literal["training", "inference"]
+) -> PrunerSpec:
+    """The pruner that runs: the flag's, else the recorded one, else LightVLA; options in the same order of precedence.
+
+    Args:
+        flag: what was asked for, in the flag grammar too.
+        recorded: what `config.json` holds under `pruner`; None where it holds none, as in published checkpoints.
+        purpose: in training everything follows the record of the same pruner, then the defaults here: a checkpoint
+            without a record was trained weighted, so weighted is what training goes on with. In inference only what
+            must be as in training follows it, and without a record tokens weigh as a set, which is what published
+            checkpoints mean. The control `random` is a pruner for inference that follows LightVLA's record.
+
+    Raises ValueError for what is no pruner, and for one that cannot be trained.
+    """
+    trained = PrunerSpec.from_json(recorded) if recorded is not None else None
+    given = PrunerSpec.parse(flag) if isinstance(flag, str) else flag
+    if purpose == "training":
+        spec = given or trained or PrunerSpec("lightvla")
+        if spec.name == "random":
+            raise ValueError(
+                "pruner 'random' is a control for evaluation; train with --pruner lightvla or --pruner none"
+            )
+        inherited = trained.options if trained is not None and trained.name == spec.name else {}
+        return spec.over(PrunerSpec(spec.name, inherited).over(_PRUNERS[spec.name].defaults).options)
+    if given is None:
+        return trained or PrunerSpec("lightvla", _PUBLISHED)
+    # Settings of another kind mean nothing here.
+    of_kind = trained.options if trained is not None and trained.has_parameters == given.has_parameters else {}
+    return given.over(_PUBLISHED | {key: of_kind[key] for key in _SHARED if key in of_kind})
+
+
 def _lightvla(spec: PrunerSpec, sizes: ModelSizes | None) -> nn.Module:
-    return TokenPruner(spec.options.get("multiplicity", "weighted"), min_tokens=spec.options.get("min_tokens", 0))
+    return TokenPruner(spec.option("multiplicity"), min_tokens=spec.option("min_tokens"))
 
 
 def _random(spec: PrunerSpec, sizes: ModelSizes | None) -> nn.Module:
-    multiplicity = spec.options.get("multiplicity", "weighted")
-    return RandomTokens(spec.options.get("seed", 0), multiplicity, spec.options.get("min_tokens", 0))
+    return RandomTokens(spec.option("seed"), spec.option("multiplicity"), spec.option("min_tokens"))
 
 
 def _star(spec: PrunerSpec, sizes: ModelSizes | None) -> nn.Module:
     assert sizes is not None and spec.num_queries is not None
-    return LearnableQueries(
-        spec.site, spec.num_queries, site_width(spec.site, sizes), spec.options.get("min_tokens", 0)
-    )
+    return LearnableQueries(spec.site, spec.num_queries, site_width(spec.site, sizes), spec.option("min_tokens"))
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """A pruner's name stands for this.
+
+    Attributes:
+        build: makes the module.
+        choices: its options with the values they may have; None: whole numbers.
+        defaults: what training records where neither a flag nor the checkpoint says it.
+    """
+
+    build: Callable[[PrunerSpec, ModelSizes | None], nn.Module]
+    choices: Mapping[str, tuple[Any, ...] | None] = field(default_factory=dict)
+    defaults: Mapping[str, Any] = field(default_factory=dict)
 
 
 _SHARED = ("multiplicity", "site", "layer", "queries", "min_tokens")
+"""Options that inference must have as training had them."""
+_PUBLISHED = {"multiplicity": "set"}
+"""How checkpoints without a record are meant."""
 _MULTIPLICITY = ("weighted", "set")
 _SITES = ("projector", "vision", "llama")
-_Options = dict[str, tuple[Any, ...] | None]
-_PRUNERS: dict[str, tuple[Callable[[PrunerSpec, ModelSizes | None], nn.Module], _Options]] = {
-    "lightvla": (_lightvla, {"multiplicity": _MULTIPLICITY, "noise": NOISE_KINDS, "min_tokens": None}),
-    STAR: (_star, {"site": _SITES, "layer": None, "queries": None, "noise": NOISE_KINDS, "min_tokens": None}),
-    "none": (lambda spec, sizes: KeepAllTokens(), {}),
-    "random": (_random, {"seed": None, "multiplicity": _MULTIPLICITY, "min_tokens": None}),
+_PRUNERS = {
+    "lightvla": _Kind(
+        _lightvla,
+        {"multiplicity": _MULTIPLICITY, "noise": NOISE_KINDS, "min_tokens": None},
+        {"multiplicity": "weighted", "noise": "uniform"},
+    ),
+    STAR: _Kind(
+        _star,
+        {"site": _SITES, "layer": None, "queries": None, "noise": NOISE_KINDS, "min_tokens": None},
+        {"site": "projector", "queries": 128, "min_tokens": 0, "noise": "uniform"},
+    ),
+    "none": _Kind(lambda spec, sizes: KeepAllTokens()),
+    "random": _Kind(
+        _random,
+        {"seed": None, "multiplicity": _MULTIPLICITY, "min_tokens": None},
+        {"seed": 0, "multiplicity": "weighted"},
+    ),
 }
-"""By name: how it is built, and its options with the values they may have; None: whole numbers."""
