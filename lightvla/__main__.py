@@ -11,6 +11,8 @@ import importlib
 import os
 import sys
 
+from prismatic.command_status import UNUSABLE, print_error
+
 COMMANDS = {
     "finetune": ("lightvla.commands.finetune", "fine-tune a policy, with its token pruner, on an RLDS dataset"),
     "eval": ("experiments.robot.libero.evaluation.command", "evaluate a policy in the LIBERO simulator"),
@@ -43,14 +45,14 @@ def run(name: str) -> int:
 
 
 def main() -> int:
-    """Returns the exit status: 2 for a command that does not exist."""
+    """Returns the exit status."""
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if name in ("--help", "-h", "help"):
         print(usage())
         return 0
     if name not in COMMANDS:
-        print(f"error: unknown command {name!r}\n\n{usage()}", file=sys.stderr)
-        return 2
+        print_error(f"unknown command {name!r}\n\n{usage()}")
+        return UNUSABLE
     sys.argv[:2] = [f"lightvla {name}"]
     return run(name)
 

@@ -15,6 +15,8 @@ from typing import Any, TypeVar
 import draccus
 from draccus.utils import DraccusException
 
+from prismatic.command_status import UNUSABLE, print_error
+
 Config = TypeVar("Config")
 
 _SAME_WORD = 0.8
@@ -136,13 +138,13 @@ def _with_null(words: Sequence[str], optional: set[str]) -> list[str]:
 
 
 def parse_or_exit(config_class: type[Config]) -> Config:
-    """As `parse_flags` for this process; ends it with status 2 and one line where that raises."""
+    """As `parse_flags` for this process; ends it with one line and its status where that raises."""
     try:
         return parse_flags(config_class)
     except FlagError as error:
         if speaks_for_node():
-            sys.stderr.write(f"error: {named_by_node(str(error))}\n")
-        sys.exit(2)
+            print_error(named_by_node(str(error)))
+        sys.exit(UNUSABLE)
 
 
 def speaks_for_node() -> bool:

@@ -79,12 +79,22 @@ def load_tensors(file: Path) -> dict[str, torch.Tensor]:
     return dict(state)
 
 
+def component_name(component: str = "*", step: int | str = "*") -> str:
+    """Of the file that holds a head or projector beside a checkpoint's weights; with `*` a pattern for several."""
+    return f"{component}--{step}_checkpoint.pt"
+
+
+def component_files(directory: Path, component: str = "*") -> list[Path]:
+    """The files of a component, or of all, sorted."""
+    return sorted(directory.glob(component_name(component)))
+
+
 def component_file(directory: Path, component: str) -> Path | None:
-    """The one `{component}--*_checkpoint.pt` of a checkpoint, None where there is none.
+    """The one file of a component, None where there is none.
 
     Raises ValueError where there are several, since nothing says which belongs to the weights.
     """
-    found = sorted(directory.glob(f"{component}--*_checkpoint.pt"))
+    found = component_files(directory, component)
     if len(found) > 1:
         raise ValueError(
             f"{directory} holds {len(found)} {component} files ({', '.join(f.name for f in found)}); keep one"

@@ -15,6 +15,8 @@ FLOORS = {
     "prismatic.vla": 0,
     "prismatic.significance": 0,
     "prismatic.command_line": 0,
+    "prismatic.command_status": 0,
+    "prismatic.atomic_files": 0,
     "prismatic.stored_files": 0,
     "prismatic.vla.datasets": 1,
     "prismatic.models": 1,

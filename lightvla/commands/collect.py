@@ -3,7 +3,8 @@
     lightvla collect --task_suite_name libero_goal --task_ids 1,4,8 --num_demos_per_task 30
 
 An interrupted collection continues where it stopped when the same command is run again. Ends with 0 when every task has
-its demonstrations, 1 when some are missing, 2 when the flags cannot be used or nothing was solved.
+its demonstrations, 1 when some are missing, 2 when the flags cannot be used or nothing was solved, 130 when it was
+interrupted.
 """
 
 from __future__ import annotations
@@ -19,10 +20,8 @@ from experiments.robot.libero.demonstrations.config import CollectionConfig
 from experiments.robot.libero.simulator.backend import RenderingUnavailable
 from experiments.robot.libero.simulator.tasks import LiberoTask
 from prismatic.command_line import parse_or_exit
+from prismatic.command_status import STOPPED, UNUSABLE, UNWANTED, print_error
 from prismatic.report.data import counted
-
-INCOMPLETE, UNUSABLE = 1, 2
-"""Exit statuses."""
 
 _REFUSALS = (ValueError, OSError, ImportError, RuntimeError, RenderingUnavailable)
 
@@ -36,16 +35,15 @@ def main(config: CollectionConfig) -> int:
         if summaries is None:
             summaries = _collect_with_progress(config, tasks, console)
     except _REFUSALS as error:
-        console.print("[bold red]error:[/] ", end="")
-        console.print(str(error), markup=False, highlight=False, soft_wrap=True)
+        print_error(error)
         return UNUSABLE
     except KeyboardInterrupt:
         console.print("interrupted; run the same command again to continue")
-        return INCOMPLETE
+        return STOPPED
     console.print(_table(summaries))
     console.print(f"dataset: {config.dataset_dir}", soft_wrap=True)
     complete = all(summary["demonstrations"] == summary["wanted"] for summary in summaries)
-    return 0 if complete else INCOMPLETE
+    return 0 if complete else UNWANTED
 
 
 def _collect_with_progress(config: CollectionConfig, tasks: list[LiberoTask], console: Console) -> list[dict]:

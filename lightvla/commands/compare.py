@@ -32,10 +32,8 @@ from experiments.robot.libero.results.tables import (
     policies_table,
     result_table,
 )
+from prismatic.command_status import UNUSABLE, print_error
 from prismatic.significance import PairedCounts
-
-UNUSABLE = 2
-"""Exit status."""
 
 WRITERS: dict[str, Callable[[Table], str]] = {"markdown": to_markdown, "csv": to_csv, "latex": to_latex}
 SUFFIXES = {".md": "markdown", ".csv": "csv", ".tex": "latex", ".txt": "text"}
@@ -47,25 +45,24 @@ _BAR = 16
 def main(arguments: Sequence[str]) -> int:
     """Returns the exit status."""
     options = _parser().parse_args(arguments)
-    errors = Console(stderr=True)
     try:
         kind = options.format or _kind_of(options.output)
         comparison, table, plan = _evaluate(options)
     except (OSError, ValueError) as error:
-        errors.print("[bold red]error:[/] ", end="")
-        errors.print(str(error), markup=False, highlight=False, soft_wrap=True)
+        print_error(error)
         return UNUSABLE
+    beside = Console(stderr=True)
     if kind == "text" or options.output:
         terminal = Console() if sys.stdout.isatty() else Console(width=_WIDTH)
         show(table, comparison, plan, terminal)
     if options.output:
         write(Path(options.output), kind, table, comparison, plan)
-        errors.print(f"{kind}: {escape(str(options.output))}", highlight=False, soft_wrap=True)
+        beside.print(f"{kind}: {escape(str(options.output))}", highlight=False, soft_wrap=True)
     elif kind != "text":
         sys.stdout.write(WRITERS[kind](table))
         # CSV has no place for notes; the other formats have the verdict among theirs.
         for line in [*(table.notes if kind == "csv" else []), *plan]:
-            errors.print(line, markup=False, highlight=False, soft_wrap=True)
+            beside.print(line, markup=False, highlight=False, soft_wrap=True)
     return 0
 
 

@@ -13,7 +13,8 @@ import huggingface_hub.utils.logging
 from rich import get_console
 from rich.logging import RichHandler
 
-from prismatic.command_line import FlagError, named_by_node, parse_flags, speaks_for_node
+from prismatic.command_line import parse_or_exit, speaks_for_node
+from prismatic.command_status import STOPPED, UNUSABLE, UNWANTED, print_error
 from prismatic.training.config import FinetuneConfig
 from prismatic.training.distributed import withdraw
 from prismatic.training.loop import BadInput, finetune
@@ -30,24 +31,20 @@ def command() -> int:
     huggingface_hub.utils.logging.set_verbosity_warning()
     log = logging.getLogger("finetune")
     try:
-        config = parse_flags(FinetuneConfig)
+        config = parse_or_exit(FinetuneConfig)
         folder = finetune(config)
-    except FlagError as error:
-        if speaks_for_node():
-            log.error("%s", named_by_node(str(error)))
-        return 2
     except BadInput as error:
         if speaks_for_node():
-            log.error("%s", error)
+            print_error(error)
         if error.others_wait:
             withdraw(config.device, str(error))
-        return 2
+        return UNUSABLE
     except FloatingPointError as error:
         if is_main:  # the loss is that of all
-            log.error("%s", error)
-        return 1
+            print_error(error)
+        return UNWANTED
     except KeyboardInterrupt:
         log.error("stopped; --resume True continues from the last checkpoint")
-        return 130
+        return STOPPED
     log.info("done: %s", folder)
     return 0

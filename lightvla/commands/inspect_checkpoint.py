@@ -16,9 +16,7 @@ from rich.table import Table
 
 from prismatic.checkpoints.files import resolve
 from prismatic.checkpoints.inspection import Inspection, inspect_checkpoint
-
-WRONG, UNREADABLE = 1, 2
-"""Exit statuses."""
+from prismatic.command_status import UNUSABLE, UNWANTED, print_error
 
 
 def main(path_or_hub_id: str) -> int:
@@ -29,11 +27,10 @@ def main(path_or_hub_id: str) -> int:
         # `resolve` would finish an interrupted save in a folder, and looking at it must not change it.
         found = inspect_checkpoint(folder if folder.is_dir() else resolve(path_or_hub_id))
     except (ValueError, OSError) as error:
-        console.print("[bold red]error:[/] ", end="")
-        console.print(str(error), markup=False, highlight=False, soft_wrap=True)
-        return UNREADABLE
+        print_error(error)
+        return UNUSABLE
     show(found, console)
-    return WRONG if found.problems else 0
+    return UNWANTED if found.problems else 0
 
 
 def show(found: Inspection, console: Console) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from prismatic.checkpoints.adapters import merge_adapter
 from prismatic.command_line import parse_or_exit
+from prismatic.command_status import UNUSABLE, print_error
 
 
 @dataclass
@@ -30,8 +31,8 @@ def main(config: MergeConfig) -> int:
     try:
         folder = merge_adapter(config.lora_finetuned_checkpoint_dir, config.base_checkpoint, config.output_dir)
     except (ValueError, OSError) as error:
-        log.error("%s", error)
-        return 2
+        print_error(error)
+        return UNUSABLE
     log.info("merged: %s", folder)
     return 0
 

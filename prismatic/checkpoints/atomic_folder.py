@@ -11,11 +11,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from prismatic.stored_files import make_readable
+from prismatic.stored_files import component_name, make_readable
 
 PENDING = ".pending"
 MANIFEST = "manifest.json"
-REPLACED = ("*--*_checkpoint.pt", "model*.safetensors*", "lora_adapter")
+REPLACED = (component_name(), "model*.safetensors*", "lora_adapter")
 """What a new checkpoint replaces altogether; other files of the folder stay."""
 WEIGHTS_REPLACED = ("model*.safetensors*",)
 """What new weights alone replace."""

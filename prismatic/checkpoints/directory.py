@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from prismatic.checkpoints.components import diffusion_steps, head_kind, load_head, load_proprio
-from prismatic.checkpoints.files import check_complete, read_config, read_statistics, resolve, stored_dtype
+from prismatic.checkpoints.files import check_complete, read_config, read_statistics, resolve
 from prismatic.checkpoints.options import LoadOptions, checked_options
 from prismatic.checkpoints.weight_checks import check_weights, without_new_pruner
 from prismatic.extern.hf.configuration_prismatic import OpenVLAConfig
@@ -23,6 +23,7 @@ from prismatic.extern.hf.processing_prismatic import PrismaticProcessor
 from prismatic.models.autoregressive import AUTOREGRESSIVE, check_decodable
 from prismatic.models.contract import ActionHead
 from prismatic.models.diffusion import NUM_TRAIN_STEPS
+from prismatic.models.precision import stored_dtype
 from prismatic.models.projectors import ProprioProjector
 from prismatic.models.pruners.registry import PrunerSpec, resolve_pruner
 from prismatic.models.quantization import check_quantization, quantization_config

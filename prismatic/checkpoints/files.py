@@ -10,15 +10,21 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from huggingface_hub import snapshot_download
 
 from prismatic.checkpoints.atomic_folder import finish_pending
 from prismatic.checkpoints.weight_files import INDEX_FILE, SINGLE_FILE
 from prismatic.extern.hf.configuration_prismatic import OpenVLAConfig
 from prismatic.extern.hf.processing_prismatic import IMAGE_FILES, image_settings
-from prismatic.models.precision import parse_dtype
-from prismatic.stored_files import BYTE_ORDER_MARK, foreign_code_only, load_component, read_json, refuse_placeholder
+from prismatic.models.precision import stored_dtype
+from prismatic.stored_files import (
+    BYTE_ORDER_MARK,
+    component_files,
+    foreign_code_only,
+    load_component,
+    read_json,
+    refuse_placeholder,
+)
 from prismatic.vla.normalization import statistics_problems
 from prismatic.vla.robots import RobotSpec
 
@@ -109,7 +115,7 @@ def small_file_problems(directory: Path) -> list[str]:
         for name in ("config.json", STATISTICS_FILE, *PROCESSOR_FILES)
     }
     problems = []
-    for file, read in (readers | dict.fromkeys(sorted(directory.glob("*--*_checkpoint.pt")), load_component)).items():
+    for file, read in (readers | dict.fromkeys(component_files(directory), load_component)).items():
         try:
             if file.is_file():
                 read(file)
@@ -156,12 +162,6 @@ def _check_token_ids(config: OpenVLAConfig) -> None:
         most = size if name == "action_end" else size - 1  # it is one past the last action token
         if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= most:
             raise ValueError(f"token_ids.{name} {value!r} is no token of text_config.vocab_size {size}: 0 to {most}")
-
-
-def stored_dtype(config_json: dict[str, Any]) -> torch.dtype:
-    """Of the weights, as `config.json` records it; bfloat16 where it does not. Raises ValueError for an unknown one."""
-    recorded = config_json.get("torch_dtype") or config_json.get("dtype") or "bfloat16"
-    return parse_dtype(str(recorded), "torch_dtype")
 
 
 def read_statistics(directory: Path, config_json: dict[str, Any] | None = None) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from prismatic.models.action_heads import L1RegressionActionHead
 from prismatic.models.autoregressive import AUTOREGRESSIVE
 from prismatic.models.lora import FINGERPRINT_FILE, FOLDER
 from prismatic.models.projectors import ProprioProjector
-from prismatic.stored_files import load_component, load_tensors, read_json
+from prismatic.stored_files import component_files, load_component, load_tensors, read_json
 from prismatic.vla.normalization import statistics_problems
 from prismatic.vla.robots import LIBERO, RobotSpec
 
@@ -135,7 +135,7 @@ def _kind(found: Inspection, config_json: Mapping[str, Any], has_weights: bool, 
     pruner = config_json.get("pruner")
     name = pruner.get("name") if isinstance(pruner, Mapping) else None
     family = "OpenVLA-OFT or LightVLA (no pruner is recorded)" if name is None else "LightVLA"
-    film = ", FiLM" if list(found.path.glob("vision_backbone--*_checkpoint.pt")) else ""
+    film = ", FiLM" if component_files(found.path, "vision_backbone") else ""
     return f"{'OpenVLA-OFT' if name == 'none' else family}, {head} head{film}"
 
 
@@ -187,7 +187,7 @@ def _inspect_components(found: Inspection, config: OpenVLAConfig | None, config_
     """The kind of action head, None where there is none."""
     head = None
     for component in COMPONENTS:
-        files = sorted(found.path.glob(f"{component}--*_checkpoint.pt"))
+        files = component_files(found.path, component)
         if len(files) > 1:
             listed = ", ".join(file.name for file in files)
             found.problems.append(f"{len(files)} {component} files ({listed}), and nothing says which counts; keep one")

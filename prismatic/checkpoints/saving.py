@@ -9,19 +9,13 @@ import torch
 from huggingface_hub import save_torch_state_dict
 
 from prismatic.checkpoints.atomic_folder import commit, finish_pending, new_staging
-from prismatic.checkpoints.components import (
-    component_states,
-)
+from prismatic.checkpoints.components import component_states
 from prismatic.checkpoints.directory import Checkpoint
-from prismatic.checkpoints.files import (
-    PROCESSOR_FILES,
-    STATISTICS_FILE,
-    copy_small_files,
-    stored_dtype,
-)
+from prismatic.checkpoints.files import PROCESSOR_FILES, STATISTICS_FILE, copy_small_files
 from prismatic.models import film
 from prismatic.models.diffusion import DiffusionActionHead
-from prismatic.stored_files import foreign_code_only, load_plain
+from prismatic.models.precision import stored_dtype
+from prismatic.stored_files import component_name, foreign_code_only, load_plain
 
 
 def save_checkpoint(
@@ -59,7 +53,7 @@ def save_checkpoint(
         "vision_backbone": film_state,
     }.items():
         if part:
-            torch.save(part, staging / f"{component}--{step}_checkpoint.pt")
+            torch.save(part, staging / component_name(component, step))
     if training_state is not None:
         (staging / "training_state").mkdir()
         torch.save(training_state, staging / "training_state" / "state.pt")

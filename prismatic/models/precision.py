@@ -1,5 +1,6 @@
 """In which dtype to compute: by name, or what the device computes in."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -24,6 +25,15 @@ def computes_in_bf16(device: torch.device | str) -> bool:
         return torch.cuda.is_bf16_supported(including_emulation=False)
     capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
+def stored_dtype(config_json: Mapping[str, Any]) -> torch.dtype:
+    """Of a checkpoint's weights, as `config.json` records it; bfloat16 where it does not, as published ones are.
+
+    Raises ValueError for an unknown one.
+    """
+    recorded = config_json.get("torch_dtype") or config_json.get("dtype") or "bfloat16"
+    return parse_dtype(str(recorded), "torch_dtype")
 
 
 def inference_dtype(wanted: torch.dtype | str | None, device: torch.device | str) -> torch.dtype:

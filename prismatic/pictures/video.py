@@ -7,13 +7,14 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
+from prismatic.atomic_files import replacing
 from prismatic.pictures.images import Picture
 
 
 def write_mp4(path: str | Path, frames: Iterable[Picture], fps: float) -> Path:
     """H.264 in MP4, playable in any browser. Frames are uint8 (H, W, 3), all of one even-sided shape.
 
-    They may come from a generator; no more than one at a time is held. After an error there is no file.
+    They may come from a generator; no more than one at a time is held. After an error there is no new file.
 
     Raises:
         ValueError: without frames, or when their shapes differ or have odd sides.
@@ -29,25 +30,22 @@ def write_mp4(path: str | Path, frames: Iterable[Picture], fps: float) -> Path:
         import imageio_ffmpeg
     except ImportError as error:
         raise ImportError("writing videos needs imageio-ffmpeg: pip install 'imageio[ffmpeg]'") from error
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     height, width = first.shape[:2]
     source = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", f"{fps:g}", "-i", "-"]
     target = ["-c:v", "libx264", "-pix_fmt", "yuv420p", "-crf", "25", "-preset", "veryfast", "-movflags", "+faststart"]
-    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-loglevel", "error", "-y", *source, *target, str(path)]
-    with tempfile.TemporaryFile() as words, subprocess.Popen(command, stdin=subprocess.PIPE, stderr=words) as ffmpeg:
-        try:
-            _feed(ffmpeg, itertools.chain([first], waiting), first.shape)
-        except BaseException:
-            ffmpeg.kill()
-            ffmpeg.wait()
-            path.unlink(missing_ok=True)
-            raise
-        if ffmpeg.wait():
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-loglevel", "error", "-y", *source, *target, "-f", "mp4"]
+    with replacing(path) as partial, tempfile.TemporaryFile() as words:
+        with subprocess.Popen([*command, str(partial)], stdin=subprocess.PIPE, stderr=words) as ffmpeg:
+            try:
+                _feed(ffmpeg, itertools.chain([first], waiting), first.shape)
+            except BaseException:
+                ffmpeg.kill()
+                ffmpeg.wait()
+                raise
+        if ffmpeg.returncode:
             words.seek(0)
-            path.unlink(missing_ok=True)
             raise RuntimeError(f"ffmpeg could not write {path}: {words.read().decode(errors='replace').strip()}")
-    return path
+    return Path(path)
 
 
 def _feed(ffmpeg: subprocess.Popen[bytes], frames: Iterable[Picture], shape: tuple[int, ...]) -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from prismatic.atomic_files import write_atomically
 from prismatic.report.data import Chart, ReportData
 
 
@@ -38,13 +38,4 @@ def _drawing(chart: Chart) -> Markup | None:
 
 def write_report(data: ReportData, path: str | Path) -> Path:
     """Write the page to `path`, atomically: readers see the old page or the new one."""
-    return write_atomically(Path(path), render_html(data))
-
-
-def write_atomically(path: Path, text: str) -> Path:
-    """Write a text file so that readers see the old one or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
-    return path
+    return write_atomically(path, render_html(data))

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 
+from prismatic.atomic_files import write_atomically
 from prismatic.report.data import Block, Cell, Clip, CodeBlock, Notes, Picture, ReportData, Section, Table
-from prismatic.report.html import write_atomically
 
 
 def render_markdown(data: ReportData) -> str:
@@ -27,7 +27,7 @@ def render_markdown(data: ReportData) -> str:
 
 def write_markdown(data: ReportData, path: str | Path) -> Path:
     """Write the file to `path`, atomically: readers see the old one or the new one."""
-    return write_atomically(Path(path), render_markdown(data))
+    return write_atomically(path, render_markdown(data))
 
 
 def escape(text: str) -> str:

@@ -13,12 +13,12 @@ from torch.utils.data import DataLoader
 
 from prismatic.checkpoints.components import new_head
 from prismatic.checkpoints.directory import Checkpoint, load_checkpoint
-from prismatic.checkpoints.files import check_complete, resolve, stored_dtype
+from prismatic.checkpoints.files import check_complete, resolve
 from prismatic.checkpoints.options import LoadOptions
 from prismatic.checkpoints.weight_files import fingerprint
 from prismatic.models.diffusion import NUM_TRAIN_STEPS
 from prismatic.models.lora import attach_lora
-from prismatic.models.precision import computes_in_bf16
+from prismatic.models.precision import computes_in_bf16, stored_dtype
 from prismatic.models.projectors import ProprioProjector
 from prismatic.models.pruners.registry import resolve_pruner
 from prismatic.models.token_pruner import TokenPruner

@@ -12,6 +12,7 @@ import draccus
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
+from prismatic.atomic_files import write_atomically
 from prismatic.command_line import named_by_node, speaks_for_node
 from prismatic.training.build import Run, build, train_batches, val_batches
 from prismatic.training.config import FinetuneConfig
@@ -74,7 +75,7 @@ def train(run: Run) -> Path:
     """Run all steps that are left; returns the folder of the last checkpoint."""
     config, training = run.config, run.training
     if run.ranks.is_main:
-        (config.run_dir / "finetune.yaml").write_text(str(draccus.dump(config)))
+        write_atomically(config.run_dir / "finetune.yaml", str(draccus.dump(config)))
         count = sum(parameter.numel() for parameter in training.trained.values())
         precision = "bf16" if run.module.bf16 else "fp32"
         place = f"{run.ranks.world_size} x {run.ranks.device.type}"

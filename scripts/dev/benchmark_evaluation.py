@@ -23,10 +23,9 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.robot.libero.results.results import Results
+from prismatic.command_status import UNWANTED, print_error
 
 SCRIPT = Path(__file__).resolve().parents[2] / "experiments" / "robot" / "libero" / "run_libero_eval.py"
-DIFFERENT = 1
-"""Exit status."""
 
 
 @dataclass(frozen=True)
@@ -150,7 +149,7 @@ def main(arguments: Sequence[str]) -> int:
         try:
             results[way.name] = evaluate(way, flags, given.output_dir / way.name.replace(" ", "_"))
         except subprocess.CalledProcessError as failed:
-            Console(stderr=True).print(f"error: the evaluation '{way.name}' ended with status {failed.returncode}")
+            print_error(f"the evaluation '{way.name}' ended with status {failed.returncode}")
             return failed.returncode if failed.returncode > 0 else 128 - failed.returncode
     cost = cost_per_rollout(results["one process"])
     console.print(time_table(results))
@@ -161,7 +160,7 @@ def main(arguments: Sequence[str]) -> int:
     figures = {name: {"seconds": found.run["seconds"], **found.summary()["all"]} for name, found in results.items()}
     (given.output_dir / "benchmark.json").write_text(json.dumps({"ways": figures, "cost": vars(cost)}, indent=1))
     first, *others = results.values()
-    return 0 if all(same_rollouts(first, other) for other in others) else DIFFERENT
+    return 0 if all(same_rollouts(first, other) for other in others) else UNWANTED
 
 
 if __name__ == "__main__":

@@ -23,12 +23,11 @@ from rich.markup import escape
 from rich.table import Table
 from tokenizers import Tokenizer, models, normalizers
 
+from prismatic.command_status import UNUSABLE, UNWANTED, print_error
 from prismatic.vla.action_tokenizer import ActionTokenizer
 from prismatic.vla.prompt import TokenIds, prompt_ids
 
 CASES = Path(__file__).parents[2] / "tests" / "data" / "llama_tokenization.json"
-DIFFERENT, UNREADABLE = 1, 2
-"""Exit statuses."""
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5  # wire types of protocol buffers
 _PIECES, _TEXT, _SCORE = 1, 1, 2  # fields of SentencePiece's ModelProto and of its pieces
@@ -126,8 +125,8 @@ def main(file: Path) -> int:
     try:
         tokenize = read_tokenizer(file)
     except (ValueError, OSError) as error:
-        console.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)
-        return UNREADABLE
+        print_error(error)
+        return UNUSABLE
     cases = json.loads(CASES.read_text())
     found = [compare(case, tokenize) for case in cases]
     table = Table()
@@ -138,7 +137,7 @@ def main(file: Path) -> int:
         cells = ["[green]equal[/]" if value else "[bold red]different[/]" for value in equal.values()]
         table.add_row(escape(case["instruction"][:60]), *cells)
     console.print(table)
-    return 0 if all(all(equal.values()) for equal in found) else DIFFERENT
+    return 0 if all(all(equal.values()) for equal in found) else UNWANTED
 
 
 if __name__ == "__main__":

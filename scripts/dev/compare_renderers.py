@@ -20,12 +20,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from prismatic.command_status import UNUSABLE, print_error
+
 ROOT = Path(__file__).resolve().parents[2]
 TASKS = (("libero_spatial", 0), ("libero_object", 3), ("libero_goal", 7), ("libero_10", 2))
 """Suite and task index: a table, a floor, a table with a stove, and a kitchen."""
 STEPS = 15
 
-UNUSABLE = 2
 """Exit status where a backend cannot draw."""
 
 Frames = dict[str, NDArray[np.uint8]]
@@ -101,7 +102,7 @@ def main(command: Sequence[str] | None = None) -> int:
     try:
         first, second = (draw_with(backend, arguments.resolution) for backend in backends)
     except RuntimeError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print_error(error)
         return UNUSABLE
     print("\n".join(compare(first, second)))
     return 0

@@ -34,6 +34,7 @@ from prismatic.checkpoints.files import (
 from prismatic.checkpoints.weight_checks import expected_tensors
 from prismatic.checkpoints.weight_files import tensor_reader, write_shards
 from prismatic.command_line import parse_or_exit
+from prismatic.command_status import UNUSABLE, print_error
 from prismatic.stored_files import foreign_code_only, load_plain, read_json
 
 log = logging.getLogger("convert")
@@ -176,8 +177,8 @@ def main(config: ConvertConfig) -> int:
     try:
         folder = convert(config)
     except (ValueError, OSError) as error:
-        log.error("%s", error)
-        return 2
+        print_error(error)
+        return UNUSABLE
     log.info("converted: %s", folder)
     return 0
 

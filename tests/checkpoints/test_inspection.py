@@ -340,4 +340,4 @@ def test_the_command_prints_and_ends_with_a_status(copy: Path, tmp_path: Path, c
     assert "wrong: tokenizer.json is missing" in told and "a save was interrupted" in told
     assert (copy / PENDING).is_dir(), "looking at a folder does not change it"
     assert main(str(tmp_path / "nowhere")) == 2
-    assert "error: checkpoint directory" in capsys.readouterr().out
+    assert "error: checkpoint directory" in capsys.readouterr().err

@@ -102,18 +102,19 @@ def test_what_does_not_fit_is_named(run: Path, reference_directory: Path, damage
     assert not (run / "converted").exists()
 
 
-def test_the_command_ends_with_a_status(run: Path, reference_directory: Path, tmp_path: Path, caplog):
+def test_the_command_ends_with_a_status(run: Path, reference_directory: Path, tmp_path: Path, caplog, capsys):
     (run / "dataset_statistics.json").unlink()
     assert main(config_for(run, reference_directory)) == 0
     assert "can be fine-tuned, not run" in caplog.text
-    assert main(config_for(run, reference_directory)) == 2 and "is not empty" in caplog.text
+    assert main(config_for(run, reference_directory)) == 2 and "is not empty" in capsys.readouterr().err
     elsewhere = {"output_dir": tmp_path / "other"}
     assert main(config_for(run, reference_directory, checkpoint=tmp_path / "nowhere.pt", **elsewhere)) == 2
-    assert main(config_for(run, reference_directory, dtype="int8", **elsewhere)) == 2 and "'int8'" in caplog.text
+    assert main(config_for(run, reference_directory, dtype="int8", **elsewhere)) == 2
+    assert "'int8'" in capsys.readouterr().err
     (run / "text.pt").write_text("no checkpoint")
     assert main(config_for(run, reference_directory, checkpoint=run / "text.pt", **elsewhere)) == 2
-    assert "text.pt is cut off, or torch.save did not write it" in caplog.text
+    assert "text.pt is cut off, or torch.save did not write it" in capsys.readouterr().err
     torch.save({"weights": {}}, run / "other.pt")
     assert main(config_for(run, reference_directory, checkpoint=run / "other.pt", **elsewhere)) == 2
-    assert "other.pt is no raw training checkpoint" in caplog.text
+    assert "other.pt is no raw training checkpoint" in capsys.readouterr().err
     shutil.rmtree(run / "converted")

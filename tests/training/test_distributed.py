@@ -122,7 +122,7 @@ def test_what_another_node_lacks_is_said_on_both(flags):
     config, node = flags(), socket.gethostname()
     complete, lacking = start_on_node(0, port, config), start_on_node(1, port, config, data_root_dir="nowhere")
     what = f"on node {node}: the data folder nowhere does not exist; data_root_dir must hold one folder per dataset"
-    for process, words in ((lacking, f"ERROR {what}"), (complete, f"ERROR process 1 of 2 {what}")):
+    for process, words in ((lacking, f"error: {what}"), (complete, f"error: process 1 of 2 {what}")):
         said = process.communicate(timeout=120)[0]
         assert process.returncode == 2 and words in said and "Traceback" not in said, said
 

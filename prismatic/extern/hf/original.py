@@ -9,7 +9,7 @@ from typing import Any
 
 from prismatic.extern.hf.configuration_prismatic import OpenVLAConfig
 from prismatic.models.autoregressive import AUTOREGRESSIVE
-from prismatic.stored_files import read_json
+from prismatic.stored_files import component_files, read_json
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ def why_original(directory: Path, config_json: Mapping[str, Any]) -> str | None:
     the same files; so does a checkpoint whose `.pt` files were not fetched. The former is assumed, the reason says so,
     and whoever loads it may ask for another kind of head.
     """
-    if any(directory.glob("*--*_checkpoint.pt")) or (directory / "lora_adapter").is_dir():
+    if component_files(directory) or (directory / "lora_adapter").is_dir():
         return None
     if any(config_json.get(key) is not None for key in _RECORDED_LATER):
         return None

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from prismatic.extern.hf.configuration_prismatic import OpenVLAConfig
 from prismatic.extern.hf.original import original_config
 from prismatic.models.film import has_film, merge_published_state, split_state
-from prismatic.stored_files import component_file, load_component, make_readable
+from prismatic.stored_files import component_file, component_files, component_name, load_component, make_readable
 
 
 class StoredModel(PreTrainedModel):
@@ -46,8 +46,8 @@ class StoredModel(PreTrainedModel):
                 original.update({key: kwargs.pop(key) for key in settings})
                 kwargs["config"] = original
         else:  # transformers fetches none of the components
-            pattern = "vision_backbone--*_checkpoint.pt"
-            folder = Path(snapshot_download(str(pretrained_model_name_or_path), allow_patterns=pattern, **hub))
+            film_only = component_name("vision_backbone")
+            folder = Path(snapshot_download(str(pretrained_model_name_or_path), allow_patterns=film_only, **hub))
         film = component_file(folder, "vision_backbone")
         loaded = super().from_pretrained(str(path) if path.is_dir() else pretrained_model_name_or_path, *args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
@@ -71,11 +71,11 @@ class StoredModel(PreTrainedModel):
         if not kwargs.get("is_main_process", True):
             return
         make_readable(Path(save_directory), Path(save_directory).glob("model*.safetensors"))
-        for old in Path(save_directory).glob("vision_backbone--*_checkpoint.pt"):
+        for old in component_files(Path(save_directory), "vision_backbone"):
             old.unlink()
         if component:
             parts = {name: value.detach().cpu() for name, value in component.items()}
-            torch.save(parts, Path(save_directory) / "vision_backbone--latest_checkpoint.pt")
+            torch.save(parts, Path(save_directory) / component_name("vision_backbone", "latest"))
 
     def load_film(self, file: Path) -> None:
         """Put a FiLM component in the place of the whole vision backbone. Raises ValueError where it does not fit."""

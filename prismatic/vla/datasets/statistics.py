@@ -3,11 +3,11 @@
 import hashlib
 import json
 import logging
-import os
 from typing import Any
 
 import numpy as np
 
+from prismatic.atomic_files import write_atomically
 from prismatic.vla.datasets.catalog import DatasetSpec
 from prismatic.vla.datasets.rlds import RldsIndex
 from prismatic.vla.normalization import fit_statistics
@@ -42,10 +42,8 @@ def dataset_statistics(index: RldsIndex, spec: DatasetSpec | None = None) -> dic
     except (OSError, ValueError, KeyError, TypeError):
         pass  # not there, or not what we write: made anew
     statistics = fit_statistics(actions, states, spec.robot.action_mask, len(index.episodes))
-    partial = path.with_suffix(f".{os.getpid()}.partial")  # several ranks may write at once
     try:
-        partial.write_text(json.dumps({spec.name: statistics}, indent=2) + "\n")
-        partial.replace(path)
+        write_atomically(path, json.dumps({spec.name: statistics}, indent=2) + "\n")  # several ranks may do so at once
     except OSError as error:
         logger.warning(
             "cannot keep the statistics of %s at %s (%s): computing them at every start", spec.name, path, error

@@ -309,17 +309,17 @@ def test_a_replay_can_be_filmed(saved: Path, tmp_path: Path, capsys: pytest.Capt
     assert video.stat().st_size > 1000 and video.with_suffix(".png").is_file()
     saved.write_bytes(b"")
     assert replay_command(saved, None, 4, Console(width=300)) == 2
-    assert capsys.readouterr().out.startswith("error:")
+    assert capsys.readouterr().err.startswith("error:")
 
 
 def test_replays_refuse_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "odd.npz"
     np.savez(path, header=np.array("[1]"))
     assert replay_command(path, None, 4, Console(width=300)) == 2
-    assert capsys.readouterr().out.startswith(f"error: the header of {path} is unusable")
+    assert capsys.readouterr().err.startswith(f"error: the header of {path} is unusable")
     for steps in (0, -2):
         assert replay_command(path, tmp_path / "a.mp4", steps, Console(width=300)) == 2
-        assert capsys.readouterr().out == f"error: --every_steps {steps}: expected at least 1\n"
+        assert capsys.readouterr().err == f"error: --every_steps {steps}: expected at least 1\n"
 
 
 def test_a_video_s_path_is_no_markup(saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,6 +18,7 @@ from experiments.robot.libero.results.results import EpisodeRecord, Results
 from experiments.robot.libero.settings.flags import EvaluationConfig
 from lightvla.commands.push import LINKED_FROM_BYTES, _place, main
 from prismatic.checkpoints.directory import load_checkpoint
+from prismatic.command_status import UNUSABLE
 from prismatic.significance import wilson_interval
 
 REPO = "someone/policy"
@@ -98,15 +99,20 @@ def test_the_command_repeats_the_evaluation(tmp_path: Path):
     assert parsed == EvaluationConfig(pretrained_checkpoint=REPO, task_suite_name="libero_goal", **given)
 
 
-def test_what_cannot_be_uploaded_is_said(checkpoint: Path, tmp_path: Path, caplog):
+def test_what_cannot_be_uploaded_is_said(checkpoint: Path, tmp_path: Path, capsys):
     dry = ["--dry_run", str(tmp_path / "upload")]
-    assert main([str(checkpoint), REPO, *dry]) == 2 and "lora_adapter/ is incomplete" in caplog.text
-    assert main([str(checkpoint), "name", *dry]) == 2 and "give user/name" in caplog.text
-    assert main([str(tmp_path / "nowhere"), REPO, *dry]) == 2 and "there is no folder" in caplog.text
+
+    def refusal(*arguments: str) -> str:
+        assert main(arguments) == UNUSABLE
+        return capsys.readouterr().err
+
+    assert "lora_adapter/ is incomplete" in refusal(str(checkpoint), REPO, *dry)
+    assert "give user/name" in refusal(str(checkpoint), "name", *dry)
+    assert "there is no folder" in refusal(str(tmp_path / "nowhere"), REPO, *dry)
     shutil.rmtree(checkpoint / "lora_adapter")
-    assert main([str(checkpoint), REPO, *dry, "--results", str(tmp_path)]) == 2 and "no results at" in caplog.text
+    assert "no results at" in refusal(str(checkpoint), REPO, *dry, "--results", str(tmp_path))
     assert not (tmp_path / "upload").exists()
-    assert main([str(checkpoint), REPO, "--dry_run", str(checkpoint)]) == 2 and "is not empty" in caplog.text
+    assert "is not empty" in refusal(str(checkpoint), REPO, "--dry_run", str(checkpoint))
 
 
 def test_no_code_is_named_that_is_not_uploaded(checkpoint: Path, tmp_path: Path):

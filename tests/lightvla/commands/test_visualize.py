@@ -54,7 +54,8 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(command: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
     status = main(parse(command), Console(width=400))
-    return status, " ".join(capsys.readouterr().out.split())
+    said = capsys.readouterr()
+    return status, " ".join((said.out if status == 0 else said.err).split())
 
 
 def test_pictures_of_records(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -34,7 +34,7 @@ def test_what_is_no_vocabulary_ends_with_status_2(tmp_path: Path, capsys):
         assert main(file) == 2
     (tmp_path / "tokenizer.json").write_text("{}")
     assert main(tmp_path / "tokenizer.json") == 2 and main(tmp_path / "nowhere.model") == 2
-    assert "error: " in capsys.readouterr().out
+    assert capsys.readouterr().err.count("error: ") == 5
 
 
 def test_ids_of_another_vocabulary_are_told_as_different(reference_directory: Path, capsys):
