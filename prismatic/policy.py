@@ -3,7 +3,7 @@
 import logging
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,17 +11,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from prismatic.checkpoints.components import NO_HEAD, head_kind
+from prismatic.checkpoints.components import NO_HEAD
 from prismatic.checkpoints.directory import Checkpoint, load_checkpoint
-from prismatic.checkpoints.files import (
-    check_complete,
-    check_statistics,
-    read_config,
-    resolve,
-)
-from prismatic.checkpoints.options import LoadOptions, check_one_image, choose_unnorm_key, either, load_options
+from prismatic.checkpoints.files import check_complete, check_statistics, read_config, resolve
+from prismatic.checkpoints.options import LoadOptions, assumed_original, choose_unnorm_key, either, load_options
 from prismatic.extern.hf.configuration_prismatic import check_action_readout, check_switch
-from prismatic.extern.hf.original import why_original
 from prismatic.models.autoregressive import AUTOREGRESSIVE, check_decodable
 from prismatic.models.batch import Call, EncodedBatch
 from prismatic.models.diffusion import DiffusionActionHead
@@ -32,18 +26,11 @@ from prismatic.models.token_pruner import TokenSelection
 from prismatic.stored_files import component_file
 from prismatic.vla.datasets.collate import collate
 from prismatic.vla.observation import ObservationDoubts, read_observation
+from prismatic.vla.request import Observation, read_request
 from prismatic.vla.robots import RobotSpec
 from prismatic.vla.transform import PolicyTransform
 
 logger = logging.getLogger(__name__)
-
-Observation = Mapping[str, Any]
-
-
-_ACTS_AS_ORIGINAL = (
-    ". It decodes its action tokens one after another, one action per policy query, from one image without pruner and "
-    "state; head='discrete' (--action_head discrete) decodes chunks in parallel"
-)
 
 
 @dataclass
@@ -144,33 +131,18 @@ class Policy:
         check_complete(directory)
         config_json, config = read_config(directory)
         key = choose_unnorm_key(directory, unnorm_key)
-        original = None
-        if head_kind(directory, config_json, load.get("head")) is None:
-            if (original := why_original(directory, config_json)) is None:
-                raise FileNotFoundError(NO_HEAD.format(directory))
-            check_one_image(directory, load.get("num_images_in_input"), original)
-            load["head"] = AUTOREGRESSIVE
+        original = assumed_original(directory, config_json, load)
         has_projector = component_file(directory, "proprio_projector") is not None
         reads_state = has_projector and load.get("use_proprio") is not False
         check_statistics(directory, key, load.get("robot") or config.robot_spec, reads_state)
         logger.info("running in %s on %s; dtype chooses another", str(dtype).removeprefix("torch."), device)
-        checkpoint = load_checkpoint(directory, LoadOptions(device, dtype, spec, action_readout, **load))
+        load_as = LoadOptions(device, dtype, spec, action_readout, **load)
+        checkpoint = load_checkpoint(directory, load_as)
         if original is not None:
-            checkpoint.assumptions.insert(0, original + _ACTS_AS_ORIGINAL)
-            logger.warning("%s: %s", directory, checkpoint.assumptions[0])
-        if load.get("num_diffusion_steps_train") and not isinstance(checkpoint.action_head, DiffusionActionHead):
-            kind = "none" if checkpoint.action_head is None else checkpoint.action_head.kind
-            logger.warning(
-                "num_diffusion_steps_train is of diffusion heads, and %s has a head of kind %s: it is not used",
-                directory,
-                kind,
-            )
-        if center_crop is None:
-            recorded = checkpoint.model.config.center_crop
-            center_crop = True if recorded is None else recorded
-            if recorded is None:
-                checkpoint.assumptions.append("config.json records no center_crop: assumed True")
-        return cls(checkpoint, checkpoint.transform(key, bool(center_crop)), key)
+            checkpoint.assumptions.insert(0, original)
+            logger.warning("%s: %s", directory, original)
+        _warn_of_unused_steps(checkpoint, load_as)
+        return cls(checkpoint, checkpoint.transform(key, _crop_in_force(checkpoint, center_crop)), key)
 
     @property
     def robot(self) -> RobotSpec:
@@ -186,7 +158,7 @@ class Policy:
         self,
         observations: Sequence[Observation],
         instructions: Sequence[str | bytes],
-        sessions: Sequence[Any] | None = None,
+        sessions: Sequence[object] | None = None,
         seeds: Sequence[int] | None = None,
     ) -> PolicyOutput:
         """Several observations at once; samples do not influence each other.
@@ -206,7 +178,7 @@ class Policy:
             ValueError: naming what is wrong with the lists, or the observation's key, what came and what was expected.
             FloatingPointError: the model computed NaN or infinity; names the stage where it began.
         """
-        observations, instructions, seeds = _read_request(observations, instructions, sessions, seeds)
+        observations, instructions, seeds = read_request(observations, instructions, sessions, seeds)
         start = time.perf_counter()
         samples = [self.model_inputs(o, i) for o, i in zip(observations, instructions, strict=True)]
         batch = collate(samples, self.transform.pad_token_id)
@@ -306,33 +278,21 @@ class Policy:
         }
 
 
-def _read_request(
-    observations: Any, instructions: Any, sessions: Any, seeds: Any
-) -> tuple[list[Observation], list[Any], list[int] | None]:
-    """The lists of a call, from whatever can be gone through. Raises ValueError for what does not fit together."""
-    if sessions is not None and any(session is not None for session in sessions):
-        raise ValueError("sessions were given, but no pruner of this version keeps a memory; leave them out")
-    if isinstance(observations, Mapping) or isinstance(instructions, str | bytes):
-        raise ValueError("act_batch takes a list of observations and one of instructions; `act` takes one of each")
-    given, sentences = _as_list(observations, "observations"), _as_list(instructions, "instructions")
-    if len(given) != len(sentences) or not given:
-        raise ValueError(f"{len(given)} observations came with {len(sentences)} instructions; give one each")
-    if seeds is None:
-        return given, sentences, None
-    numbers = _as_list(seeds, "seeds")
-    if len(numbers) != len(given):
-        raise ValueError(f"{len(given)} observations came with {len(numbers)} seeds; give one each")
-    for number in numbers:
-        if isinstance(number, bool) or not isinstance(number, int | np.integer) or not -(2**63) <= number < 2**64:
-            raise ValueError(f"seed {number!r}: expected a whole number of 64 bits for each observation")
-    return given, sentences, [int(number) for number in numbers]
+def _warn_of_unused_steps(checkpoint: Checkpoint, options: LoadOptions) -> None:
+    if options.num_diffusion_steps_train and not isinstance(checkpoint.action_head, DiffusionActionHead):
+        logger.warning(
+            "num_diffusion_steps_train is of diffusion heads, and %s has a head of kind %s: it is not used",
+            checkpoint.path,
+            "none" if checkpoint.action_head is None else checkpoint.action_head.kind,
+        )
 
 
-def _as_list(values: Any, name: str) -> list[Any]:
-    try:
-        return list(values)
-    except TypeError:
-        raise ValueError(f"{name} is {values!r}, a {type(values).__name__}; act_batch takes a list of them") from None
+def _crop_in_force(checkpoint: Checkpoint, center_crop: bool | None) -> bool:
+    """The flag, else what the checkpoint records, else True, which is then an assumption."""
+    if center_crop is None and (center_crop := checkpoint.model.config.center_crop) is None:
+        checkpoint.assumptions.append("config.json records no center_crop: assumed True")
+        center_crop = True
+    return bool(center_crop)
 
 
 def _warn_of_spinning_threads(device: torch.device) -> None:

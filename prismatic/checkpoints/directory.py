@@ -16,8 +16,9 @@ from prismatic.checkpoints.components import diffusion_steps, head_kind, load_he
 from prismatic.checkpoints.files import check_complete, read_config, read_statistics, resolve
 from prismatic.checkpoints.options import LoadOptions, checked_options
 from prismatic.checkpoints.weight_checks import check_weights, without_new_pruner
+from prismatic.extern.hf.building import check_pruner
 from prismatic.extern.hf.configuration_prismatic import OpenVLAConfig
-from prismatic.extern.hf.modeling_prismatic import OpenVLAForActionPrediction, check_pruner
+from prismatic.extern.hf.modeling_prismatic import OpenVLAForActionPrediction
 from prismatic.extern.hf.original import as_original
 from prismatic.extern.hf.processing_prismatic import PrismaticProcessor
 from prismatic.models.autoregressive import AUTOREGRESSIVE, check_decodable

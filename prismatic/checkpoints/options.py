@@ -7,12 +7,11 @@ from typing import Any
 
 import torch
 
-from prismatic.checkpoints.components import diffusion_steps
-from prismatic.checkpoints.files import (
-    STATISTICS_FILE,
-    read_statistics,
-)
+from prismatic.checkpoints.components import NO_HEAD, diffusion_steps, head_kind
+from prismatic.checkpoints.files import STATISTICS_FILE, read_statistics
 from prismatic.extern.hf.configuration_prismatic import check_action_readout, check_switch
+from prismatic.extern.hf.original import why_original
+from prismatic.models.autoregressive import AUTOREGRESSIVE
 from prismatic.models.pruners.registry import PrunerSpec
 from prismatic.vla.robots import RobotSpec, get_robot
 
@@ -58,13 +57,27 @@ def choose_unnorm_key(directory: Path, unnorm_key: str | None) -> str:
     return unnorm_key
 
 
-def check_one_image(directory: Path, images: Any, original: str) -> None:
-    if images not in (None, 1):
+def assumed_original(directory: Path, config_json: dict[str, Any], options: dict[str, Any]) -> str | None:
+    """Why a checkpoint without a head is run as an original one, and what that means; its `head` is then set in place.
+
+    None where there is a head or one is asked for. Raises FileNotFoundError where there is none and nothing says how it
+    acts, and ValueError for several images.
+    """
+    if head_kind(directory, config_json, options.get("head")) is not None:
+        return None
+    if (original := why_original(directory, config_json)) is None:
+        raise FileNotFoundError(NO_HEAD.format(directory))
+    if (images := options.get("num_images_in_input")) not in (None, 1):
         raise ValueError(
             f"{directory}: {original}. An original reads one image, but num_images_in_input={images} was asked for; "
             "fetch its .pt files, or say which head it has by head= (--action_head): 'discrete' (tokens in parallel) "
             "or 'autoregressive' (an original)"
         )
+    options["head"] = AUTOREGRESSIVE
+    return (
+        f"{original}. It decodes its action tokens one after another, one action per policy query, from one image "
+        "without pruner and state; head='discrete' (--action_head discrete) decodes chunks in parallel"
+    )
 
 
 @dataclass(frozen=True)

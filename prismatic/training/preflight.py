@@ -8,7 +8,7 @@ import tempfile
 from prismatic.checkpoints.components import diffusion_steps, head_kind
 from prismatic.checkpoints.directory import check_loadable
 from prismatic.checkpoints.files import read_config, resolve
-from prismatic.extern.hf.modeling_prismatic import check_pruner
+from prismatic.extern.hf.building import check_pruner
 from prismatic.models.pruners.registry import resolve_pruner
 from prismatic.stored_files import read_json
 from prismatic.training.config import FinetuneConfig

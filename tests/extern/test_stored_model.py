@@ -1,6 +1,7 @@
 """Loading, saving and calling the model as people do with transformers."""
 
 import json
+import os
 import shutil
 import stat
 from pathlib import Path
@@ -203,6 +204,25 @@ def test_a_state_that_does_not_fit_is_named(checkpoint, reference_directory: Pat
     made, parts = inputs(reference_directory), {"proprio_projector": checkpoint.proprio_projector}
     with pytest.raises(ValueError, match=message):
         checkpoint.model.predict_action(**made, **parts, proprio=proprio, action_head=checkpoint.action_head)
+
+
+@pytest.mark.parametrize("load", [OpenVLAForActionPrediction, AutoModelForImageTextToText], ids=["class", "auto"])
+def test_a_weight_file_that_is_cut_off_is_named_with_its_folder(reference_directory: Path, tmp_path: Path, load):
+    copy = shutil.copytree(reference_directory, tmp_path / "copy")
+    for size in (100_000, 3):
+        os.truncate(copy / "model-00001-of-00002.safetensors", size)
+        with pytest.raises(
+            ValueError, match=f"{copy}: a weight file is cut off or no safetensors file .* copy or down"
+        ):
+            load.from_pretrained(copy)
+
+
+def test_nothing_is_sampled_and_that_is_said(checkpoint, reference_directory: Path, caplog):
+    made = {**inputs(reference_directory), "action_head": checkpoint.action_head}
+    plain, _ = checkpoint.model.predict_action(**made)
+    assert "do_sample" not in caplog.text
+    np.testing.assert_array_equal(checkpoint.model.predict_action(**made, do_sample=True)[0], plain)
+    assert "do_sample=True: nothing is sampled here" in caplog.text
 
 
 def test_the_number_of_images_is_saved_with_the_model(checkpoint, tmp_path: Path):

@@ -16,7 +16,9 @@ from transformers import (
     LlamaForCausalLM,
 )
 
+from prismatic.extern.hf.building import build_backbone, model_sizes
 from prismatic.extern.hf.configuration_prismatic import OpenVLAConfig
+from prismatic.extern.hf.predict_arguments import check_both, checked_proprio, chosen_statistics
 from prismatic.extern.hf.processing_prismatic import PrismaticImageProcessor, PrismaticProcessor
 from prismatic.extern.hf.stored_model import StoredModel
 from prismatic.models.action_heads import DiscreteActionHead
@@ -32,38 +34,11 @@ from prismatic.models.pruners.registry import PrunerSpec
 from prismatic.models.sequence import Context, build_context, complete_prompt, lay_out, tail_ids
 from prismatic.models.sites import LlamaLayer, ModelSizes, Projector, Site, VisionBlock
 from prismatic.models.token_pruner import TokenSelection, keep_all
-from prismatic.models.vision_backbone import PrismaticVisionBackbone, VisionPruning
+from prismatic.models.vision_backbone import VisionPruning
 from prismatic.vla import normalization
 from prismatic.vla.action_tokenizer import ActionTokenizer
 
 logger = logging.getLogger(__name__)
-
-
-def model_sizes(config: OpenVLAConfig, backbone: PrismaticVisionBackbone, num_images: int) -> ModelSizes:
-    """What pruners with parameters must know. The backbone may be on the meta device."""
-    return ModelSizes(
-        num_visual=backbone.patches_per_image * num_images,
-        vision_dim=backbone.feature_dim,
-        vision_blocks=min(len(vit.blocks) for vit in backbone.vits) - 1,
-        llm_dim=config.llama.hidden_size,
-        llm_layers=config.llama.num_hidden_layers,
-    )
-
-
-def check_pruner(config: OpenVLAConfig) -> None:
-    """Raises ValueError where the recorded pruner has parameters and does not fit the model. Reads no weights."""
-    if not (spec := config.pruner_spec).has_parameters:
-        return
-    with torch.device("meta"):
-        backbone = build_backbone(config)
-    spec.check_fits(model_sizes(config, backbone, config.num_images_in_input or 2))
-
-
-def build_backbone(config: OpenVLAConfig) -> PrismaticVisionBackbone:
-    """The vision backbone, untrained. Raises ValueError where the configuration does not say which."""
-    if config.timm_model_ids is None or config.image_sizes is None:
-        raise ValueError("config.json names no timm_model_ids or image_sizes")
-    return PrismaticVisionBackbone(config.timm_model_ids, config.image_sizes[0], config.timm_model_kwargs or ())
 
 
 class OpenVLAForActionPrediction(StoredModel):
@@ -364,7 +339,7 @@ class OpenVLAForActionPrediction(StoredModel):
             noisy_action_projector: of a diffusion head; None: the one that the head already has.
             unnorm_key: dataset whose statistics apply; may be None where there is only one.
             use_film: accepted for compatibility; it is known from the checkpoint whether there is FiLM.
-            do_sample: accepted for compatibility; actions are always the most likely ones.
+            do_sample: accepted for compatibility, with a warning: actions are always the most likely ones.
 
         Returns:
             actions, (chunk, action_dim) for one sample and (B, chunk, action_dim) for more, where chunk is 1 if tokens
@@ -372,61 +347,44 @@ class OpenVLAForActionPrediction(StoredModel):
         """
         if use_film and not has_film(self.vision_backbone):
             raise ValueError("use_film=True, but this model has no FiLM: load its vision_backbone--*_checkpoint.pt")
+        if do_sample:
+            logger.warning("do_sample=True: nothing is sampled here, actions are always the most likely ones")
         if pixel_values is None:
             raise ValueError("predict_action needs pixel_values; make them with the processor")
-        if (proprio is None) != (proprio_projector is None):
-            given, lacking = ("proprio", "proprio_projector")[:: 1 if proprio_projector is None else -1]
-            raise ValueError(f"predict_action got {given} without {lacking}; pass both, or neither")
-        if action_head is None and (recorded := self.config.action_head) not in (None, *WITHOUT_FILES):
-            raise ValueError(
-                f"the checkpoint has an action head of kind {recorded!r}, and predict_action got none: pass "
-                "action_head (Policy.from_pretrained(...).action_head), or set config.action_head to 'discrete'"
-            )
-        statistics = self._statistics(unnorm_key)["action"]
+        check_both(proprio, proprio_projector)
+        head = self._head_for(action_head, noisy_action_projector)
+        statistics = chosen_statistics(self.norm_stats, unnorm_key, self.robot)
         input_ids, mask = complete_prompt(input_ids, attention_mask, self.config.special_tokens)
-        state = None if proprio is None else self._checked_proprio(proprio, len(input_ids))
-        head = action_head
-        if head is None:
-            one_by_one = self.config.action_head == AUTOREGRESSIVE
-            if self.config.action_head is None:
-                logger.warning(
-                    "no action_head is given and config.json records none: a chunk of tokens is decoded at once; load "
-                    "an original OpenVLA checkpoint by Policy.from_pretrained or from a local folder"
-                )
-            head = self.autoregressive_head() if one_by_one else self.discrete_head()
-        if noisy_action_projector is not None:
-            if not isinstance(head, DiffusionActionHead):
-                raise ValueError(
-                    f"noisy_action_projector belongs to a diffusion head, but action_head is of kind {head.kind!r}; "
-                    "pass a DiffusionActionHead, or leave the projector out"
-                )
-            head = head.with_projector(noisy_action_projector)
+        state = None
+        if proprio is not None:
+            state = checked_proprio(proprio, self.robot, len(input_ids)).to(self.device)
         normalized, hidden = head.predict(self, self.encode(input_ids, mask, pixel_values, state, proprio_projector))
         actions = normalization.unnormalize(normalized.cpu().numpy(), statistics, self.robot.normalization)
         return (actions[0] if len(actions) == 1 else actions), hidden.rows
 
-    def _checked_proprio(self, proprio: np.ndarray | torch.Tensor, samples: int) -> torch.Tensor:
-        """(B, P) float32 of finite numbers. Raises ValueError for anything else."""
-        state, width = torch.as_tensor(proprio, device=self.device).float(), self.robot.proprio_dim
-        if state.numel() != samples * width or state.shape[-1:] != (width,):
+    def _head_for(self, head: ActionHead | None, noisy_action_projector: nn.Module | None) -> ActionHead:
+        """What decodes: the given head, else the LM head. Raises ValueError where the checkpoint records another."""
+        recorded = self.config.action_head
+        if head is None and recorded not in (None, *WITHOUT_FILES):
             raise ValueError(
-                f"proprio has shape {tuple(state.shape)}; robot {self.robot.name!r} needs {width} numbers for each of "
-                f"{samples} samples, normalised"
+                f"the checkpoint has an action head of kind {recorded!r}, and predict_action got none: pass "
+                "action_head (Policy.from_pretrained(...).action_head), or set config.action_head to 'discrete'"
             )
-        if not state.isfinite().all():
-            raise ValueError(f"proprio holds NaN or infinity: {state.tolist()}")
-        return state.reshape(samples, width)
-
-    def _statistics(self, unnorm_key: str | None) -> dict[str, Any]:
-        known = sorted(self.norm_stats)
-        key = known[0] if unnorm_key is None and len(known) == 1 else unnorm_key
-        if key is None or key not in self.norm_stats:
+        if head is None and recorded is None:
+            logger.warning(
+                "no action_head is given and config.json records none: a chunk of tokens is decoded at once; load an "
+                "original OpenVLA checkpoint by Policy.from_pretrained or from a local folder"
+            )
+        if head is None:
+            head = self.autoregressive_head() if recorded == AUTOREGRESSIVE else self.discrete_head()
+        if noisy_action_projector is None:
+            return head
+        if not isinstance(head, DiffusionActionHead):
             raise ValueError(
-                f"unnorm_key={unnorm_key!r} names no dataset of this checkpoint; known: {', '.join(known) or 'none'}"
+                f"noisy_action_projector belongs to a diffusion head, but action_head is of kind {head.kind!r}; pass "
+                "a DiffusionActionHead, or leave the projector out"
             )
-        if problems := normalization.statistics_problems(key, self.norm_stats[key], self.robot, use_proprio=False):
-            raise ValueError(f"norm_stats: {problems[0]}")
-        return self.norm_stats[key]
+        return head.with_projector(noisy_action_projector)
 
 
 AutoConfig.register("openvla", OpenVLAConfig)

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
+from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
 from prismatic.extern.hf.configuration_prismatic import OpenVLAConfig
@@ -35,7 +36,8 @@ class StoredModel(PreTrainedModel):
 
         Raises:
             TypeError: listing the settings, for an option that is none.
-            ValueError: for a setting that is none of its choices, and for FiLM that is recorded and not there.
+            ValueError: for a setting that is none of its choices, a damaged weight file, and FiLM that is recorded and
+                not there.
         """
         path = Path(pretrained_model_name_or_path).expanduser()
         hub = {key: kwargs[key] for key in ("revision", "token", "cache_dir", "local_files_only") if key in kwargs}
@@ -49,7 +51,14 @@ class StoredModel(PreTrainedModel):
             film_only = component_name("vision_backbone")
             folder = Path(snapshot_download(str(pretrained_model_name_or_path), allow_patterns=film_only, **hub))
         film = component_file(folder, "vision_backbone")
-        loaded = super().from_pretrained(str(path) if path.is_dir() else pretrained_model_name_or_path, *args, **kwargs)
+        place = str(path) if path.is_dir() else pretrained_model_name_or_path
+        try:
+            loaded = super().from_pretrained(place, *args, **kwargs)
+        except SafetensorError as error:
+            raise ValueError(
+                f"{place}: a weight file is cut off or no safetensors file ({error}); copy or download it again "
+                "(lightvla inspect says which)"
+            ) from error
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         if film is None and model.config.use_film:
             raise ValueError(f"{folder} records FiLM, but has no vision_backbone--*_checkpoint.pt; copy it there")

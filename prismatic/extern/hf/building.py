@@ -1,0 +1,34 @@
+"""From a configuration to the parts that a model is built of, and whether its pruner fits them. Reads no weights."""
+
+import torch
+
+from prismatic.extern.hf.configuration_prismatic import OpenVLAConfig
+from prismatic.models.sites import ModelSizes
+from prismatic.models.vision_backbone import PrismaticVisionBackbone
+
+
+def model_sizes(config: OpenVLAConfig, backbone: PrismaticVisionBackbone, num_images: int) -> ModelSizes:
+    """What pruners with parameters must know. The backbone may be on the meta device."""
+    return ModelSizes(
+        num_visual=backbone.patches_per_image * num_images,
+        vision_dim=backbone.feature_dim,
+        vision_blocks=min(len(vit.blocks) for vit in backbone.vits) - 1,
+        llm_dim=config.llama.hidden_size,
+        llm_layers=config.llama.num_hidden_layers,
+    )
+
+
+def check_pruner(config: OpenVLAConfig) -> None:
+    """Raises ValueError where the recorded pruner has parameters and does not fit the model. Reads no weights."""
+    if not (spec := config.pruner_spec).has_parameters:
+        return
+    with torch.device("meta"):
+        backbone = build_backbone(config)
+    spec.check_fits(model_sizes(config, backbone, config.num_images_in_input or 2))
+
+
+def build_backbone(config: OpenVLAConfig) -> PrismaticVisionBackbone:
+    """The vision backbone, untrained. Raises ValueError where the configuration does not say which."""
+    if config.timm_model_ids is None or config.image_sizes is None:
+        raise ValueError("config.json names no timm_model_ids or image_sizes")
+    return PrismaticVisionBackbone(config.timm_model_ids, config.image_sizes[0], config.timm_model_kwargs or ())
