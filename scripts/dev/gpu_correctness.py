@@ -20,6 +20,7 @@ from prismatic.checkpoints.directory import Checkpoint, load_checkpoint
 from prismatic.checkpoints.files import read_statistics
 from prismatic.checkpoints.options import LoadOptions
 from prismatic.extern.hf.processing_prismatic import PrismaticProcessor
+from prismatic.models.action_heads import L1RegressionActionHead
 from prismatic.models.batch import Call
 from prismatic.models.pruners.registry import PrunerSpec
 from prismatic.models.token_pruner import KeepAllTokens, TokenPruner
@@ -177,14 +178,14 @@ def recorded_inference(section: Section, checkpoint: Checkpoint, way: str, prune
 def recorded_gradients(section: Section, checkpoint: Checkpoint, variant: str, compact: bool) -> None:
     """Loss and gradients of the recorded training batch in float32."""
     model, head, projector = checkpoint.model, checkpoint.action_head, checkpoint.proprio_projector
-    assert head is not None and projector is not None
+    assert isinstance(head, L1RegressionActionHead) and projector is not None
     model.pruner = TokenPruner("weighted", compact).train() if variant.startswith("lightvla") else KeepAllTokens()
     device = model.device
     batch, actions = training_batch(checkpoint)
     noise = torch.from_numpy(reference_noise(4)).to(device) if variant.startswith("lightvla") else None
     out = model.action_hidden(**on(device, batch), proprio_projector=projector, score_noise=noise, mask_padding=False)
-    loss = (head.predict_action(out.rows) - actions.to(device)).abs().mean()  # type: ignore[operator]
-    modules = {"vla": model, "action_head": head, "proprio_projector": projector}
+    loss = (head.predict_action(out.rows) - actions.to(device)).abs().mean()
+    modules: dict[str, torch.nn.Module] = {"vla": model, "action_head": head, "proprio_projector": projector}
     for module in modules.values():
         module.zero_grad(set_to_none=True)
     loss.backward()
