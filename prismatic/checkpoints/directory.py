@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import PreTrainedTokenizerFast
 
 from prismatic.checkpoints.components import diffusion_steps, head_kind, load_head, load_proprio
 from prismatic.checkpoints.files import check_complete, read_config, read_statistics, resolve
@@ -83,7 +84,7 @@ class Checkpoint:
 class _Tokenize:
     """Text -> ids, as a picklable callable for data-loading workers."""
 
-    tokenizer: Any
+    tokenizer: PreTrainedTokenizerFast
 
     def __call__(self, text: str) -> list[int]:
         # What somebody writes is text: `</s>` in it ends nothing.

@@ -1,7 +1,7 @@
 """From flags to the parts of a run: model, adapters, head, data, optimiser, restored state."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -260,7 +260,7 @@ def _collate_readable(samples: list[Any], pad_token_id: int) -> dict[str, Any] |
     return next(unreadable, None) or collate(samples, pad_token_id)
 
 
-def _batches(run: Run, data: Frames, requests: Any) -> Iterator[dict[str, Any]]:
+def _batches(run: Run, data: Frames, requests: Iterable[list[SampleRequest]]) -> Iterator[dict[str, Any]]:
     """Collated batches. Raises UnreadableImage in the place of one that holds a frame that cannot be read."""
     for batch in _loader(run, data, requests):
         if isinstance(batch, UnreadableImage):
@@ -268,7 +268,7 @@ def _batches(run: Run, data: Frames, requests: Any) -> Iterator[dict[str, Any]]:
         yield batch
 
 
-def _loader(run: Run, data: Frames, batches: Any) -> DataLoader[Any]:
+def _loader(run: Run, data: Frames, batches: Iterable[list[SampleRequest]]) -> DataLoader[Any]:
     workers = run.config.num_workers
     return DataLoader(
         _Readable(data),

@@ -179,7 +179,7 @@ def resolve_pruner(
         inherited = trained.options if trained is not None and trained.name == spec.name else {}
         return spec.over(PrunerSpec(spec.name, inherited).over(_PRUNERS[spec.name].defaults).options)
     if given is None:
-        return trained or PrunerSpec("lightvla", _PUBLISHED)
+        return trained or PrunerSpec("lightvla", dict(_PUBLISHED))
     # Settings of another kind mean nothing here.
     of_kind = trained.options if trained is not None and trained.has_parameters == given.has_parameters else {}
     return given.over(_PUBLISHED | {key: of_kind[key] for key in _SHARED if key in of_kind})
