@@ -299,7 +299,7 @@ def test_whatever_a_file_holds_it_is_told_and_never_a_crash(reference_directory:
             (folder / file.name).unlink()
             (folder / file.name).write_bytes(content)
             status = main(str(folder))
-            told = capsys.readouterr().out
+            told = "".join(capsys.readouterr())
             assert status in (1, 2) or (file.name, content) in harmless, (file.name, content, told)
             assert status == 0 or file.name.partition("--")[0].partition(".")[0] in told.replace("\n", ""), told
 
