@@ -4,44 +4,116 @@
     lightvla eval --help                                 # the flags of one
     torchrun --nproc-per-node 8 -m lightvla finetune ... # with several processes
 
-Each command is the same function as its file in `scripts/`, `vla-scripts/` or `experiments/robot/libero/`.
+Each command is the same function as its file in `scripts/`, `vla-scripts/` or `experiments/robot/libero/`. Flags are
+read before the command's module is imported, so that `--help` and what is mistyped are answered without torch.
 """
 
+import dataclasses
 import importlib
 import os
 import sys
+from dataclasses import dataclass
+from typing import Any
 
 from prismatic.command_status import UNUSABLE, print_error
 
+
+@dataclass(frozen=True)
+class Command:
+    """A command.
+
+    Attributes:
+        what: it does, in a line.
+        flags: `module:name` of a configuration's dataclass, or of a function that makes an argparse parser. The module
+            imports nothing heavy.
+        module: whose `command(flags)` runs it and returns the exit status.
+    """
+
+    what: str
+    flags: str
+    module: str
+
+
 COMMANDS = {
-    "finetune": ("lightvla.commands.finetune", "fine-tune a policy, with its token pruner, on an RLDS dataset"),
-    "eval": ("experiments.robot.libero.evaluation.command", "evaluate a policy in the LIBERO simulator"),
-    "collect": ("lightvla.commands.collect", "collect demonstrations of LIBERO tasks as an RLDS dataset"),
-    "compare": ("lightvla.commands.compare", "compare evaluations: tables with intervals, paired tests"),
-    "report": ("lightvla.commands.report", "make the report of evaluations, HTML and Markdown"),
-    "inspect": ("lightvla.commands.inspect_checkpoint", "say what a checkpoint holds and what is wrong with it"),
-    "merge": ("lightvla.commands.merge", "merge a LoRA adapter into its base model"),
-    "push": ("lightvla.commands.push", "upload a checkpoint to the Hugging Face hub, with a model card"),
-    "visualize": ("lightvla.commands.visualize", "draw which image patches a policy kept"),
-    "replay": ("lightvla.commands.replay", "repeat a recorded episode in the simulator, without the model"),
-    "demo": ("lightvla.demo.run", "collect, build, fine-tune, evaluate, report: a small policy from nothing"),
-    "build-small-model": ("lightvla.demo.small_model", "make a small untrained policy"),
+    "finetune": Command(
+        "fine-tune a policy, with its token pruner, on an RLDS dataset",
+        "prismatic.training.config:FinetuneConfig",
+        "lightvla.commands.finetune",
+    ),
+    "eval": Command(
+        "evaluate a policy in the LIBERO simulator",
+        "experiments.robot.libero.settings.flags:EvaluationConfig",
+        "experiments.robot.libero.evaluation.command",
+    ),
+    "collect": Command(
+        "collect demonstrations of LIBERO tasks as an RLDS dataset",
+        "experiments.robot.libero.demonstrations.config:CollectionConfig",
+        "lightvla.commands.collect",
+    ),
+    "compare": Command(
+        "compare evaluations: tables with intervals, paired tests",
+        "lightvla.flags:compare_parser",
+        "lightvla.commands.compare",
+    ),
+    "report": Command(
+        "make the report of evaluations, HTML and Markdown", "lightvla.flags:report_parser", "lightvla.commands.report"
+    ),
+    "inspect": Command(
+        "say what a checkpoint holds and what is wrong with it",
+        "lightvla.flags:inspect_parser",
+        "lightvla.commands.inspect_checkpoint",
+    ),
+    "merge": Command(
+        "merge a LoRA adapter into its base model", "lightvla.flags:MergeConfig", "lightvla.commands.merge"
+    ),
+    "push": Command(
+        "upload a checkpoint to the Hugging Face hub, with a model card",
+        "lightvla.flags:push_parser",
+        "lightvla.commands.push",
+    ),
+    "visualize": Command(
+        "draw which image patches a policy kept", "lightvla.flags:visualize_parser", "lightvla.commands.visualize"
+    ),
+    "replay": Command(
+        "repeat a recorded episode in the simulator, without the model",
+        "lightvla.flags:replay_parser",
+        "lightvla.commands.replay",
+    ),
+    "demo": Command(
+        "collect, build, fine-tune, evaluate, report: a small policy from nothing",
+        "lightvla.demo.settings:DemoConfig",
+        "lightvla.demo.run",
+    ),
+    "build-small-model": Command(
+        "make a small untrained policy", "lightvla.demo.settings:SmallModelConfig", "lightvla.demo.small_model"
+    ),
 }
-"""Name -> module, whose `command` runs it, and what it does."""
 
 
 def usage() -> str:
     """The commands, a line each."""
     width = max(map(len, COMMANDS))
-    lines = [f"  {name:<{width}}  {what}" for name, (_, what) in COMMANDS.items()]
+    lines = [f"  {name:<{width}}  {command.what}" for name, command in COMMANDS.items()]
     return "\n".join(["usage: lightvla COMMAND [FLAGS]", "", *lines, "", "lightvla COMMAND --help lists the flags."])
+
+
+def read_flags(name: str) -> Any:
+    """The flags of this process, as the command takes them; ends it for `--help` and what cannot be read."""
+    module, _, attribute = COMMANDS[name].flags.partition(":")
+    flags = getattr(importlib.import_module(module), attribute)
+    if isinstance(flags, type) and dataclasses.is_dataclass(flags):
+        from prismatic.command_line import parse_or_exit
+
+        return parse_or_exit(flags)
+    return flags().parse_args()
 
 
 def run(name: str) -> int:
     """Run a command with the flags of this process; returns the exit status."""
     # Before torch is imported: its idle threads must not take the cores from simulators and data loaders.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    return importlib.import_module(COMMANDS[name][0]).command()
+    flags = read_flags(name)
+    return importlib.import_module(COMMANDS[name].module).command(flags)
 
 
 def main() -> int:

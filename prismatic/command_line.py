@@ -16,6 +16,7 @@ import draccus
 from draccus.utils import DraccusException
 
 from prismatic.command_status import UNUSABLE, print_error
+from prismatic.flag_help import help_text
 
 Config = TypeVar("Config")
 
@@ -77,12 +78,16 @@ def parse_flags(config_class: type[Config], words: Sequence[str] | None = None) 
     Raises:
         FlagError: for an unknown flag, one without a value, a value of another type, or a `--config_path` that cannot
             be read.
+        SystemExit: behind the help, where the words ask for it.
     """
     words = list(sys.argv[1:] if words is None else words)
+    if {"--help", "-h"} & {*words}:
+        sys.stdout.write(help_text(config_class, os.path.basename(sys.argv[0])))
+        sys.exit(0)
     known = [field.name for field in dataclasses.fields(config_class)]  # type: ignore[arg-type]
     for word, following in zip(words, [*words, "--"][1:], strict=True):
         name, has_value, _ = word.removeprefix("--").partition("=")
-        if not word.startswith("--") or name == "help":
+        if not word.startswith("--"):
             continue
         if name.partition(".")[0] not in (*known, "config_path"):
             raise FlagError(f"unknown flag --{name}{_meant(name, known)} (--help lists all)")

@@ -214,7 +214,7 @@ class Policy:
         name, part = found or ("un-normalisation", f"the statistics {key!r} of the actions")
         return (
             f"the policy computed NaN or infinity; it begins in stage {name!r}: {part}. Weights or statistics of "
-            f"{self.checkpoint.path} are damaged (scripts/inspect_checkpoint.py looks at the folder), or "
+            f"{self.checkpoint.path} are damaged (lightvla inspect looks at the folder), or "
             f"{self.model.dtype} overflows"
         )
 

@@ -17,6 +17,7 @@ FLOORS = {
     "prismatic.command_line": 0,
     "prismatic.command_status": 0,
     "prismatic.atomic_files": 0,
+    "prismatic.flag_help": 0,
     "prismatic.stored_files": 0,
     "prismatic.vla.datasets": 1,
     "prismatic.models": 1,

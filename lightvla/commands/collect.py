@@ -19,7 +19,6 @@ from experiments.robot.libero.demonstrations.collect import Outcome, collect, fi
 from experiments.robot.libero.demonstrations.config import CollectionConfig
 from experiments.robot.libero.simulator.backend import RenderingUnavailable
 from experiments.robot.libero.simulator.tasks import LiberoTask
-from prismatic.command_line import parse_or_exit
 from prismatic.command_status import STOPPED, UNUSABLE, UNWANTED, print_error
 from prismatic.report.data import counted
 
@@ -92,7 +91,7 @@ def _table(summaries: list[dict]) -> Table:
     return table
 
 
-def command() -> int:
+def command(config: CollectionConfig) -> int:
     """What the command line runs; returns the exit status."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # schedulers stop jobs so
-    return main(parse_or_exit(CollectionConfig))
+    return main(config)

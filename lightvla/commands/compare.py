@@ -32,11 +32,11 @@ from experiments.robot.libero.results.tables import (
     policies_table,
     result_table,
 )
+from lightvla.flags import TABLE_SUFFIXES, compare_parser
 from prismatic.command_status import UNUSABLE, print_error
 from prismatic.significance import PairedCounts
 
 WRITERS: dict[str, Callable[[Table], str]] = {"markdown": to_markdown, "csv": to_csv, "latex": to_latex}
-SUFFIXES = {".md": "markdown", ".csv": "csv", ".tex": "latex", ".txt": "text"}
 
 _WIDTH = 110  # Of text that does not go to a terminal.
 _BAR = 16
@@ -44,7 +44,11 @@ _BAR = 16
 
 def main(arguments: Sequence[str]) -> int:
     """Returns the exit status."""
-    options = _parser().parse_args(arguments)
+    return command(compare_parser().parse_args(arguments))
+
+
+def command(options: argparse.Namespace) -> int:
+    """What the command line runs; returns the exit status."""
     try:
         kind = options.format or _kind_of(options.output)
         comparison, table, plan = _evaluate(options)
@@ -170,10 +174,10 @@ def _evaluate(options: argparse.Namespace) -> tuple[Comparison | None, Table, li
 def _kind_of(output: str | None) -> str:
     """The format that a file's suffix asks for."""
     suffix = Path(output).suffix if output else ".txt"
-    if suffix.lower() not in SUFFIXES:
-        known = ", ".join(f"{name} ({kind})" for name, kind in SUFFIXES.items())
+    if suffix.lower() not in TABLE_SUFFIXES:
+        known = ", ".join(f"{name} ({kind})" for name, kind in TABLE_SUFFIXES.items())
         raise ValueError(f"--output {output}: expected a name that ends with one of {known}, or give --format as well")
-    return SUFFIXES[suffix.lower()]
+    return TABLE_SUFFIXES[suffix.lower()]
 
 
 def _check_given_once(paths: Sequence[str]) -> None:
@@ -258,19 +262,3 @@ def distinct_names(sides: Sequence[Sequence[Results]], paths: Sequence[Sequence[
     folders = [Path(files[0]).resolve() for files in paths]
     names = [(folder if folder.is_dir() else folder.parent).name for folder in folders]
     return names if len(set(names)) == len(names) else ["first", "second"]
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("results", nargs="+", help="results.json files, or folders that hold one")
-    parser.add_argument("--against", nargs="+", help="the other policy's, on the same episodes")
-    parser.add_argument("--names", nargs="+", help="two with --against; else one per file, a policy's files alike")
-    parser.add_argument("--format", choices=["text", *WRITERS], help="default: by the suffix of --output, else text")
-    parser.add_argument("--output", help=f"file to write the table into: {', '.join(SUFFIXES)}")
-    parser.add_argument("--plan", type=float, metavar="POINTS", help="trials to see a difference of so many points")
-    return parser
-
-
-def command() -> int:
-    """What the command line runs; returns the exit status."""
-    return main(sys.argv[1:])

@@ -13,14 +13,14 @@ import huggingface_hub.utils.logging
 from rich import get_console
 from rich.logging import RichHandler
 
-from prismatic.command_line import parse_or_exit, speaks_for_node
+from prismatic.command_line import speaks_for_node
 from prismatic.command_status import STOPPED, UNUSABLE, UNWANTED, print_error
 from prismatic.training.config import FinetuneConfig
 from prismatic.training.distributed import withdraw
 from prismatic.training.loop import BadInput, finetune
 
 
-def command() -> int:
+def command(config: FinetuneConfig) -> int:
     """Returns the exit status: 2 for bad input, which is told in one message."""
     is_main = os.environ.get("RANK", "0") == "0"
     if get_console().is_terminal:
@@ -31,7 +31,6 @@ def command() -> int:
     huggingface_hub.utils.logging.set_verbosity_warning()
     log = logging.getLogger("finetune")
     try:
-        config = parse_or_exit(FinetuneConfig)
         folder = finetune(config)
     except BadInput as error:
         if speaks_for_node():

@@ -51,9 +51,7 @@ def show(found: Inspection, console: Console) -> None:
         console.print("[green]nothing wrong was found[/]")
 
 
-def command() -> int:
+def command(flags: argparse.Namespace) -> int:
     """What the command line runs; returns the exit status."""
     logging.basicConfig(level=logging.ERROR)
-    parser = argparse.ArgumentParser(description="Say what a checkpoint holds and what is wrong with it.")
-    parser.add_argument("checkpoint", help="folder or hub id")
-    return main(parser.parse_args().checkpoint)
+    return main(flags.checkpoint)

@@ -22,6 +22,7 @@ from huggingface_hub.errors import HfHubHTTPError
 
 from experiments.robot.libero.reports.model_card import model_card
 from experiments.robot.libero.results.results import Results
+from lightvla.flags import push_parser
 from prismatic.checkpoints.atomic_folder import finish_pending
 from prismatic.checkpoints.files import (
     PROCESSOR_FILES,
@@ -97,16 +98,12 @@ def upload(folder: Path, repo_id: str, private: bool) -> str:
     return str(api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Upload checkpoint").commit_url)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str]) -> int:
     """Returns the exit status."""
-    parser = argparse.ArgumentParser(description="Upload a checkpoint to the Hugging Face hub with a model card.")
-    parser.add_argument("checkpoint", type=Path, help="checkpoint folder")
-    parser.add_argument("repo_id", help="user/name on the hub")
-    parser.add_argument("--results", type=Path, nargs="*", default=[], help="results.json of evaluations")
-    parser.add_argument("--license", default="mit", help="licence of the weights, as the hub names it")
-    parser.add_argument("--private", action="store_true", help="create the repository as a private one")
-    parser.add_argument("--dry_run", type=Path, metavar="DIR", help="only write the folder to upload, here")
-    flags = parser.parse_args(arguments)
+    return _push(push_parser().parse_args(arguments))
+
+
+def _push(flags: argparse.Namespace) -> int:
     try:
         if flags.dry_run is not None:
             folder = prepare(flags.checkpoint, flags.repo_id, flags.results, flags.license, flags.dry_run)
@@ -121,7 +118,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def command() -> int:
+def command(flags: argparse.Namespace) -> int:
     """What the command line runs; returns the exit status."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
-    return main()
+    return _push(flags)

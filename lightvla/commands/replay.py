@@ -69,11 +69,6 @@ def _video_recorder(recording: EpisodeRecording, every_steps: int) -> RolloutRec
     )
 
 
-def command() -> int:
+def command(flags: argparse.Namespace) -> int:
     """What the command line runs; returns the exit status."""
-    parser = argparse.ArgumentParser(description="Repeat a recorded episode in the simulator, without the model.")
-    parser.add_argument("record", type=Path, help=".npz file that run_libero_eval.py --record True wrote")
-    parser.add_argument("--video", type=Path, help="MP4 to draw on the way, with what the policy kept")
-    parser.add_argument("--every_steps", type=int, default=2, help="a frame each so many steps (default %(default)s)")
-    arguments = parser.parse_args()
-    return main(arguments.record, arguments.video, arguments.every_steps, Console())
+    return main(flags.record, flags.video, flags.every_steps, Console())

@@ -1,6 +1,6 @@
 """Draw what a policy saw: which image patches its pruner kept, at each policy query and on average.
 
-From recorded episodes (`run_libero_eval.py --record True`), without loading any model:
+From recorded episodes (`lightvla eval --record True`), without loading any model:
 
     lightvla visualize --record experiments/logs/RUN --output_dir pictures
 
@@ -29,6 +29,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import track
 
+from lightvla.flags import visualize_parser
 from prismatic.command_status import UNUSABLE, print_error
 from prismatic.pictures.images import encode_png
 from prismatic.pictures.trace import PruningTrace
@@ -102,7 +103,7 @@ def record_files(paths: Sequence[Path]) -> list[Path]:
         found = [path] if path.is_file() else sorted(path.glob("*.npz")) or sorted((path / FOLDER).glob("*.npz"))
         if not found:
             raise FileNotFoundError(
-                f"--record {path}: no recorded episode there; run_libero_eval.py --record True writes {FOLDER}/*.npz"
+                f"--record {path}: no recorded episode there; lightvla eval --record True writes {FOLDER}/*.npz"
             )
         files += found
     return files
@@ -364,26 +365,9 @@ class Common:
 
 
 def parse(command: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Draw which image patches a policy's pruner kept.")
-    add = parser.add_argument
-    add("--record", type=Path, nargs="+", help="recorded episodes: files, their folders, or an evaluation's folder")
-    add("--checkpoint", help="folder or hub id of a policy to run")
-    add("--dataset_dir", type=Path, help="RLDS dataset to take an episode from, DATA/NAME")
-    add("--episode", type=int, default=0, help="which one, counted from 0 (default %(default)s)")
-    add("--every", type=int, help="a policy query each so many steps of it (default: as in a rollout)")
-    add("--robot", help="layout of a dataset that the catalogue does not know")
-    add("--images", type=Path, nargs="+", help="one picture per camera, in the robot's order")
-    add("--instruction", help="sentence that goes with --images")
-    add("--state", type=float, nargs="+", help="state that goes with --images (default: the training data's mean)")
-    add("--pruner", help="overrides the checkpoint's, e.g. lightvla:multiplicity=set")
-    add("--unnorm_key", help="dataset whose statistics apply, where the checkpoint has several")
-    add("--device", help="default: cuda where there is a GPU, else cpu")
-    add("--fps", type=float, help="policy queries a second in videos (default: real time)")
-    add("--no_video", action="store_true", help="pictures only")
-    add("--output_dir", type=Path, default=Path("pruning_pictures"), help="default: %(default)s")
-    return parser.parse_args(command)
+    return visualize_parser().parse_args(command)
 
 
-def command() -> int:
+def command(flags: argparse.Namespace) -> int:
     """What the command line runs; returns the exit status."""
-    return main(parse(), Console())
+    return main(flags, Console())

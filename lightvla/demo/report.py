@@ -44,13 +44,13 @@ LATENCY_CALLS = 40
 
 COMMANDS_7B = """\
 # fine-tune an OpenVLA-OFT checkpoint with the pruner, one process per GPU
-torchrun --standalone --nproc-per-node 8 vla-scripts/finetune.py --vla_path openvla/openvla-7b \\
+torchrun --standalone --nproc-per-node 8 -m lightvla finetune --vla_path openvla/openvla-7b \\
     --data_root_dir DATA --dataset_name libero_goal_no_noops --run_root_dir runs \\
     --use_l1_regression True --num_images_in_input 2 --use_proprio True --image_aug True --pruner lightvla \\
     --use_lora True --lora_rank 32 --batch_size 8 --learning_rate 5e-4 \\
     --num_steps_before_decay 100000 --max_steps 150005 --save_freq 10000
 # evaluate it in the simulator, 50 trials a task
-python experiments/robot/libero/run_libero_eval.py --pretrained_checkpoint runs/CHECKPOINT \\
+lightvla eval --pretrained_checkpoint runs/CHECKPOINT \\
     --task_suite_name libero_goal --num_trials_per_task 50 --save_rollout_video True"""
 
 

@@ -25,7 +25,6 @@ from lightvla.demo.report import write_report
 from lightvla.demo.settings import STAGES, TASKS, DemoConfig, Paths, evaluations, stage_commands
 from prismatic.atomic_files import write_atomically
 from prismatic.checkpoints.saving import load_training_state
-from prismatic.command_line import parse_or_exit
 from prismatic.command_status import STOPPED, UNUSABLE, print_error
 
 PACKAGES = Path(__file__).resolve().parents[2]
@@ -195,9 +194,8 @@ def _show(progress: Progress, bar: TaskID, directory: Path) -> None:
     progress.update(bar, completed=len(episodes), solved=solved)
 
 
-def command() -> int:
+def command(config: DemoConfig) -> int:
     """What the command line runs; returns the exit status."""
-    config = parse_or_exit(DemoConfig)
     if config.stage not in ("all", *STAGES):
         print_error(f"unknown stage {config.stage!r}; known: all, {', '.join(STAGES)}")
         return UNUSABLE

@@ -1,8 +1,9 @@
 """The demo's settings, where its parts lie, and the commands of its stages."""
 
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 STAGES = ("collect", "build", "finetune", "evaluate", "report")
 DATASET = "libero_goal_demo"
@@ -11,9 +12,9 @@ TASKS = "1,4,8"  # put the bowl on the stove, on top of the cabinet, on the plat
 
 @dataclass
 class DemoConfig:
-    """The demo's settings; the defaults are what the README's results were made with."""
+    """Collect, build, fine-tune, evaluate, report: a small policy from nothing, as the README's results were made."""
 
-    stage: str = "all"  # all, collect, build, finetune, evaluate or report
+    stage: str = "all"  # all, or one: collect, build, finetune, evaluate or report
     output_dir: Path = Path("demo")  # everything the demo makes lies below it
     num_processes: int = 2  # simulator processes in collection and evaluation
     num_demos_per_task: str = "62"  # from training initial states; evaluation has others
@@ -25,10 +26,33 @@ class DemoConfig:
     resolution: int = 128  # side of rendered pictures, pixels
     unpruned_steps: int = 2100  # optimiser steps with all visual tokens
     max_steps: int = 1650  # optimiser steps with the pruner, from there
-    batch_size: int = 32
+    batch_size: int = 32  # of both trainings
     seed: int = 7  # of initial weights and training
     starts_seed: int = 7  # of collection and evaluation
     suffix: str = ""  # appended to the names of base, run and evaluation, to train another seed on the same data
+
+
+@dataclass
+class SmallModelConfig:
+    """Build a small untrained checkpoint: the code path of a 7B policy at a size that trains on two CPU cores."""
+
+    output_dir: Path = Path("runs/small-base")  # where the checkpoint goes
+    image_size: int = 112  # image side in pixels, (image_size / 16)^2 tokens per image
+    num_images_in_input: int = 2  # cameras the model reads
+    vision_dim: int = 128  # width of each ViT
+    vision_depth: int = 3  # its blocks; all but the last run
+    vision_heads: int = 4  # its attention heads
+    fused: bool = False  # two ViTs, as the 7B models have, instead of one
+    llm_dim: int = 128  # width of the Llama
+    llm_layers: int = 4  # its layers
+    llm_heads: int = 4  # its attention heads
+    llm_mlp: int = 344  # width inside its MLPs
+    pruner: dict[str, Any] = field(  # the recorded one
+        default_factory=lambda: {"name": "lightvla", "multiplicity": "weighted"}
+    )
+    robot: str = "libero"  # the robot that it drives
+    canonical_quaternion: bool = False  # how the state's axis-angle was made, recorded with the robot
+    seed: int = 7  # of the initial weights
 
 
 @dataclass(frozen=True)

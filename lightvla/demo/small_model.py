@@ -3,13 +3,12 @@
     lightvla build-small-model --output_dir runs/small-base
 
 Writes the published layout: one or two tiny ViTs at reduced resolution, a tiny Llama, a tokenizer trained here, and
-initialisation suited to training from scratch. `vla-scripts/finetune.py --vla_path runs/small-base` takes it on.
+initialisation suited to training from scratch. `lightvla finetune --vla_path runs/small-base` takes it on.
 """
 
 import json
 import logging
 import tempfile
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +17,9 @@ from timm.layers.pos_embed_sincos import build_sincos2d_pos_embed
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
+from lightvla.demo.settings import SmallModelConfig
 from prismatic.checkpoints.directory import Checkpoint
 from prismatic.checkpoints.saving import save_checkpoint
-from prismatic.command_line import parse_or_exit
 from prismatic.extern.hf.configuration_prismatic import OpenVLAConfig
 from prismatic.extern.hf.modeling_prismatic import OpenVLAForActionPrediction
 from prismatic.extern.hf.processing_prismatic import PrismaticImageProcessor, PrismaticProcessor
@@ -44,40 +43,6 @@ SENTENCES = (
     "turn on the stove", "turn off the stove and put the moka pot on it", "put both moka pots on the stove",
     "put the book in the back compartment of the caddy", "put it in the microwave and close it to the left or right",
 )  # fmt: skip
-
-
-@dataclass
-class SmallModelConfig:
-    """Sizes of the small model.
-
-    Attributes:
-        output_dir: where the checkpoint goes.
-        image_size: image side in pixels; (image_size / patch)^2 tokens per image.
-        num_images_in_input: cameras the model reads.
-        vision_dim, vision_depth, vision_heads: of each ViT; all blocks but the last run.
-        fused: two ViTs (as the 7B models) instead of one.
-        llm_dim, llm_layers, llm_heads, llm_mlp: of the Llama.
-        pruner: recorded default, in the flag grammar.
-        robot: that the policy drives, by name.
-        canonical_quaternion: how the state's axis-angle was made, recorded with the robot.
-        seed: of the initial weights.
-    """
-
-    output_dir: Path = Path("runs/small-base")
-    image_size: int = 112
-    num_images_in_input: int = 2
-    vision_dim: int = 128
-    vision_depth: int = 3
-    vision_heads: int = 4
-    fused: bool = False
-    llm_dim: int = 128
-    llm_layers: int = 4
-    llm_heads: int = 4
-    llm_mlp: int = 344
-    pruner: dict[str, Any] = field(default_factory=lambda: {"name": "lightvla", "multiplicity": "weighted"})
-    robot: str = "libero"
-    canonical_quaternion: bool = False
-    seed: int = 7
 
 
 def build_tokenizer(vocab_size: int = 640) -> tuple[PreTrainedTokenizerFast, TokenIds]:
@@ -176,8 +141,8 @@ def build(config: SmallModelConfig) -> Path:
     return config.output_dir
 
 
-def command() -> int:
+def command(config: SmallModelConfig) -> int:
     """What the command line runs; returns the exit status."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    build(parse_or_exit(SmallModelConfig))
+    build(config)
     return 0

@@ -80,7 +80,7 @@ def check_complete(directory: Path) -> list[Path]:
     if (directory / "lora_adapter").is_dir() and not (directory / names[0]).is_file():
         raise FileNotFoundError(
             f"checkpoint {directory} holds an adapter without weights (merge_lora_during_training False); merge it by "
-            f"vla-scripts/merge_lora_weights_and_save.py --lora_finetuned_checkpoint_dir {directory}"
+            f"lightvla merge --lora_finetuned_checkpoint_dir {directory}"
         )
     for name in names:
         if not (directory / name).is_file():

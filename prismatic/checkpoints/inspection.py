@@ -122,7 +122,7 @@ def _read_config(found: Inspection) -> tuple[dict[str, Any], OpenVLAConfig | Non
 
 def _kind(found: Inspection, config_json: Mapping[str, Any], has_weights: bool, head: str | None) -> str:
     if not has_weights and (found.path / FOLDER).is_dir():
-        return "adapter and heads without weights; merge them by vla-scripts/merge_lora_weights_and_save.py"
+        return "adapter and heads without weights; merge them by lightvla merge"
     if head is None and config_json.get("action_head") == "discrete":
         head = "discrete action token"
     if head is None and config_json.get("action_head") == AUTOREGRESSIVE:

@@ -1,4 +1,4 @@
-"""The flags of `vla-scripts/finetune.py`. Published names keep working; what this project adds stands last."""
+"""The flags of `lightvla finetune`. Published names keep working; what this project adds stands last."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,70 +13,70 @@ class FinetuneConfig:
     # Model and data
     vla_path: str = "openvla/openvla-7b"  # checkpoint folder or hub id
     data_root_dir: Path = Path("datasets/rlds")  # folder that holds the dataset's folder
-    dataset_name: str = "libero_spatial_no_noops"  # or a mixture by frames: `name+name:weight`
+    dataset_name: str = "libero_spatial_no_noops"  # its name, or a mixture by frames: name+name:weight
     robot: str | None = None  # libero, aloha or bridge; None: the one of the dataset's catalogue entry
     gripper: str | None = None  # libero, open1, closed1 or width:CLOSED,OPEN; None: the dataset's name or entry says
     run_root_dir: Path = Path("runs")  # run folders go below it
     shuffle_buffer_size: int = 100_000  # accepted and unneeded: the order is a global shuffle
 
     # What the policy is
-    use_l1_regression: bool = True
-    use_diffusion: bool = False
+    use_l1_regression: bool = True  # predict actions by the L1 head
+    use_diffusion: bool = False  # predict them by DDIM diffusion; with --use_l1_regression False
     num_diffusion_steps_train: int | None = None  # None: as the checkpoint records, 50 for a new head
-    use_film: bool = False
-    num_images_in_input: int = 1
-    use_proprio: bool = False
+    use_film: bool = False  # the instruction modulates the ViTs
+    num_images_in_input: int = 1  # cameras the policy reads, the robot's first ones
+    use_proprio: bool = False  # whether it reads the robot state
 
     # Optimisation
     batch_size: int = 8  # per process and micro-step
-    learning_rate: float = 5e-4
-    lr_warmup_steps: int = 0
-    num_steps_before_decay: int = 100_000  # for --lr_schedule step
-    grad_accumulation_steps: int = 1
-    max_steps: int = 200_000
-    use_val_set: bool = False
-    val_freq: int = 10_000
+    learning_rate: float = 5e-4  # after warm-up, before decay
+    lr_warmup_steps: int = 0  # steps in which the rate rises from a tenth of it
+    num_steps_before_decay: int = 100_000  # for --lr_schedule step: then the rate falls to a tenth
+    grad_accumulation_steps: int = 1  # micro-steps of a step
+    max_steps: int = 200_000  # steps of the whole run, those before a resume included
+    use_val_set: bool = False  # measure the loss on held-out episodes
+    val_freq: int = 10_000  # steps between validations
     val_time_limit: int = 180  # seconds per validation
-    save_freq: int = 10_000
+    save_freq: int = 10_000  # steps between checkpoints
     save_latest_checkpoint_only: bool = False  # one checkpoint, in the run folder itself, instead of one per save
-    resume: bool = False
+    resume: bool = False  # go on from the checkpoint --vla_path, optimiser and data order included
     resume_step: int | None = None  # None: the newest
-    image_aug: bool = True
+    image_aug: bool = True  # random crops and colours; inference then crops the centre
     diffusion_sample_freq: int = 50  # every so many steps actions are sampled from a batch and their L1 is told
 
     # LoRA
-    use_lora: bool = True
-    lora_rank: int = 32
-    lora_dropout: float = 0.0
-    merge_lora_during_training: bool = True
+    use_lora: bool = True  # train adapters; False: all weights
+    lora_rank: int = 32  # of the adapters
+    lora_dropout: float = 0.0  # above 0 rules out compact training
+    merge_lora_during_training: bool = (
+        True  # checkpoints hold merged weights; False: the adapter alone, smaller and quicker
+    )
 
     # Logging
-    log_freq: int = 10
+    log_freq: int = 10  # steps between lines of metrics.jsonl
     tensorboard_log_dir: Path | None = None  # None: `tensorboard` in the run folder
-    tensorboard_log_freq: int = 10
-    use_wandb: bool = False
-    wandb_entity: str | None = None
-    wandb_project: str = "lightvla"
-    wandb_log_freq: int = 10
-    run_id_note: str | None = None
-    run_id_override: str | None = None
+    tensorboard_log_freq: int = 10  # steps between entries there
+    use_wandb: bool = False  # log to Weights & Biases, too
+    wandb_entity: str | None = None  # None: the login's own
+    wandb_project: str = "lightvla"  # project there
+    wandb_log_freq: int = 10  # steps between entries there
+    run_id_note: str | None = None  # ends the run's name; None: nothing
+    run_id_override: str | None = None  # the run's name; None: made of what distinguishes it
 
     # This project's own
-    pruner: str | None = (
-        None  # `lightvla:noise=gumbel`, `lightvla_star:site=llama,layer=2`, `none`; None: the checkpoint's
-    )
+    pruner: str | None = None  # lightvla:noise=gumbel, lightvla_star:site=llama,layer=2, none; None: the checkpoint's
     compact_training: bool = True  # one row per distinct pick; False: one per query, as the reference (slower, equal)
     noise_schedule: str = "linear"  # of the pruner's noise: linear (down to 0) or constant
     noise_end_fraction: float = 1.0  # linear noise reaches 0 at this fraction of max_steps
     lr_schedule: str = "step"  # step or cosine
     state_noise: float = 0.0  # deviation of Gaussian noise on the normalised robot state; 0: off
     weight_decay: float = 0.01  # on matrices only
-    adam_beta1: float = 0.9
-    adam_beta2: float = 0.999
+    adam_beta1: float = 0.9  # decay of the mean of gradients
+    adam_beta2: float = 0.999  # decay of the mean of their squares
     max_grad_norm: float = 0.0  # clip the gradient's norm; 0: off
     ema_decay: float = 0.0  # average of the weights, validated and saved; 0: off
     val_fraction: float = 0.05  # of train's episodes, held out where the dataset has no split `val` or `validation`
-    seed: int = 7
+    seed: int = 7  # of data order, augmentation, noise and new weights
     device: str = "auto"  # auto, cpu or cuda
     gradient_checkpointing: bool = False  # compute activations twice instead of storing them: slower, less memory
     precision: str = "auto"  # bf16 (autocast) or fp32; auto: bf16 where the processor computes in it

@@ -347,10 +347,10 @@ def test_evaluations_on_the_same_starts_are_compared_and_the_command_is_given(
     assert difference.note.startswith("the better is better than worse: +88.9 points")
     assert f"p = {p_value:.3f}" in difference.note
     words = shlex.split(difference.code)
-    assert words[:2] == ["python", "scripts/compare_results.py"]
+    assert words[:2] == ["lightvla", "compare"]
     assert compare_command(words[2:]) == 0 and "88.9" in capsys.readouterr().out
     assert other.note.startswith("Not compared: ") and "elsewhere" in other.code
-    assert not any("compare_results" in b.code for s in data_of(worse).sections for b in s.blocks if b.kind == "code")
+    assert not any("lightvla compare" in b.code for s in data_of(worse).sections for b in s.blocks if b.kind == "code")
 
 
 def test_a_difference_in_mujoco_stands_beside_the_difference(tmp_path: Path) -> None:

@@ -94,7 +94,7 @@ def test_the_card_tells_results_protocol_and_command(checkpoint: Path, tmp_path:
 def test_the_command_repeats_the_evaluation(tmp_path: Path):
     given = {"num_open_loop_steps": 4, "wide_starts_m": 0.06, "task_ids": "1,4", "control": "random_tokens"}
     command = evaluation_command(Results.load(results(tmp_path, **given)), REPO).split()
-    assert command[:2] == ["python", "experiments/robot/libero/run_libero_eval.py"]
+    assert command[:2] == ["lightvla", "eval"]
     parsed = draccus.parse(EvaluationConfig, args=command[2:])
     assert parsed == EvaluationConfig(pretrained_checkpoint=REPO, task_suite_name="libero_goal", **given)
 

@@ -17,17 +17,17 @@ from experiments.robot.libero.simulator.wide_starts import Displacement
 
 @dataclass
 class CollectionConfig:
-    """What to collect, and how."""
+    """Collect demonstrations of LIBERO tasks with scripted experts, as an RLDS dataset."""
 
     output_dir: Path = Path("datasets")  # the dataset goes to <output_dir>/<dataset_name>/1.0.0
-    dataset_name: str = "libero_demos"
+    dataset_name: str = "libero_demos"  # name of the folder that is written
     task_suite_name: str = "libero_goal"  # one suite, or several joined by commas
     task_ids: str = "all"  # like 1,4,8 or 0-4,7
     initial_states: str = "all"  # like 0-29; later ones stand in for those that could not be solved
     num_demos_per_task: str = "30"  # one number, or one for each task like 40,40,80
     resolution: int = 256  # side of the stored pictures, pixels
     renderer: str = "robosuite"  # robosuite: the published datasets' pixels; fast: a third of the time
-    num_processes: int = 2
+    num_processes: int = 2  # simulators at once
     wide_starts_m: float = 0.0  # move the goal's objects anywhere free within so many metres; 0: standard starts
     wide_starts_share: float = 1.0  # of the demonstrations; the others begin at standard starts
     wide_starts_objects: str = "goal"  # goal: all movable things that the goal names; manipulated: what is picked up
@@ -36,7 +36,7 @@ class CollectionConfig:
     steps_past_success: int = 10  # recorded after the goal first holds, so that letting go is seen
     settle_steps: int = 10  # unrecorded steps after each reset
     canonical_quaternion: bool = False  # the state's quaternion with x >= 0; False in published datasets
-    seed: int = 7
+    seed: int = 7  # of wide starts, pushes and mistakes
 
     def validate(self) -> None:
         """Raises ValueError for a value out of range."""

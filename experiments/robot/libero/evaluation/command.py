@@ -29,7 +29,7 @@ from experiments.robot.libero.results.provenance import collect_versions
 from experiments.robot.libero.results.results import FILE_NAME, Results
 from experiments.robot.libero.settings.flags import EvaluationConfig
 from experiments.robot.libero.simulator.backend import RenderingUnavailable, render_on_gpu
-from prismatic.command_line import named_by_node, parse_or_exit, speaks_for_node
+from prismatic.command_line import named_by_node, speaks_for_node
 from prismatic.training.distributed import ElsewhereError, Ranks, ranks, resolve_device
 from prismatic.training.wandb_account import without_effect
 
@@ -129,14 +129,14 @@ def roll_out(plan: Plan, agent: Agent, journal: Journal, command: list[str], con
     except KeyboardInterrupt:
         again = f"go on with the same command and --resume True --output_dir {plan.output_dir}"
         console.print(f"stopped; {again}", soft_wrap=True, markup=False)
-        console.print(f"a report of what is done so far: scripts/report_results.py {plan.output_dir}", soft_wrap=True)
+        console.print(f"a report of what is done so far: lightvla report {plan.output_dir}", soft_wrap=True)
         return STOPPED
     if processes.is_main:
         try:
             show(plan, results, console)
         except KeyboardInterrupt:
             console.print(f"stopped, but the results are complete: {plan.output_dir / FILE_NAME}", soft_wrap=True)
-            console.print(f"the report: scripts/report_results.py {plan.output_dir}", soft_wrap=True)
+            console.print(f"the report: lightvla report {plan.output_dir}", soft_wrap=True)
             return STOPPED
     processes.barrier()  # torchrun ends all processes as soon as one of them ends with an error
     return INVALID if processes.is_main and results.summary()["all"]["invalid"] else 0
@@ -165,7 +165,7 @@ def report_line(folder: Path) -> str:
 
         return f"report: {write_reports([folder])[0]}"
     except ImportError as error:
-        return f"no report ({error}): pip install 'lightvla[report]', then scripts/report_results.py {folder}"
+        return f"no report ({error}): pip install 'lightvla[report]', then lightvla report {folder}"
     except (OSError, ValueError) as error:
         return f"no report: {error}"
 
@@ -186,7 +186,7 @@ def log_to_wandb(plan: Plan, results: Results) -> None:
     run.finish()
 
 
-def command() -> int:
+def command(config: EvaluationConfig) -> int:
     """What the command line runs; returns the exit status."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # schedulers stop jobs so
-    return main(parse_or_exit(EvaluationConfig), sys.argv)
+    return main(config, sys.argv)

@@ -56,7 +56,7 @@ def model_card(repo_id: str, found: Inspection, results: Sequence[Results], lice
 
 def evaluation_command(result: Results, repo_id: str) -> str:
     """The command that repeats an evaluation with the uploaded checkpoint; flags at their defaults are left out."""
-    words = ["python", "experiments/robot/libero/run_libero_eval.py", "--pretrained_checkpoint", repo_id]
+    words = ["lightvla", "eval", "--pretrained_checkpoint", repo_id]
     for flag in fields(EvaluationConfig):
         value = result.config.get(flag.name, flag.default)
         if flag.name not in _NOT_OF_THE_RESULT and (value != flag.default or flag.name == "task_suite_name"):

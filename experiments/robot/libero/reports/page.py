@@ -22,6 +22,7 @@ from experiments.robot.libero.reports.evaluation import (
 )
 from experiments.robot.libero.reports.rollouts import rollout_sections
 from experiments.robot.libero.results.comparison import compare
+from experiments.robot.libero.settings.flags import MAX_EMBEDDED_MB
 from prismatic.report.charts import RateBars
 from prismatic.report.data import (
     Cell,
@@ -41,8 +42,6 @@ from prismatic.report.markdown import write_markdown
 from prismatic.report.media import MediaFiles
 
 HTML_NAME, MARKDOWN_NAME = "report.html", "report.md"
-MAX_EMBEDDED_MB = 40.0
-"""Room for clips and pictures inside the page, in megabytes of the page."""
 
 Outcomes = dict[TaskKey, tuple[int, int]]
 
@@ -242,7 +241,7 @@ def differences(evaluations: Sequence[Evaluation]) -> list[CodeBlock]:
         else:
             note = " ".join([comparison.verdict, *(f"Mind: {warning}." for warning in comparison.warnings)])
         sides = [shlex.quote(evaluation.path or str(evaluation.folder)) for evaluation in (first, other)]
-        command = f"python scripts/compare_results.py {sides[0]} --against {sides[1]} --names {shlex.join(names)}"
+        command = f"lightvla compare {sides[0]} --against {sides[1]} --names {shlex.join(names)}"
         found.append(CodeBlock(f"The difference between {names[0]} and {names[1]}", command, note))
     return found
 

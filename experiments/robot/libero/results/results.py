@@ -166,7 +166,7 @@ class Results:
         path = Path(path)
         path = path / FILE_NAME if path.is_dir() else path
         if not path.is_file():
-            raise FileNotFoundError(f"no results at {path}; run_libero_eval.py writes {FILE_NAME} there")
+            raise FileNotFoundError(f"no results at {path}; lightvla eval writes {FILE_NAME} there")
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
@@ -192,7 +192,7 @@ class Results:
 
 
 def _not_results(path: Path, why: str) -> ValueError:
-    return ValueError(f"{path} is no results file ({why}); name one that run_libero_eval.py wrote, or evaluate again")
+    return ValueError(f"{path} is no results file ({why}); name one that lightvla eval wrote, or evaluate again")
 
 
 def count_successes(outcomes: Iterable[bool | None]) -> dict[str, Any]:

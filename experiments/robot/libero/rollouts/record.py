@@ -121,7 +121,7 @@ class EpisodeRecording:
         """
         path = Path(path)
         if not path.is_file():
-            raise FileNotFoundError(f"no episode record at {path}; run_libero_eval.py --record True writes them")
+            raise FileNotFoundError(f"no episode record at {path}; lightvla eval --record True writes them")
         arrays = _read_arrays(path)
         header = _read_header(path, arrays)
         if header["format_version"] == 1:
@@ -246,7 +246,7 @@ def _read_arrays(path: Path) -> dict[str, NDArray[Any]]:
         elif "pickle" in reason:  # numpy's own message says how to load such a file, which might run code
             reason = "it holds Python objects, which records never do"
         raise ValueError(
-            f"{path} is no episode record, or is damaged ({reason}); expected an .npz file that run_libero_eval.py "
+            f"{path} is no episode record, or is damaged ({reason}); expected an .npz file that lightvla eval "
             "--record True wrote"
         ) from error
 

@@ -1,4 +1,4 @@
-"""The flags of `run_libero_eval.py`, and the values of those that were left out."""
+"""The flags of `lightvla eval`, and the values of those that were left out."""
 
 from __future__ import annotations
 
@@ -20,17 +20,19 @@ class EvaluationConfig:
     # Policy
     pretrained_checkpoint: str = ""  # checkpoint folder or hub id
     use_l1_regression: bool | None = None  # None: True, unless the folder looks like an original OpenVLA checkpoint
-    use_diffusion: bool = False
+    use_diffusion: bool = False  # the checkpoint has a diffusion head
     num_diffusion_steps_train: int | None = None  # of a diffusion head whose checkpoint does not record it; None: 50
     num_diffusion_steps_inference: int | None = None  # None: as many as in training, at most 50
-    use_film: bool = False
-    num_images_in_input: int | None = None  # cameras the policy reads
-    use_proprio: bool | None = None  # whether the policy reads the robot state
-    center_crop: bool | None = None  # central 0.9 of the area, as for policies trained with augmentation
+    use_film: bool = False  # it was trained with FiLM
+    num_images_in_input: int | None = None  # cameras the policy reads; None: as the checkpoint says, else 2
+    use_proprio: bool | None = (
+        None  # whether the policy reads the robot state; None: where its projector's file is there
+    )
+    center_crop: bool | None = None  # central 0.9 of the area; None: where the policy was trained with augmentation
     num_open_loop_steps: int | None = None  # actions executed of each chunk, the first ones; None: the robot's
     unnorm_key: str | None = None  # dataset whose statistics apply; None: the suite's
-    load_in_8bit: bool = False
-    load_in_4bit: bool = False
+    load_in_8bit: bool = False  # quantize the language model, on a GPU with bitsandbytes
+    load_in_4bit: bool = False  # the same, smaller
     model_family: str = "openvla"  # accepted; goes into the name of the run
     lora_rank: int = 32  # accepted and unneeded: checkpoints are merged
     policy_url: str | None = None  # a policy server instead of a checkpoint: ws://host:port, openpi's protocol
@@ -52,9 +54,9 @@ class EvaluationConfig:
     save_rollout_video: bool = False  # camera views beside what the pruner kept
     report: bool = True  # report.html and report.md beside the results
     record: bool = False  # observations, actions and kept tokens of every episode, for replays and pictures
-    use_wandb: bool = False
-    wandb_entity: str | None = None
-    wandb_project: str = "lightvla"
+    use_wandb: bool = False  # log to Weights & Biases
+    wandb_entity: str | None = None  # None: the login's own
+    wandb_project: str = "lightvla"  # project there
     seed: int = _BY_PROTOCOL  # of resets, wide starts and random choices; by default 7, or the protocol's
 
     # This project's own
@@ -81,6 +83,9 @@ class EvaluationConfig:
     def __post_init__(self) -> None:
         fill_in(self)
 
+
+MAX_EMBEDDED_MB = 40.0
+"""Megabytes of clips and pictures in a report, unless `lightvla report` is told otherwise."""
 
 FREE_FLAGS = frozenset(
     {"output_dir", "local_log_dir", "run_id_note", "use_wandb", "wandb_entity", "wandb_project", "device", "report"}

@@ -1,0 +1,130 @@
+"""The flags of the commands whose configuration is no dataclass of a package below.
+
+Nothing here imports torch, the simulator or drawing: a command reads its flags before anything heavy is imported, so
+that `--help` and a mistyped flag answer at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+
+from experiments.robot.libero.settings.flags import MAX_EMBEDDED_MB
+
+TABLE_FORMATS = ("text", "markdown", "csv", "latex")
+TABLE_SUFFIXES = {".md": "markdown", ".csv": "csv", ".tex": "latex", ".txt": "text"}
+
+
+@dataclass
+class MergeConfig:
+    """Merge the adapter of a checkpoint into its base model, so that the checkpoint can be evaluated."""
+
+    lora_finetuned_checkpoint_dir: Path  # what fine-tuning wrote; holds lora_adapter/
+    base_checkpoint: str | None = None  # folder or hub id of the model it was trained on; None: what the adapter says
+    output_dir: Path | None = None  # a new folder; None: the weights go into the checkpoint's own, atomically
+
+
+class _WithDefaults(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
+    """The description as it stands; the default of each flag that has one and does not say so itself."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.default is None or action.default == [] or "default" in (action.help or ""):
+            return action.help
+        return super()._get_help_string(action)
+
+
+def _parser(description: str) -> argparse.ArgumentParser:
+    return argparse.ArgumentParser(description=description, formatter_class=_WithDefaults, allow_abbrev=False)
+
+
+def compare_parser() -> argparse.ArgumentParser:
+    parser = _parser("Tables of evaluations, and whether one policy is better than another.")
+    add = parser.add_argument
+    add("results", nargs="+", help="results.json files, or folders that hold one")
+    add("--against", nargs="+", help="the other policy's, on the same episodes (default: none, a table of each)")
+    add(
+        "--names", nargs="+",
+        help="two with --against; else one per file, a policy's files alike (default: what tells the policies apart)",
+    )  # fmt: skip
+    add("--format", choices=TABLE_FORMATS, help="default: by the suffix of --output, else text")
+    add(
+        "--output",
+        help=f"file to write the table into: {', '.join(TABLE_SUFFIXES)} (default: the terminal shows it)",
+    )
+    add(
+        "--plan", type=float, metavar="POINTS",
+        help="say how many trials show a difference of so many points (default: not said)",
+    )  # fmt: skip
+    return parser
+
+
+def report_parser() -> argparse.ArgumentParser:
+    parser = _parser(
+        "Make the report of one or several evaluations: report.html, a page that opens offline, and report.md.\n"
+        "Nothing is evaluated again."
+    )
+    add = parser.add_argument
+    add("results", nargs="+", type=Path, help="results.json files, or the folders that hold them")
+    add("--output_dir", type=Path, help="default: the folder of the results, of several the one that holds them all")
+    add(
+        "--max_embedded_mb", type=float, default=MAX_EMBEDDED_MB,
+        help="clips and pictures beyond so many megabytes are linked, not embedded",
+    )  # fmt: skip
+    return parser
+
+
+def inspect_parser() -> argparse.ArgumentParser:
+    parser = _parser("Say what a checkpoint holds and what is wrong with it, without loading it.")
+    parser.add_argument("checkpoint", help="folder or hub id")
+    return parser
+
+
+def push_parser() -> argparse.ArgumentParser:
+    parser = _parser("Upload a checkpoint to the Hugging Face hub with a model card.")
+    add = parser.add_argument
+    add("checkpoint", type=Path, help="checkpoint folder")
+    add("repo_id", help="user/name on the hub")
+    add("--results", type=Path, nargs="*", default=[], help="results.json of evaluations (default: none)")
+    add("--license", default="mit", help="licence of the weights, as the hub names it")
+    add("--private", action="store_true", help="create the repository as a private one")
+    add("--dry_run", type=Path, metavar="DIR", help="only write the folder to upload, here (default: upload)")
+    return parser
+
+
+def replay_parser() -> argparse.ArgumentParser:
+    parser = _parser(
+        "Repeat a recorded episode in the simulator, without the model, and say whether it comes out the same."
+    )
+    add = parser.add_argument
+    add("record", type=Path, help=".npz file that `lightvla eval --record True` wrote")
+    add("--video", type=Path, help="MP4 to draw on the way, with what the policy kept (default: none)")
+    add("--every_steps", type=int, default=2, help="a frame each so many steps")
+    return parser
+
+
+def visualize_parser() -> argparse.ArgumentParser:
+    parser = _parser(
+        "Draw which image patches a policy's pruner kept: of recorded episodes (--record), or of a checkpoint over an\n"
+        "episode of a dataset (--checkpoint, --dataset_dir) or over pictures (--checkpoint, --images)."
+    )
+    add = parser.add_argument
+    none = "(default: none)"
+    add(
+        "--record", type=Path, nargs="+", help=f"recorded episodes: files, their folders, an evaluation's folder {none}"
+    )
+    add("--checkpoint", help=f"folder or hub id of a policy to run {none}")
+    add("--dataset_dir", type=Path, help=f"RLDS dataset to take an episode from, DATA/NAME {none}")
+    add("--episode", type=int, default=0, help="which one, counted from 0")
+    add("--every", type=int, help="a policy query each so many steps of it (default: as in a rollout)")
+    add("--robot", help="layout of a dataset that the catalogue does not know (default: the catalogue's)")
+    add("--images", type=Path, nargs="+", help=f"one picture per camera, in the robot's order {none}")
+    add("--instruction", help=f"sentence that goes with --images {none}")
+    add("--state", type=float, nargs="+", help="state that goes with --images (default: the training data's mean)")
+    add("--pruner", help="such as lightvla:multiplicity=set (default: the checkpoint's)")
+    add("--unnorm_key", help="dataset whose statistics apply (default: the checkpoint's only one)")
+    add("--device", help="default: cuda where there is a GPU, else cpu")
+    add("--fps", type=float, help="policy queries a second in videos (default: real time)")
+    add("--no_video", action="store_true", help="pictures only")
+    add("--output_dir", type=Path, default=Path("pruning_pictures"), help="folder of the pictures")
+    return parser
