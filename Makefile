@@ -5,7 +5,7 @@ RUN := $(VENV)/bin/python
 TOOLS := .venv-tools
 UV := $(TOOLS)/bin/uv
 
-.PHONY: help setup demo test test-slow test-newest test-oldest lint lock
+.PHONY: help setup demo docs test test-slow test-newest test-oldest lint lock
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -15,6 +15,10 @@ setup: $(VENV)/.ready  ## make .venv, install everything of requirements.lock, c
 
 demo: setup  ## collect, build, fine-tune, evaluate, report: a small LightVLA from nothing, on two CPU cores
 	$(RUN) scripts/demo.py
+
+docs: setup  ## the documentation as a site: build/site/index.html
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --quiet
+	@echo open build/site/index.html
 
 test: setup  ## all tests but those marked slow or gpu
 	$(RUN) -m pytest
