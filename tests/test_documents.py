@@ -13,10 +13,10 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-
 from documents import DOCUMENTS, ROOT, Typed, commands
+
 from experiments.robot.libero.evaluation.checks import check_flags
-from experiments.robot.libero.results.results import Episode, Results
+from experiments.robot.libero.results.results import EpisodeRecord, Results
 from experiments.robot.libero.settings.flags import EvaluationConfig
 from lightvla.__main__ import COMMANDS
 from prismatic.command_line import parse_flags
@@ -110,21 +110,28 @@ def test_extras_that_are_installed_exist() -> None:
 def files(folder: Path, small_policy: Path) -> None:
     """What the runnable commands of the documents read, under the names that they give it."""
     shutil.copytree(small_policy, folder / "CHECKPOINT")
-    for name, share in (("wide", 1.0), ("random", 0.2), ("blank", 0.0)):
+    solved = {"wide": 10, "random": 2, "blank": 0}
+    for name, successes in solved.items():
         episodes = [
-            Episode("libero_goal", task, f"task {task}", state, 0, success=state < 10 * share, steps=90)
+            EpisodeRecord(
+                "libero_goal", task, f"task_{task}", "put", state, state, 7, success=state < successes, tokens_kept=[17],
+                num_visual_tokens=98, latency_ms=[20.0], bddl_sha256=str(task), init_states_sha256=str(task),
+                actions_sha256=f"{name}{task}{state}",
+            )
             for task in (1, 4)
-            for state in range(10)
-        ]
-        result = Results(run={"complete": True}, config={"task_suite_name": "libero_goal"}, episodes=episodes)
+            for state in range(12)
+        ]  # fmt: skip
+        policy = {"checkpoint": f"runs/{name}", "pruner": "lightvla", "robot": {"open_loop_steps": 8}}
+        run = {"renderer": "fast", "complete": True}
+        result = Results(run, {"task_suite_name": "libero_goal"}, policy, {"mujoco": "3.2.3"}, episodes)
         result.save(folder / "demo" / "evaluation" / name / "results.json")
-    for name, source in {"OURS": "wide", "THEIRS": "random", "experiments/logs/RUN": "wide"}.items():
-        shutil.copytree(folder / "demo" / "evaluation" / source, folder / name)
-    for names in ("OURS_SPATIAL", "OURS_GOAL"):
-        pass
-    shutil.copytree(folder / "OURS", folder / "demo" / "evaluation-8" / "wide")
-    shutil.copytree(folder / "OURS", folder / "logs" / "ours")
-    shutil.copytree(folder / "THEIRS", folder / "logs" / "theirs")
+    copies = {
+        "wide": ("OURS", "logs/ours", "experiments/logs/RUN", "demo/evaluation-8/wide"),
+        "random": ("THEIRS", "logs/theirs"),
+    }
+    for source, targets in copies.items():
+        for target in targets:
+            shutil.copytree(folder / "demo" / "evaluation" / source, folder / target)
 
 
 def runs_here(typed: Typed) -> bool:
