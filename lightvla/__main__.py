@@ -38,10 +38,15 @@ def usage() -> str:
 
 
 def run(name: str) -> int:
-    """Run a command with the flags of this process; returns the exit status."""
+    """Run a command with the flags of this process; returns the exit status, 130 where it is stopped while it loads."""
     # Before torch is imported: its idle threads must not take the cores from simulators and data loaders.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    return importlib.import_module(COMMANDS[name][0]).command()
+    try:
+        module = importlib.import_module(COMMANDS[name][0])
+    except KeyboardInterrupt:
+        print("stopped before it began", file=sys.stderr)
+        return 130
+    return module.command()
 
 
 def main() -> int:
