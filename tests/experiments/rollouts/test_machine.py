@@ -19,14 +19,14 @@ GIB = 2**30
         (8, 2.9, 64, 1, 2),
         (8, 0.5, 64, 1, 1),
         (4, 16.0, 64, 1, 4),
-        (64, None, 16, 1, 7),  # one GiB for the policy, two for each
-        (64, None, 4.9, 1, 1),
-        (64, None, 5, 1, 2),
+        (64, None, 16, 1, 5),  # one GiB for the policy, 2.6 for each
+        (64, None, 6.1, 1, 1),
+        (64, None, 6.3, 1, 2),
         (64, None, 0.5, 1, 1),
         (64, None, 256, 8, 8),
-        (64, None, 64, 8, 3),
+        (64, None, 64, 8, 2),
         (4, None, 64, 8, 1),
-        (64, 12.0, 20, 2, 4),
+        (64, 12.0, 20, 2, 3),
     ],
 )
 def test_workers_by_cores_and_memory(

@@ -18,6 +18,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.table import Table
+from rich.text import Text
 
 from experiments.robot.libero.evaluation.evaluate import Listeners, evaluate
 from experiments.robot.libero.evaluation.plan import Plan
@@ -113,24 +114,21 @@ def summary_table(results: Results) -> Table:
     summary = results.summary()
     table = Table()
     swapped = "other_goal" in summary["all"]
-    headings = ["task", "solved", "95 % interval", *(["other task's goal"] if swapped else []), "invalid"]
-    rows = [_cells(row, swapped) for row in [*summary["tasks"], {"task_name": "all", **summary["all"]}]]
-    for place, heading in enumerate(headings):
-        if place == 0:
-            table.add_column(heading, no_wrap=True, overflow="ellipsis", min_width=10)
-        else:
-            # Headings may take two lines; a column is as wide as its numbers need.
-            table.add_column(heading, justify="right", min_width=max(len(row[place]) for row in rows))
-    for row in rows:
-        table.add_row(*row)
+    table.add_column("task")
+    # Headings of two lines: a column is hardly wider than its numbers.
+    for heading in ["solved", "95 %\ninterval", *(["other\ngoal"] if swapped else []), "invalid"]:
+        table.add_column(heading, justify="right", no_wrap=True)
+    for row in [*summary["tasks"], {"task_name": "all", **summary["all"]}]:
+        table.add_row(*_cells(row, swapped))
     return table
 
 
-def _cells(row: Mapping[str, Any], swapped: bool) -> list[str]:
+def _cells(row: Mapping[str, Any], swapped: bool) -> list[Text | str]:
     low, high = row["interval_95"]
     other = [f"{row['other_goal']['successes']}/{row['other_goal']['trials']}"] if swapped else []
     solved = f"{row['successes']}/{row['trials']}"
-    return [row["task_name"].replace("_", " "), solved, f"{low:.0%} to {high:.0%}", *other, str(row["invalid"])]
+    name = Text(row["task_name"].replace("_", " "), no_wrap=True, overflow="ellipsis")
+    return [name, solved, f"{low:.0%} to {high:.0%}", *other, str(row["invalid"])]
 
 
 def cost_line(results: Results) -> str:

@@ -152,8 +152,12 @@ class Results:
             text = json.dumps(content, indent=1, default=str, allow_nan=False)
         except ValueError as error:
             raise ValueError(f"{path} is not written: it would hold a NaN or an infinity ({error})") from error
-        partial.write_text(text + "\n", encoding="utf-8")
-        os.replace(partial, path)
+        try:
+            partial.write_text(text + "\n", encoding="utf-8")
+            os.replace(partial, path)
+        except OSError:  # a full disk needs no half file on it
+            partial.unlink(missing_ok=True)
+            raise
 
     @classmethod
     def load(cls, path: str | Path) -> Results:

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-WORKER_BYTES = 2 * 2**30
-"""What one simulator process takes at most while it draws; `scripts/dev/measure_simulator_memory.py`, SETUP.md."""
+WORKER_BYTES = int(2.6 * 2**30)
+"""What one simulator process takes at most, drawing libero_10's scenes: `measure_simulator_memory.py`, SETUP.md."""
 RESERVE_BYTES = 2**30
 """Left to the process of the policy, which has loaded it by then."""
 

@@ -223,7 +223,7 @@ class _Worker:
         if status == -signal.SIGKILL:
             return (
                 "was killed by signal 9, as the system does when memory runs out (a simulator takes up to "
-                f"{WORKER_BYTES / 2**30:g} GiB: fewer --num_envs need less)"
+                f"{WORKER_BYTES / 2**30:.1f} GiB: fewer --num_envs need less)"
             )
         return f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
 
