@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 from rich.console import Console
 from wandering_agent import Kills, Wanders, already_done, children, plan_into
 
-from experiments.robot.libero.evaluation.command import roll_out
+from experiments.robot.libero.evaluation.command import main, roll_out
 from experiments.robot.libero.evaluation.evaluate import evaluate
 from experiments.robot.libero.evaluation.terminal import episode_line, summary_table
 from experiments.robot.libero.policies.contract import ActionChunk, PolicyQuery
@@ -23,6 +24,8 @@ from experiments.robot.libero.results.journal import read_journals
 from experiments.robot.libero.results.results import EpisodeRecord, Results
 from experiments.robot.libero.rollouts import worker_pool
 from experiments.robot.libero.rollouts.worker_pool import SimulatorsUnusable
+from experiments.robot.libero.settings.flags import EvaluationConfig
+from experiments.robot.libero.settings.protocols import DEFAULT
 from experiments.robot.libero.simulator import backend
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -59,6 +62,41 @@ def test_a_dead_policy_ends_the_evaluation_and_invalidates_nothing(
     assert results.outcome() == serial.outcome()
 
 
+@pytest.mark.slow
+def test_a_server_that_dies_ends_the_command(
+    untrained_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(DEFAULT.step_caps, "libero_goal", 16)
+    run = tmp_path / "run"
+    flags: dict[str, Any] = {"task_suite_name": "libero_goal", "task_ids": "1", "initial_states": "10-49"}
+    flags |= {"renderer": "fast", "env_img_res": 64, "num_envs": 1, "report": False, "output_dir": str(run)}
+    command = [sys.executable, str(ROOT / "tests" / "policy_server.py"), str(untrained_checkpoint)]
+    with subprocess.Popen(command, env=ENVIRONMENT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        url = server.stdout.readline().strip()
+
+        def strike() -> None:
+            while not read_journals(run) and server.poll() is None:
+                time.sleep(0.1)
+            server.kill()
+
+        killer = threading.Thread(target=strike)
+        killer.start()
+        try:
+            status = main(EvaluationConfig(policy_url=url, **flags), ["eval"])
+        finally:
+            server.kill()
+            killer.join()
+    error = " ".join(capsys.readouterr().err.split())
+    assert (
+        status == 2
+        and f"error: the policy failed at 5 queries in a row; the last error: no policy server at {url}" in error
+    )
+    assert "Traceback" not in error and f"go on with the same command and --resume True --output_dir {run}" in error
+    done = read_journals(run)
+    assert 1 <= len(done) < 40 and all(record.invalid is None for record in done)
+
+
 def test_only_failures_in_a_row_count() -> None:
     class Fails(Wanders):
         def query(self, queries: Sequence[PolicyQuery]) -> list[ActionChunk]:
@@ -86,7 +124,7 @@ from pathlib import Path
 from rich.console import Console
 import torch
 from wandering_agent import Wanders, plan_into
-from experiments.robot.libero.evaluation.command import roll_out
+from experiments.robot.libero.evaluation.command import main, roll_out
 from experiments.robot.libero.results.journal import Journal
 from prismatic.training.distributed import Ranks
 
@@ -256,7 +294,7 @@ def test_without_a_terminal_every_rollout_is_a_line(serial: Results, tmp_path: P
     lines = [line for line in out.splitlines() if line.startswith("[")]
     assert lines[0] == "[1/4] libero_goal task 1 initial state 30: failure, 16 steps; 0/1 solved (0%)"
     assert lines[3] == "[4/4] libero_goal task 8 initial state 31: failure, 16 steps; 0/4 solved (0%)"
-    assert "━" not in out and "\x1b" not in out
+    assert "\x1b" not in out and "\r" not in out
 
 
 def test_lines_say_how_it_goes() -> None:
