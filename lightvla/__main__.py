@@ -11,7 +11,7 @@ import importlib
 import os
 import sys
 
-from prismatic.command_status import UNUSABLE, print_error
+from prismatic.command_status import STOPPED, UNUSABLE, print_error
 
 COMMANDS = {
     "finetune": ("lightvla.commands.finetune", "fine-tune a policy, with its token pruner, on an RLDS dataset"),
@@ -45,7 +45,7 @@ def run(name: str) -> int:
         module = importlib.import_module(COMMANDS[name][0])
     except KeyboardInterrupt:
         print("stopped before it began", file=sys.stderr)
-        return 130
+        return STOPPED
     return module.command()
 
 

@@ -24,7 +24,6 @@ from experiments.robot.libero.evaluation.terminal import (
     GoesOn,
     cost_line,
     evaluate_with_progress,
-    print_error,
     print_line,
     summary_table,
 )
@@ -40,12 +39,9 @@ from experiments.robot.libero.rollouts.worker_pool import SimulatorsUnusable
 from experiments.robot.libero.settings.flags import EvaluationConfig
 from experiments.robot.libero.simulator.backend import RenderingUnavailable, draw_on_own_gpu
 from prismatic.command_line import named_by_node, parse_or_exit, speaks_for_node
+from prismatic.command_status import INVALID, STOPPED, UNUSABLE, print_error
 from prismatic.training.distributed import ElsewhereError, Ranks, ranks, resolve_device
 from prismatic.training.wandb_account import without_effect
-
-UNUSABLE, INVALID, STOPPED = 2, 3, 130
-"""Exit statuses; the first also where an evaluation cannot go on: no policy, no simulator, no space on the disk."""
-
 
 LONGEST = timedelta(days=30)
 """How long a process that is done waits for the others."""
@@ -55,7 +51,7 @@ _REFUSALS = (ValueError, FileNotFoundError, ImportError, ConnectionError, Render
 
 
 def main(config: EvaluationConfig, command: list[str]) -> int:
-    """Check, load, roll out, report; returns the exit status."""
+    """Check, load, roll out, report; returns the exit status: `UNUSABLE` also where an evaluation cannot go on."""
     console = GoesOn(stderr=False)
     logging.basicConfig(
         level=logging.INFO, format="%(message)s", handlers=[RichHandler(console=console, show_path=False)]

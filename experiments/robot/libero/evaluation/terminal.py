@@ -42,13 +42,6 @@ class GoesOn(Console):
         os.close(devnull)
 
 
-def print_error(message: str) -> None:
-    """One line on standard error."""
-    console = Console(stderr=True)
-    console.print("[bold red]error:[/] ", end="")
-    console.print(message, markup=False, highlight=False, soft_wrap=True)
-
-
 def print_line(message: str) -> None:
     """One line on standard error, of something that is no error."""
     Console(stderr=True).print(message, markup=False, highlight=False, soft_wrap=True)

@@ -8,6 +8,7 @@ import json
 import os
 from pathlib import Path
 
+from prismatic.atomic_files import write_atomically
 from prismatic.checkpoints.files import STATISTICS_FILE
 from prismatic.checkpoints.weight_files import fingerprint
 
@@ -38,10 +39,7 @@ def checkpoint_fingerprint(folder: Path, cache: Path | None = None) -> str:
             return str(known["fingerprint"])
     found = _compute(files)
     with contextlib.suppress(OSError):  # no place to keep it: it is computed again next time
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        partial = kept.with_name(f"{kept.name}.{os.getpid()}")
-        partial.write_text(json.dumps({"files": state, "fingerprint": found}))
-        partial.replace(kept)
+        write_atomically(kept, json.dumps({"files": state, "fingerprint": found}))
     return found
 
 

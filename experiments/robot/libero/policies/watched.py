@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import os
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from experiments.robot.libero.policies.contract import ActionChunk, Agent, PolicyQuery
+from prismatic.command_status import UNUSABLE, print_error
 
 _POLL_SECONDS = 1.0
-UNUSABLE_STATUS = 2
 
 
 class PolicyLost(RuntimeError):
@@ -81,12 +80,11 @@ def watchdog(
             pending = policy.pending_since
             waited, query = (waited + passed if pending == query and pending is not None else 0.0), pending
             if waited > timeout_s * max(1, policy.pending_queries):
-                sys.stderr.write(
-                    f"error: the policy has not returned for {waited:.0f} seconds (--policy_timeout_s {timeout_s:g}), "
-                    f"and cannot be interrupted; {hint}\n"
+                print_error(
+                    f"the policy has not returned for {waited:.0f} seconds (--policy_timeout_s {timeout_s:g}), "
+                    f"and cannot be interrupted; {hint}"
                 )
-                sys.stderr.flush()
-                end(UNUSABLE_STATUS)
+                end(UNUSABLE)
                 return
 
     thread = threading.Thread(target=watch, name="policy watchdog", daemon=True)
