@@ -15,7 +15,7 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
-from prismatic.command_status import UNUSABLE, print_error
+from prismatic.command_status import STOPPED, UNUSABLE, print_error
 
 
 @dataclass(frozen=True)
@@ -109,11 +109,16 @@ def read_flags(name: str) -> Any:
 
 
 def run(name: str) -> int:
-    """Run a command with the flags of this process; returns the exit status."""
+    """Run a command with the flags of this process; returns the exit status, 130 where it is stopped while it loads."""
     # Before torch is imported: its idle threads must not take the cores from simulators and data loaders.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     flags = read_flags(name)
-    return importlib.import_module(COMMANDS[name].module).command(flags)
+    try:
+        module = importlib.import_module(COMMANDS[name].module)
+    except KeyboardInterrupt:
+        print("stopped before it began", file=sys.stderr)
+        return STOPPED
+    return module.command(flags)
 
 
 def main() -> int:

@@ -97,12 +97,12 @@ def stored_tensors(files: Sequence[Path]) -> dict[str, StoredTensor]:
     return {name: tensor for file in files for name, tensor in read_header(file).items()}
 
 
-def fingerprint(files: Sequence[Path]) -> str:
+def fingerprint(files: Sequence[Path], purpose: str = "the base model") -> str:
     """`sha256:` and 64 hexadecimal digits that stand for a model's weights.
 
     Hashed are name, dtype, shape and the SHA-256 of the bytes of every tensor, in the order of names. So two models
     have the same fingerprint exactly if they are equal tensor by tensor, however they are split into files. Every byte
-    is read once, and several tensors are hashed at a time.
+    is read once, and several tensors are hashed at a time. `purpose` is for the progress bar.
     """
     tensors = stored_tensors(files)
     with ExitStack() as stack:
@@ -120,7 +120,7 @@ def fingerprint(files: Sequence[Path]) -> str:
         with ThreadPoolExecutor(min(_HASHING_THREADS, os.cpu_count() or 1)) as threads:
             done = threads.map(line, sorted(tensors))
             quiet = sum(tensor.stop - tensor.start for tensor in tensors.values()) < _PROGRESS_BAR_BYTES
-            lines = list(track(done, "hashing the base model", len(tensors), transient=True, disable=quiet))
+            lines = list(track(done, f"hashing {purpose}", len(tensors), transient=True, disable=quiet))
     return "sha256:" + hashlib.sha256("".join(lines).encode()).hexdigest()
 
 

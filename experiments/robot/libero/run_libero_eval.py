@@ -6,8 +6,9 @@
 
 Writes `results.json`, a report on it, and videos where asked for, into one folder; `--resume True` goes on with a
 stopped evaluation. Ends with 0 when every rollout counts, 3 when some are invalid (an error inside the rollout; the
-tracebacks are in the results), 2 when the flags or the checkpoint cannot be used, 130 when it was interrupted. torchrun
-itself ends with 1 where one of its processes does not end with 0.
+tracebacks are in the results), 2 when the flags or the checkpoint cannot be used or it cannot go on (the policy fails
+or hangs, no simulator starts, the disk is full; `--resume True` goes on later), 130 when it was interrupted. torchrun
+itself ends with 1 where one of its processes does not end with 0. Errors are one line on standard error.
 """
 
 import sys

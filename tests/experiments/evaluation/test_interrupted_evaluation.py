@@ -94,7 +94,7 @@ def test_torchrun_shares_the_starts_and_merges_the_results(
     results = Results.load(tmp_path)
     assert results.outcome() == undisturbed.outcome()
     assert results.run["processes"] == 2
-    assert [len(path.read_bytes().splitlines()) for path in sorted(tmp_path.glob("episodes.rank*"))] == [3, 3]
+    assert [len(path.read_bytes().splitlines()) for path in sorted(tmp_path.glob("episodes.rank*"))] == [1 + 3, 1 + 3]
 
 
 def test_torchrun_goes_on_with_what_one_process_began(
@@ -114,16 +114,16 @@ def test_another_policy_or_flag_is_not_gone_on_with(untrained_checkpoint: Path, 
     command = [sys.executable, *flags(untrained_checkpoint, tmp_path, "--task_ids", "1", "--num_envs", "1")]
     run(command)
     again = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True)
-    assert again.returncode == 2 and "holds rollouts of an earlier evaluation" in again.stdout
+    assert again.returncode == 2 and "holds rollouts of an earlier evaluation" in again.stderr
     other = [*command, "--resume", "True", "--num_open_loop_steps", "4"]
     again = subprocess.run(other, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True)
-    assert again.returncode == 2 and "another --num_open_loop_steps: None, now 4" in again.stdout
+    assert again.returncode == 2 and "another --num_open_loop_steps: None, now 4" in again.stderr
 
 
 def test_what_one_process_of_several_finds_all_refuse(untrained_checkpoint: Path, tmp_path: Path) -> None:
     command = [*TORCHRUN, *flags(untrained_checkpoint, tmp_path, "--num_envs", "1", "--resume", "True")]
     with Journal(tmp_path, rank=1, world_size=2):
         done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=600)
-    assert done.returncode != 0 and done.stdout.count("error:") == 1
-    assert "process 1 of 2: --output_dir" in done.stdout and "is writing episodes.rank1.jsonl there" in done.stdout
+    assert done.returncode != 0 and done.stderr.count("error: process 1 of 2") == 1
+    assert "process 1 of 2: --output_dir" in done.stderr and "is writing episodes.rank1.jsonl there" in done.stderr
     assert "Traceback" not in done.stdout

@@ -287,7 +287,7 @@ def test_a_policy_for_another_robot_is_refused(
 
 def test_command_refuses_with_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(config(task_suite_name="libero_kitchen"), ["eval"]) == UNUSABLE
-    output = " ".join(capsys.readouterr().out.split())
+    output = " ".join(capsys.readouterr().err.split())
     assert output.startswith("error: unknown LIBERO suite 'libero_kitchen'; known: standard: libero_spatial")
     assert "Traceback" not in output
 

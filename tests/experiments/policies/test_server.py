@@ -340,7 +340,10 @@ def config(**flags: Any) -> EvaluationConfig:
             "--policy_timeout_s inf: expected seconds, more",
         ),
         ({"policy_url": None, "pretrained_checkpoint": "x", "policy_convention": "openpi"}, "--policy_convention is"),
-        ({"policy_url": None, "pretrained_checkpoint": "x", "policy_timeout_s": 1.0}, "--policy_timeout_s is"),
+        (
+            {"policy_url": None, "pretrained_checkpoint": "x", "policy_timeout_s": 0.0},
+            "--policy_timeout_s 0.0: expected",
+        ),
         ({"policy_url": None}, "--pretrained_checkpoint is missing"),
     ],
 )
@@ -365,6 +368,6 @@ def test_the_command_says_in_one_line_that_nobody_is_there(capsys: pytest.Captur
     with socket.create_server(("127.0.0.1", 0)) as listener:
         url = f"ws://127.0.0.1:{listener.getsockname()[1]}"
     assert main(config(policy_url=url, task_ids="1"), ["eval"]) == UNUSABLE
-    output = " ".join(capsys.readouterr().out.split())
+    output = " ".join(capsys.readouterr().err.split())
     assert f"error: no policy server at {url}" in output and "start the server" in output
     assert "Traceback" not in output

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.robot.libero.results.journal import Journal, JournalInUse, has_journal, read_journals
+from experiments.robot.libero.results.journal import Journal, JournalInUse, has_rollouts, read_journals
 from experiments.robot.libero.results.results import EpisodeRecord
 
 
@@ -18,13 +18,13 @@ def write(folder: Path, each: EpisodeRecord, rank: int = 0) -> None:
 
 def test_what_was_written_is_read_back(tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    assert not has_journal(folder) and read_journals(folder) == []
+    assert not has_rollouts(folder) and read_journals(folder) == []
     records = [record(0, success=True, stage_ms={"llm": [1.5, 2.0]}), record(1, success=False, tokens_kept=[3])]
     other = record(2, invalid="Traceback: boom")
     for each in records:
         write(folder, each)
     write(folder, other, rank=1)
-    assert has_journal(folder)
+    assert has_rollouts(folder)
     assert [asdict(each) for each in read_journals(folder)] == [asdict(each) for each in [*records, other]]
 
 
@@ -81,7 +81,7 @@ def test_fewer_processes_wait_for_the_end_of_more(tmp_path: Path) -> None:
 def test_an_evaluation_without_rollouts_leaves_no_trace(tmp_path: Path) -> None:
     folder = tmp_path / "new"
     with Journal(folder):
-        assert folder.is_dir() and not has_journal(folder)
+        assert folder.is_dir() and not has_rollouts(folder)
     assert not folder.exists()
     folder.mkdir()
     with Journal(folder), Journal(folder, rank=1, world_size=2) as second:

@@ -17,6 +17,9 @@ from experiments.robot.libero.simulator.backend import (
     RenderingUnavailable,
     check_rendering,
     choose_backend,
+    draw_on_own_gpu,
+    egl_device,
+    nvidia_gpus,
     render_on_gpu,
 )
 from experiments.robot.libero.simulator.environment import LiberoEnvironment, quaternion_to_axis_angle
@@ -208,23 +211,58 @@ def test_without_rendering() -> None:
 
 @pytest.mark.parametrize(
     ("visible", "index", "device"),
-    [(None, 0, "0"), ("0,7", 0, "0"), ("7, 0", 1, "0"), ("7", 0, None), (None, 99, None)],
+    [(None, 0, "0"), ("0,7", 0, "0"), ("7, 0", 1, "0"), ("GPU-a", 0, "0"), ("7", 0, None), ("GPU-b", 0, None)],
 )
 def test_a_process_draws_on_its_own_gpu_where_egl_has_it(
     monkeypatch: pytest.MonkeyPatch, visible: str | None, index: int, device: str | None
 ) -> None:
-    """Mesa's software device is EGL's number 0 here; there is no 7 and no 99."""
+    """Mesa's software device is EGL's number 0 here; there is no number 7."""
     if choose_backend() != "egl":
         pytest.skip("another backend has no devices")
     monkeypatch.setenv("MUJOCO_EGL_DEVICE_ID", "unset at the end of the test")
     monkeypatch.delenv("MUJOCO_EGL_DEVICE_ID")
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    if visible is not None:
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    assert render_on_gpu(index) is (device is not None)
+    gpus = ["GPU-a", *(f"GPU-{number}" for number in range(1, 7)), "GPU-b"]
+    assert render_on_gpu(index, visible, gpus) is (device is not None)
     assert os.environ.get("MUJOCO_EGL_DEVICE_ID") == device
     if device is not None:
-        assert not render_on_gpu(99), "what is set already stays"
+        assert not render_on_gpu(0, None, gpus), "what is set already stays"
+
+
+@pytest.mark.parametrize(
+    ("index", "visible", "device"),
+    [
+        (0, None, 0),
+        (2, None, 2),
+        (3, None, None),
+        (0, "2,0", 2),
+        (1, "2, 0", 0),
+        (0, "7", None),
+        (0, "", None),
+        (0, "GPU-bb22", 1),
+        (1, "0,GPU-aa11-5555", 0),
+        (0, "GPU-bb2", None),  # the beginning of two
+        (0, "MIG-aa11", None),
+        (0, "-1", None),
+        (2, "0,1", None),
+    ],
+)
+def test_gpus_of_cuda_are_found_among_those_of_egl(index: int, visible: str | None, device: int | None) -> None:
+    assert egl_device(index, visible, ["GPU-aa11-5555", "GPU-bb22-6666", "GPU-bb23-7777"]) == device
+
+
+def test_a_machine_without_nvidias_gpus_maps_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert nvidia_gpus(tmp_path) == ()
+    for bus, uuid in (("0000:8a:00.0", "GPU-bb"), ("0000:19:00.0", "GPU-aa")):
+        (tmp_path / bus).mkdir()
+        (tmp_path / bus / "information").write_text(f"Model: \t\t NVIDIA H100\nGPU UUID: \t {uuid}\nBus Type: PCIe\n")
+    assert nvidia_gpus(tmp_path) == ("GPU-aa", "GPU-bb")
+    monkeypatch.setenv("MUJOCO_EGL_DEVICE_ID", "unset at the end of the test")
+    monkeypatch.delenv("MUJOCO_EGL_DEVICE_ID")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    if not nvidia_gpus():
+        assert not draw_on_own_gpu() and "MUJOCO_EGL_DEVICE_ID" not in os.environ
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    assert not draw_on_own_gpu(), "EGL takes its first one"
 
 
 def test_a_missing_renderer_is_named_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -39,7 +39,7 @@ CHECKPOINT_FLAGS = (
 """Flags about a checkpoint that this process loads."""
 MAX_TIMEOUT_S = 10**7
 """As long as one may wait for a reply; the clocks of operating systems end somewhere."""
-REMOTE_FLAGS = ("policy_convention", "policy_timeout_s")
+REMOTE_FLAGS = ("policy_convention",)
 
 
 def check_remote_flags(config: EvaluationConfig) -> None:
@@ -56,10 +56,6 @@ def check_remote_flags(config: EvaluationConfig) -> None:
         raise ValueError(f"{flags}: for a checkpoint, not for the server of --policy_url; leave out, and set it there")
     if config.control == "random_tokens":
         raise ValueError("--control random_tokens needs the policy in this process: give --pretrained_checkpoint")
-    if not 0 < config.policy_timeout_s <= MAX_TIMEOUT_S:
-        raise ValueError(
-            f"--policy_timeout_s {config.policy_timeout_s}: expected seconds, more than 0 and at most {MAX_TIMEOUT_S}"
-        )
     if missing := [name for name in ("websockets", "msgpack") if importlib.util.find_spec(name) is None]:
         raise ImportError(f"--policy_url needs {' and '.join(missing)}: pip install 'lightvla[serve]'")
 
@@ -67,6 +63,10 @@ def check_remote_flags(config: EvaluationConfig) -> None:
 def check_flags(config: EvaluationConfig) -> None:
     """Raises ValueError for flags that contradict each other, are out of range, or ask for what is not there yet."""
     check_remote_flags(config)
+    if not 0 < config.policy_timeout_s <= MAX_TIMEOUT_S:
+        raise ValueError(
+            f"--policy_timeout_s {config.policy_timeout_s}: expected seconds, more than 0 and at most {MAX_TIMEOUT_S}"
+        )
     if not config.pretrained_checkpoint and config.policy_url is None:
         raise ValueError("--pretrained_checkpoint is missing: give a checkpoint folder or a hub id such as user/name")
     if config.use_l1_regression is not False and config.use_diffusion:
@@ -89,7 +89,7 @@ def check_flags(config: EvaluationConfig) -> None:
         raise ValueError(f"unknown --dtype {config.dtype!r}; known: auto, {', '.join(DTYPES)}")
     counts = ("num_trials_per_task", "video_every_steps", "num_open_loop_steps", "num_images_in_input", "num_envs")
     diffusion = ("num_diffusion_steps_train", "num_diffusion_steps_inference")
-    for flag in (*counts, *diffusion, "batch_size", "max_attempts"):
+    for flag in (*counts, *diffusion, "batch_size", "max_attempts", "max_policy_failures"):
         if getattr(config, flag) is not None and getattr(config, flag) < 1:
             raise ValueError(f"--{flag} {getattr(config, flag)}: expected at least 1")
     if config.num_steps_wait < 0 or config.wide_starts_m < 0:
@@ -106,6 +106,8 @@ def check_flags(config: EvaluationConfig) -> None:
         raise ValueError("--render_every_step has nothing to draw under --control blank_images; leave it out")
     if config.resume and config.output_dir is None:
         raise ValueError("--resume needs --output_dir: the folder of the evaluation to go on with")
+    if config.force and not config.resume:
+        raise ValueError("--force True goes on with another evaluation's rollouts: it needs --resume True")
     if config.save_rollout_video and importlib.util.find_spec("imageio_ffmpeg") is None:
         raise ValueError("--save_rollout_video needs imageio-ffmpeg: pip install 'imageio[ffmpeg]'")
     check_wandb(config)

@@ -19,23 +19,29 @@ from rich.logging import RichHandler
 
 from experiments.robot.libero.evaluation.conventions import version_warnings
 from experiments.robot.libero.evaluation.plan import Plan, make_plan
-from experiments.robot.libero.evaluation.resume import check_resumable, check_same_policy
-from experiments.robot.libero.evaluation.terminal import cost_line, evaluate_with_progress, summary_table
+from experiments.robot.libero.evaluation.resume import check_resumable, check_same_policy, check_same_weights
+from experiments.robot.libero.evaluation.terminal import (
+    GoesOn,
+    cost_line,
+    evaluate_with_progress,
+    print_line,
+    summary_table,
+)
 from experiments.robot.libero.policies.checkpoint import statistics_warnings
-from experiments.robot.libero.policies.choice import make_agent
+from experiments.robot.libero.policies.choice import make_agent, weights_of
 from experiments.robot.libero.policies.contract import Agent
+from experiments.robot.libero.policies.watched import PolicyLost
 from experiments.robot.libero.results.journal import Journal
 from experiments.robot.libero.results.provenance import collect_versions
 from experiments.robot.libero.results.results import FILE_NAME, Results
+from experiments.robot.libero.rollouts.runner import is_full
+from experiments.robot.libero.rollouts.worker_pool import SimulatorsUnusable
 from experiments.robot.libero.settings.flags import EvaluationConfig
-from experiments.robot.libero.simulator.backend import RenderingUnavailable, render_on_gpu
+from experiments.robot.libero.simulator.backend import RenderingUnavailable, draw_on_own_gpu
 from prismatic.command_line import named_by_node, speaks_for_node
+from prismatic.command_status import INVALID, STOPPED, UNUSABLE, print_error
 from prismatic.training.distributed import ElsewhereError, Ranks, ranks, resolve_device
 from prismatic.training.wandb_account import without_effect
-
-UNUSABLE, INVALID, STOPPED = 2, 3, 130
-"""Exit statuses."""
-
 
 LONGEST = timedelta(days=30)
 """How long a process that is done waits for the others."""
@@ -45,8 +51,8 @@ _REFUSALS = (ValueError, FileNotFoundError, ImportError, ConnectionError, Render
 
 
 def main(config: EvaluationConfig, command: list[str]) -> int:
-    """Check, load, roll out, report; returns the exit status."""
-    console = Console(stderr=False)
+    """Check, load, roll out, report; returns the exit status: `UNUSABLE` also where an evaluation cannot go on."""
+    console = GoesOn(stderr=False)
     logging.basicConfig(
         level=logging.INFO, format="%(message)s", handlers=[RichHandler(console=console, show_path=False)]
     )
@@ -56,12 +62,11 @@ def main(config: EvaluationConfig, command: list[str]) -> int:
             return run(config, command, console, processes)
     except Refused as refused:
         if speaks_for_node():
-            console.print("[bold red]error:[/] ", end="")
-            console.print(str(refused), markup=False, highlight=False, soft_wrap=True)
+            print_error(str(refused))
         return UNUSABLE
     except KeyboardInterrupt:
         if os.environ.get("RANK", "0") == "0":
-            console.print("stopped before the first rollout")
+            print_line("stopped before the first rollout")
         return STOPPED
 
 
@@ -91,17 +96,20 @@ def prepared(config: EvaluationConfig, processes: Ranks, console: Console) -> It
     with contextlib.ExitStack() as stack:
         try:
             with processes.together(*_REFUSALS):
-                if processes.world_size > 1:
-                    render_on_gpu(int(os.environ.get("LOCAL_RANK", "0")))
-                plan = make_plan(config)
-                check_resumable(plan)
+                draw_on_own_gpu(processes.world_size)
+                plan = check_resumable(make_plan(config))
             # A folder named by the time must be the same one for all processes.
             plan = replace(plan, output_dir=processes.gather(plan.output_dir)[0])
             with processes.together(ValueError, OSError):
                 journal = stack.enter_context(Journal(plan.output_dir, processes.rank, processes.world_size))
+            # One process reads them all, hence from the disk once.
+            with processes.together(*_REFUSALS, OSError):
+                fingerprint = weights_of(config) if processes.is_main else None
+            fingerprint = processes.gather(fingerprint)[0]
             with processes.together(*_REFUSALS), console.status("loading the policy"):
-                agent = stack.enter_context(contextlib.closing(make_agent(config, processes.device)))
-                check_same_policy(plan, agent)
+                plan = check_same_weights(plan, fingerprint)
+                agent = stack.enter_context(contextlib.closing(make_agent(config, processes.device, fingerprint)))
+                plan = check_same_policy(plan, agent)
         except (*_REFUSALS, OSError, ElsewhereError) as error:
             raise Refused(error) from error
         yield plan, agent, journal
@@ -127,10 +135,17 @@ def roll_out(plan: Plan, agent: Agent, journal: Journal, command: list[str], con
     try:
         results = evaluate_with_progress(plan, agent, journal, command, console, processes)
     except KeyboardInterrupt:
-        again = f"go on with the same command and --resume True --output_dir {plan.output_dir}"
-        console.print(f"stopped; {again}", soft_wrap=True, markup=False)
+        console.print(f"stopped; {_go_on(plan)}", soft_wrap=True, markup=False)
         console.print(f"a report of what is done so far: lightvla report {plan.output_dir}", soft_wrap=True)
         return STOPPED
+    except (PolicyLost, SimulatorsUnusable) as error:
+        print_error(f"{error}; {_go_on(plan)}")
+        return UNUSABLE
+    except OSError as error:
+        if not is_full(error):
+            raise
+        print_error(f"no space left to write into {plan.output_dir}: free some, then {_go_on(plan)}")
+        return UNUSABLE
     if processes.is_main:
         try:
             show(plan, results, console)
@@ -140,6 +155,10 @@ def roll_out(plan: Plan, agent: Agent, journal: Journal, command: list[str], con
             return STOPPED
     processes.barrier()  # torchrun ends all processes as soon as one of them ends with an error
     return INVALID if processes.is_main and results.summary()["all"]["invalid"] else 0
+
+
+def _go_on(plan: Plan) -> str:
+    return f"go on with the same command and --resume True --output_dir {plan.output_dir}"
 
 
 def show(plan: Plan, results: Results, console: Console) -> None:

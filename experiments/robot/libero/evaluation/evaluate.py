@@ -6,7 +6,6 @@ import bisect
 import contextlib
 import itertools
 import os
-import sys
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -19,10 +18,12 @@ from experiments.robot.libero.evaluation import conventions
 from experiments.robot.libero.evaluation.plan import Plan
 from experiments.robot.libero.evaluation.resume import changed_conditions, earlier_rollouts
 from experiments.robot.libero.policies.checkpoint import statistics_warnings
-from experiments.robot.libero.policies.contract import Agent
+from experiments.robot.libero.policies.contract import Agent, Queryable
+from experiments.robot.libero.policies.watched import WatchedPolicy, watchdog
 from experiments.robot.libero.results.journal import Journal
 from experiments.robot.libero.results.provenance import collect_versions, git_commit
 from experiments.robot.libero.results.results import FILE_NAME, TIME_FORMAT, EpisodeRecord, Results
+from experiments.robot.libero.rollouts.machine import default_workers, read_machine
 from experiments.robot.libero.rollouts.rollout import RolloutSettings
 from experiments.robot.libero.rollouts.runner import (
     EnvironmentSettings,
@@ -70,6 +71,10 @@ def evaluate(
 
     Raises:
         JournalInUse: when another process evaluates into the same folder.
+        PolicyLost: when the policy failed at `--max_policy_failures` queries in a row. Rollouts that became invalid
+            over them are not recorded.
+        SimulatorsUnusable: when no simulator process can start.
+        OSError: ENOSPC, when the disk is full. What ended before is on it, and can be gone on with, as ever.
     """
     listeners, ranks = listeners or Listeners(), ranks or Ranks(0, 1, torch.device("cpu"))
     if journal is None:
@@ -81,12 +86,14 @@ def evaluate(
 def _evaluate(
     plan: Plan, agent: Agent, command: Sequence[str], listeners: Listeners, ranks: Ranks, journal: Journal
 ) -> Results:
-    results = _empty_results(plan, agent, command, ranks)
+    workers = num_workers(plan.config)
+    results = _empty_results(plan, agent, command, ranks, workers)
     order = {start.key: place for place, start in enumerate(itertools.chain(*plan.starts))}
     before, earlier = earlier_rollouts(plan) if plan.config.resume else ([], {})
     seconds, restarts = earlier.get("seconds", 0.0), earlier.get("worker_restarts", 0)
     results.run |= {key: earlier[key] for key in ("started", "command") if key in earlier}
-    results.run["warnings"] += changed_conditions(earlier, results.run, len(before))
+    conditions = changed_conditions(earlier, results, len(before))
+    results.run["warnings"] = list(dict.fromkeys([*results.run["warnings"], *conditions]))
     found = {record.key: record for share in ranks.gather(before) for record in share}
     left = shares(plan.starts, set(found), ranks.rank, ranks.world_size)
     results.episodes = sorted(found.values(), key=lambda record: order[record.key])
@@ -96,9 +103,10 @@ def _evaluate(
     writer = _Writer(plan.output_dir / FILE_NAME, ranks.is_main)
     began = time.perf_counter()
     writer.save(results)
+    journal.begin(results)
     ranks.barrier()  # no rollout is on the disk before what it belongs to is
     try:
-        with contextlib.closing(_records(plan, agent, left)) as records:
+        with contextlib.closing(_records(plan, agent, left, workers)) as records:
             for record, restarted in records:
                 journal.append(record)
                 results.run["worker_restarts"] = restarts + restarted
@@ -127,24 +135,50 @@ def shares(starts: Sequence[Sequence[Start]], done: set[Any], rank: int, world_s
     return [[start for start in task if next(places) % world_size == rank] for task in left]
 
 
-def _records(plan: Plan, agent: Agent, starts: Sequence[Sequence[Start]]) -> Generator[tuple[EpisodeRecord, int]]:
+def _records(
+    plan: Plan, agent: Agent, starts: Sequence[Sequence[Start]], workers: int
+) -> Generator[tuple[EpisodeRecord, int]]:
     """A record for every start, in the order in which they end, and how often a simulator has been replaced so far."""
     config = plan.config
-    schedule = Schedule(starts, config.max_attempts)
+    policy = WatchedPolicy(agent, config.max_policy_failures)
+    waiting: list[EpisodeRecord] = []
+    restarts = 0
+    hint = f"go on with the same command and --resume True --output_dir {plan.output_dir}"
+    # A server's replies have the same limit, by the connection's own clock.
+    watch = contextlib.nullcontext() if config.policy_url else watchdog(policy, config.policy_timeout_s, hint)
+    with watch, contextlib.closing(_rolled_out(plan, agent, policy, starts, workers)) as records:
+        for record, restarts in records:
+            # As long as the policy fails, an invalid rollout may be its fault, and then it is no result.
+            if record.invalid is not None and policy.failures:
+                waiting.append(record)
+                continue
+            if not policy.failures:
+                yield from ((earlier, restarts) for earlier in waiting)
+                waiting = []
+            yield record, restarts
+    yield from ((earlier, restarts) for earlier in waiting)
+
+
+def _rolled_out(
+    plan: Plan, agent: Agent, policy: WatchedPolicy, starts: Sequence[Sequence[Start]], workers: int
+) -> Generator[tuple[EpisodeRecord, int]]:
+    config, schedule = plan.config, Schedule(starts, plan.config.max_attempts)
     settings = episode_settings(plan, agent)
-    workers = num_workers(config, sum(map(len, starts)))
     # By what was asked for: one rollout that kills its simulator must not be left to kill the policy.
-    if num_workers(config, sys.maxsize) == 1:
-        yield from ((record, 0) for record in _records_in_this_process(settings, agent, schedule))
-    elif workers:
+    if workers == 1:
+        yield from ((record, 0) for record in _records_in_this_process(settings, policy, schedule))
+    elif rollouts := sum(map(len, starts)):
+        workers = min(workers, rollouts)
         # A server gets each policy query by itself, and all that wait at once.
         batch_size = config.batch_size or (workers if config.policy_url else 1)
-        with WorkerPool(settings, agent, workers, config.worker_timeout_s, batch_size) as pool:
+        with WorkerPool(settings, policy, workers, config.worker_timeout_s, batch_size) as pool:
             for record in pool.run(schedule):
                 yield record, pool.restarts
 
 
-def _records_in_this_process(settings: EpisodeSettings, agent: Agent, schedule: Schedule) -> Iterator[EpisodeRecord]:
+def _records_in_this_process(
+    settings: EpisodeSettings, agent: Queryable, schedule: Schedule
+) -> Iterator[EpisodeRecord]:
     runner = EpisodeRunner(settings, agent)
     start: Start | None = None
     try:
@@ -156,15 +190,10 @@ def _records_in_this_process(settings: EpisodeSettings, agent: Agent, schedule: 
         runner.close()
 
 
-def num_workers(config: EvaluationConfig, rollouts: int) -> int:
-    """Simulator processes: as the flag says, else this process's share of the cores; never more than rollouts."""
+def num_workers(config: EvaluationConfig) -> int:
+    """Simulator processes: as the flag says, else this process's share of the cores and of the memory that is left."""
     neighbours = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # torchrun's processes on this machine
-    return min(config.num_envs or max(1, num_cores() // neighbours), rollouts)
-
-
-def num_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return config.num_envs or default_workers(read_machine(), neighbours)
 
 
 def episode_settings(plan: Plan, agent: Agent) -> EpisodeSettings:
@@ -202,7 +231,7 @@ def episode_settings(plan: Plan, agent: Agent) -> EpisodeSettings:
     )
 
 
-def _empty_results(plan: Plan, agent: Agent, command: Sequence[str], ranks: Ranks) -> Results:
+def _empty_results(plan: Plan, agent: Agent, command: Sequence[str], ranks: Ranks, workers: int) -> Results:
     config, description = plan.config, dict(agent.description())
     settings, versions = episode_settings(plan, agent).rollout, collect_versions()
     return Results(
@@ -220,7 +249,7 @@ def _empty_results(plan: Plan, agent: Agent, command: Sequence[str], ranks: Rank
                 *plan.warnings,
                 *statistics_warnings(str(description.get("unnorm_key")), config.task_suite_name),
             ],
-            "num_envs": num_workers(config, sys.maxsize),
+            "num_envs": workers,
             "processes": ranks.world_size,
             "worker_restarts": 0,
             "complete": False,

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from experiments.robot.libero.evaluation import conventions
 from experiments.robot.libero.evaluation.checks import check_flags
-from experiments.robot.libero.results.journal import has_journal
+from experiments.robot.libero.results.journal import read_evaluation
 from experiments.robot.libero.results.results import FILE_NAME
 from experiments.robot.libero.rollouts.start import Start
 from experiments.robot.libero.settings.flags import EvaluationConfig, parse_indices
@@ -56,17 +56,7 @@ def make_plan(config: EvaluationConfig) -> Plan:
     output_dir = output_directory(config)
     if not is_writable(output_dir):
         raise ValueError(f"cannot write into {output_dir.absolute()}; choose another --output_dir or --local_log_dir")
-    known = (output_dir / FILE_NAME).is_file()
-    if has_journal(output_dir) and not known:
-        raise ValueError(
-            f"--output_dir {output_dir} holds rollouts of an earlier evaluation but no {FILE_NAME}, which would say "
-            "of which policy and flags; put it back, or choose another folder"
-        )
-    if known and not config.resume:
-        raise ValueError(
-            f"--output_dir {output_dir} holds rollouts of an earlier evaluation; go on with them by --resume True, or "
-            "choose another folder"
-        )
+    check_folder(output_dir, config.resume)
     backend = check_rendering() if renders else "none"
     return Plan(
         config,
@@ -77,6 +67,25 @@ def make_plan(config: EvaluationConfig) -> Plan:
         output_dir,
         missing_trials(config, tasks, starts),
     )
+
+
+def check_folder(folder: Path, resume: bool) -> None:
+    """Raises ValueError for a folder with rollouts that nobody asked to go on with, or that nothing says the origin of.
+
+    An evaluation that was stopped before its first rollout is in nobody's way.
+    """
+    try:
+        before = read_evaluation(folder)
+    except FileNotFoundError as error:
+        raise ValueError(
+            f"--output_dir {folder} holds rollouts of an earlier evaluation but no {FILE_NAME}, which would say of "
+            "which policy and flags; put it back, or choose another folder"
+        ) from error
+    if before is not None and before.episodes and not resume:
+        raise ValueError(
+            f"--output_dir {folder} holds rollouts of an earlier evaluation; go on with them by --resume True, or "
+            "choose another folder"
+        )
 
 
 def missing_trials(

@@ -1,12 +1,24 @@
-"""What an evaluation shows on the terminal: progress, the table, the costs."""
+"""What an evaluation shows on the terminal, or writes where there is none: progress, the table, the costs, errors."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
+from rich.text import Text
 
 from experiments.robot.libero.evaluation.evaluate import Listeners, evaluate
 from experiments.robot.libero.evaluation.plan import Plan
@@ -15,27 +27,37 @@ from experiments.robot.libero.results.journal import Journal
 from experiments.robot.libero.results.results import EpisodeRecord, Results, count_successes
 from prismatic.training.distributed import Ranks
 
+_WIDE = 90
+"""Columns of a terminal with room for bars beside names and numbers."""
+
+
+class GoesOn(Console):
+    """A console that falls silent when nobody reads it any more (`| head`): results are on the disk."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        # What Python would still write at its end goes nowhere, too.
+        devnull = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(devnull, sys.stdout.fileno())
+        os.close(devnull)
+
+
+def print_line(message: str) -> None:
+    """One line on standard error, of something that is no error."""
+    Console(stderr=True).print(message, markup=False, highlight=False, soft_wrap=True)
+
 
 def evaluate_with_progress(
     plan: Plan, agent: Agent, journal: Journal, command: list[str], console: Console, processes: Ranks
 ) -> Results:
-    """`evaluate` under a progress bar that says how many rollouts succeeded."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[outcome]}"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
+    """`evaluate` under a progress bar that says how many rollouts succeeded; without a terminal, a line per rollout."""
     outcomes: list[bool | None] = []
-    with Progress(*columns, console=console) as progress:
+    with _progress(console) as progress:
         title = "rollouts" if processes.world_size == 1 else f"rollouts of process 1 of {processes.world_size}"
         bar = progress.add_task(title, outcome="")
 
         def update() -> None:
-            counts = count_successes(outcomes)
-            progress.update(bar, completed=len(outcomes), outcome=f"{counts['successes']}/{counts['trials']} solved")
+            progress.update(bar, completed=len(outcomes), outcome=_solved(outcomes))
 
         def on_begin(total: int, done: Sequence[EpisodeRecord]) -> None:
             progress.update(bar, total=total)
@@ -48,26 +70,58 @@ def evaluate_with_progress(
         def on_episode(record: EpisodeRecord) -> None:
             outcomes.append(record.success)
             update()
+            if not console.is_terminal:
+                total = progress.tasks[bar].total or 0
+                line = episode_line(record, outcomes, round(total))
+                console.print(line, markup=False, highlight=False, soft_wrap=True)
 
         return evaluate(plan, agent, command, Listeners(on_begin, on_episode), processes, journal)
 
 
+def _progress(console: Console) -> Progress:
+    """A line that fits: on a narrow terminal numbers stay, and bar and clocks go."""
+    numbers: list[ProgressColumn] = [MofNCompleteColumn(), TextColumn("{task.fields[outcome]}")]
+    if console.width >= _WIDE:
+        title: list[ProgressColumn] = [TextColumn("{task.description}"), BarColumn()]
+        columns = [*title, *numbers, TimeElapsedColumn(), TimeRemainingColumn()]
+    else:
+        columns = [*numbers, TimeRemainingColumn()]
+    return Progress(*columns, console=console, disable=not console.is_terminal)
+
+
+def episode_line(record: EpisodeRecord, outcomes: Sequence[bool | None], total: int) -> str:
+    """How a rollout ended and the rate so far, as a line of a log."""
+    ended = {True: "success", False: "failure", None: "invalid"}[record.success]
+    where = f"{record.suite} task {record.task_index} initial state {record.initial_state}"
+    return f"[{len(outcomes)}/{total}] {where}: {ended}, {record.steps} steps; {_solved(outcomes)}"
+
+
+def _solved(outcomes: Sequence[bool | None]) -> str:
+    counts = count_successes(outcomes)
+    rate = "" if counts["rate"] is None else f" ({counts['rate']:.0%})"
+    return f"{counts['successes']}/{counts['trials']} solved{rate}"
+
+
 def summary_table(results: Results) -> Table:
-    """Success per task with 95 % interval, for the terminal."""
+    """Success per task with 95 % interval, for the terminal. Where it is narrow, names are cropped, and no number."""
     summary = results.summary()
     table = Table()
     swapped = "other_goal" in summary["all"]
-    headings = ["task", "solved", "95 % interval", *(["other task's goal"] if swapped else []), "invalid"]
-    for heading in headings:
-        table.add_column(heading, justify="left" if heading == "task" else "right")
+    table.add_column("task")
+    # Headings of two lines: a column is hardly wider than its numbers.
+    for heading in ["solved", "95 %\ninterval", *(["other\ngoal"] if swapped else []), "invalid"]:
+        table.add_column(heading, justify="right", no_wrap=True)
     for row in [*summary["tasks"], {"task_name": "all", **summary["all"]}]:
-        low, high = row["interval_95"]
-        other = [f"{row['other_goal']['successes']}/{row['other_goal']['trials']}"] if swapped else []
-        solved = f"{row['successes']}/{row['trials']}"
-        table.add_row(
-            row["task_name"].replace("_", " "), solved, f"{low:.0%} to {high:.0%}", *other, str(row["invalid"])
-        )
+        table.add_row(*_cells(row, swapped))
     return table
+
+
+def _cells(row: Mapping[str, Any], swapped: bool) -> list[Text | str]:
+    low, high = row["interval_95"]
+    other = [f"{row['other_goal']['successes']}/{row['other_goal']['trials']}"] if swapped else []
+    solved = f"{row['successes']}/{row['trials']}"
+    name = Text(row["task_name"].replace("_", " "), no_wrap=True, overflow="ellipsis")
+    return [name, solved, f"{low:.0%} to {high:.0%}", *other, str(row["invalid"])]
 
 
 def cost_line(results: Results) -> str:

@@ -12,16 +12,23 @@ from prismatic.policy import Policy
 
 
 class PolicyAgent:
-    """A `prismatic.policy.Policy` of this process."""
+    """A `prismatic.policy.Policy` of this process.
 
-    def __init__(self, policy: Policy) -> None:
+    Args:
+        policy: it.
+        fingerprint: which weights it has (`checkpoint_fingerprint`), for its description; None: nobody asked.
+    """
+
+    def __init__(self, policy: Policy, fingerprint: str | None = None) -> None:
         self.policy = policy
+        self._fingerprint = fingerprint
         self.robot = policy.robot
         self.cameras = policy.robot.cameras[: policy.transform.num_images]
         self.center_crop = policy.transform.center_crop
 
     def description(self) -> dict[str, Any]:
-        return self.policy.description()
+        known = {} if self._fingerprint is None else {"weights_fingerprint": self._fingerprint}
+        return {**self.policy.description(), **known}
 
     def warm_up(self) -> None:
         """Query once for nothing: what the first query of a process takes longer is no rollout's latency."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from prismatic.atomic_files import write_atomically
 from prismatic.significance import wilson_interval
 
 SCHEMA_VERSION = 3
@@ -145,15 +145,11 @@ class Results:
         content = {"schema_version": SCHEMA_VERSION, **asdict(self)}
         episodes = content.pop("episodes")
         content = {**content, "summary": self.summary(), "episodes": episodes}
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(path.name + ".partial")
         try:
             text = json.dumps(content, indent=1, default=str, allow_nan=False)
         except ValueError as error:
             raise ValueError(f"{path} is not written: it would hold a NaN or an infinity ({error})") from error
-        partial.write_text(text + "\n", encoding="utf-8")
-        os.replace(partial, path)
+        write_atomically(path, text + "\n")
 
     @classmethod
     def load(cls, path: str | Path) -> Results:

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from experiments.robot.libero.policies.contract import ActionChunk, Observation, PolicyQuery, Queryable, query_seed
+from experiments.robot.libero.policies.watched import PolicyLost
 from experiments.robot.libero.results.results import EpisodeRecord
 from experiments.robot.libero.rollouts.start import Start
 from experiments.robot.libero.simulator.environment import CAMERAS, LiberoEnvironment
@@ -102,6 +103,9 @@ def run_episode(
     """Roll out once. An exception on the way makes the rollout invalid, with the traceback in the record.
 
     With `start.other` the rollout ends as soon as either goal holds.
+
+    Raises:
+        PolicyLost: as the agent; it is no matter of this rollout.
     """
     record = new_record(start, settings.control)
     began = time.perf_counter()
@@ -109,6 +113,8 @@ def run_episode(
         state = start.initial_state if start.state is None else start.state
         environment.reset(state, seed=start.seed, displacement=start.displacement)
         _act_until_done(environment, agent, start, settings, record, observers)
+    except PolicyLost:
+        raise
     except Exception:
         record.success = record.other_success = None
         record.invalid = traceback.format_exc()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,6 +87,17 @@ class EpisodeSettings:
     record: RecordSettings | None = None
 
 
+def is_full(error: BaseException) -> bool:
+    """Whether there was no space left to write; ffmpeg says it in words."""
+    known = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return known or os.strerror(errno.ENOSPC) in str(error)
+
+
+def no_space(folder: Path) -> OSError:
+    """The error of a full disk."""
+    return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
+
+
 class EpisodeRunner:
     """Runs starts with one agent. The simulator stays as long as the task does, and is thrown away after an error."""
 
@@ -94,7 +107,12 @@ class EpisodeRunner:
         self._environment: LiberoEnvironment | None = None
 
     def run(self, start: Start) -> EpisodeRecord:
-        """Roll out once, and save video and record where they are wanted. An error makes the rollout invalid."""
+        """Roll out once, and save video and record where they are wanted. An error makes the rollout invalid.
+
+        Raises:
+            OSError: ENOSPC, when the disk is full: nothing more can be saved, and no rollout is to blame.
+            PolicyLost: as the agent.
+        """
         settings = self._settings
         film = settings.video.recorder(start) if settings.video is not None else None
         memory = EpisodeRecorder(start, settings.rollout, **vars(settings.record)) if settings.record else None
@@ -109,7 +127,9 @@ class EpisodeRunner:
         if record.invalid is None:
             try:
                 self._save(record, film, memory)
-            except Exception:
+            except Exception as error:
+                if is_full(error):
+                    raise no_space(settings.output_dir) from error
                 record.success = record.other_success = record.video = record.record = None
                 record.invalid = traceback.format_exc()
         if record.invalid is not None:

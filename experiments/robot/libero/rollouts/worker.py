@@ -2,7 +2,7 @@
 
 Started by `worker_pool.py`, which holds the other end of the pipe. Messages are pickled objects between these two
 processes only: `EpisodeSettings` once, then `Start` -> any number of (`PolicyQuery` -> `ActionChunk` or `AgentFailed`)
--> `EpisodeRecord`. The process ends when the other end closes.
+-> `EpisodeRecord`, or `DiskFull` at the end of everything. The process ends when the other end closes.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from multiprocessing.connection import Connection
 
 from experiments.robot.libero.policies.contract import ActionChunk, PolicyQuery
 from experiments.robot.libero.results.results import EpisodeRecord
-from experiments.robot.libero.rollouts.runner import EpisodeRunner, EpisodeSettings
+from experiments.robot.libero.rollouts.runner import EpisodeRunner, EpisodeSettings, is_full
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,11 @@ class AgentFailed:
     """The agent returned no action chunk; `reason` is its traceback."""
 
     reason: str
+
+
+@dataclass(frozen=True)
+class DiskFull:
+    """Nothing more can be saved; the process ends."""
 
 
 class AgentError(RuntimeError):
@@ -58,14 +63,19 @@ def serve(connection: Connection) -> None:
     settings: EpisodeSettings = connection.recv()
     runner = EpisodeRunner(settings, PipeAgent(connection))
     try:
-        message: Ready | EpisodeRecord = Ready()
+        message: Ready | EpisodeRecord | DiskFull = Ready()
         while True:
             try:
                 connection.send(message)
                 start = connection.recv()
             except (EOFError, OSError):
                 return
-            message = runner.run(start)
+            try:
+                message = runner.run(start)
+            except OSError as error:
+                if not is_full(error):
+                    raise
+                message = DiskFull()
     finally:
         runner.close()
 

@@ -6,10 +6,12 @@ import contextlib
 import logging
 import math
 import os
+import signal
 import socket
 import struct
 import subprocess
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Iterator
@@ -17,13 +19,15 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
-from experiments.robot.libero.policies.contract import Agent, PolicyQuery
+from experiments.robot.libero.policies.contract import PolicyQuery, Queryable
+from experiments.robot.libero.policies.watched import PolicyLost
 from experiments.robot.libero.results.results import EpisodeRecord
+from experiments.robot.libero.rollouts.machine import WORKER_BYTES
 from experiments.robot.libero.rollouts.rollout import new_record
-from experiments.robot.libero.rollouts.runner import EpisodeSettings
+from experiments.robot.libero.rollouts.runner import EpisodeSettings, no_space
 from experiments.robot.libero.rollouts.schedule import Schedule
 from experiments.robot.libero.rollouts.start import Start
-from experiments.robot.libero.rollouts.worker import AgentFailed, Ready
+from experiments.robot.libero.rollouts.worker import AgentFailed, DiskFull, Ready
 
 logger = logging.getLogger(__name__)
 
@@ -39,25 +43,32 @@ _STILLBORN_LIMIT = 3  # as many processes in a row (or all) that die before they
 _GONE = (EOFError, OSError)
 
 
+class SimulatorsUnusable(RuntimeError):
+    """No simulator process gets as far as a first rollout."""
+
+
 class WorkerPool:
     """Runs a schedule with several simulator processes; use it as a context manager.
 
     A process that dies, or sends nothing for `timeout_s` seconds while it is its turn, is replaced, and its start is
-    tried again. The pool forms batches from whoever waits at the moment, at most `batch_size` queries each; with 1
+    tried again. One that was killed is not replaced where others are left: that is how a system without memory ends
+    processes. The pool forms batches from whoever waits at the moment, at most `batch_size` queries each; with 1
     every action chunk is computed alone, exactly as without workers.
 
     Raises (while running):
-        RuntimeError: when processes cannot start at all.
+        SimulatorsUnusable: when processes cannot start at all.
+        PolicyLost: as the agent.
+        OSError: ENOSPC, when a process could not save a video or a record for want of space.
     """
 
     def __init__(
-        self, settings: EpisodeSettings, agent: Agent, num_workers: int, timeout_s: float, batch_size: int = 1
+        self, settings: EpisodeSettings, agent: Queryable, num_workers: int, timeout_s: float, batch_size: int = 1
     ) -> None:
         self._settings = settings
         self._agent = agent
         self._timeout_s = timeout_s
         self._batch_size = batch_size
-        self._stillborn = 0
+        self._stillborn, self._any_ready = 0, False
         self._listened = time.monotonic()
         self._workers = [_Worker(settings, timeout_s) for _ in range(num_workers)]
         self.restarts = 0
@@ -67,7 +78,7 @@ class WorkerPool:
 
     def __exit__(self, *_: object) -> None:
         for worker in self._workers:
-            worker.kill()
+            worker.close()
 
     def run(self, schedule: Schedule) -> Iterator[EpisodeRecord]:
         """Yield a record for every start of the schedule, in the order in which they end."""
@@ -81,14 +92,16 @@ class WorkerPool:
                     message = worker.receive()
                 except _GONE:
                     yield from self._replace(worker, schedule, f"the simulator process {worker.ending()}")
-                    continue
+                    continue  # its successor is heard from next time
                 if isinstance(message, PolicyQuery):
                     queries.append((worker, message))
                 elif isinstance(message, EpisodeRecord):
                     if schedule.settle(worker.free(), message):
                         yield message
+                elif isinstance(message, DiskFull):
+                    raise no_space(self._settings.output_dir)
                 elif isinstance(message, Ready):
-                    self._stillborn = 0
+                    self._stillborn, self._any_ready = 0, True
             for position in range(0, len(queries), self._batch_size):
                 self._serve(queries[position : position + self._batch_size])
             for worker in [worker for worker in self._workers if worker.silence > self._timeout_s]:
@@ -114,6 +127,8 @@ class WorkerPool:
             replies = self._agent.query([query for _, query in waiting])
             if len(replies) != len(waiting):
                 raise RuntimeError(f"the agent gave {len(replies)} action chunks for {len(waiting)} policy queries")
+        except PolicyLost:
+            raise
         except Exception:
             if len(waiting) > 1:
                 for one in waiting:
@@ -125,18 +140,27 @@ class WorkerPool:
 
     def _replace(self, worker: _Worker, schedule: Schedule, reason: str) -> Iterator[EpisodeRecord]:
         """Start another process in place of one that is of no use any more."""
-        start = worker.start
+        start, others = worker.start, len(self._workers) - 1
+        was_killed = worker.process.returncode == -signal.SIGKILL  # by somebody else: `close` comes later
+        words = worker.last_words()
+        worker.close()
         if not worker.was_ready:
             self._stillborn += 1
-            if self._stillborn >= max(_STILLBORN_LIMIT, len(self._workers)):
-                raise RuntimeError(f"{reason} before it was ready, {self._stillborn} times in a row; see its output")
-        logger.warning("%s; starting another", reason)
-        worker.kill()
-        self._workers[self._workers.index(worker)] = _Worker(self._settings, self._timeout_s)
+            # One that ends with an error before any was ready says how all will end.
+            hopeless = worker.failed and not self._any_ready
+            if self._stillborn >= (1 if hopeless else max(_STILLBORN_LIMIT, others + 1)):
+                raise SimulatorsUnusable(f"{reason} before it was ready{words}")
         self.restarts += 1
+        place = self._workers.index(worker)
+        if was_killed and others:
+            del self._workers[place]
+            logger.warning("%s; going on with %d", reason, others)
+        else:
+            logger.warning("%s; starting another", reason)
+            self._workers[place] = _Worker(self._settings, self._timeout_s)
         if start is not None:
             record = new_record(start, self._settings.rollout.control)
-            record.invalid = f"{reason} during the rollout"
+            record.invalid = f"{reason} during the rollout{words}"
             if schedule.settle(start, record):
                 yield record
 
@@ -153,15 +177,17 @@ class _Worker:
         # The processes are the parallelism: one thread each, Mesa's software renderer included.
         single = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "LP_NUM_THREADS": "0"}
         path = os.pathsep.join(filter(None, [str(_ROOT), os.environ.get("PYTHONPATH")]))
+        self._words = tempfile.TemporaryFile()  # noqa: SIM115 - read when the process has ended
         with theirs:
             self.process = subprocess.Popen(
                 [sys.executable, "-c", _PROGRAM, str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 env={**os.environ, **single, "PYTHONPATH": path},
+                stderr=self._words,
             )
         self.start: Start | None = None
         self.last_start: Start | None = None
-        self.was_ready = False
+        self.was_ready = self.failed = False
         self.silence = 0.0  # seconds for which it has been this process's turn to send something, and it has not
         self._send(settings)
 
@@ -193,13 +219,30 @@ class _Worker:
             status = self.process.wait(timeout=2)
         except subprocess.TimeoutExpired:
             return "closed its pipe, or stopped in the middle of a message"
+        self.failed = status > 0
+        if status == -signal.SIGKILL:
+            return (
+                "was killed by signal 9, as the system does when memory runs out (a simulator takes up to "
+                f"{WORKER_BYTES / 2**30:.1f} GiB: fewer --num_envs need less)"
+            )
         return f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
+
+    def last_words(self) -> str:
+        """The last line that the process wrote to its standard error, as the rest of a sentence."""
+        self._words.seek(0)
+        lines = self._words.read().decode(errors="replace").strip().splitlines()
+        return f": {lines[-1].strip()}" if lines else ""
 
     def kill(self) -> None:
         self.process.kill()
         with contextlib.suppress(subprocess.TimeoutExpired):  # a process inside a driver may not end at once
             self.process.wait(timeout=60)
         self.connection.close()
+
+    def close(self) -> None:
+        """End the process, and forget what it said."""
+        self.kill()
+        self._words.close()
 
     def _send(self, message: Any) -> None:
         self.silence = 0.0

@@ -37,7 +37,8 @@ class EvaluationConfig:
     lora_rank: int = 32  # accepted and unneeded: checkpoints are merged
     policy_url: str | None = None  # a policy server instead of a checkpoint: ws://host:port, openpi's protocol
     policy_convention: str | None = None  # openpi or lightvla; None: as the server says, else openpi
-    policy_timeout_s: float = 300.0  # how long the server's reply may take
+    policy_timeout_s: float = 300.0  # how long the server's reply, or a query of the policy in this process, may take
+    max_policy_failures: int = 5  # so many queries in a row that the policy failed at end the evaluation
 
     # Simulator
     task_suite_name: str = "libero_spatial"  # suite; an unknown one lists those there are
@@ -76,6 +77,7 @@ class EvaluationConfig:
     num_envs: int | None = None  # simulator processes; 1 simulates beside the policy; None: one per core
     batch_size: int | None = None  # policy queries at once; None: 1, so that no action depends on who else waits
     resume: bool = False  # go on with the rollouts that output_dir already holds
+    force: bool = False  # with --resume: also where policy, flags or simulator were others; the results say it
     max_attempts: int = 3  # how often a rollout is begun before an error makes it invalid
     worker_timeout_s: float = 300.0  # a simulator process that says nothing for so long is replaced
     render_every_step: bool = False  # draw pictures nobody looks at, as the research code does; to compare times
@@ -88,7 +90,8 @@ MAX_EMBEDDED_MB = 40.0
 """Megabytes of clips and pictures in a report, unless `lightvla report` is told otherwise."""
 
 FREE_FLAGS = frozenset(
-    {"output_dir", "local_log_dir", "run_id_note", "use_wandb", "wandb_entity", "wandb_project", "device", "report"}
+    {"force", "max_policy_failures"}
+    | {"output_dir", "local_log_dir", "run_id_note", "use_wandb", "wandb_entity", "wandb_project", "device", "report"}
     | {"num_envs", "resume", "max_attempts", "worker_timeout_s", "render_every_step", "policy_url", "policy_timeout_s"}
     | {"model_family", "lora_rank", "num_diffusion_steps_train", "num_diffusion_steps_inference", "use_l1_regression"}
 )

@@ -13,7 +13,7 @@ import os
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -42,6 +42,9 @@ _GRAPHICS_VARIABLES = (
 """What decides, from the environment, how and whether a process draws; the last one may be this module's own choice."""
 BLANK_SPREAD = 5
 """A picture whose brightest and darkest values differ by no more than this holds nothing."""
+
+_FRAME_TIMEOUT_S = 120.0
+_TIMED_OUT = "no picture came in time"
 
 _SHARED_LIBRARIES = {
     "egl": ("libEGL.so.1", "libEGL.so"),
@@ -133,6 +136,12 @@ def check_rendering() -> str:
     """
     backend = choose_backend()
     if obstacle := _obstacle_to_rendering(os.environ):
+        if obstacle == _TIMED_OUT:  # the driver hangs, and would again for every guess at the reason
+            raise RenderingUnavailable(
+                f"MuJoCo drew no picture within {_FRAME_TIMEOUT_S:g} seconds: the graphics driver hangs, or the "
+                "machine is overloaded; try again, or set MUJOCO_GL=osmesa (slow; the package libosmesa6), which needs "
+                "no driver"
+            )
         raise RenderingUnavailable(_why_not(obstacle, os.environ))
     return backend
 
@@ -166,22 +175,61 @@ def _works_without(names: Collection[str], variables: Mapping[str, str]) -> str 
     return backend
 
 
-def render_on_gpu(index: int) -> bool:
-    """Lets this process and its children draw on a GPU of their own: all take the first one otherwise.
+def draw_on_own_gpu(processes: int = 1) -> bool:
+    """Lets this process and its children draw on the GPU that CUDA gives it: all take the first one otherwise.
+
+    EGL knows nothing of `CUDA_VISIBLE_DEVICES`. Of torchrun's processes each has the GPU of its number among those.
 
     Args:
-        index: as torch counts, among the GPUs that `CUDA_VISIBLE_DEVICES` leaves. EGL knows nothing of that variable.
+        processes: how many there are; one, without `CUDA_VISIBLE_DEVICES`, draws where EGL does by itself.
 
     Returns:
         Whether `MUJOCO_EGL_DEVICE_ID` was set: not where it is set already, and only where EGL can draw on that GPU.
     """
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if processes == 1 and visible is None:
+        return False
+    return render_on_gpu(int(os.environ.get("LOCAL_RANK", "0")), visible, nvidia_gpus())
+
+
+def nvidia_gpus(root: Path = Path("/proc/driver/nvidia/gpus")) -> tuple[str, ...]:
+    """UUIDs of the NVIDIA GPUs here, by their place on the bus, as EGL and `nvidia-smi` count them."""
+    uuids = []
+    for file in sorted(root.glob("*/information")):
+        lines = dict(line.partition(":")[::2] for line in file.read_text().splitlines())
+        uuids.append(lines.get("GPU UUID", "").strip())
+    return tuple(uuids)
+
+
+def egl_device(index: int, visible: str | None, uuids: Sequence[str]) -> int | None:
+    """EGL's number of a GPU.
+
+    Args:
+        index: as torch counts, among the GPUs that `visible` leaves.
+        visible: `CUDA_VISIBLE_DEVICES`, numbers or beginnings of UUIDs; None: all.
+        uuids: as `nvidia_gpus` finds them.
+
+    Returns:
+        None where there is no such GPU, or a part of one (MIG), on which nothing is drawn.
+    """
+    names = list(map(str, range(len(uuids)))) if visible is None else [name.strip() for name in visible.split(",")]
+    if index >= len(names):
+        return None
+    name = names[index]
+    if name.isdigit():
+        return int(name) if int(name) < len(uuids) else None
+    found = [place for place, uuid in enumerate(uuids) if name and uuid.startswith(name)]
+    return found[0] if len(found) == 1 else None
+
+
+def render_on_gpu(index: int, visible: str | None, uuids: Sequence[str]) -> bool:
+    """As `draw_on_own_gpu`, of the GPU that `egl_device` finds."""
     if choose_backend() != "egl" or "MUJOCO_EGL_DEVICE_ID" in os.environ:
         return False
-    visible = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
-    device = visible[index] if index < len(visible) else str(index)
-    if not device.isdigit() or _obstacle_to_rendering({**os.environ, "MUJOCO_EGL_DEVICE_ID": device}):
+    device = egl_device(index, visible, uuids)
+    if device is None or _obstacle_to_rendering({**os.environ, "MUJOCO_EGL_DEVICE_ID": str(device)}):
         return False
-    os.environ["MUJOCO_EGL_DEVICE_ID"] = device
+    os.environ["MUJOCO_EGL_DEVICE_ID"] = str(device)
     return True
 
 
@@ -189,10 +237,14 @@ def _obstacle_to_rendering(variables: Mapping[str, str]) -> str | None:
     """Why a process with these environment variables cannot draw one frame, or None when it can."""
     try:
         result = subprocess.run(
-            [sys.executable, "-c", _RENDER_ONE_FRAME], env=variables, capture_output=True, text=True, timeout=120
+            [sys.executable, "-c", _RENDER_ONE_FRAME],
+            env=variables,
+            capture_output=True,
+            text=True,
+            timeout=_FRAME_TIMEOUT_S,
         )
     except subprocess.TimeoutExpired:
-        return "no frame in two minutes"
+        return _TIMED_OUT
     said = result.stdout.strip().splitlines() or result.stderr.strip().splitlines() or ["no output"]
     if result.returncode != 0 or not said[-1].startswith("spread "):
         return said[-1]
