@@ -21,6 +21,7 @@ from experiments.robot.libero.evaluation.resume import changed_conditions, earli
 from experiments.robot.libero.policies.checkpoint import statistics_warnings
 from experiments.robot.libero.policies.contract import Agent
 from experiments.robot.libero.results.journal import Journal
+from experiments.robot.libero.results.naming import policy_name
 from experiments.robot.libero.results.provenance import collect_versions, git_commit
 from experiments.robot.libero.results.results import FILE_NAME, TIME_FORMAT, EpisodeRecord, Results
 from experiments.robot.libero.rollouts.rollout import RolloutSettings
@@ -210,6 +211,7 @@ def _empty_results(plan: Plan, agent: Agent, command: Sequence[str], ranks: Rank
             "command": list(command),
             "started": time.strftime(TIME_FORMAT),
             "git_commit": git_commit(),
+            "policy": policy_name(description),
             "device": description.pop("device_name", "unknown"),
             "renderer": config.renderer,
             "rendering_backend": plan.backend,

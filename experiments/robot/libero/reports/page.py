@@ -22,6 +22,7 @@ from experiments.robot.libero.reports.evaluation import (
 )
 from experiments.robot.libero.reports.rollouts import rollout_sections
 from experiments.robot.libero.results.comparison import compare
+from experiments.robot.libero.results.naming import policy_name
 from prismatic.report.charts import RateBars
 from prismatic.report.data import (
     Cell,
@@ -117,7 +118,7 @@ def _policy_text(evaluation: Evaluation) -> str:
     policy = evaluation.results.policy
     parameters = policy.get("parameters")  # a server's own words, where the policy is behind one
     size = f"{parameters / 1e6:.1f} million parameters, " if isinstance(parameters, int | float) else ""
-    return f"{policy.get('checkpoint', 'an unnamed policy')} ({size}pruner {policy.get('pruner', 'unknown')})"
+    return f"{policy_name(policy)} ({size}pruner {policy.get('pruner', 'unknown')})"
 
 
 def _rate(count: dict[str, Any]) -> str:
@@ -292,7 +293,7 @@ def _protocol(evaluation: Evaluation) -> dict[str, str]:
         "simulators": run.get("num_envs"),
         "renderer": f"{config.get('renderer', 'unknown')}, {backend}",
         "rendered pictures": f"{config.get('env_img_res', 'unknown')} px",
-        "policy": policy.get("checkpoint") or policy.get("policy_url"),
+        "policy": policy_name(policy),
         "pruner": policy.get("pruner"),
         "action head": policy.get("action_head"),
         "action read-out": policy.get("action_readout"),

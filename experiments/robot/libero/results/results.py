@@ -106,7 +106,8 @@ class Results:
     """Everything `results.json` holds.
 
     Args:
-        run: Command line, times, git commit, renderer, device, seed, and whether the run got to its end (`complete`).
+        run: Command line, times, git commit, the policy's name (`naming.policy_name`), renderer, device, seed, and
+            whether the run got to its end (`complete`).
         config: The flags, as understood.
         policy: `Policy.description()`, with what was assumed about the checkpoint.
         versions: Package -> version.

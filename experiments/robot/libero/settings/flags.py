@@ -55,7 +55,9 @@ class EvaluationConfig:
     use_wandb: bool = False
     wandb_entity: str | None = None
     wandb_project: str = "lightvla"
-    seed: int = _BY_PROTOCOL  # of resets, wide starts and random choices; by default 7, or the protocol's
+    # Of resets, wide starts and random choices; by default 7, or the protocol's. No source of more trials: where a task
+    # samples no fixture (all of libero_object; libero_10's 0, 1, 4, 6, 7) another seed repeats the same rollouts.
+    seed: int = _BY_PROTOCOL
 
     # This project's own
     action_head: str = "auto"  # l1, diffusion, discrete, autoregressive; auto: by the flags above and the folder
