@@ -21,13 +21,14 @@ from experiments.robot.libero.evaluation.conventions import version_warnings
 from experiments.robot.libero.evaluation.plan import Plan, make_plan
 from experiments.robot.libero.evaluation.resume import check_resumable, check_same_policy
 from experiments.robot.libero.evaluation.terminal import cost_line, evaluate_with_progress, summary_table
-from experiments.robot.libero.policies.checkpoint import statistics_warnings
+from experiments.robot.libero.policies.checkpoint import scaling_warnings
 from experiments.robot.libero.policies.choice import make_agent
 from experiments.robot.libero.policies.contract import Agent
 from experiments.robot.libero.results.journal import Journal
 from experiments.robot.libero.results.provenance import collect_versions
 from experiments.robot.libero.results.results import FILE_NAME, Results
 from experiments.robot.libero.settings.flags import EvaluationConfig
+from experiments.robot.libero.settings.suite_names import suites_of
 from experiments.robot.libero.simulator.backend import RenderingUnavailable, render_on_gpu
 from prismatic.command_line import named_by_node, parse_or_exit, speaks_for_node
 from prismatic.training.distributed import ElsewhereError, Ranks, ranks, resolve_device
@@ -121,7 +122,7 @@ def roll_out(plan: Plan, agent: Agent, journal: Journal, command: list[str], con
         console.print(f"[yellow]assumed:[/] {assumption}")
     for line in without_effect(plan.config):
         console.print(f"[yellow]note:[/] {line}", soft_wrap=True)
-    scaling = statistics_warnings(str(described.get("unnorm_key")), plan.config.task_suite_name)
+    scaling = scaling_warnings(described, suites_of(plan.config.task_suite_name))
     for warning in [*version_warnings(collect_versions()), *plan.warnings, *scaling]:
         console.print(f"[yellow]warning:[/] {warning}", soft_wrap=True)
     try:

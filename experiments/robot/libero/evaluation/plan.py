@@ -14,6 +14,7 @@ from experiments.robot.libero.results.journal import has_journal
 from experiments.robot.libero.results.results import FILE_NAME
 from experiments.robot.libero.rollouts.start import Start
 from experiments.robot.libero.settings.flags import EvaluationConfig, parse_indices
+from experiments.robot.libero.settings.suite_names import suites_of
 from experiments.robot.libero.simulator.backend import check_rendering, simulator
 from experiments.robot.libero.simulator.states_file import read_initial_states
 from experiments.robot.libero.simulator.surroundings import is_writable
@@ -43,12 +44,7 @@ def make_plan(config: EvaluationConfig) -> Plan:
         RenderingUnavailable: when pictures are needed and cannot be drawn here.
     """
     check_flags(config)
-    suite = config.task_suite_name
-    count = get_suite(suite).get_num_tasks()
-    indices = list(range(count)) if config.task_ids is None else parse_indices(config.task_ids, "task_ids")
-    if unknown := [index for index in indices if index >= count]:
-        raise ValueError(f"--task_ids: {suite} has no task {unknown[0]}; expected 0 to {count - 1}")
-    tasks = [load_task(suite, index) for index in indices]
+    tasks = [load_task(*task) for suite in suites_of(config.task_suite_name) for task in chosen_tasks(config, suite)]
     others = swap_partners(tasks) if config.control == "swapped_instruction" else [None] * len(tasks)
     starts = [starts_of(config, task, other) for task, other in zip(tasks, others, strict=True)]
     videos = config.save_rollout_video and config.max_videos_per_task != 0
@@ -77,6 +73,15 @@ def make_plan(config: EvaluationConfig) -> Plan:
         output_dir,
         missing_trials(config, tasks, starts),
     )
+
+
+def chosen_tasks(config: EvaluationConfig, suite: str) -> list[tuple[str, int]]:
+    """Suite and index of the tasks of a suite that the flags ask for."""
+    count = get_suite(suite).get_num_tasks()
+    indices = list(range(count)) if config.task_ids is None else parse_indices(config.task_ids, "task_ids")
+    if unknown := [index for index in indices if index >= count]:
+        raise ValueError(f"--task_ids: {suite} has no task {unknown[0]}; expected 0 to {count - 1}")
+    return [(suite, index) for index in indices]
 
 
 def missing_trials(
@@ -159,6 +164,7 @@ def starts_of(config: EvaluationConfig, task: LiberoTask, other: LiberoTask | No
                 displacement=displacement,
                 state=states[index],
                 other=other,
+                max_steps=conventions.max_steps(config, task.suite),
             )
         )
     return starts
@@ -168,5 +174,5 @@ def output_directory(config: EvaluationConfig) -> Path:
     """Where results and videos go."""
     if config.output_dir is not None:
         return Path(config.output_dir)
-    parts = ["EVAL", config.task_suite_name, config.model_family, time.strftime("%Y_%m_%d-%H_%M_%S")]
+    parts = ["EVAL", config.task_suite_name.replace(",", "+"), config.model_family, time.strftime("%Y_%m_%d-%H_%M_%S")]
     return Path(config.local_log_dir) / ("-".join(parts) + (f"--{config.run_id_note}" if config.run_id_note else ""))

@@ -13,6 +13,7 @@ from experiments.robot.libero.evaluation.plan import Plan
 from experiments.robot.libero.policies.contract import Agent
 from experiments.robot.libero.results.journal import Journal
 from experiments.robot.libero.results.results import EpisodeRecord, Results, count_successes
+from experiments.robot.libero.results.success import SuccessRow, success_rows
 from prismatic.training.distributed import Ranks
 
 
@@ -54,20 +55,25 @@ def evaluate_with_progress(
 
 def summary_table(results: Results) -> Table:
     """Success per task with 95 % interval, for the terminal."""
-    summary = results.summary()
+    rows = success_rows(results.episodes)
     table = Table()
-    swapped = "other_goal" in summary["all"]
+    swapped = any(row.other_goal is not None for row in rows)
     headings = ["task", "solved", "95 % interval", *(["other task's goal"] if swapped else []), "invalid"]
     for heading in headings:
         table.add_column(heading, justify="left" if heading == "task" else "right")
-    for row in [*summary["tasks"], {"task_name": "all", **summary["all"]}]:
-        low, high = row["interval_95"]
-        other = [f"{row['other_goal']['successes']}/{row['other_goal']['trials']}"] if swapped else []
-        solved = f"{row['successes']}/{row['trials']}"
-        table.add_row(
-            row["task_name"].replace("_", " "), solved, f"{low:.0%} to {high:.0%}", *other, str(row["invalid"])
-        )
+    for row in rows:
+        low, high = row.interval
+        other = [row.other_goal_reached] if swapped else []
+        table.add_row(row.name, row.solved, f"{low:.0%} to {high:.0%}", *other, str(row.invalid))
+        if last_of_tasks(row, rows):
+            table.add_section()
     return table
+
+
+def last_of_tasks(row: SuccessRow, rows: Sequence[SuccessRow]) -> bool:
+    """Whether a rule follows: behind the tasks of a suite where there are several, and before the sums."""
+    following = rows[rows.index(row) + 1 :][:1]
+    return row.is_task and any(not other.is_task or other.suite != row.suite for other in following)
 
 
 def cost_line(results: Results) -> str:

@@ -79,8 +79,12 @@ class EpisodeRecord:
 
     @property
     def key(self) -> tuple[str, int, int, int]:
-        """What pairs the same start across evaluations: (suite, task, initial state, trial)."""
-        return self.suite, self.task_index, self.initial_state, self.trial
+        """What tells an evaluation's rollouts apart, whatever their order: (suite, task, initial state, repetition).
+
+        An initial state is repeated with other displacements only.
+        """
+        repetition = int((self.displacement or {}).get("trial", 0))
+        return self.suite, self.task_index, self.initial_state, repetition
 
     @classmethod
     def from_json(cls, content: dict[str, Any], where: str) -> EpisodeRecord:
@@ -209,15 +213,22 @@ def count_successes(outcomes: Iterable[bool | None]) -> dict[str, Any]:
 
 
 def summarize(episodes: Sequence[EpisodeRecord]) -> dict[str, Any]:
-    """Successes per task and in all, tokens kept and latency per policy query, number of invalid rollouts.
+    """Successes per task, suite and in all, tokens kept and latency per policy query, number of invalid rollouts.
+
+    `mean_of_suites` is the mean of the suites' rates; None where one has no valid rollout.
 
     Under `swapped_instruction` the entries `other_goal` count how often the goal of that instruction was reached.
     """
     by_task: dict[tuple[str, int], list[EpisodeRecord]] = {}
     for episode in episodes:
         by_task.setdefault((episode.suite, episode.task_index), []).append(episode)
+    names = dict.fromkeys(suite for suite, _ in sorted(by_task))
+    suites = [{"suite": name, **_summarize_outcomes([e for e in episodes if e.suite == name])} for name in names]
+    rates = [suite["rate"] for suite in suites]
     return {
         "all": _summarize_outcomes(episodes),
+        "suites": suites,
+        "mean_of_suites": float(np.mean(rates)) if rates and None not in rates else None,
         "tasks": [
             {"suite": suite, "task_index": index, "task_name": group[0].task_name, **_summarize_outcomes(group)}
             for (suite, index), group in sorted(by_task.items())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import traceback
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +76,7 @@ class EpisodeSettings:
         output_dir: where videos and records go, in folders of their own.
         video: None films nothing.
         record: None records nothing.
+        name_suites: whether the names of videos and records begin with the suite, since there are several.
     """
 
     rollout: RolloutSettings
@@ -83,6 +84,7 @@ class EpisodeSettings:
     output_dir: Path
     video: VideoSettings | None = None
     record: RecordSettings | None = None
+    name_suites: bool = False
 
 
 class EpisodeRunner:
@@ -96,6 +98,8 @@ class EpisodeRunner:
     def run(self, start: Start) -> EpisodeRecord:
         """Roll out once, and save video and record where they are wanted. An error makes the rollout invalid."""
         settings = self._settings
+        if start.max_steps is not None and start.max_steps < settings.rollout.max_steps:
+            settings = replace(settings, rollout=replace(settings.rollout, max_steps=start.max_steps))
         film = settings.video.recorder(start) if settings.video is not None else None
         memory = EpisodeRecorder(start, settings.rollout, **vars(settings.record)) if settings.record else None
         observers = [observer for observer in (film, memory) if observer is not None]
@@ -117,11 +121,12 @@ class EpisodeRunner:
         return record
 
     def _save(self, record: EpisodeRecord, film: RolloutRecorder | None, memory: EpisodeRecorder | None) -> None:
+        stem = f"{record.suite}_{record.file_stem}" if self._settings.name_suites else record.file_stem
         if film is not None:
-            record.video = f"videos/{record.file_stem}.mp4"
+            record.video = f"videos/{stem}.mp4"
             film.save(self._settings.output_dir / record.video)
         if memory is not None and memory.recording is not None:
-            record.record = f"{FOLDER}/{record.file_stem}.npz"
+            record.record = f"{FOLDER}/{stem}.npz"
             memory.recording.save(self._settings.output_dir / record.record)
 
     def _environment_of(self, task: LiberoTask) -> LiberoEnvironment:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from experiments.robot.libero.settings.protocols import DEFAULT, GOVERNED, PROTOCOLS, Protocol
-from experiments.robot.libero.settings.suite_names import PERTURBATIONS, perturbed
+from experiments.robot.libero.settings.suite_names import PERTURBATIONS, perturbed, suites_of
 
 # A flag that was left out; `__post_init__` puts a number in its place.
 _BY_PROTOCOL: Any = None
@@ -38,7 +38,8 @@ class EvaluationConfig:
     policy_timeout_s: float = 300.0  # how long the server's reply may take
 
     # Simulator
-    task_suite_name: str = "libero_spatial"  # suite; an unknown one lists those there are
+    # Suite, or several with commas; libero_4: spatial, object, goal, 10; all: with 90. An unknown one lists them all.
+    task_suite_name: str = "libero_spatial"
     perturbation: str | None = None  # language, object, position, task or environment: LIBERO-PRO's form of the suite
     protocol: str | None = None  # openvla-oft, lightvla or lerobot: the conventions of a published evaluation
     num_steps_wait: int = _BY_PROTOCOL  # steps in which objects come to rest; by default 10, or the protocol's
@@ -117,7 +118,7 @@ def protocol_of(config: EvaluationConfig) -> Protocol:
 
 
 def fill_in(config: EvaluationConfig) -> None:
-    """Give the flags that were left out their values, and the suite its perturbation.
+    """Give the flags that were left out their values, and the suites their names and perturbation.
 
     What is unknown stays for `check_flags` to complain about.
     """
@@ -125,8 +126,10 @@ def fill_in(config: EvaluationConfig) -> None:
     for flag in GOVERNED:
         if getattr(config, flag) is None:
             setattr(config, flag, getattr(protocol, flag))
-    if config.perturbation in PERTURBATIONS:
-        try:
-            config.task_suite_name = perturbed(config.task_suite_name, config.perturbation)
-        except ValueError:
-            return
+    try:
+        suites = suites_of(config.task_suite_name)
+        if config.perturbation in PERTURBATIONS:
+            suites = [perturbed(suite, config.perturbation) for suite in suites]
+    except ValueError:
+        return
+    config.task_suite_name = ",".join(suites)
