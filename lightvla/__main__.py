@@ -18,6 +18,7 @@ COMMANDS = {
     "eval": ("experiments.robot.libero.evaluation.command", "evaluate a policy in the LIBERO simulator"),
     "collect": ("lightvla.commands.collect", "collect demonstrations of LIBERO tasks as an RLDS dataset"),
     "compare": ("lightvla.commands.compare", "compare evaluations: tables with intervals, paired tests"),
+    "merge-results": ("lightvla.commands.merge_results", "put the shards of one evaluation together"),
     "report": ("lightvla.commands.report", "make the report of evaluations, HTML and Markdown"),
     "inspect": ("lightvla.commands.inspect_checkpoint", "say what a checkpoint holds and what is wrong with it"),
     "merge": ("lightvla.commands.merge", "merge a LoRA adapter into its base model"),

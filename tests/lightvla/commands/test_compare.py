@@ -44,7 +44,7 @@ def evaluated(
         EpisodeRecord(
             "libero_goal", task, f"put_the_bowl_{task}", "put", state, state, seed, success=success,
             invalid="Traceback" if success is None else None, tokens_kept=[17], num_visual_tokens=98,
-            latency_ms=[20.0, 18.0], bddl_sha256=str(task), init_states_sha256=str(task),
+            latency_ms=[20.0, 18.0], bddl_sha256=f"{task:064x}", init_states_sha256=f"{task:064x}",
         )
         for task, solved in outcomes.items()
         for state, success in enumerate(solved)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from experiments.robot.libero.evaluation.checks import check_flags
 from experiments.robot.libero.results.journal import has_journal
 from experiments.robot.libero.results.results import FILE_NAME
 from experiments.robot.libero.rollouts.start import Start
-from experiments.robot.libero.settings.flags import EvaluationConfig, parse_indices
+from experiments.robot.libero.settings.flags import EvaluationConfig, parse_indices, parse_shard
 from experiments.robot.libero.settings.suite_names import suites_of
 from experiments.robot.libero.simulator.backend import check_rendering, simulator
 from experiments.robot.libero.simulator.states_file import read_initial_states
@@ -47,6 +48,8 @@ def make_plan(config: EvaluationConfig) -> Plan:
     tasks = [load_task(*task) for suite in suites_of(config.task_suite_name) for task in chosen_tasks(config, suite)]
     others = swap_partners(tasks) if config.control == "swapped_instruction" else [None] * len(tasks)
     starts = [starts_of(config, task, other) for task, other in zip(tasks, others, strict=True)]
+    warnings = missing_trials(config, tasks, starts)
+    starts = starts if config.shard is None else shard_of(starts, *parse_shard(config.shard))
     videos = config.save_rollout_video and config.max_videos_per_task != 0
     renders = videos or config.control != "blank_images"
     output_dir = output_directory(config)
@@ -64,15 +67,7 @@ def make_plan(config: EvaluationConfig) -> Plan:
             "choose another folder"
         )
     backend = check_rendering() if renders else "none"
-    return Plan(
-        config,
-        starts,
-        conventions.max_steps(config),
-        renders,
-        backend,
-        output_dir,
-        missing_trials(config, tasks, starts),
-    )
+    return Plan(config, starts, conventions.max_steps(config), renders, backend, output_dir, warnings)
 
 
 def chosen_tasks(config: EvaluationConfig, suite: str) -> list[tuple[str, int]]:
@@ -82,6 +77,12 @@ def chosen_tasks(config: EvaluationConfig, suite: str) -> list[tuple[str, int]]:
     if unknown := [index for index in indices if index >= count]:
         raise ValueError(f"--task_ids: {suite} has no task {unknown[0]}; expected 0 to {count - 1}")
     return [(suite, index) for index in indices]
+
+
+def shard_of(starts: Sequence[Sequence[Start]], part: int, parts: int) -> list[list[Start]]:
+    """Of all starts, task by task, those numbered part, part + parts, ... from 1: about as many of every task."""
+    places = itertools.count(1)
+    return [[start for start in task if next(places) % parts == part % parts] for task in starts]
 
 
 def missing_trials(

@@ -18,7 +18,7 @@ from experiments.robot.libero.results.journal import read_journals
 from experiments.robot.libero.results.provenance import collect_versions
 from experiments.robot.libero.results.results import FILE_NAME, TIME_FORMAT, EpisodeRecord, Results
 from experiments.robot.libero.rollouts.rollout import new_record
-from experiments.robot.libero.settings.flags import FREE_FLAGS, EvaluationConfig
+from experiments.robot.libero.settings.flags import FREE_FLAGS, GROWING, EvaluationConfig
 
 _EARLIER = "the first"
 _PATHS = frozenset({"pretrained_checkpoint", "checkpoint", "initial_states_path"})
@@ -40,6 +40,7 @@ def check_resumable(plan: Plan) -> None:
     if not plan.config.resume:
         return
     starts = {start.key: start for start in itertools.chain(*plan.starts)}
+    check_asks_for_all(plan)
     for record in earlier_rollouts(plan)[0]:
         expected = new_record(starts[record.key], plan.config.control)
         where = f"task {record.task_index}, initial state {record.initial_state}, trial {record.trial}"
@@ -61,11 +62,27 @@ def check_resumable(plan: Plan) -> None:
     )
     _check_equal(plan, "its file of initial states held something else (SHA-256)", file_before, file_now)
     defaults = asdict(EvaluationConfig())
-    _check_all_equal(plan, "it was run with another --", {**defaults, **before.config}, asdict(plan.config), FREE_FLAGS)
+    _check_all_equal(
+        plan, "it was run with another --", {**defaults, **before.config}, asdict(plan.config), FREE_FLAGS | GROWING
+    )
     _check_all_equal(plan, "it was run with another version of ", before.versions, collect_versions(), {"lightvla"})
     changed = [path.name for path in weight_files(before.policy) if path.stat().st_mtime > _started(before)]
     if changed:
         _refuse(plan, f"{changed[0]} of the checkpoint was written after it began", before.run["started"], "later")
+
+
+def check_asks_for_all(plan: Plan) -> None:
+    """Raises ValueError where a folder holds valid rollouts that the plan leaves out: an evaluation may only grow."""
+    wanted = {start.key for start in itertools.chain(*plan.starts)}
+    before = _earlier_results(plan)
+    records = [*(before.episodes if before else ()), *read_journals(plan.output_dir)]
+    for record in records:
+        if record.invalid is None and record.key not in wanted:
+            where = f"{record.suite} task {record.task_index}, initial state {record.initial_state}"
+            raise ValueError(
+                f"--resume: {plan.output_dir} holds a rollout of {where}, which these flags do not ask for; ask for "
+                "what it holds and more, or choose another --output_dir"
+            )
 
 
 def check_same_policy(plan: Plan, agent: Agent) -> None:

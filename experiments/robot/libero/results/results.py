@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from experiments.robot.libero.results.fields import check_types
+from experiments.robot.libero.settings.flags import EvaluationConfig
 from prismatic.significance import wilson_interval
 
 SCHEMA_VERSION = 3
@@ -88,7 +90,7 @@ class EpisodeRecord:
 
     @classmethod
     def from_json(cls, content: dict[str, Any], where: str) -> EpisodeRecord:
-        """Raises ValueError for unknown and missing keys, naming `where` they were found."""
+        """Raises ValueError for unknown and missing keys and values of other types, naming `where` they were found."""
         if not isinstance(content, dict):
             raise ValueError(f"{where}: an episode is a {type(content).__name__}; expected its fields by name")
         if unknown := set(content) - {f.name for f in fields(cls)}:
@@ -96,6 +98,8 @@ class EpisodeRecord:
         needed = {f.name for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING}
         if missing := needed - set(content):
             raise ValueError(f"{where}: episode {content.get('trial')} lacks {sorted(missing)}")
+        task = f"{content['suite']} task {content['task_index']}, initial state {content['initial_state']}"
+        check_types(cls, content, f"{where}: the rollout of {task}")
         return cls(**content)
 
     @property
@@ -187,6 +191,9 @@ class Results:
                 raise _not_results(
                     path, f"{name!r} is {json.dumps(content.get(name))[:40]}, expected a {kind.__name__}"
                 )
+        check_types(_Run, content["run"], f"{path}: run", optional=True)
+        check_types(EvaluationConfig, content["config"], f"{path}: config", optional=True)
+        check_types(Results, {"versions": content["versions"]}, str(path))
         try:
             episodes = [EpisodeRecord.from_json(episode, str(path)) for episode in content["episodes"]]
         except ValueError as error:
@@ -194,6 +201,27 @@ class Results:
                 f"{error}; another version of this code wrote it, or it was changed: evaluate again"
             ) from error
         return cls(content["run"], content["config"], content["policy"], content["versions"], episodes)
+
+
+@dataclass
+class _Run:
+    """What `Results.run` holds where it is there."""
+
+    command: list[str]
+    started: str
+    git_commit: str
+    policy: str
+    device: str
+    renderer: str
+    rendering_backend: str
+    seed: int
+    protocol: dict[str, Any]
+    warnings: list[str]
+    num_envs: int
+    processes: int
+    worker_restarts: int
+    seconds: float
+    complete: bool
 
 
 def _not_results(path: Path, why: str) -> ValueError:

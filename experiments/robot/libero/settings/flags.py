@@ -76,7 +76,10 @@ class EvaluationConfig:
     output_dir: str | None = None  # None: a folder of its own below local_log_dir
     num_envs: int | None = None  # simulator processes; 1 simulates beside the policy; None: one per core
     batch_size: int | None = None  # policy queries at once; None: 1, so that no action depends on who else waits
-    resume: bool = False  # go on with the rollouts that output_dir already holds
+    resume: bool = (
+        False  # go on with the rollouts that output_dir already holds, also with more initial states or tasks
+    )
+    shard: str | None = None  # 2/4: rollouts 2, 6, 10, ... only; `lightvla merge-results` puts the four together
     max_attempts: int = 3  # how often a rollout is begun before an error makes it invalid
     worker_timeout_s: float = 300.0  # a simulator process that says nothing for so long is replaced
     render_every_step: bool = False  # draw pictures nobody looks at, as the research code does; to compare times
@@ -90,9 +93,14 @@ FREE_FLAGS = frozenset(
     | {"num_envs", "resume", "max_attempts", "worker_timeout_s", "render_every_step", "policy_url", "policy_timeout_s"}
     | {"model_family", "lora_rank", "num_diffusion_steps_train", "num_diffusion_steps_inference", "use_l1_regression"}
 )
-"""Flags that change how an evaluation runs but not what it finds; all others must agree when it is resumed.
+"""Flags that change how an evaluation runs but not what it finds; all others must agree when it is resumed, but for
+those in `GROWING`.
 
 The head and the numbers of diffusion steps in force stand in the policy's description, which must agree too."""
+
+
+GROWING = frozenset({"initial_states", "num_trials_per_task", "task_ids"})
+"""Flags that say what is rolled out: a resumed evaluation may ask for more, never for less."""
 
 
 def parse_indices(text: str, name: str) -> list[int]:
@@ -106,6 +114,15 @@ def parse_indices(text: str, name: str) -> list[int]:
     if len(set(found)) < len(found):
         raise ValueError(f"--{name} {text!r} names a number twice")
     return found
+
+
+def parse_shard(text: str) -> tuple[int, int]:
+    """`2/4` -> (2, 4). Raises ValueError for anything but a part, from 1, and how many parts there are."""
+    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    part, parts = (int(match[1]), int(match[2])) if match else (0, 0)
+    if not 1 <= part <= parts:
+        raise ValueError(f"--shard {text!r}: expected a part and how many there are, from 1/4 to 4/4, say")
+    return part, parts
 
 
 def protocol_of(config: EvaluationConfig) -> Protocol:

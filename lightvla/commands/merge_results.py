@@ -1,0 +1,49 @@
+"""Put the shards of one evaluation together.
+
+    lightvla eval ... --shard 1/2 --output_dir logs/part1      # on one machine
+    lightvla eval ... --shard 2/2 --output_dir logs/part2      # on another
+    lightvla merge-results logs/whole logs/part1 logs/part2
+
+Writes `results.json` into the first folder, as one evaluation of all rollouts would have; `lightvla report` makes the
+report. Videos and records stay where they are. Ends with 0, with 3 when shards or some of their rollouts are missing,
+or with 2 when they cannot be put together.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from experiments.robot.libero.results.merging import merge_results
+from experiments.robot.libero.results.results import FILE_NAME
+
+UNUSABLE, INCOMPLETE = 2, 3
+"""Exit statuses."""
+
+
+def main(arguments: list[str]) -> int:
+    """Parse, merge, write, say where; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("output_dir", type=Path, help="folder for the merged results; holds none yet")
+    parser.add_argument("shards", nargs="+", type=Path, help="results.json files of the shards, or their folders")
+    given = parser.parse_args(arguments)
+    try:
+        file = given.output_dir / FILE_NAME
+        if file.exists():
+            raise ValueError(f"{file} is there already; name a new folder first, then those of the shards")
+        results, lacks = merge_results(given.shards, given.output_dir)
+        results.save(file)
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return UNUSABLE
+    for line in lacks:
+        print(f"warning: {line}", file=sys.stderr)
+    print(f"results: {file} ({len(results.episodes)} rollouts of {len(given.shards)} shards)")
+    print(f"report: lightvla report {given.output_dir}")
+    return INCOMPLETE if lacks else 0
+
+
+def command() -> int:
+    """What the command line runs; returns the exit status."""
+    return main(sys.argv[1:])
