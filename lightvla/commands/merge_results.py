@@ -5,7 +5,7 @@
     lightvla merge-results logs/whole logs/part1 logs/part2
 
 Writes `results.json` into the first folder, as one evaluation of all rollouts would have; `lightvla report` makes the
-report. Videos and records stay where they are. Ends with 0, with 3 when shards or some of their rollouts are missing,
+report. Videos and records stay where they are. Ends with 0, with 1 when shards or some of their rollouts are missing,
 or with 2 when they cannot be put together.
 """
 
@@ -15,9 +15,7 @@ from pathlib import Path
 
 from experiments.robot.libero.results.merging import merge_results
 from experiments.robot.libero.results.results import FILE_NAME
-
-UNUSABLE, INCOMPLETE = 2, 3
-"""Exit statuses."""
+from prismatic.command_status import UNUSABLE, UNWANTED, print_error
 
 
 def main(arguments: list[str]) -> int:
@@ -35,13 +33,13 @@ def main(arguments: list[str]) -> int:
         results, lacks = merge_results(given.shards, given.output_dir)
         results.save(file)
     except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print_error(error)
         return UNUSABLE
     for line in lacks:
         print(f"warning: {line}", file=sys.stderr)
     print(f"results: {file} ({len(results.episodes)} rollouts of {len(given.shards)} shards)")
     print(f"report: lightvla report {given.output_dir}")
-    return INCOMPLETE if lacks else 0
+    return UNWANTED if lacks else 0
 
 
 def command() -> int:

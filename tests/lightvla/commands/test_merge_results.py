@@ -8,7 +8,8 @@ import pytest
 from paired_results import rollout
 
 from experiments.robot.libero.results.results import Results
-from lightvla.commands.merge_results import INCOMPLETE, UNUSABLE, main
+from lightvla.commands.merge_results import main
+from prismatic.command_status import UNUSABLE, UNWANTED
 
 EPISODES = [
     replace(rollout(task, state, state % 3 > 0), video=f"videos/{task}_{state}.mp4")
@@ -39,7 +40,7 @@ def test_all_shards_are_the_whole(tmp_path: Path) -> None:
 
 def test_a_missing_shard_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     parts = [shard(tmp_path / f"part{part}", part) for part in (1, 3)]
-    assert main([str(tmp_path / "whole"), *map(str, parts)]) == INCOMPLETE
+    assert main([str(tmp_path / "whole"), *map(str, parts)]) == UNWANTED
     assert "warning: shard 2/3 is missing" in capsys.readouterr().err
     merged = Results.load(tmp_path / "whole")
     assert merged.run["complete"] is False and "shard 2/3 is missing" in merged.run["warnings"]
