@@ -55,6 +55,11 @@ COMMANDS = {
         "lightvla.flags:compare_parser",
         "lightvla.commands.compare",
     ),
+    "merge-results": Command(
+        "put the shards of one evaluation together",
+        "lightvla.flags:merge_results_parser",
+        "lightvla.commands.merge_results",
+    ),
     "report": Command(
         "make the report of evaluations, HTML and Markdown", "lightvla.flags:report_parser", "lightvla.commands.report"
     ),

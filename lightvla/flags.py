@@ -74,6 +74,13 @@ def report_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def merge_results_parser() -> argparse.ArgumentParser:
+    parser = _parser("Put the shards of one evaluation together: one results.json, as without --shard.")
+    parser.add_argument("output_dir", type=Path, help="folder for the merged results; holds none yet")
+    parser.add_argument("shards", nargs="+", type=Path, help="results.json files of the shards, or their folders")
+    return parser
+
+
 def inspect_parser() -> argparse.ArgumentParser:
     parser = _parser("Say what a checkpoint holds and what is wrong with it, without loading it.")
     parser.add_argument("checkpoint", help="folder or hub id")

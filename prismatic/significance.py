@@ -1,12 +1,13 @@
 """How sure success rates and their differences are, and how many trials it takes to be sure.
 
-One rate: the Wilson interval. Two policies tried on the same starts: McNemar's exact test, an interval for one task or
-the average over given tasks, a bootstrap over tasks. Several tests at once: Holm's correction. Planning: trials to see
-a difference, and the other way round.
+One rate: the Wilson interval. Two policies tried on the same starts: McNemar's exact test and its form for starts that
+were tried repeatedly, an interval for one task or the average over given tasks, a bootstrap over tasks. Several tests
+at once: Holm's correction. Planning: trials to see a difference, and the other way round.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from fractions import Fraction
 from statistics import NormalDist
 from typing import NamedTuple
@@ -21,27 +22,44 @@ class Interval(NamedTuple):
     high: float
 
 
-class PairedCounts(NamedTuple):
-    """How often each pair of outcomes came up where two policies were tried on the same starts."""
+Count = int | Fraction
+"""Of starts; a fraction where some were tried repeatedly, with different outcomes."""
 
-    both: int
-    only_first: int
-    only_second: int
-    neither: int
+
+class PairedCounts(NamedTuple):
+    """How often each pair of outcomes came up where two policies were tried on the same starts.
+
+    A start that was tried repeatedly counts once, each pair of outcomes by its share (`PairedCounts.of`). A share
+    varies less than a single trial of the same mean: intervals for single trials are too wide for it, never too narrow.
+    """
+
+    both: Count
+    only_first: Count
+    only_second: Count
+    neither: Count
 
     @property
-    def trials(self) -> int:
+    def trials(self) -> Count:
         return sum(self)
 
     @property
-    def discordant(self) -> int:
+    def discordant(self) -> Count:
         """Starts on which they differ."""
         return self.only_first + self.only_second
 
     @property
     def difference(self) -> float:
         """Success rate of the first less that of the second, in [-1, 1]; 0 without trials."""
-        return (self.only_first - self.only_second) / self.trials if self.trials else 0.0
+        return float((self.only_first - self.only_second) / self.trials) if self.trials else 0.0
+
+    @staticmethod
+    def of(starts: Iterable[Sequence[tuple[bool, bool]]]) -> "PairedCounts":
+        """Every start once, given the pairs of outcomes of all its trials."""
+        cells: list[Count] = [0, 0, 0, 0]
+        for outcomes in starts:
+            for first, second in outcomes:
+                cells[2 * (not first) + (not second)] += Fraction(1, len(outcomes))
+        return PairedCounts(*(int(cell) if cell == int(cell) else cell for cell in cells))
 
     @staticmethod
     def pooled(tables: Sequence["PairedCounts"]) -> "PairedCounts":
@@ -76,7 +94,7 @@ def wilson_interval(successes: float, trials: float, confidence: float = 0.95) -
     return Interval(low, high)
 
 
-def effective_trials(suites: Sequence[Sequence[int]]) -> float:
+def effective_trials(suites: Sequence[Sequence[Count]]) -> float:
     """As how many trials of a single rate an average over suites of averages over tasks of rates is sure.
 
     1 / (the sum of w^2 / n), where the rate of n trials has the weight w in the average: Kish, Survey Sampling, 1965,
@@ -91,7 +109,7 @@ def effective_trials(suites: Sequence[Sequence[int]]) -> float:
     """
     if not suites or any(not tasks or min(tasks) < 1 for tasks in suites):
         raise ValueError("an average needs at least one suite, one task in each suite, and one trial of each task")
-    doubt = sum(Fraction(1, (len(suites) * len(tasks)) ** 2 * trials) for tasks in suites for trials in tasks)
+    doubt = sum(Fraction(1, (len(suites) * len(tasks)) ** 2) / trials for tasks in suites for trials in tasks)
     return float(1 / doubt)
 
 
@@ -110,6 +128,36 @@ def mcnemar_exact(only_first: int, only_second: int) -> float:
     smaller = min(only_first, only_second)
     tail = sum(math.comb(discordant, k) for k in range(smaller + 1))
     return min(1.0, 2 * tail / 2**discordant)
+
+
+def repeated_mcnemar(differences: Iterable[Count]) -> float:
+    """`mcnemar_exact` for starts that were tried repeatedly: two-sided p-value that two policies are equally good.
+
+    Under equality the policies' names could be swapped at every start, all trials of a start together: its difference
+    would be as often d as -d. The p-value is the share of all swaps whose sum of differences is at least as far from 0
+    as the one that was found (Fisher's randomisation test, The Design of Experiments, 1935, section 21, by starts).
+    Where each start was tried once, or all its trials had one outcome, it is McNemar's exact test of the starts.
+
+    Args:
+        differences: Per start the success rate of the first policy less that of the second, in [-1, 1]. Exact, so that
+            equal sums are equal.
+    """
+    given = list(differences)
+    sizes = Counter(Fraction(max(value, -value)) for value in given if value)
+    if len(sizes) < 2:
+        return mcnemar_exact(sum(d > 0 for d in given), sum(d < 0 for d in given))
+    unit = math.lcm(*(size.denominator for size in sizes))
+    distances = {int(size * unit): number for size, number in sizes.items()}
+    # Of the sum over swaps, in steps of 1 / unit: entry j holds the chance of j - farthest.
+    chances, farthest = np.ones(1), 0
+    for distance, number in distances.items():
+        of_size = np.zeros(2 * distance * number + 1)
+        of_size[:: 2 * distance] = [math.comb(number, k) / 2**number for k in range(number + 1)]
+        chances, farthest = np.convolve(chances, of_size), farthest + distance * number
+    found = abs(int(sum(given) * unit))
+    if found == 0:
+        return 1.0
+    return float(min(1.0, 2 * chances[farthest + found :].sum()))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -161,6 +209,8 @@ def paired_bootstrap(
     bootstrap, Davison and Hinkley, Bootstrap Methods and their Application, 1997, section 3.8). Outcomes of a start
     being pairs of bits, drawing starts is drawing from a multinomial.
 
+    A start that was tried repeatedly is drawn with all its trials (`repeated_bootstrap`).
+
     Drawing twice counts the chance among starts twice: where many tasks differ by chance alone the interval is up to
     1.4 times too wide. It errs to the safe side. With one task in a suite only starts are drawn.
 
@@ -174,15 +224,33 @@ def paired_bootstrap(
         ValueError: without suites, or for a suite without tasks or a task without starts.
     """
     _check_has_starts(suites)
+    tables: list[list[dict[Count, Count]]]
+    tables = [[{1: t.only_first, -1: t.only_second, 0: t.both + t.neither} for t in tasks] for tasks in suites]
+    return repeated_bootstrap(tables, replicates, confidence, seed)
+
+
+def repeated_bootstrap(
+    suites: Sequence[Sequence[Mapping[Count, Count]]],
+    replicates: int = 10_000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> tuple[float, Interval]:
+    """As `paired_bootstrap`, for starts that may have been tried repeatedly.
+
+    Args:
+        suites: Per suite and task: difference of the two policies' success rates on a start, in [-1, 1] -> the whole
+            number of starts with it.
+    """
     rng = np.random.default_rng(seed)
     total, difference = np.zeros(replicates), 0.0
     for tasks in suites:
-        table = np.array([(t.only_first, t.only_second, t.both + t.neither) for t in tasks])
-        trials = table.sum(axis=1)
+        values = [1, -1, *sorted({value for task in tasks for value in task} - {1, -1, 0}), 0]
+        table = np.array([[int(task.get(value, 0)) for value in values] for task in tasks])
+        trials, worth = table.sum(axis=1), np.array([float(value) for value in values])
         picked = rng.integers(len(tasks), size=(replicates, len(tasks)))
         drawn = rng.multinomial(trials[picked], (table / trials[:, None])[picked])
-        total += ((drawn[..., 0] - drawn[..., 1]) / trials[picked]).mean(axis=1)
-        difference += float(np.mean([counts.difference for counts in tasks]))
+        total += ((drawn @ worth) / trials[picked]).mean(axis=1)
+        difference += float(np.mean(table @ worth / trials))
     low, high = np.quantile(total / len(suites), [0.5 - confidence / 2, 0.5 + confidence / 2])
     return difference / len(suites), Interval(float(low), float(high))
 
@@ -295,9 +363,9 @@ def _check_has_starts(suites: Sequence[Sequence[PairedCounts]]) -> None:
         raise ValueError("an average needs at least one suite, one task in each suite, and one start of each task")
 
 
-def _score_bound(first: int, second: int, trials: int, z: float) -> float:
+def _score_bound(first: Count, second: Count, trials: Count, z: float) -> float:
     """Upper end of Tango's interval, by bisection: the largest difference that the score test accepts."""
-    low, high = (first - second) / trials, 1.0
+    low, high = float((first - second) / trials), 1.0
     for _ in range(60):
         gap = (low + high) / 2
         linear = (2 * trials - first + second) * gap - first - second

@@ -2,7 +2,9 @@
 
 import itertools
 import math
+from collections import Counter
 from collections.abc import Iterator
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -18,6 +20,8 @@ from prismatic.significance import (
     paired_detectable,
     paired_difference_interval,
     paired_trials,
+    repeated_bootstrap,
+    repeated_mcnemar,
     unpaired_detectable,
     unpaired_trials,
     wilson_interval,
@@ -347,3 +351,52 @@ def test_planning_refuses_the_impossible() -> None:
         paired_trials(0.0, 0.2)
     with pytest.raises(ValueError, match="power"):
         paired_trials(0.1, 0.2, power=1.0)
+
+
+@pytest.mark.parametrize(
+    "differences",
+    [
+        [1, 1, 1, -1, 0],
+        [Fraction(2, 3)] * 3,
+        [Fraction(2, 3), Fraction(1, 3), 1, -1, Fraction(-1, 2), 0, 1],
+        [Fraction(1, 3), Fraction(-1, 3), 1, -1],
+    ],
+)
+def test_the_test_of_repeated_starts_is_the_share_of_all_swaps(differences: list[Fraction]) -> None:
+    swaps = itertools.product(*({d, -d} if d else {d} for d in differences))
+    sums = [abs(sum(swap)) for swap in swaps]
+    expected = sum(total >= abs(sum(differences)) for total in sums) / len(sums)
+    assert repeated_mcnemar(differences) == pytest.approx(expected, abs=1e-12)
+    assert repeated_mcnemar([]) == 1.0 and repeated_mcnemar([0, 0]) == 1.0
+
+
+def test_repeated_starts_raise_no_false_alarms() -> None:
+    """Equal policies whose trials of one start hang together: as trials of their own they would."""
+    rng = np.random.default_rng(5)
+    alarms = Counter()
+    for _ in range(400):
+        rates = rng.choice([0.0, 0.1, 0.9, 1.0], size=(60, 2))  # a start is easy or hard for a policy, by chance
+        first, second = (rng.random((60, 3)) < rates[:, side, None] for side in (0, 1))
+        differences = [Fraction(int(n), 3) for n in first.sum(axis=1) - second.sum(axis=1)]
+        alarms["starts"] += repeated_mcnemar(differences) < 0.05
+        alarms["trials"] += mcnemar_exact(int((first & ~second).sum()), int((second & ~first).sum())) < 0.05
+    assert alarms["starts"] <= 0.05 * 400 + 3 * math.sqrt(400 * 0.05 * 0.95) < 60 < alarms["trials"]
+
+
+def test_repeated_starts_are_drawn_whole() -> None:
+    """Where trials of a start all agree the bootstrap is that of single trials; else it has the variance of shares."""
+    single = [[PairedCounts(3, 2, 1, 2), PairedCounts(1, 4, 2, 1)]]
+    as_values = [[{1: t.only_first, -1: t.only_second, 0: t.both + t.neither} for t in single[0]]]
+    assert repeated_bootstrap(as_values) == paired_bootstrap(single)
+    halves = repeated_bootstrap([[{Fraction(1, 2): 200, 0: 200}]])
+    deviation = np.std([0.5] * 200 + [0.0] * 200) / math.sqrt(400)
+    assert halves[0] == 0.25 and halves[1] == pytest.approx(
+        stats.norm.interval(0.95, loc=0.25, scale=deviation), abs=2e-3
+    )
+
+
+def test_pairs_of_repeated_starts_count_by_their_shares() -> None:
+    starts = [[(True, False), (True, True), (False, False)], [(True, False)], [(False, True), (False, True)]]
+    counts = PairedCounts.of(starts)
+    assert counts == (Fraction(1, 3), Fraction(4, 3), 1, Fraction(1, 3)) and counts.trials == 3
+    assert counts.difference == pytest.approx(1 / 9)

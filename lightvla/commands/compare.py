@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
@@ -21,15 +21,16 @@ from rich.markup import escape
 from rich.table import Table as RichTable
 
 from experiments.robot.libero.results.comparison import Comparison, compare, p_text, plan_unpaired, points, span
+from experiments.robot.libero.results.copies import without_copies
 from experiments.robot.libero.results.journal import load_results
-from experiments.robot.libero.results.pairing import without_copies
+from experiments.robot.libero.results.naming import distinct_names, policy_names
+from experiments.robot.libero.results.policies_table import overall_rate, policies_table
 from experiments.robot.libero.results.results import FILE_NAME, Results
 from experiments.robot.libero.results.table_formats import WARNING, Table, to_csv, to_latex, to_markdown
 from experiments.robot.libero.results.tables import (
     comparison_table,
     outcome_name,
     outcomes_of,
-    policies_table,
     result_table,
 )
 from lightvla.flags import TABLE_SUFFIXES, compare_parser
@@ -122,7 +123,7 @@ def drawn_comparison(comparison: Comparison) -> RichTable:
 
 def tally_bar(counts: PairedCounts) -> str:
     """Shares of both, only the first, only the second and neither as a bar with rich's colours."""
-    ends = [round(_BAR * sum(counts[: number + 1]) / counts.trials) for number in range(4)]
+    ends = [round(float(_BAR * sum(counts[: number + 1]) / counts.trials)) for number in range(4)]
     widths = [end - begin for begin, end in zip([0, *ends], ends, strict=False)]
     parts = (("█", "green"), ("▓", "cyan"), ("▒", "magenta"), ("░", "bright_black"))
     return "".join(f"[not bold {colour}]{mark * width}[/]" for (mark, colour), width in zip(parts, widths, strict=True))
@@ -192,73 +193,6 @@ def _check_given_once(paths: Sequence[str]) -> None:
 def _plan(policies: dict[str, list[Results]], wanted: float) -> list[str]:
     lines = []
     for name, results in policies.items():
-        counted, _ = without_copies(results)
-        outcomes = [e.success for result in counted for e in result.episodes if e.success is not None]
-        if outcomes:
-            lines += plan_unpaired(name, sum(outcomes) / len(outcomes), len(outcomes), wanted)
+        if (found := overall_rate(without_copies(results, name)[0])) is not None:
+            lines += plan_unpaired(name, *found, wanted)
     return lines
-
-
-def policy_names(results: Sequence[Results]) -> list[str]:
-    """A short name for the policy of each: its checkpoint's folder or server, pruner (LightVLA's unsaid) and control.
-
-    Where different policies would share a name it says what tells them apart: the checkpoint's path, the pruner's
-    options, the read-out, the precision, the action head. Results that even so have one name are one policy's.
-    """
-    facts = [_identity(result) for result in results]
-    names = [_name(own) for own in facts]
-    found = []
-    for own, name in zip(facts, names, strict=True):
-        namesakes = [other for other, others in zip(facts, names, strict=True) if others == name]
-        found.append(_name(own, [part for part in own if len({other[part] for other in namesakes}) > 1]))
-    return found
-
-
-_SELDOM_SAID = ("read-out", "quantization", "head", "dtype", "crop", "images")
-
-
-def _identity(result: Results) -> dict[str, str]:
-    """What makes a policy this one, as text."""
-    policy, config = result.policy, result.config
-    checkpoint = policy.get("checkpoint")
-    control = str(config.get("control") or "none")
-    pruner, _, options = str(policy.get("pruner") or "lightvla").partition(":")
-    # The seed of that control is the evaluation's: several of them are runs of one policy.
-    kept = [option for option in options.split(",") if control != "random_tokens" or not option.startswith("seed=")]
-    steps = policy.get("num_diffusion_steps_inference") or config.get("num_diffusion_steps_inference")
-    denoising = f"with {steps} denoising steps" if policy.get("action_head") == "diffusion" else ""
-    return {
-        "place": str(Path(checkpoint) if checkpoint else policy.get("policy_url") or "policy"),
-        "pruner": ":".join(filter(None, (pruner, ",".join(kept)))),
-        "read-out": f"{policy.get('action_readout') or 'unknown'} read-out",
-        "quantization": next((f"{bits} bit" for bits in (8, 4) if config.get(f"load_in_{bits}bit")), "not quantized"),
-        "head": " ".join(filter(None, (f"{policy.get('action_head') or 'unknown'} head", denoising))),
-        "dtype": str(policy.get("dtype") or "unknown dtype"),
-        "crop": "centre crop" if policy.get("center_crop") else "no centre crop",
-        "images": f"images per policy query: {policy.get('num_images') or 'unknown'}",
-        "control": control,
-    }
-
-
-def _name(identity: Mapping[str, str], in_full: Collection[str] = ()) -> str:
-    """`small`, `small (random tokens)`: not `small, random tokens`, which in a sentence would be two."""
-    place, pruner, control = Path(identity["place"]), identity["pruner"], identity["control"]
-    short = pruner.partition(":")[0]
-    said = [short] if short != "lightvla" and control != "random_tokens" else []
-    name = identity["place"] if "place" in in_full else place.name or identity["place"]
-    particulars = [
-        *([pruner] if "pruner" in in_full else said),
-        *(identity[part] for part in _SELDOM_SAID if part in in_full),
-        *([control.replace("_", " ")] if control != "none" else []),
-    ]
-    return f"{name} ({', '.join(particulars)})" if particulars else name
-
-
-def distinct_names(sides: Sequence[Sequence[Results]], paths: Sequence[Sequence[str]]) -> list[str]:
-    """A name for each side: its policy's, or where those are equal the folder of its first file."""
-    names = policy_names([side[0] for side in sides])
-    if len(set(names)) == len(names):
-        return names
-    folders = [Path(files[0]).resolve() for files in paths]
-    names = [(folder if folder.is_dir() else folder.parent).name for folder in folders]
-    return names if len(set(names)) == len(names) else ["first", "second"]

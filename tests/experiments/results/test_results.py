@@ -1,10 +1,13 @@
 import json
+import math
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy import stats
 
+from experiments.robot.libero.results.journal import read_journals
 from experiments.robot.libero.results.provenance import collect_versions, git_commit
 from experiments.robot.libero.results.results import (
     FILE_NAME,
@@ -14,13 +17,14 @@ from experiments.robot.libero.results.results import (
     count_successes,
     summarize,
 )
+from experiments.robot.libero.results.success import success_rows
 
 
 def record(task: int, trial: int, success: bool | None, **more: object) -> EpisodeRecord:
     invalid = "Traceback: boom" if success is None else None
     base = {"suite": "libero_goal", "task_index": task, "task_name": f"task_{task}", "instruction": "do it"}
     given = {"initial_state": trial, "trial": trial, "seed": 7, "success": success, "invalid": invalid, **more}
-    return EpisodeRecord(**base, **given)  # type: ignore[arg-type]
+    return EpisodeRecord(**{**base, **given})  # type: ignore[arg-type]
 
 
 def test_invalid_rollouts_are_neither_successes_nor_failures() -> None:
@@ -151,3 +155,73 @@ def test_versions_name_what_can_change_a_result() -> None:
 
 def test_git_commit_outside_of_a_checkout(tmp_path: Path) -> None:
     assert git_commit(tmp_path) == "unknown"
+
+
+WRONG = [
+    ("episodes", "steps", "12", 'steps is "12", expected a whole number'),
+    ("episodes", "steps", True, "steps is true, expected a whole number"),
+    ("episodes", "success", 1, "success is 1, expected true or false or null"),
+    ("episodes", "task_name", None, "task_name is null, expected text"),
+    ("episodes", "tokens_kept", [3, 4.5], r"tokens_kept is \[3, 4.5\], expected a list, each a whole number"),
+    ("episodes", "latency_ms", [math.nan], r"latency_ms is \[NaN\], expected a list, each a finite number"),
+    (
+        "episodes",
+        "stage_ms",
+        {"llm": 3.0},
+        "stage_ms is .*, expected an object, each value a list, each a finite number",
+    ),
+    ("episodes", "displacement", [], r"displacement is \[\], expected an object or null"),
+    ("episodes", "actions_sha256", "5eed", 'actions_sha256 is "5eed", expected 64 hexadecimal digits'),
+    ("episodes", "bddl_sha256", "A" * 64, "bddl_sha256 is .*, expected 64 hexadecimal digits"),
+    ("run", "complete", "yes", 'complete is "yes", expected true or false'),
+    ("run", "warnings", "one", 'warnings is "one", expected a list, each text'),
+    ("run", "seed", 7.5, "seed is 7.5, expected a whole number"),
+    ("config", "env_img_res", "256", 'env_img_res is "256", expected a whole number'),
+    ("versions", "mujoco", 3.2, r"versions is .*, expected an object, each value text"),
+]
+
+
+@pytest.mark.parametrize(("part", "name", "value", "words"), WRONG, ids=[f"{part} {name}" for part, name, *_ in WRONG])
+def test_fields_of_another_type_are_named(tmp_path: Path, part: str, name: str, value: object, words: str) -> None:
+    path = tmp_path / FILE_NAME
+    hashes = dict.fromkeys(("actions_sha256", "bddl_sha256", "init_states_sha256"), "5eed" * 16)
+    Results(
+        {"complete": True, "seed": 7}, {"env_img_res": 256}, {}, {"mujoco": "3"}, [record(1, 0, True, **hashes)]
+    ).save(path)
+    Results.load(path)
+    content = json.loads(path.read_text())
+    (content[part][0] if part == "episodes" else content[part])[name] = value
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=words) as error:
+        Results.load(path)
+    assert str(error.value).startswith(str(path)) and "\n" not in str(error.value)
+    if part == "episodes":
+        assert "the rollout of libero_goal task 1, initial state 0" in str(error.value)
+
+
+def test_a_journal_with_fields_of_another_type_is_named(tmp_path: Path) -> None:
+    line = json.dumps(asdict(record(1, 0, True)) | {"wall_seconds": "long"})
+    (tmp_path / "episodes.rank0.jsonl").write_text(line + "\n")
+    with pytest.raises(ValueError, match='rank0.jsonl, line 1: .* wall_seconds is "long", expected a finite number'):
+        read_journals(tmp_path)
+
+
+def test_suites_have_their_own_sums_and_one_mean() -> None:
+    episodes = [record(1, t, t < 3, suite="libero_goal") for t in range(4)]
+    episodes += [record(1, t, t < 1, suite="libero_10") for t in range(2)]
+    summary = summarize(episodes)
+    assert [(s["suite"], s["successes"], s["trials"]) for s in summary["suites"]] == [
+        ("libero_10", 1, 2),
+        ("libero_goal", 3, 4),
+    ]
+    assert summary["mean_of_suites"] == (0.5 + 0.75) / 2 and summary["all"]["successes"] == 4
+    rows = success_rows(episodes)
+    assert [(row.name, row.solved) for row in rows] == [
+        ("task 1", "3/4"),
+        ("task 1", "1/2"),
+        ("libero_goal", "3/4"),
+        ("libero_10", "1/2"),
+        ("mean of suites", "4/6"),
+    ]
+    assert rows[-1].rate == 0.625 and rows[-1].interval.low < 0.625 < rows[-1].interval.high
+    assert summarize([*episodes, record(2, 0, None, suite="libero_object")])["mean_of_suites"] is None

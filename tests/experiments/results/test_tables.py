@@ -12,9 +12,10 @@ import pytest
 from scipy import stats
 
 from experiments.robot.libero.results.comparison import compare
+from experiments.robot.libero.results.policies_table import policies_table
 from experiments.robot.libero.results.results import EpisodeRecord, Results
 from experiments.robot.libero.results.table_formats import Table, latex_escaped, to_csv, to_latex, to_markdown
-from experiments.robot.libero.results.tables import comparison_table, policies_table, result_table
+from experiments.robot.libero.results.tables import comparison_table, result_table
 from experiments.robot.libero.settings.suite_names import SUITES
 from experiments.robot.libero.simulator.tasks import get_suite
 
@@ -99,14 +100,16 @@ def test_policies_by_suites() -> None:
     assert table.notes[2:] == ("Mind: not all policies were tried on the same tasks: Long (2 of 10 tasks).",)
 
 
-@pytest.mark.parametrize("seeds", [(7, 8, 9), (7, 7, 7)], ids=["seeds of the evaluation", "training runs"])
-def test_several_runs_give_mean_and_spread(seeds: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("told", [False, True], ids=["by their starts", "by their checkpoints"])
+def test_several_training_runs_give_mean_and_spread(told: bool) -> None:
     shares = {"libero_spatial": (4, 3, 2), "libero_goal": (1, 3, 2)}
     files = [
-        results({0: [True] * solved + [False] * (4 - solved)}, suite, seed)
+        results({0: [True] * solved + [False] * (4 - solved)}, suite, seed=7 + number * told)
         for suite, numbers in shares.items()
-        for solved, seed in zip(numbers, seeds, strict=True)
+        for number, solved in enumerate(numbers)
     ]
+    for place, found in enumerate(files):
+        found.policy = {"checkpoint": f"runs/{place}"} if told else {}
     table = policies_table({"ours": files})
     spatial, goal = (np.array(shares[suite]) / 4 for suite in shares)
     means = [spatial, goal, (spatial + goal) / 2]
@@ -132,13 +135,10 @@ def test_seeds_that_count_up_are_one_run() -> None:
     assert (row["runs"], row["successes"], row["trials"]) == ("1", "60", "100")
     assert [float(row["rate_low"]), float(row["rate_high"])] == pytest.approx(wilson(60, 100))
     assert "±" not in table.rows[0][1] and "standard deviation" not in table.notes[0]
-    # Evaluations with seeds of their own are runs, though some rollouts of both have one seed.
+    # Evaluations with seeds of their own are of one policy, though some rollouts of both have one seed.
     [row] = read(policies_table({"ours": [counting_up(1000, [True] * 10), counting_up(1001, [False] * 10)]}))
-    assert row["runs"] == "2" and float(row["rate_standard_deviation"]) == pytest.approx(np.std([1, 0], ddof=1))
-    only_run = counting_up(1000, [True] * 10)
-    only_run.run["seed"] = only_run.config.pop("seed")
-    [row] = read(policies_table({"ours": [only_run]}))
-    assert row["runs"] == "1"
+    assert (row["runs"], row["trials"], row["initial_states"], row["rate"]) == ("1", "200", "100", "0.5")
+    assert [float(row["rate_low"]), float(row["rate_high"])] == pytest.approx(wilson(50, 100))
 
 
 def test_tasks_in_several_files_are_one_run() -> None:

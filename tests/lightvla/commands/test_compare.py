@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from experiments.robot.libero.results.comparison import compare, span
+from experiments.robot.libero.results.naming import policy_names
 from experiments.robot.libero.results.results import EpisodeRecord, Results
 from experiments.robot.libero.results.table_formats import to_csv, to_latex, to_markdown
 from experiments.robot.libero.results.tables import comparison_table, result_table
-from lightvla.commands.compare import policy_names
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -44,7 +44,7 @@ def evaluated(
         EpisodeRecord(
             "libero_goal", task, f"put_the_bowl_{task}", "put", state, state, seed, success=success,
             invalid="Traceback" if success is None else None, tokens_kept=[17], num_visual_tokens=98,
-            latency_ms=[20.0, 18.0], bddl_sha256=str(task), init_states_sha256=str(task),
+            latency_ms=[20.0, 18.0], bddl_sha256=f"{task:064x}", init_states_sha256=f"{task:064x}",
         )
         for task, solved in outcomes.items()
         for state, success in enumerate(solved)
@@ -141,7 +141,9 @@ def test_several_results_are_policies_by_suites(ours: Path, theirs: Path, tmp_pa
     again = evaluated(tmp_path / "a8", {1: [True] * 12, 4: [False] * 12}, "runs/ours", seed=8)
     done = run(ours, again, theirs, "--format", "csv")
     rows = list(csv.DictReader(io.StringIO(done.stdout)))
-    assert [(row["policy"], row["runs"]) for row in rows] == [("ours", "2"), ("theirs", "1")]
+    assert [(row["policy"], row["trials"], row["initial_states"]) for row in rows] == (
+        [("ours", "48", "24"), ("theirs", "24", "24")]
+    )
     assert float(rows[0]["rate"]) == pytest.approx((19 / 24 + 12 / 24) / 2)
     named = run(ours, again, theirs, "--names", "x", "y", "y", "--format", "csv")
     assert [(row["policy"], row["runs"]) for row in csv.DictReader(io.StringIO(named.stdout))] == [
@@ -170,7 +172,7 @@ def test_different_policies_have_different_names() -> None:
     assert names_of(("a/small", {}), ("b/small", {}), ("c/large", {})) == ["a/small", "b/small", "large"]
     urls = ["ws://pc:8000", "ws://pc:8001"]
     assert names_of(*((None, {"policy_url": url}) for url in urls)) == ["pc:8000", "pc:8001"]
-    assert names_of(*((None, {"policy_url": f"ws://{host}/pi"}) for host in "ab")) == ["ws://a/pi", "ws://b/pi"]
+    assert names_of(*((None, {"policy_url": f"ws://{host}/pi"}) for host in "ab")) == ["a/pi", "b/pi"]
     # A server that names its checkpoint is that policy, wherever it runs.
     assert names_of(*(("runs/ours", {"policy_url": url}) for url in urls)) == ["ours", "ours"]
     pruners = ["lightvla", "lightvla:multiplicity=set", "lightvla_star:queries=64", "lightvla_star:queries=128", "none"]

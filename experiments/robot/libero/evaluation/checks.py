@@ -6,8 +6,8 @@ import importlib.util
 from dataclasses import fields
 
 from experiments.robot.libero.policies.checkpoint import quantization_of
-from experiments.robot.libero.settings.flags import EvaluationConfig, protocol_of
-from experiments.robot.libero.settings.suite_names import find_suite, perturbed
+from experiments.robot.libero.settings.flags import EvaluationConfig, parse_shard, protocol_of
+from experiments.robot.libero.settings.suite_names import perturbed, suites_of
 from experiments.robot.libero.simulator.renderer import MIN_RESOLUTION, RENDERERS
 from prismatic.extern.hf.configuration_prismatic import HEAD_KINDS
 from prismatic.models.precision import DTYPES
@@ -81,10 +81,12 @@ def check_flags(config: EvaluationConfig) -> None:
     for flag, known in (("control", CONTROLS), ("renderer", RENDERERS)):
         if getattr(config, flag) not in known:
             raise ValueError(f"unknown --{flag} {getattr(config, flag)!r}; known: {', '.join(known)}")
-    find_suite(config.task_suite_name)
-    if config.perturbation is not None:
-        perturbed(config.task_suite_name, config.perturbation)
+    for suite in suites_of(config.task_suite_name):
+        if config.perturbation is not None:
+            perturbed(suite, config.perturbation)
     protocol_of(config)
+    if config.shard is not None:
+        parse_shard(config.shard)
     if config.dtype not in (None, "auto", *DTYPES):
         raise ValueError(f"unknown --dtype {config.dtype!r}; known: auto, {', '.join(DTYPES)}")
     counts = ("num_trials_per_task", "video_every_steps", "num_open_loop_steps", "num_images_in_input", "num_envs")

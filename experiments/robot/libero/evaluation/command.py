@@ -27,7 +27,7 @@ from experiments.robot.libero.evaluation.terminal import (
     print_line,
     summary_table,
 )
-from experiments.robot.libero.policies.checkpoint import statistics_warnings
+from experiments.robot.libero.policies.checkpoint import scaling_warnings
 from experiments.robot.libero.policies.choice import make_agent, weights_of
 from experiments.robot.libero.policies.contract import Agent
 from experiments.robot.libero.policies.watched import PolicyLost
@@ -37,6 +37,7 @@ from experiments.robot.libero.results.results import FILE_NAME, Results
 from experiments.robot.libero.rollouts.runner import is_full
 from experiments.robot.libero.rollouts.worker_pool import SimulatorsUnusable
 from experiments.robot.libero.settings.flags import EvaluationConfig
+from experiments.robot.libero.settings.suite_names import suites_of
 from experiments.robot.libero.simulator.backend import RenderingUnavailable, draw_on_own_gpu
 from prismatic.command_line import named_by_node, speaks_for_node
 from prismatic.command_status import INVALID, STOPPED, UNUSABLE, print_error
@@ -129,7 +130,7 @@ def roll_out(plan: Plan, agent: Agent, journal: Journal, command: list[str], con
         console.print(f"[yellow]assumed:[/] {assumption}")
     for line in without_effect(plan.config):
         console.print(f"[yellow]note:[/] {line}", soft_wrap=True)
-    scaling = statistics_warnings(str(described.get("unnorm_key")), plan.config.task_suite_name)
+    scaling = scaling_warnings(described, suites_of(plan.config.task_suite_name))
     for warning in [*version_warnings(collect_versions()), *plan.warnings, *scaling]:
         console.print(f"[yellow]warning:[/] {warning}", soft_wrap=True)
     try:

@@ -8,7 +8,7 @@ from typing import Any
 
 from experiments.robot.libero.settings.flags import EvaluationConfig, protocol_of
 from experiments.robot.libero.settings.protocols import GOVERNED
-from experiments.robot.libero.settings.suite_names import find_suite
+from experiments.robot.libero.settings.suite_names import find_suite, suites_of
 
 RECOMMENDED_MUJOCO = {"3.2.3": "Python up to 3.12", "3.2.7": "Python 3.13"}
 """The versions that the extra `libero` pins, each for its Python; they draw alike, others otherwise (SETUP.md)."""
@@ -32,9 +32,10 @@ _LEFT_OPEN = {
 """What a protocol says where it has no value; elsewhere that it does without the flag."""
 
 
-def max_steps(config: EvaluationConfig) -> int:
-    """Control steps after which a rollout has failed; a perturbed suite has its base's cap."""
-    return protocol_of(config).step_caps[find_suite(config.task_suite_name).base]
+def max_steps(config: EvaluationConfig, suite: str | None = None) -> int:
+    """Control steps after which a rollout has failed: a suite's, a perturbed one's being its base's, or the most."""
+    suites = suites_of(config.task_suite_name) if suite is None else [suite]
+    return max(protocol_of(config).step_caps[find_suite(name).base] for name in suites)
 
 
 def reset_seed(config: EvaluationConfig, trial: int) -> int:
@@ -57,17 +58,25 @@ def deviations(config: EvaluationConfig) -> list[str]:
     return [*changed, *protocol.differences]
 
 
-def describe(config: EvaluationConfig, max_steps: int, open_loop_steps: int, center_crop: bool) -> dict[str, Any]:
-    """What a result records under `run["protocol"]`: the conventions as they were in force."""
-    suite = find_suite(config.task_suite_name)
+def describe(config: EvaluationConfig, most_steps: int, open_loop_steps: int, center_crop: bool) -> dict[str, Any]:
+    """What a result records under `run["protocol"]`: the conventions as they were in force.
+
+    What depends on the suite stands under `suites` where there are several (`caveats.recorded_protocol` puts together).
+    """
+    own = {
+        suite.name: {
+            "suite": suite.name,
+            "base_suite": suite.base,
+            "perturbation": suite.perturbation,
+            "max_steps": min(most_steps, max_steps(config, suite.name)),
+        }
+        for suite in map(find_suite, suites_of(config.task_suite_name))
+    }
     return {
         "name": config.protocol,
-        "suite": suite.name,
-        "base_suite": suite.base,
-        "perturbation": suite.perturbation,
+        **({"suites": own} if len(own) > 1 else next(iter(own.values()))),
         "num_trials_per_task": config.num_trials_per_task if config.initial_states is None else None,
         "settle_steps": config.num_steps_wait,
-        "max_steps": max_steps,
         "open_loop_steps": open_loop_steps,
         "env_img_res": config.env_img_res,
         "rotation_degrees": 180,

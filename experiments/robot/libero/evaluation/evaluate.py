@@ -17,10 +17,11 @@ import torch
 from experiments.robot.libero.evaluation import conventions
 from experiments.robot.libero.evaluation.plan import Plan
 from experiments.robot.libero.evaluation.resume import changed_conditions, earlier_rollouts
-from experiments.robot.libero.policies.checkpoint import statistics_warnings
+from experiments.robot.libero.policies.checkpoint import scaling_warnings
 from experiments.robot.libero.policies.contract import Agent, Queryable
 from experiments.robot.libero.policies.watched import WatchedPolicy, watchdog
 from experiments.robot.libero.results.journal import Journal
+from experiments.robot.libero.results.naming import policy_name
 from experiments.robot.libero.results.provenance import collect_versions, git_commit
 from experiments.robot.libero.results.results import FILE_NAME, TIME_FORMAT, EpisodeRecord, Results
 from experiments.robot.libero.rollouts.machine import default_workers, read_machine
@@ -36,6 +37,7 @@ from experiments.robot.libero.rollouts.schedule import Schedule
 from experiments.robot.libero.rollouts.start import Start
 from experiments.robot.libero.rollouts.worker_pool import WorkerPool
 from experiments.robot.libero.settings.flags import EvaluationConfig
+from experiments.robot.libero.settings.suite_names import suites_of
 from prismatic.training.distributed import Ranks
 
 
@@ -228,6 +230,7 @@ def episode_settings(plan: Plan, agent: Agent) -> EpisodeSettings:
         record=RecordSettings(agent.center_crop, agent.robot.control_rate_hz, agent.description())
         if config.record
         else None,
+        name_suites=len(suites_of(config.task_suite_name)) > 1,
     )
 
 
@@ -239,6 +242,7 @@ def _empty_results(plan: Plan, agent: Agent, command: Sequence[str], ranks: Rank
             "command": list(command),
             "started": time.strftime(TIME_FORMAT),
             "git_commit": git_commit(),
+            "policy": policy_name(description),
             "device": description.pop("device_name", "unknown"),
             "renderer": config.renderer,
             "rendering_backend": plan.backend,
@@ -247,7 +251,7 @@ def _empty_results(plan: Plan, agent: Agent, command: Sequence[str], ranks: Rank
             "warnings": [
                 *conventions.version_warnings(versions),
                 *plan.warnings,
-                *statistics_warnings(str(description.get("unnorm_key")), config.task_suite_name),
+                *scaling_warnings(description, suites_of(config.task_suite_name)),
             ],
             "num_envs": workers,
             "processes": ranks.world_size,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
 from collections.abc import Sequence
@@ -13,7 +14,8 @@ from experiments.robot.libero.evaluation.checks import check_flags
 from experiments.robot.libero.results.journal import read_evaluation
 from experiments.robot.libero.results.results import FILE_NAME
 from experiments.robot.libero.rollouts.start import Start
-from experiments.robot.libero.settings.flags import EvaluationConfig, parse_indices
+from experiments.robot.libero.settings.flags import EvaluationConfig, parse_indices, parse_shard
+from experiments.robot.libero.settings.suite_names import suites_of
 from experiments.robot.libero.simulator.backend import check_rendering, simulator
 from experiments.robot.libero.simulator.states_file import read_initial_states
 from experiments.robot.libero.simulator.surroundings import is_writable
@@ -43,14 +45,11 @@ def make_plan(config: EvaluationConfig) -> Plan:
         RenderingUnavailable: when pictures are needed and cannot be drawn here.
     """
     check_flags(config)
-    suite = config.task_suite_name
-    count = get_suite(suite).get_num_tasks()
-    indices = list(range(count)) if config.task_ids is None else parse_indices(config.task_ids, "task_ids")
-    if unknown := [index for index in indices if index >= count]:
-        raise ValueError(f"--task_ids: {suite} has no task {unknown[0]}; expected 0 to {count - 1}")
-    tasks = [load_task(suite, index) for index in indices]
+    tasks = [load_task(*task) for suite in suites_of(config.task_suite_name) for task in chosen_tasks(config, suite)]
     others = swap_partners(tasks) if config.control == "swapped_instruction" else [None] * len(tasks)
     starts = [starts_of(config, task, other) for task, other in zip(tasks, others, strict=True)]
+    warnings = missing_trials(config, tasks, starts)
+    starts = starts if config.shard is None else shard_of(starts, *parse_shard(config.shard))
     videos = config.save_rollout_video and config.max_videos_per_task != 0
     renders = videos or config.control != "blank_images"
     output_dir = output_directory(config)
@@ -58,15 +57,22 @@ def make_plan(config: EvaluationConfig) -> Plan:
         raise ValueError(f"cannot write into {output_dir.absolute()}; choose another --output_dir or --local_log_dir")
     check_folder(output_dir, config.resume)
     backend = check_rendering() if renders else "none"
-    return Plan(
-        config,
-        starts,
-        conventions.max_steps(config),
-        renders,
-        backend,
-        output_dir,
-        missing_trials(config, tasks, starts),
-    )
+    return Plan(config, starts, conventions.max_steps(config), renders, backend, output_dir, warnings)
+
+
+def chosen_tasks(config: EvaluationConfig, suite: str) -> list[tuple[str, int]]:
+    """Suite and index of the tasks of a suite that the flags ask for."""
+    count = get_suite(suite).get_num_tasks()
+    indices = list(range(count)) if config.task_ids is None else parse_indices(config.task_ids, "task_ids")
+    if unknown := [index for index in indices if index >= count]:
+        raise ValueError(f"--task_ids: {suite} has no task {unknown[0]}; expected 0 to {count - 1}")
+    return [(suite, index) for index in indices]
+
+
+def shard_of(starts: Sequence[Sequence[Start]], part: int, parts: int) -> list[list[Start]]:
+    """Of all starts, task by task, those numbered part, part + parts, ... from 1: about as many of every task."""
+    places = itertools.count(1)
+    return [[start for start in task if next(places) % parts == part % parts] for task in starts]
 
 
 def check_folder(folder: Path, resume: bool) -> None:
@@ -168,6 +174,7 @@ def starts_of(config: EvaluationConfig, task: LiberoTask, other: LiberoTask | No
                 displacement=displacement,
                 state=states[index],
                 other=other,
+                max_steps=conventions.max_steps(config, task.suite),
             )
         )
     return starts
@@ -177,5 +184,5 @@ def output_directory(config: EvaluationConfig) -> Path:
     """Where results and videos go."""
     if config.output_dir is not None:
         return Path(config.output_dir)
-    parts = ["EVAL", config.task_suite_name, config.model_family, time.strftime("%Y_%m_%d-%H_%M_%S")]
+    parts = ["EVAL", config.task_suite_name.replace(",", "+"), config.model_family, time.strftime("%Y_%m_%d-%H_%M_%S")]
     return Path(config.local_log_dir) / ("-".join(parts) + (f"--{config.run_id_note}" if config.run_id_note else ""))

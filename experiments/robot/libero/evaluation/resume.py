@@ -17,7 +17,7 @@ from experiments.robot.libero.results.journal import read_evaluation
 from experiments.robot.libero.results.provenance import collect_versions
 from experiments.robot.libero.results.results import EpisodeRecord, Results
 from experiments.robot.libero.rollouts.rollout import new_record
-from experiments.robot.libero.settings.flags import FREE_FLAGS, EvaluationConfig
+from experiments.robot.libero.settings.flags import FREE_FLAGS, GROWING, EvaluationConfig
 
 FINGERPRINT = "weights_fingerprint"
 """Under what a policy's description says which weights it has (`checkpoint_fingerprint`)."""
@@ -47,7 +47,20 @@ def check_resumable(plan: Plan) -> Plan:
     """
     if not plan.config.resume or (before := _earlier(plan)) is None:
         return plan
+    check_asks_for_all(plan, before)
     return _judged(plan, _differences(plan, before))
+
+
+def check_asks_for_all(plan: Plan, before: Results) -> None:
+    """Raises ValueError where a folder holds valid rollouts that the plan leaves out: an evaluation may only grow."""
+    wanted = {start.key for start in itertools.chain(*plan.starts)}
+    for record in before.episodes:
+        if record.invalid is None and record.key not in wanted:
+            where = f"{record.suite} task {record.task_index}, initial state {record.initial_state}"
+            raise ValueError(
+                f"--resume: {plan.output_dir} holds a rollout of {where}, which these flags do not ask for; ask for "
+                "what it holds and more, or choose another --output_dir"
+            )
 
 
 def check_same_weights(plan: Plan, fingerprint: str | None) -> Plan:
@@ -89,7 +102,7 @@ def _differences(plan: Plan, before: Results) -> Iterator[str]:
     states = recorded_protocol(before).get("initial_states_sha256"), conventions.initial_states_sha256(plan.config)
     yield from _difference("its file of initial states held something else (SHA-256)", *states)
     defaults, config = asdict(EvaluationConfig()), asdict(plan.config)
-    flags = {*defaults, *before.config} - FREE_FLAGS - {"pretrained_checkpoint"}
+    flags = {*defaults, *before.config} - FREE_FLAGS - GROWING - {"pretrained_checkpoint"}
     yield from _unequal("it was run with another --", {**defaults, **before.config}, config, flags)
     yield from _unequal("it was run with another version of ", before.versions, collect_versions(), {*_SIMULATOR})
 

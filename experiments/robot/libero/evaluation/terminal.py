@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from rich.console import Console
 from rich.progress import (
@@ -25,6 +24,7 @@ from experiments.robot.libero.evaluation.plan import Plan
 from experiments.robot.libero.policies.contract import Agent
 from experiments.robot.libero.results.journal import Journal
 from experiments.robot.libero.results.results import EpisodeRecord, Results, count_successes
+from experiments.robot.libero.results.success import SuccessRow, success_rows
 from prismatic.training.distributed import Ranks
 
 _WIDE = 90
@@ -104,24 +104,27 @@ def _solved(outcomes: Sequence[bool | None]) -> str:
 
 def summary_table(results: Results) -> Table:
     """Success per task with 95 % interval, for the terminal. Where it is narrow, names are cropped, and no number."""
-    summary = results.summary()
+    rows = success_rows(results.episodes)
     table = Table()
-    swapped = "other_goal" in summary["all"]
+    swapped = any(row.other_goal is not None for row in rows)
     table.add_column("task")
     # Headings of two lines: a column is hardly wider than its numbers.
     for heading in ["solved", "95 %\ninterval", *(["other\ngoal"] if swapped else []), "invalid"]:
         table.add_column(heading, justify="right", no_wrap=True)
-    for row in [*summary["tasks"], {"task_name": "all", **summary["all"]}]:
-        table.add_row(*_cells(row, swapped))
+    for row in rows:
+        low, high = row.interval
+        name = Text(row.name, no_wrap=True, overflow="ellipsis")
+        other = [row.other_goal_reached] if swapped else []
+        table.add_row(name, row.solved, f"{low:.0%} to {high:.0%}", *other, str(row.invalid))
+        if last_of_tasks(row, rows):
+            table.add_section()
     return table
 
 
-def _cells(row: Mapping[str, Any], swapped: bool) -> list[Text | str]:
-    low, high = row["interval_95"]
-    other = [f"{row['other_goal']['successes']}/{row['other_goal']['trials']}"] if swapped else []
-    solved = f"{row['successes']}/{row['trials']}"
-    name = Text(row["task_name"].replace("_", " "), no_wrap=True, overflow="ellipsis")
-    return [name, solved, f"{low:.0%} to {high:.0%}", *other, str(row["invalid"])]
+def last_of_tasks(row: SuccessRow, rows: Sequence[SuccessRow]) -> bool:
+    """Whether a rule follows: behind the tasks of a suite where there are several, and before the sums."""
+    following = rows[rows.index(row) + 1 :][:1]
+    return row.is_task and any(not other.is_task or other.suite != row.suite for other in following)
 
 
 def cost_line(results: Results) -> str:

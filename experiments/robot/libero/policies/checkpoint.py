@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from experiments.robot.libero.settings.flags import EvaluationConfig
-from experiments.robot.libero.settings.suite_names import SUITES
+from experiments.robot.libero.settings.suite_names import SUITES, suites_of
 from experiments.robot.libero.simulator.environment import CAMERAS
 from prismatic.checkpoints.components import diffusion_steps, head_kind
-from prismatic.checkpoints.files import STATISTICS_FILE, read_statistics, resolve
+from prismatic.checkpoints.files import STATISTICS_FILE, check_statistics, read_statistics, resolve
+from prismatic.checkpoints.options import choose_unnorm_key
 from prismatic.extern.hf.original import why_original
 from prismatic.models.autoregressive import AUTOREGRESSIVE
 from prismatic.models.diffusion import NUM_TRAIN_STEPS, DiffusionActionHead
@@ -43,13 +45,16 @@ def load_policy(config: EvaluationConfig, device: torch.device | str = "cpu") ->
             f"--num_images_in_input {config.num_images_in_input}: {directory} was trained with {recorded}; "
             "leave the flag out"
         )
+    suites = suites_of(config.task_suite_name)
+    if len(suites) > 1:
+        _keys_of_suites(directory, config)  # what cannot be chosen is said before gigabytes are read
     head = wanted_head(config, directory, config_json)
     _check_denoising(config, head_kind(directory, config_json, head), directory, config_json)
     policy = Policy.from_pretrained(
         config.pretrained_checkpoint,
         device=device,
         dtype=config.dtype,
-        unnorm_key=config.unnorm_key or _suite_key(directory, config.task_suite_name),
+        unnorm_key=config.unnorm_key or _suite_key(directory, suites[0]),
         pruner=config.pruner,
         action_readout=config.action_readout,
         center_crop=config.center_crop,
@@ -73,6 +78,33 @@ def load_policy(config: EvaluationConfig, device: torch.device | str = "cpu") ->
     if config.control == "random_tokens":
         policy.set_pruner(f"random:seed={config.seed}")
     return policy
+
+
+def policies_of_suites(policy: Policy, config: EvaluationConfig) -> dict[str, Policy]:
+    """A loaded policy with the statistics of each suite that is evaluated: one model, loaded once.
+
+    Raises ValueError where a suite's statistics cannot be chosen or are no statistics of this robot.
+    """
+    checkpoint, directory = policy.checkpoint, policy.checkpoint.path
+    suites = suites_of(config.task_suite_name)
+    found, by_key = {}, {policy.unnorm_key: policy}
+    for suite, key in _keys_of_suites(directory, config).items() if len(suites) > 1 else ():
+        if key not in by_key:
+            check_statistics(directory, key, policy.robot, policy.transform.use_proprio)
+            transform = checkpoint.transform(
+                key, policy.transform.center_crop, use_proprio=policy.transform.use_proprio
+            )
+            by_key[key] = Policy(checkpoint, transform, key)
+        found[suite] = by_key[key]
+    return found
+
+
+def _keys_of_suites(directory: Path, config: EvaluationConfig) -> dict[str, str]:
+    """Suite -> dataset whose statistics apply."""
+    return {
+        suite: choose_unnorm_key(directory, config.unnorm_key or _suite_key(directory, suite))
+        for suite in suites_of(config.task_suite_name)
+    }
 
 
 def _check_denoising(config: EvaluationConfig, head: str | None, directory: Path, config_json: dict[str, Any]) -> None:
@@ -150,6 +182,13 @@ def _suite_key(directory: Path, suite: str) -> str | None:
     holds_some = any((directory / name).is_file() for name in (STATISTICS_FILE, "config.json"))
     known = read_statistics(directory) if holds_some else {}
     return next((key for key in _own_keys(suite) if key in known), None)
+
+
+def scaling_warnings(description: Mapping[str, Any], suites: Sequence[str]) -> list[str]:
+    """`statistics_warnings` of every suite that a described policy is evaluated on."""
+    keys = description.get("unnorm_keys", {})
+    found = [statistics_warnings(str(keys.get(suite, description.get("unnorm_key"))), suite) for suite in suites]
+    return [warning for own in found for warning in own]
 
 
 def statistics_warnings(unnorm_key: str, suite: str) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from experiments.robot.libero.policies.checkpoint import load_policy
+from experiments.robot.libero.policies.checkpoint import load_policy, policies_of_suites
 from experiments.robot.libero.policies.contract import Agent
 from experiments.robot.libero.policies.fingerprint import checkpoint_fingerprint
 from experiments.robot.libero.policies.local import PolicyAgent
@@ -34,18 +34,19 @@ def make_agent(config: EvaluationConfig, device: torch.device | str = "cpu", fin
         ConnectionError: when there is no usable server (`PolicyServerError`).
     """
     if config.policy_url is None:
-        policy = PolicyAgent(load_policy(config, device), fingerprint)
-        policy.warm_up()
-        return policy
+        policy = load_policy(config, device)
+        agent = PolicyAgent(policy, policies_of_suites(policy, config), fingerprint)
+        agent.warm_up()
+        return agent
     # Needs packages of the extra `serve`, which checkpoints do without.
     from experiments.robot.libero.policies.server import RemoteAgent
 
-    agent = RemoteAgent(config.policy_url, config.policy_convention, config.policy_timeout_s)
-    steps = config.num_open_loop_steps or agent.robot.open_loop_steps
-    if steps > agent.robot.chunk_length:
-        agent.close()
+    remote = RemoteAgent(config.policy_url, config.policy_convention, config.policy_timeout_s)
+    steps = config.num_open_loop_steps or remote.robot.open_loop_steps
+    if steps > remote.robot.chunk_length:
+        remote.close()
         raise ValueError(
             f"{steps} actions of each chunk are to be executed, but the server at {config.policy_url} returns "
-            f"{agent.robot.chunk_length}; give --num_open_loop_steps {agent.robot.chunk_length} or fewer"
+            f"{remote.robot.chunk_length}; give --num_open_loop_steps {remote.robot.chunk_length} or fewer"
         )
-    return agent
+    return remote

@@ -28,11 +28,13 @@ class PolicyQuery:
         instruction: the sentence.
         seed: of whatever is random about the actions (diffusion's starting noise, randomly chosen tokens), so that
             they do not depend on what else was asked, or when.
+        suite: of the task, whose statistics scale state and actions where an agent has several.
     """
 
     observation: Observation
     instruction: str
     seed: int = 0
+    suite: str = ""
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,20 +15,26 @@ class PolicyAgent:
     """A `prismatic.policy.Policy` of this process.
 
     Args:
-        policy: it.
+        policy: acts in every suite that is not named otherwise.
+        by_suite: the same model with the statistics of a suite (`checkpoint.policies_of_suites`).
         fingerprint: which weights it has (`checkpoint_fingerprint`), for its description; None: nobody asked.
     """
 
-    def __init__(self, policy: Policy, fingerprint: str | None = None) -> None:
+    def __init__(
+        self, policy: Policy, by_suite: Mapping[str, Policy] | None = None, fingerprint: str | None = None
+    ) -> None:
         self.policy = policy
+        self._by_suite = dict(by_suite or {})
         self._fingerprint = fingerprint
         self.robot = policy.robot
         self.cameras = policy.robot.cameras[: policy.transform.num_images]
         self.center_crop = policy.transform.center_crop
 
     def description(self) -> dict[str, Any]:
+        keys = {suite: policy.unnorm_key for suite, policy in self._by_suite.items()}
+        of_suites = {"unnorm_keys": keys} if len(set(keys.values())) > 1 else {}
         known = {} if self._fingerprint is None else {"weights_fingerprint": self._fingerprint}
-        return {**self.policy.description(), **known}
+        return {**self.policy.description(), **of_suites, **known}
 
     def warm_up(self) -> None:
         """Query once for nothing: what the first query of a process takes longer is no rollout's latency."""
@@ -44,7 +50,20 @@ class PolicyAgent:
         """Nothing to give back: the policy belongs to whoever made it."""
 
     def query(self, queries: Sequence[PolicyQuery]) -> list[ActionChunk]:
-        output = self.policy.act_batch(
+        """One action chunk per policy query, in order; those of one set of statistics are computed together."""
+        places: dict[int, list[int]] = {}
+        policies = [self._by_suite.get(query.suite, self.policy) for query in queries]
+        for place, policy in enumerate(policies):
+            places.setdefault(id(policy), []).append(place)
+        found: dict[int, ActionChunk] = {}
+        for together in places.values():
+            chunks = self._act(policies[together[0]], [queries[place] for place in together])
+            found.update(zip(together, chunks, strict=True))
+        return [found[place] for place in range(len(queries))]
+
+    @staticmethod
+    def _act(policy: Policy, queries: Sequence[PolicyQuery]) -> list[ActionChunk]:
+        output = policy.act_batch(
             [query.observation for query in queries],
             [query.instruction for query in queries],
             seeds=[query.seed for query in queries],

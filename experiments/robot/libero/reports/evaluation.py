@@ -97,7 +97,8 @@ def initial_states_text(evaluation: Evaluation) -> str:
     """Where the rollouts began: LIBERO's own initial states, a file's, a perturbed suite's, and whether widened."""
     config = evaluation.results.config
     file, wide = str(config.get("initial_states_path") or OWN_STATES), config.get("wide_starts_m")
-    perturbation = perturbation_of(str(config.get("task_suite_name")))
+    suites = str(config.get("task_suite_name")).split(",")
+    perturbation = ", ".join(sorted({perturbation_of(suite) for suite in suites}))
     if file != OWN_STATES:
         text = f"the initial states of the file {Path(file).name}"
     elif perturbation != "none":

@@ -8,6 +8,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from experiments.robot.libero.results.results import Results
+from experiments.robot.libero.results.success import SuccessRow, success_rows
 from experiments.robot.libero.settings.flags import FREE_FLAGS, EvaluationConfig
 from prismatic.checkpoints.inspection import Inspection
 
@@ -65,27 +66,33 @@ def evaluation_command(result: Results, repo_id: str) -> str:
 
 
 def _metadata(result: Results) -> list[EvalResult]:
-    summary, suite = result.summary()["all"], str(result.config["task_suite_name"])
-    if summary["rate"] is None or result.config.get("control", "none") != "none":
+    if result.config.get("control", "none") != "none":
         return []  # a control's rate is no merit
     wide = result.config.get("wide_starts_m") or 0
-    name = f"LIBERO {suite}" + (f", wide starts {wide} m" if wide else "")
-    low, high = summary["interval_95"]
-    value = round(100 * summary["rate"], 1)
-    metric = f"success rate in percent ({summary['successes']} of {summary['trials']}, 95 % {low:.3f} to {high:.3f})"
-    return [EvalResult("robotics", suite, name, "success_rate", value, task_name="robotics", metric_name=metric)]
+    found = []
+    for summary in result.summary()["suites"]:
+        if summary["rate"] is None:
+            continue
+        suite, (low, high), value = summary["suite"], summary["interval_95"], round(100 * summary["rate"], 1)
+        name = f"LIBERO {suite}" + (f", wide starts {wide} m" if wide else "")
+        counts = f"{summary['successes']} of {summary['trials']}, 95 % {low:.3f} to {high:.3f}"
+        metric = f"success rate in percent ({counts})"
+        found.append(
+            EvalResult("robotics", suite, name, "success_rate", value, task_name="robotics", metric_name=metric)
+        )
+    return found
 
 
 def _results(result: Results, repo_id: str) -> str:
-    summary, config = result.summary(), result.config
-    swapped = "other_goal" in summary["all"]
+    rows, config = success_rows(result.episodes), result.config
+    swapped = any(row.other_goal is not None for row in rows)
     headings = ["task", "solved", "rate", "95 % interval", *(["other task's goal"] if swapped else []), "invalid"]
     lines = [
-        f"### {config['task_suite_name']}{_conditions(config)}",
+        f"### {str(config['task_suite_name']).replace(',', ', ')}{_conditions(config)}",
         "",
         f"| {' | '.join(headings)} |",
         f"|---{'|---:' * (len(headings) - 1)}|",
-        *(_row(row, swapped) for row in [*summary["tasks"], {"task_name": "**all**", **summary["all"]}]),
+        *(_row(row, swapped) for row in rows),
         "",
         "Intervals are Wilson's. An invalid rollout ended in a simulator error and counts as neither.",
         "",
@@ -103,13 +110,17 @@ def _results(result: Results, repo_id: str) -> str:
     return "\n".join(lines)
 
 
-def _row(row: dict[str, Any], swapped: bool) -> str:
-    low, high = row["interval_95"]
-    rate = "" if row["rate"] is None else f"{row['rate']:.1%}"
-    other = [f"{row['other_goal']['successes']} of {row['other_goal']['trials']}"] if swapped else []
-    name = row["task_name"].replace("_", " ")
-    cells = [name, f"{row['successes']} of {row['trials']}", rate, f"{low:.1%} to {high:.1%}", *other, row["invalid"]]
-    return f"| {' | '.join(map(str, cells))} |"
+def _row(row: SuccessRow, swapped: bool) -> str:
+    low, high = row.interval
+    cells = [
+        row.name if row.is_task else f"**{row.name}**",
+        row.solved.replace("/", " of "),
+        "" if row.rate is None else f"{row.rate:.1%}",
+        f"{low:.1%} to {high:.1%}",
+        *([row.other_goal_reached.replace("/", " of ")] if swapped else []),
+        str(row.invalid),
+    ]
+    return f"| {' | '.join(cells)} |"
 
 
 def _conditions(config: dict[str, Any]) -> str:

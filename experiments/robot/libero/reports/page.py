@@ -15,13 +15,14 @@ from experiments.robot.libero.reports.cost import latency_section, query_times, 
 from experiments.robot.libero.reports.evaluation import (
     CONTROL_TEXT,
     Evaluation,
-    TaskKey,
     initial_states_text,
     load_evaluations,
     state_numbers_text,
 )
 from experiments.robot.libero.reports.rollouts import rollout_sections
 from experiments.robot.libero.results.comparison import compare
+from experiments.robot.libero.results.naming import policy_name
+from experiments.robot.libero.results.success import success_rows, suite_order
 from experiments.robot.libero.settings.flags import MAX_EMBEDDED_MB
 from prismatic.report.charts import RateBars
 from prismatic.report.data import (
@@ -43,7 +44,7 @@ from prismatic.report.media import MediaFiles
 
 HTML_NAME, MARKDOWN_NAME = "report.html", "report.md"
 
-Outcomes = dict[TaskKey, tuple[int, int]]
+Outcomes = dict[tuple[str, int | None], tuple[int, int]]
 
 
 def write_reports(
@@ -86,7 +87,8 @@ def report_data(evaluations: Sequence[Evaluation], files: MediaFiles) -> ReportD
         Section("Protocol", [protocol_table(evaluations), *assumptions(evaluations)]),
         Section("Commands and versions", [*commands(evaluations), versions_table(evaluations)]),
     ]
-    suites = list(dict.fromkeys(str(e.results.config.get("task_suite_name", "unknown suite")) for e in evaluations))
+    given = ",".join(str(e.results.config.get("task_suite_name", "unknown suite")) for e in evaluations)
+    suites = list(dict.fromkeys(given.split(",")))
     return ReportData(
         title=f"LIBERO evaluation: {', '.join(suites)}",
         summary=[_summary(evaluations)],
@@ -105,9 +107,10 @@ def _summary(evaluations: Sequence[Evaluation]) -> str:
     results, summary = evaluations[0].results, evaluations[0].results.summary()
     config, count, seconds = results.config, summary["all"], results.run.get("seconds")
     time = f", in {duration(seconds)}" if seconds is not None else ""
+    suites = str(config.get("task_suite_name", "an unnamed suite")).replace(",", ", ")
     return (
         f"{policies[0]} solved {count['successes']} of {counted(count['trials'], 'rollout')} ({_rate(count)}) over "
-        f"{counted(len(summary['tasks']), 'task')} of {config.get('task_suite_name', 'an unnamed suite')} from "
+        f"{counted(len(summary['tasks']), 'task')} of {suites} from "
         f"{initial_states_text(evaluations[0])}{time}."
     )
 
@@ -116,7 +119,7 @@ def _policy_text(evaluation: Evaluation) -> str:
     policy = evaluation.results.policy
     parameters = policy.get("parameters")  # a server's own words, where the policy is behind one
     size = f"{parameters / 1e6:.1f} million parameters, " if isinstance(parameters, int | float) else ""
-    return f"{policy.get('checkpoint', 'an unnamed policy')} ({size}pruner {policy.get('pruner', 'unknown')})"
+    return f"{policy_name(policy)} ({size}pruner {policy.get('pruner', 'unknown')})"
 
 
 def _rate(count: dict[str, Any]) -> str:
@@ -179,13 +182,9 @@ def headlines(evaluations: Sequence[Evaluation]) -> list[Headline]:
 
 def outcomes(evaluation: Evaluation) -> dict[str, Outcomes]:
     """Label -> task -> (successes, trials); where another task's instruction was given also of that goal."""
-    rows = evaluation.results.summary()["tasks"]
-    own = {(row["suite"], row["task_index"]): (row["successes"], row["trials"]) for row in rows}
-    instructed = {
-        (row["suite"], row["task_index"]): (row["other_goal"]["successes"], row["other_goal"]["trials"])
-        for row in rows
-        if "other_goal" in row
-    }
+    rows = success_rows(evaluation.results.episodes)
+    own = {(row.suite, row.task_index): (row.successes, row.trials) for row in rows}
+    instructed = {(row.suite, row.task_index): row.other_goal for row in rows if row.other_goal is not None}
     if not instructed:
         return {evaluation.label: own}
     return {f"{evaluation.label}: own goal": own, f"{evaluation.label}: the instructed goal": instructed}
@@ -194,14 +193,11 @@ def outcomes(evaluation: Evaluation) -> dict[str, Outcomes]:
 def success_section(evaluations: Sequence[Evaluation]) -> Section:
     """Bars and a table, one row per task and one column per evaluation."""
     columns = {label: counts for evaluation in evaluations for label, counts in outcomes(evaluation).items()}
-    tasks = {
-        (row["suite"], row["task_index"]): row["task_name"].replace("_", " ")
-        for evaluation in evaluations
-        for row in evaluation.results.summary()["tasks"]
-    }
+    every = [row for evaluation in evaluations for row in success_rows(evaluation.results.episodes)]
+    tasks = {(row.suite, row.task_index): row.name for row in every if row.is_task}
     if not tasks:
         return Section("Success", [])
-    keys = sorted(tasks)
+    keys = sorted(tasks, key=lambda key: (suite_order(key[0]), key[1]))
     bars = RateBars(
         "Success per task",
         [tasks[key] for key in keys],
@@ -217,12 +213,22 @@ def success_section(evaluations: Sequence[Evaluation]) -> Section:
         )
         for place, key in enumerate(keys)
     ]
-    sums = [tuple(map(sum, zip(*counts.values(), strict=True))) or (0, 0) for counts in columns.values()]
-    total: Row = ("all", *(share_cell(*numbers) for numbers in sums), *(_details(single, None) if single else ()))
+    names = list(dict.fromkeys(suite for suite, _ in keys))
+    totals: list[Row] = [
+        (
+            suite,
+            *(share_cell(*_sum(c, suite)) for c in columns.values()),
+            *(_details(single, (suite, None)) if single else ()),
+        )
+        for suite in (names if suites else ())
+    ]
+    overall = [_mean_of_suites(c, names) if suites else share_cell(*_sum(c)) for c in columns.values()]
+    name = "mean of suites" if suites else "all"
+    totals.append((name, *overall, *(_details(single, ("", None)) if single else ())))
     heads = ["solved"] if single and len(columns) == 1 else list(columns)
     details = ("invalid", "steps to success", "tokens kept", "ms per policy query") if single else ()
     note = "Successes of valid rollouts, the rate, and its Wilson 95 % interval in percent."
-    table = Table("Tasks", ("task", *heads, *details), rows, note, totals=(total,), sortable=True)
+    table = Table("Tasks", ("task", *heads, *details), rows, note, totals=tuple(totals), sortable=True)
     return Section("Success", [bars, table, *differences(evaluations)])
 
 
@@ -246,17 +252,30 @@ def differences(evaluations: Sequence[Evaluation]) -> list[CodeBlock]:
     return found
 
 
-def _details(evaluation: Evaluation, task: TaskKey | None) -> tuple[str, ...]:
-    """Invalid rollouts, mean steps to success, mean tokens kept, median milliseconds per query; None: of all tasks."""
-    episodes = [e for e in evaluation.results.episodes if task in (None, (e.suite, e.task_index))]
-    steps = [episode.steps for episode in episodes if episode.success]
-    kept = [count for episode in episodes for count in episode.tokens_kept]
-    times = [time for episode in episodes for time in episode.latency_ms]
+def _sum(counts: Outcomes, suite: str | None = None) -> tuple[int, int]:
+    """Successes and trials of a suite's tasks; None: of all."""
+    own = [count for (name, index), count in counts.items() if index is not None and suite in (None, name)]
+    return sum(solved for solved, _ in own), sum(trials for _, trials in own)
+
+
+def _mean_of_suites(counts: Outcomes, suites: Sequence[str]) -> Cell:
+    """The mean of the suites' rates; a dash where one was not tried."""
+    sums = [_sum(counts, suite) for suite in suites]
+    if not all(trials for _, trials in sums):
+        return Cell("–", sort=-1.0)
+    rate = float(np.mean([solved / trials for solved, trials in sums]))
+    return Cell(f"{100 * rate:.1f} %", sort=rate)
+
+
+def _details(evaluation: Evaluation, key: tuple[str, int | None]) -> tuple[str, ...]:
+    """Invalid rollouts, mean steps to success, mean tokens kept, median milliseconds per query."""
+    rows = success_rows(evaluation.results.episodes)
+    row = next(row for row in rows if (row.suite, row.task_index) == key)
     return (
-        str(sum(episode.invalid is not None for episode in episodes)),
-        f"{np.mean(steps):.0f}" if steps else "–",
-        f"{np.mean(kept):.1f}" if kept else "–",
-        f"{np.median(times):.1f}" if times else "–",
+        str(row.invalid),
+        "–" if row.steps_to_success is None else f"{row.steps_to_success:.0f}",
+        f"{row.tokens_kept['mean']:.1f}" if row.tokens_kept else "–",
+        f"{row.latency_ms['median']:.1f}" if row.latency_ms else "–",
     )
 
 
@@ -271,7 +290,7 @@ def protocol_table(evaluations: Sequence[Evaluation]) -> Table:
 def _protocol(evaluation: Evaluation) -> dict[str, str]:
     """Fact -> value, as text."""
     config, run, policy = evaluation.results.config, evaluation.results.run, evaluation.results.policy
-    suite = str(config.get("task_suite_name", "unknown"))
+    suite = str(config.get("task_suite_name", "unknown")).replace(",", ", ")
     backend = run.get("rendering_backend", "unknown")
     protocol = dict(run.get("protocol") or {})
     deviations = "; ".join(protocol.get("deviations", ())) or None
@@ -284,14 +303,16 @@ def _protocol(evaluation: Evaluation) -> dict[str, str]:
         "their numbers": state_numbers_text(evaluation),
         "control": evaluation.control.replace("_", " ") or "none",
         "settle steps": config.get("num_steps_wait"),
-        "cap on control steps": protocol.get("max_steps", "unknown"),
+        "cap on control steps": protocol.get("max_steps")
+        or "; ".join(f"{suite}: {own['max_steps']}" for suite, own in (protocol.get("suites") or {}).items())
+        or "unknown",
         "open-loop steps of a chunk": evaluation.open_loop_steps,
         "seed": run.get("seed", config.get("seed")),
         "seeding": protocol.get("seeding"),
         "simulators": run.get("num_envs"),
         "renderer": f"{config.get('renderer', 'unknown')}, {backend}",
         "rendered pictures": f"{config.get('env_img_res', 'unknown')} px",
-        "policy": policy.get("checkpoint") or policy.get("policy_url"),
+        "policy": policy_name(policy),
         "pruner": policy.get("pruner"),
         "action head": policy.get("action_head"),
         "action read-out": policy.get("action_readout"),

@@ -37,7 +37,7 @@ def protocol_differences(sides: Sequence[Side], suites: Collection[str]) -> list
     found: dict[str, None] = {}
     for suite in sorted(suites):
         tried = [(name, [r for r in results if any(e.suite == suite for e in r.episodes)]) for name, results in sides]
-        settings = [(name, [_settings(result) for result in results]) for name, results in tried if results]
+        settings = [(name, [_settings(result, suite) for result in results]) for name, results in tried if results]
         for setting in dict.fromkeys(key for _, own in settings for values in own for key in values):
             texts = [(name, sorted({_text(values.get(setting)) for values in own})) for name, own in settings]
             if len({text for _, own in texts for text in own}) > 1:
@@ -76,23 +76,27 @@ def own_caveats(results: Results) -> list[str]:
     return [
         *([f"the evaluation did not get to its end; {len(results.episodes)} rollouts are here"] * _is_cut(results)),
         *([f"this is the control {control}"] if control != "none" else []),
+        *([f"this is shard {shard} of the rollouts"] if (shard := results.config.get("shard")) else []),
         *results.run.get("warnings", ()),
     ]
 
 
-def recorded_protocol(results: Results) -> Mapping[str, Any]:
-    """The conventions that a result records; empty for one that records none."""
+def recorded_protocol(results: Results, suite: str | None = None) -> Mapping[str, Any]:
+    """The conventions that a result records, with those of one suite where it has several; empty where it has none."""
     protocol = results.run.get("protocol")
-    return protocol if isinstance(protocol, Mapping) else {}
+    if not isinstance(protocol, Mapping):
+        return {}
+    shared = {key: value for key, value in protocol.items() if key != "suites"}
+    return shared | dict((protocol.get("suites") or {}).get(suite, {}))
 
 
 def _is_cut(results: Results) -> bool:
     return results.run.get("complete") is False
 
 
-def _settings(results: Results) -> dict[str, Any]:
+def _settings(results: Results, suite: str) -> dict[str, Any]:
     own = {label: setting(results) for label, setting in _SETTINGS.items()}
-    recorded = recorded_protocol(results).items()
+    recorded = recorded_protocol(results, suite).items()
     return own | {f"protocol {key}": value for key, value in recorded if key not in _SAID_OTHERWISE}
 
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
-
-import numpy as np
 
 from experiments.robot.libero.results.caveats import (
     Side,
@@ -14,6 +13,8 @@ from experiments.robot.libero.results.caveats import (
     mixed_perturbations,
     protocol_differences,
 )
+from experiments.robot.libero.results.copies import distinct_pairs, given_twice
+from experiments.robot.libero.results.outcomes import PairedOutcome, paired_outcome
 from experiments.robot.libero.results.pairing import (
     StartIdentity,
     by_start,
@@ -26,17 +27,12 @@ from experiments.robot.libero.results.results import Results
 from prismatic.report.data import counted
 from prismatic.significance import (
     Interval,
-    PairedCounts,
-    averaged_difference_interval,
-    effective_trials,
     holm,
     mcnemar_exact,
-    paired_bootstrap,
     paired_detectable,
     paired_trials,
     unpaired_detectable,
     unpaired_trials,
-    wilson_interval,
 )
 
 ALPHA = 0.05
@@ -49,51 +45,6 @@ _FEWEST = math.ceil(math.log2(2 / ALPHA))  # Episodes that must all fall to one 
 
 
 @dataclass(frozen=True)
-class PairedOutcome:
-    """Both policies on the episodes of a task, of a suite, or of all suites.
-
-    Args:
-        suite: Empty for the average over suites.
-        name: The task as text, the suite, or `AVERAGE`.
-        counts: Of all episodes together.
-        rates: Success rates of the two, averaged over episodes, then tasks, then suites.
-        difference: First less second, so averaged, in [-1, 1].
-        interval: 95 % interval of the difference: over episodes for one task, else by bootstrap over tasks and these.
-            Where the outcomes of each task are all alike, so that a bootstrap has no spread, over episodes alone
-            (`averaged_difference_interval`).
-        p_value: McNemar's exact test, two-sided, on the counts.
-        effective_trials: As how many trials of a single rate the rates are sure; see `significance.effective_trials`.
-        corrected_p: Holm's correction for the number of tasks; None for suites and their average.
-    """
-
-    suite: str
-    name: str
-    counts: PairedCounts
-    rates: tuple[float, float]
-    difference: float
-    interval: Interval
-    p_value: float
-    effective_trials: float
-    corrected_p: float | None = None
-
-    @property
-    def uneven(self) -> bool:
-        """Whether episodes count differently in the rates, as where tasks have unequal numbers of them."""
-        return self.effective_trials != self.counts.trials
-
-    @property
-    def solved(self) -> tuple[int, int]:
-        """Episodes that the first and the second policy solved."""
-        return self.counts.both + self.counts.only_first, self.counts.both + self.counts.only_second
-
-    @property
-    def wilson(self) -> tuple[Interval, Interval]:
-        """Wilson 95 % intervals of both rates."""
-        first, second = (wilson_interval(rate * self.effective_trials, self.effective_trials) for rate in self.rates)
-        return first, second
-
-
-@dataclass(frozen=True)
 class Pairing:
     """Which episodes two sets of results have in common.
 
@@ -101,7 +52,7 @@ class Pairing:
         both: Episodes that both have.
         only: Episodes that only the first and only the second has.
         invalid: Of the common episodes, those whose rollout is invalid in the first and in the second.
-        counted: Common episodes that are valid in both; all counts are about these.
+        counted: Common episodes that are valid in both and no copies of others; all counts are about these.
     """
 
     both: int
@@ -120,6 +71,7 @@ class Comparison:
         suites: One outcome per suite.
         overall: The average over suites; the suite itself when there is one.
         warnings: Why the difference may come from something else than the policies.
+        seeds: Of the simulator, on the most-tried initial state of all that both have.
     """
 
     names: tuple[str, str]
@@ -128,11 +80,12 @@ class Comparison:
     suites: tuple[PairedOutcome, ...]
     overall: PairedOutcome
     warnings: tuple[str, ...]
+    seeds: int = 1
 
     @property
     def distinguishable(self) -> bool:
         """Whether chance alone would rarely (at level `ALPHA`, by McNemar's test) part the policies so far."""
-        counts = self.overall.counts
+        counts = self.overall.states
         agree = (counts.only_first - counts.only_second) * self.overall.difference > 0
         return self.overall.p_value < ALPHA and agree
 
@@ -157,7 +110,7 @@ class Comparison:
         averaged = f" on average over {'suites' if self.suites[1:] else 'tasks'}," if overall.uneven else ""
         return (
             f"{first} and {second} are not distinguishable: {percent(overall.rates[0])} and "
-            f"{percent(overall.rates[1])}{averaged} of the same {counted(overall.counts.trials, 'episode')} "
+            f"{percent(overall.rates[1])}{averaged} of the same {_tried(overall)} "
             f"({points(overall.difference)} "
             f"points, 95 % interval {span(overall.interval, signed=True)}, {p_equation(overall.p_value)}). "
             f"{self._contradiction()}{self._power()}"
@@ -165,13 +118,18 @@ class Comparison:
 
     def _contradiction(self) -> str:
         """Why there is no verdict where the interval or p taken alone suggests one; empty where neither does."""
-        counts, (low, high), (first, second) = self.overall.counts, self.overall.interval, self.names
+        counts, (low, high), (first, second) = self.overall.states, self.overall.interval, self.names
         if self.overall.p_value < ALPHA:
             ahead = first if counts.only_first > counts.only_second else second
-            return f"p is small because more episodes fell to {ahead}, but averaged over tasks {ahead} is not ahead. "
+            return (
+                f"p is small because more {self._trials} fell to {ahead}, but averaged over tasks {ahead} is not "
+                "ahead. "
+            )
         if low <= 0 <= high:
             return ""
-        differ = counts.discordant
+        if self.overall.repeated:
+            return "The interval excludes 0, but the verdict goes by the test, which counts initial states exactly. "
+        differ = int(counts.discordant)
         enough = next((n for n in range(differ // 2, differ + 1) if mcnemar_exact(n, differ - n) < ALPHA), None)
         remedy = f"{enough} of {differ} on one side would be" if enough else f"fewer than {_FEWEST} never are"
         return (
@@ -182,34 +140,40 @@ class Comparison:
 
     def _power(self) -> str:
         """How many episodes the measured difference would take, and which difference takes as many as there are."""
-        counts, gap = self.overall.counts, abs(self.overall.difference)
-        share = counts.discordant / counts.trials
+        counts, gap = self.overall.states, abs(self.overall.difference)
+        share = float(counts.discordant / counts.trials)
         measured = gap >= 0.005
         wanted = gap if measured else _ASKED_FOR
         needed = round_up(paired_trials(wanted, max(wanted, share)))
         sentence = (
             f"Were the true difference {100 * wanted:.1f} points{', as measured' * measured}, four of five evaluations "
-            f"with about {needed} episodes each would tell the two apart (80 % power); with "
-            f"{counted(counts.trials, 'episode')}, as here,"
+            f"with about {needed} {self._trials} each would tell the two apart (80 % power); with "
+            f"{counted(self.overall.trials, self._trials[:-1])}, as here,"
         )
         try:
-            seen = paired_detectable(counts.trials, share)
+            seen = paired_detectable(self.overall.trials, share)
         except ValueError:
             return f"{sentence} no difference is large enough for that."
         return f"{sentence} that takes a true difference of about {100 * seen:.0f} points."
 
+    @property
+    def _trials(self) -> str:
+        """What a trial is called."""
+        return "initial states" if self.overall.repeated else "episodes"
+
     def plan(self, difference: float) -> list[str]:
         """Trials that a difference (in (0, 1)) takes, at the share of episodes on which these two policies differ."""
-        counts = self.overall.counts
-        share = counts.discordant / counts.trials
+        states, counts = self.overall.states, self.overall.counts
+        share = float(states.discordant / states.trials)
         needed = round_up(paired_trials(difference, max(share, difference)))
         first, second = self.names
         each = f", {math.ceil(needed / len(self.tasks))} for each of {len(self.tasks)} tasks" if self.tasks[1:] else ""
         line = (
             f"To see a difference of {100 * difference:g} points: about {needed} trials per policy{each}, both on the "
-            f"same episodes ({first} and {second} differ on {percent(share)} of them)."
+            f"same {self._trials} ({first} and {second} differ on {percent(share)} of them)."
         )
-        return [line] + plan_unpaired(self.names[0], self.overall.solved[0] / counts.trials, counts.trials, difference)
+        rate = float(self.overall.solved[0] / counts.trials)
+        return [line] + plan_unpaired(self.names[0], rate, self.overall.trials, difference)
 
 
 def compare(
@@ -222,46 +186,57 @@ def compare(
         seed: Of the bootstrap.
 
     Raises:
-        ValueError: when a policy has an episode twice, or no episode is valid in both, naming what differs.
+        ValueError: when a policy has an episode twice, no episode is valid in both, naming what differs, or all
+            rollouts of both are the same.
     """
     unhashed = unhashed_tasks([*first, *second])
-    sides = [by_start(results, name, unhashed) for results, name in zip((first, second), names, strict=True)]
+    pair = list(zip((first, second), names, strict=True))
+    sides, twice = zip(*(by_start(results, name, unhashed) for results, name in pair), strict=True)
     common = [start for start in sides[0] if start in sides[1]]
     if not common:
         raise ValueError(why_nothing_pairs(sides[0], sides[1], names))
-    invalid = tuple(sum(side[start].success is None for start in common) for side in sides)
-    valid = [start for start in common if all(side[start].success is not None for side in sides)]
+    episodes = [{start: tried.episode for start, tried in side.items()} for side in sides]
+    invalid = tuple(sum(side[start].success is None for start in common) for side in episodes)
+    valid = [start for start in common if all(side[start].success is not None for side in episodes)]
     if not valid:
         raise ValueError(
             f"{names[0]} and {names[1]} have {counted(len(common), 'episode')} in common, and each is invalid (a "
             "simulator error) in at least one of them; evaluate these again"
         )
-    tables: dict[tuple[str, int], list[int]] = {}
-    for start in valid:
-        cells = tables.setdefault((start.suite, start.task_index), [0, 0, 0, 0])
-        cells[2 * (not sides[0][start].success) + (not sides[1][start].success)] += 1
-    names_of = {(s.suite, s.task_index): sides[0][s].task_name.replace("_", " ") for s in valid}
-    tasks = {task: PairedCounts(*tables[task]) for task in sorted(tables)}
-
-    rows = [_outcome(task[0], names_of[task], [[counts]], seed) for task, counts in tasks.items()]
+    kept, copies = distinct_pairs(valid, sides, names)
+    if not kept:
+        raise ValueError(
+            f"{names[0]} and {names[1]} are the same rollouts: in all {counted(len(valid), 'episode')} that both have "
+            "every action is equal; give each policy's own results"
+        )
+    scenes: dict[tuple[str, int], dict[StartIdentity, list[tuple[bool, bool]]]] = {}
+    for start in kept:
+        outcomes = scenes.setdefault((start.suite, start.task_index), {}).setdefault(start.scene, [])
+        outcomes.append((bool(episodes[0][start].success), bool(episodes[1][start].success)))
+    tasks = {task: list(scenes[task].values()) for task in sorted(scenes)}
+    names_of = {(s.suite, s.task_index): episodes[0][s].task_name.replace("_", " ") for s in kept}
+    rows = [paired_outcome(task[0], names_of[task], [[of_task]], seed) for task, of_task in tasks.items()]
     corrected = holm([row.p_value for row in rows])
-    by_suite = {suite: [counts for task, counts in tasks.items() if task[0] == suite] for suite, _ in tasks}
-    suites = [_outcome(suite, suite, [group], seed) for suite, group in by_suite.items()]
+    by_suite = {suite: [of_task for task, of_task in tasks.items() if task[0] == suite] for suite, _ in tasks}
+    suites = [paired_outcome(suite, suite, [group], seed) for suite, group in by_suite.items()]
     return Comparison(
         names=names,
         pairing=Pairing(
             len(common),
             (len(sides[0]) - len(common), len(sides[1]) - len(common)),
             (invalid[0], invalid[1]),
-            len(valid),
+            len(kept),
         ),
         tasks=tuple(replace(row, corrected_p=p) for row, p in zip(rows, corrected, strict=True)),
         suites=tuple(suites),
-        overall=suites[0] if len(suites) == 1 else _outcome("", AVERAGE, list(by_suite.values()), seed),
+        overall=suites[0] if len(suites) == 1 else paired_outcome("", AVERAGE, list(by_suite.values()), seed),
         warnings=(
-            *_warnings(list(zip(names, (first, second), strict=True)), by_suite, valid),
+            *_warnings([(name, results) for results, name in pair], by_suite, kept),
             *task_differences(sides, unhashed, names),
+            *(f"{name}: {given_twice(number)}" for name, number in zip(names, twice, strict=True) if number),
+            *copies,
         ),
+        seeds=max(Counter(start.scene for start in valid).values()),
     )
 
 
@@ -280,6 +255,14 @@ def plan_unpaired(name: str, rate: float, trials: int, difference: float) -> lis
     except ValueError:
         return [f"{line}; with {trials}, as here, no difference is large enough to be detected."]
     return [f"{line}; with {trials}, as here, only a difference of about {100 * seen:.0f} points is detected."]
+
+
+def _tried(outcome: PairedOutcome) -> str:
+    """`36 episodes`, `36 initial states (108 episodes, with several seeds)`."""
+    episodes = counted(int(outcome.counts.trials), "episode")
+    return (
+        f"{counted(outcome.trials, 'initial state')} ({episodes}, with several seeds)" if outcome.repeated else episodes
+    )
 
 
 def percent(share: float) -> str:
@@ -317,20 +300,6 @@ def round_up(count: int) -> int:
     """To two leading digits, upwards: planned numbers are no more exact than that."""
     scale = 10 ** max(0, int(math.log10(count)) - 1)
     return math.ceil(count / scale) * scale
-
-
-def _outcome(suite: str, name: str, suites: Sequence[Sequence[PairedCounts]], seed: int) -> PairedOutcome:
-    counts = PairedCounts.pooled([table for tasks in suites for table in tasks])
-    difference, interval = paired_bootstrap(suites, seed=seed)
-    if sum(map(len, suites)) == 1 or interval.low == interval.high:
-        # Resampled outcomes that are all alike have no spread, which is not to say that there is no doubt.
-        interval = averaged_difference_interval(suites)
-    rates = [
-        float(np.mean([np.mean([(t.both + t[side]) / t.trials for t in tasks]) for tasks in suites])) for side in (1, 2)
-    ]
-    p_value = mcnemar_exact(counts.only_first, counts.only_second)
-    effective = effective_trials([[table.trials for table in tasks] for tasks in suites])
-    return PairedOutcome(suite, name, counts, (rates[0], rates[1]), difference, interval, p_value, effective)
 
 
 def _warnings(sides: Sequence[Side], suites: Collection[str], starts: Collection[StartIdentity]) -> list[str]:

@@ -1,9 +1,8 @@
-"""Which rollouts began alike: the same task by its files, the same start, the same draw; and which are copies."""
+"""Which rollouts began alike: the same task by its files, the same start, the same draw."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 from experiments.robot.libero.results.caveats import Side, listed, recorded_protocol
@@ -17,6 +16,9 @@ _SHOWN = 12  # Digits of a hash in a message.
 class StartIdentity(NamedTuple):
     """Everything that makes two rollouts begin alike.
 
+    Not the trial number: a rollout's place in an evaluation changes nothing that is not here. Where seeds count up with
+    it they differ, and where initial states come round again with other displacements these do.
+
     `description` and `own_states` are hashes of the task's BDDL file and of its initial states; empty where they do not
     count: the latter where a file gives the states, both where one of the two results does not record them.
     """
@@ -24,7 +26,6 @@ class StartIdentity(NamedTuple):
     suite: str
     task_index: int
     initial_state: int
-    trial: int
     seed: int
     displacement: str
     states: str
@@ -38,7 +39,16 @@ class StartIdentity(NamedTuple):
         states = _states(results)
         hashes = (episode.bddl_sha256, episode.init_states_sha256 if states == _TASKS_OWN else None)
         description, own_states = (value or "" if hashed else "" for value in hashes)
-        return cls(*episode.key, episode.seed, displacement, states, description, own_states)
+        where = (episode.suite, episode.task_index, episode.initial_state)
+        return cls(*where, episode.seed, displacement, states, description, own_states)
+
+    @property
+    def scene(self) -> StartIdentity:
+        """The start whatever the seed. Rollouts of one scene are no independent trials: a seed moves fixtures at most.
+
+        A displacement that was drawn by another seed is another scene.
+        """
+        return self._replace(seed=0)
 
 
 def _states(results: Results) -> str:
@@ -50,7 +60,7 @@ def _states(results: Results) -> str:
 _PARTS = dict(
     zip(
         StartIdentity._fields,
-        ("suite", "task", "initial state", "trial number", "seed", "displacement", "file of initial states")
+        ("suite", "task", "initial state", "seed", "displacement", "file of initial states")
         + ("BDDL file of the tasks (SHA-256)", "initial states of the tasks (SHA-256)"),
         strict=True,
     )
@@ -72,51 +82,42 @@ def unhashed_tasks(results: Sequence[Results]) -> set[tuple[str, int]]:
     return found
 
 
-def without_copies(results: Sequence[Results]) -> tuple[list[Results], int]:
-    """A policy's results with each rollout once, and how many were left out: a copy tells nothing new.
+class Tried(NamedTuple):
+    """A rollout, and the number of the results that it came from."""
 
-    Rollouts are the same where they began alike and all executed actions are equal; broken off ones, where they say the
-    same and took equally long. Results of which nothing is left are left out too.
-    """
-    seen: set[tuple[Any, ...]] = set()
-    found, copies = [], 0
-    for result in results:
-        kept = []
-        for episode in result.episodes:
-            ran = episode.actions_sha256 or (episode.invalid and (episode.invalid, episode.wall_seconds))
-            rollout = (StartIdentity.of(episode, result), ran)
-            if ran and rollout in seen:
-                copies += 1
-                continue
-            seen.add(rollout)
-            kept.append(episode)
-        if kept or not result.episodes:
-            found.append(replace(result, episodes=kept))
-    return found, copies
+    episode: EpisodeRecord
+    evaluation: int
 
 
 def by_start(
     results: Sequence[Results], name: str, unhashed: Collection[tuple[str, int]]
-) -> dict[StartIdentity, EpisodeRecord]:
-    """The rollouts of one policy; `unhashed` tasks are told apart by their number only.
+) -> tuple[dict[StartIdentity, Tried], int]:
+    """The rollouts of one policy, and how many of them were given twice (equal actions); these are there once.
+
+    Args:
+        unhashed: tasks that are told apart by their number only.
 
     Raises:
-        ValueError: when there is none, or an episode is there twice.
+        ValueError: when there is none, or an episode is there twice with different actions.
     """
-    found: dict[StartIdentity, EpisodeRecord] = {}
-    for result in results:
+    found: dict[StartIdentity, Tried] = {}
+    copies = 0
+    for number, result in enumerate(results):
         for episode in result.episodes:
             start = StartIdentity.of(episode, result, (episode.suite, episode.task_index) not in unhashed)
             if start in found:
+                before = found[start].episode.actions_sha256
+                if before is not None and before == episode.actions_sha256:
+                    copies += 1
+                    continue
                 raise ValueError(
-                    f"{name} has {start.suite} task {start.task_index}, initial state {start.initial_state}, trial "
-                    f"{start.trial}, seed {start.seed} twice; give each rollout once, and compare several training "
-                    "runs one by one"
+                    f"{name} has {start.suite} task {start.task_index}, initial state {start.initial_state}, seed "
+                    f"{start.seed} twice; give each rollout once, and compare several training runs one by one"
                 )
-            found[start] = episode
+            found[start] = Tried(episode, number)
     if not found:
         raise ValueError(f"{name} has no rollouts; evaluate it first")
-    return found
+    return found, copies
 
 
 def why_nothing_pairs(first: Iterable[StartIdentity], second: Iterable[StartIdentity], names: tuple[str, str]) -> str:
@@ -126,7 +127,7 @@ def why_nothing_pairs(first: Iterable[StartIdentity], second: Iterable[StartIden
         values = [{getattr(start, part) for start in side} for side in (first, second)]
         if not values[0] & values[1]:
             lines.append(f"{label}: {_listing(values[0])} against {_listing(values[1])}")
-    reason = "; ".join(lines) or "no combination of task, initial state, trial number, seed and displacement is in both"
+    reason = "; ".join(lines) or "no combination of task, initial state, seed and displacement is in both"
     remedy = "Evaluate both with the same flags for initial states, displacement and seed"
     return f"{names[0]} and {names[1]} share no episode. {reason}. {remedy}"
 

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from experiments.robot.libero.results.fields import check_types
+from experiments.robot.libero.settings.flags import EvaluationConfig
 from prismatic.atomic_files import write_atomically
 from prismatic.significance import wilson_interval
 
@@ -79,12 +81,16 @@ class EpisodeRecord:
 
     @property
     def key(self) -> tuple[str, int, int, int]:
-        """What pairs the same start across evaluations: (suite, task, initial state, trial)."""
-        return self.suite, self.task_index, self.initial_state, self.trial
+        """What tells an evaluation's rollouts apart, whatever their order: (suite, task, initial state, repetition).
+
+        An initial state is repeated with other displacements only.
+        """
+        repetition = int((self.displacement or {}).get("trial", 0))
+        return self.suite, self.task_index, self.initial_state, repetition
 
     @classmethod
     def from_json(cls, content: dict[str, Any], where: str) -> EpisodeRecord:
-        """Raises ValueError for unknown and missing keys, naming `where` they were found."""
+        """Raises ValueError for unknown and missing keys and values of other types, naming `where` they were found."""
         if not isinstance(content, dict):
             raise ValueError(f"{where}: an episode is a {type(content).__name__}; expected its fields by name")
         if unknown := set(content) - {f.name for f in fields(cls)}:
@@ -92,6 +98,8 @@ class EpisodeRecord:
         needed = {f.name for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING}
         if missing := needed - set(content):
             raise ValueError(f"{where}: episode {content.get('trial')} lacks {sorted(missing)}")
+        task = f"{content['suite']} task {content['task_index']}, initial state {content['initial_state']}"
+        check_types(cls, content, f"{where}: the rollout of {task}")
         return cls(**content)
 
     @property
@@ -106,7 +114,8 @@ class Results:
     """Everything `results.json` holds.
 
     Args:
-        run: Command line, times, git commit, renderer, device, seed, and whether the run got to its end (`complete`).
+        run: Command line, times, git commit, the policy's name (`naming.policy_name`), renderer, device, seed, and
+            whether the run got to its end (`complete`).
         config: The flags, as understood.
         policy: `Policy.description()`, with what was assumed about the checkpoint.
         versions: Package -> version.
@@ -178,6 +187,9 @@ class Results:
                 raise _not_results(
                     path, f"{name!r} is {json.dumps(content.get(name))[:40]}, expected a {kind.__name__}"
                 )
+        check_types(_Run, content["run"], f"{path}: run", optional=True)
+        check_types(EvaluationConfig, content["config"], f"{path}: config", optional=True)
+        check_types(Results, {"versions": content["versions"]}, str(path))
         try:
             episodes = [EpisodeRecord.from_json(episode, str(path)) for episode in content["episodes"]]
         except ValueError as error:
@@ -185,6 +197,27 @@ class Results:
                 f"{error}; another version of this code wrote it, or it was changed: evaluate again"
             ) from error
         return cls(content["run"], content["config"], content["policy"], content["versions"], episodes)
+
+
+@dataclass
+class _Run:
+    """What `Results.run` holds where it is there."""
+
+    command: list[str]
+    started: str
+    git_commit: str
+    policy: str
+    device: str
+    renderer: str
+    rendering_backend: str
+    seed: int
+    protocol: dict[str, Any]
+    warnings: list[str]
+    num_envs: int
+    processes: int
+    worker_restarts: int
+    seconds: float
+    complete: bool
 
 
 def _not_results(path: Path, why: str) -> ValueError:
@@ -204,15 +237,22 @@ def count_successes(outcomes: Iterable[bool | None]) -> dict[str, Any]:
 
 
 def summarize(episodes: Sequence[EpisodeRecord]) -> dict[str, Any]:
-    """Successes per task and in all, tokens kept and latency per policy query, number of invalid rollouts.
+    """Successes per task, suite and in all, tokens kept and latency per policy query, number of invalid rollouts.
+
+    `mean_of_suites` is the mean of the suites' rates; None where one has no valid rollout.
 
     Under `swapped_instruction` the entries `other_goal` count how often the goal of that instruction was reached.
     """
     by_task: dict[tuple[str, int], list[EpisodeRecord]] = {}
     for episode in episodes:
         by_task.setdefault((episode.suite, episode.task_index), []).append(episode)
+    names = dict.fromkeys(suite for suite, _ in sorted(by_task))
+    suites = [{"suite": name, **_summarize_outcomes([e for e in episodes if e.suite == name])} for name in names]
+    rates = [suite["rate"] for suite in suites]
     return {
         "all": _summarize_outcomes(episodes),
+        "suites": suites,
+        "mean_of_suites": float(np.mean(rates)) if rates and None not in rates else None,
         "tasks": [
             {"suite": suite, "task_index": index, "task_name": group[0].task_name, **_summarize_outcomes(group)}
             for (suite, index), group in sorted(by_task.items())

@@ -175,7 +175,9 @@ def _query(
 
     where = (start.task.suite, start.task.index, start.initial_state, start.trial, len(record.latency_ms))
     began = time.perf_counter()
-    (chunk,) = agent.query([PolicyQuery(observation, start.instruction, query_seed(start.seed, *where))])
+    (chunk,) = agent.query(
+        [PolicyQuery(observation, start.instruction, query_seed(start.seed, *where), start.task.suite)]
+    )
     record.latency_ms.append(round(1000 * (time.perf_counter() - began), 3))
     for stage, milliseconds in chunk.stage_ms.items():
         record.stage_ms.setdefault(stage, []).append(milliseconds)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import traceback
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +78,7 @@ class EpisodeSettings:
         output_dir: where videos and records go, in folders of their own.
         video: None films nothing.
         record: None records nothing.
+        name_suites: whether the names of videos and records begin with the suite, since there are several.
     """
 
     rollout: RolloutSettings
@@ -85,6 +86,7 @@ class EpisodeSettings:
     output_dir: Path
     video: VideoSettings | None = None
     record: RecordSettings | None = None
+    name_suites: bool = False
 
 
 def is_full(error: BaseException) -> bool:
@@ -114,6 +116,8 @@ class EpisodeRunner:
             PolicyLost: as the agent.
         """
         settings = self._settings
+        if start.max_steps is not None and start.max_steps < settings.rollout.max_steps:
+            settings = replace(settings, rollout=replace(settings.rollout, max_steps=start.max_steps))
         film = settings.video.recorder(start) if settings.video is not None else None
         memory = EpisodeRecorder(start, settings.rollout, **vars(settings.record)) if settings.record else None
         observers = [observer for observer in (film, memory) if observer is not None]
@@ -137,11 +141,12 @@ class EpisodeRunner:
         return record
 
     def _save(self, record: EpisodeRecord, film: RolloutRecorder | None, memory: EpisodeRecorder | None) -> None:
+        stem = f"{record.suite}_{record.file_stem}" if self._settings.name_suites else record.file_stem
         if film is not None:
-            record.video = f"videos/{record.file_stem}.mp4"
+            record.video = f"videos/{stem}.mp4"
             film.save(self._settings.output_dir / record.video)
         if memory is not None and memory.recording is not None:
-            record.record = f"{FOLDER}/{record.file_stem}.npz"
+            record.record = f"{FOLDER}/{stem}.npz"
             memory.recording.save(self._settings.output_dir / record.record)
 
     def _environment_of(self, task: LiberoTask) -> LiberoEnvironment:

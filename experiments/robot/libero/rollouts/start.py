@@ -24,6 +24,7 @@ class Start:
         displacement: Moves objects away from their standard places.
         state: Takes the place of the task's own initial state (S,).
         other: The task whose instruction is given instead, so that its goal is watched too.
+        max_steps: Control steps after which the rollout has failed, where the evaluation's own number is not lower.
     """
 
     task: LiberoTask
@@ -34,11 +35,13 @@ class Start:
     displacement: Displacement | None = None
     state: NDArray[np.float64] | None = None
     other: LiberoTask | None = None
+    max_steps: int | None = None
 
     @property
     def key(self) -> tuple[str, int, int, int]:
         """As `EpisodeRecord.key`."""
-        return self.task.suite, self.task.index, self.initial_state, self.trial
+        repetition = 0 if self.displacement is None else self.displacement.trial
+        return self.task.suite, self.task.index, self.initial_state, repetition
 
 
 def start_text(record: EpisodeRecord) -> str:

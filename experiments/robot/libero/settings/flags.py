@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from experiments.robot.libero.settings.protocols import DEFAULT, GOVERNED, PROTOCOLS, Protocol
-from experiments.robot.libero.settings.suite_names import PERTURBATIONS, perturbed
+from experiments.robot.libero.settings.suite_names import PERTURBATIONS, perturbed, suites_of
 
 # A flag that was left out; `__post_init__` puts a number in its place.
 _BY_PROTOCOL: Any = None
@@ -41,7 +41,8 @@ class EvaluationConfig:
     max_policy_failures: int = 5  # so many queries in a row that the policy failed at end the evaluation
 
     # Simulator
-    task_suite_name: str = "libero_spatial"  # suite; an unknown one lists those there are
+    # Suite, or several with commas; libero_4: spatial, object, goal, 10; all: with 90. An unknown one lists them all.
+    task_suite_name: str = "libero_spatial"
     perturbation: str | None = None  # language, object, position, task or environment: LIBERO-PRO's form of the suite
     protocol: str | None = None  # openvla-oft, lightvla or lerobot: the conventions of a published evaluation
     num_steps_wait: int = _BY_PROTOCOL  # steps in which objects come to rest; by default 10, or the protocol's
@@ -58,7 +59,9 @@ class EvaluationConfig:
     use_wandb: bool = False  # log to Weights & Biases
     wandb_entity: str | None = None  # None: the login's own
     wandb_project: str = "lightvla"  # project there
-    seed: int = _BY_PROTOCOL  # of resets, wide starts and random choices; by default 7, or the protocol's
+    # Of resets, wide starts and random choices; by default 7, or the protocol's. No source of more trials: where a task
+    # samples no fixture (all of libero_object; libero_10's 0, 1, 4, 6, 7) another seed repeats the same rollouts.
+    seed: int = _BY_PROTOCOL
 
     # This project's own
     action_head: str = "auto"  # l1, diffusion, discrete, autoregressive; auto: by the flags above and the folder
@@ -76,8 +79,9 @@ class EvaluationConfig:
     output_dir: str | None = None  # None: a folder of its own below local_log_dir
     num_envs: int | None = None  # simulator processes; 1 simulates beside the policy; None: one per core
     batch_size: int | None = None  # policy queries at once; None: 1, so that no action depends on who else waits
-    resume: bool = False  # go on with the rollouts that output_dir already holds
+    resume: bool = False  # go on with what output_dir holds already, also with more initial states or tasks
     force: bool = False  # with --resume: also where policy, flags or simulator were others; the results say it
+    shard: str | None = None  # 2/4: rollouts 2, 6, 10, ... only; `lightvla merge-results` puts the four together
     max_attempts: int = 3  # how often a rollout is begun before an error makes it invalid
     worker_timeout_s: float = 300.0  # a simulator process that says nothing for so long is replaced
     render_every_step: bool = False  # draw pictures nobody looks at, as the research code does; to compare times
@@ -95,9 +99,14 @@ FREE_FLAGS = frozenset(
     | {"num_envs", "resume", "max_attempts", "worker_timeout_s", "render_every_step", "policy_url", "policy_timeout_s"}
     | {"model_family", "lora_rank", "num_diffusion_steps_train", "num_diffusion_steps_inference", "use_l1_regression"}
 )
-"""Flags that change how an evaluation runs but not what it finds; all others must agree when it is resumed.
+"""Flags that change how an evaluation runs but not what it finds; all others must agree when it is resumed, but for
+those in `GROWING`.
 
 The head and the numbers of diffusion steps in force stand in the policy's description, which must agree too."""
+
+
+GROWING = frozenset({"initial_states", "num_trials_per_task", "task_ids"})
+"""Flags that say what is rolled out: a resumed evaluation may ask for more, never for less."""
 
 
 def parse_indices(text: str, name: str) -> list[int]:
@@ -113,6 +122,15 @@ def parse_indices(text: str, name: str) -> list[int]:
     return found
 
 
+def parse_shard(text: str) -> tuple[int, int]:
+    """`2/4` -> (2, 4). Raises ValueError for anything but a part, from 1, and how many parts there are."""
+    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    part, parts = (int(match[1]), int(match[2])) if match else (0, 0)
+    if not 1 <= part <= parts:
+        raise ValueError(f"--shard {text!r}: expected a part and how many there are, from 1/4 to 4/4, say")
+    return part, parts
+
+
 def protocol_of(config: EvaluationConfig) -> Protocol:
     """Raises ValueError for an unknown `--protocol`."""
     if config.protocol is None:
@@ -123,7 +141,7 @@ def protocol_of(config: EvaluationConfig) -> Protocol:
 
 
 def fill_in(config: EvaluationConfig) -> None:
-    """Give the flags that were left out their values, and the suite its perturbation.
+    """Give the flags that were left out their values, and the suites their names and perturbation.
 
     What is unknown stays for `check_flags` to complain about.
     """
@@ -131,8 +149,10 @@ def fill_in(config: EvaluationConfig) -> None:
     for flag in GOVERNED:
         if getattr(config, flag) is None:
             setattr(config, flag, getattr(protocol, flag))
-    if config.perturbation in PERTURBATIONS:
-        try:
-            config.task_suite_name = perturbed(config.task_suite_name, config.perturbation)
-        except ValueError:
-            return
+    try:
+        suites = suites_of(config.task_suite_name)
+        if config.perturbation in PERTURBATIONS:
+            suites = [perturbed(suite, config.perturbation) for suite in suites]
+    except ValueError:
+        return
+    config.task_suite_name = ",".join(suites)

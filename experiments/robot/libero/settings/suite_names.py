@@ -60,8 +60,27 @@ def listing() -> str:
 def find_suite(name: str) -> Suite:
     """Raises ValueError for an unknown name, listing those there are."""
     if name not in SUITES:
-        raise ValueError(f"unknown LIBERO suite {name!r}; known: {listing()}")
+        groups = ", ".join(f"{group} ({len(names)} of them)" for group, names in GROUPS.items())
+        raise ValueError(f"unknown LIBERO suite {name!r}; known: {listing()}; several: {groups}, or names with commas")
     return SUITES[name]
+
+
+GROUPS = {"libero_4": _PERTURBED, "all": tuple(STEP_CAPS)}
+"""Names for several suites at once: the four of papers, and LIBERO's five."""
+
+
+def suites_of(text: str) -> list[str]:
+    """`libero_goal,libero_10` or a name of several -> the suites' names, in order.
+
+    Raises:
+        ValueError: for an unknown name, listing those there are, and for one that is there twice.
+    """
+    names = [name for part in text.split(",") for name in GROUPS.get(part.strip(), (part.strip(),))]
+    for name in names:
+        find_suite(name)
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ValueError(f"--task_suite_name {text!r} names {twice[0]} twice; name each suite once")
+    return names
 
 
 def perturbed(name: str, perturbation: str) -> str:
