@@ -99,6 +99,7 @@ def test_an_openpi_server_is_asked_as_openpi_s_example_asks(environment: LiberoE
     assert record.tokens_kept == [] and set(record.stage_ms) == {"total", "server"}
     for total, server in zip(record.stage_ms["total"], record.stage_ms["server"], strict=True):
         assert 0 < server < total
+    assert record.policy_ms == record.stage_ms["server"]  # the network's time is no policy's
 
 
 def test_the_simulator_does_what_the_server_s_own_numbers_would_make_it_do(

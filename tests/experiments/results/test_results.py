@@ -8,6 +8,7 @@ import pytest
 from scipy import stats
 
 from experiments.robot.libero.results.journal import read_journals
+from experiments.robot.libero.results.measures import latency_text
 from experiments.robot.libero.results.provenance import collect_versions, git_commit
 from experiments.robot.libero.results.results import (
     FILE_NAME,
@@ -51,6 +52,48 @@ def test_tokens_and_latency_are_taken_over_queries() -> None:
     assert summary["latency_ms"]["queries"] == 3 and summary["latency_ms"]["median"] == 10.0
     assert summary["latency_ms"]["p95"] == pytest.approx(np.percentile([12.0, 8.0, 10.0], 95))
     assert summarize([])["tokens_kept"] is None and summarize([])["latency_ms"] is None
+
+
+def test_the_policy_s_own_time_is_told_from_waiting() -> None:
+    timed = record(1, 0, True, latency_ms=[30.0, 20.0, 12.5], policy_ms=[12.0, 12.0, 12.5], call_queries=[2, 2, 1])
+    old = record(1, 1, True, latency_ms=[900.0])
+    assert timed.waiting_ms == [18.0, 8.0, 0.0] and old.waiting_ms == []
+    found = summarize([timed, old])["latency_ms"]  # two kinds of figures are not mixed
+    assert (found["median"], found["queries"], found["includes_waiting"]) == (12.0, 3, False)
+    assert (found["waiting_median"], found["largest_call"]) == (8.0, 2)
+    assert latency_text(found) == "12.0 ms" and latency_text(None) == ""
+    found = summarize([old])["latency_ms"]
+    assert (found["median"], found["includes_waiting"], found["waiting_median"]) == (900.0, True, None)
+    assert latency_text(found) == "900.0 ms including waiting"
+
+
+def test_invalid_rollouts_count_in_no_figure() -> None:
+    """They would double every one of these."""
+    figures = {"num_visual_tokens": 98, "steps": 40, "jerk": 2.0, "progress": 0.5, "call_queries": [1]}
+    good = record(1, 0, True, tokens_kept=[4], latency_ms=[12.0], policy_ms=[10.0], **figures)
+    bad = {**figures, "num_visual_tokens": 512, "steps": 120, "jerk": 6.0, "progress": 1.0}
+    broken = record(1, 1, None, tokens_kept=[20], latency_ms=[60.0], policy_ms=[50.0], **bad)
+    without, whole = summarize([good]), summarize([good, broken])
+    assert whole["all"].pop("invalid") == 1 and whole["tasks"][0].pop("invalid") == 1
+    assert without["all"].pop("invalid") == 0 and without["tasks"][0].pop("invalid") == 0
+    assert whole == without
+    assert summarize([broken])["tokens_kept"] is None and summarize([broken])["latency_ms"] is None
+
+
+def test_what_a_success_takes() -> None:
+    episodes = [
+        record(1, 0, True, steps=100, jerk=3.0, progress=1.0),
+        record(1, 1, True, steps=60, jerk=5.0, progress=1.0),
+        record(1, 2, False, steps=300, jerk=90.0, progress=0.5),
+        record(1, 3, True, steps=140),  # of before jerk was recorded
+    ]
+    found = summarize(episodes)["all"]
+    assert (found["mean_steps_to_success"], found["mean_seconds_to_success"]) == (100.0, 5.0)  # 20 steps a second
+    assert found["mean_jerk"] == 4.0 and found["mean_progress"] == pytest.approx(2.5 / 3)
+    none = summarize([record(1, 0, False, steps=300)])["all"]
+    assert [none[f"mean_{name}"] for name in ("steps_to_success", "seconds_to_success", "jerk", "progress")] == [
+        None
+    ] * 4
 
 
 def test_swapped_instructions_count_the_other_goal() -> None:

@@ -57,9 +57,36 @@ def test_one_result_per_task() -> None:
         assert [float(row["rate_low"]), float(row["rate_high"])] == pytest.approx(wilson(successes, trials))
     rows = read(table)
     assert float(rows[0]["tokens_kept_mean"]) == np.mean([11, 20, 11, 21, 11, 22, 11, 23])
-    assert float(rows[2]["tokens_kept_mean"]) == np.mean([11, 20, 11, 21, 11, 22, 11, 23, 18, 20, 18, 21, 18, 22])
+    assert float(rows[2]["tokens_kept_mean"]) == np.mean([11, 20, 11, 21, 11, 22, 11, 23, 18, 20, 18, 21])
     assert table.rows[0][5] == "16.2 of 98" and table.totals == 1
+    assert table.headings[6:] == ("latency including waiting", "steps to success")  # the policy's own is not recorded
     assert table.rows[0][6] == f"{np.median([90, 10, 90, 11, 90, 12, 90, 13]):.1f} ms"
+
+
+def test_time_and_motion_stand_beside_success() -> None:
+    """Two policies that solve the same: one takes half as long again, and shakes."""
+    quick, slow = results({0: [True, True, False]}), results({0: [True, True, False]})
+    for side, steps, jerk in ((quick, 80, 2.0), (slow, 120, 9.0)):
+        for episode in side.episodes:
+            episode.steps, episode.jerk, episode.progress = (
+                steps + episode.trial,
+                jerk,
+                1.0 if episode.success else 0.5,
+            )
+            episode.policy_ms, episode.call_queries = [8.0, 8.0 + episode.trial], [1, 1]
+    table = policies_table({"quick": [quick], "slow": [slow], "old": [results({0: [True]})]})
+    assert table.headings[-4:] == ("latency", "steps to success", "jerk", "progress")
+    assert [row[-4:] for row in table.rows] == [
+        ("8.0 ms", "80 (4.0 s)", "2.0", "83 %"),
+        ("8.0 ms", "120 (6.0 s)", "9.0", "83 %"),
+        ("50.0 ms including waiting", "0 (0.0 s)", "", ""),
+    ]
+    row = read(result_table(slow))[-1]
+    assert (row["latency_includes_waiting"], float(row["waiting_ms_median"])) == (
+        "False",
+        np.median([82, 82, 82, 2, 2, 2]),
+    )
+    assert (float(row["mean_steps_to_success"]), float(row["mean_jerk"])) == (120.5, 9.0)
 
 
 def test_a_task_without_valid_rollouts_has_no_rate() -> None:

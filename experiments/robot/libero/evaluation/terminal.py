@@ -23,6 +23,13 @@ from experiments.robot.libero.evaluation.evaluate import Listeners, evaluate
 from experiments.robot.libero.evaluation.plan import Plan
 from experiments.robot.libero.policies.contract import Agent
 from experiments.robot.libero.results.journal import Journal
+from experiments.robot.libero.results.measures import (
+    completion_text,
+    jerk_text,
+    latency_text,
+    progress_text,
+    waiting_text,
+)
 from experiments.robot.libero.results.results import EpisodeRecord, Results, count_successes
 from experiments.robot.libero.results.success import SuccessRow, success_rows
 from prismatic.training.distributed import Ranks
@@ -128,12 +135,20 @@ def last_of_tasks(row: SuccessRow, rows: Sequence[SuccessRow]) -> bool:
 
 
 def cost_line(results: Results) -> str:
-    """Tokens kept and latency in one line."""
+    """Tokens kept, latency, and what a success takes, in one line."""
     summary = results.summary()
     kept, latency = summary["tokens_kept"], summary["latency_ms"]
     parts = []
     if kept:
         parts.append(f"tokens kept {kept['mean']:.1f} of {kept['of']} ({kept['min']} to {kept['max']})")
     if latency:
-        parts.append(f"latency {latency['median']:.1f} ms median, {latency['p95']:.1f} ms p95")
+        waiting = "" if latency["includes_waiting"] else f", waiting {waiting_text(latency)} more"
+        parts.append(f"latency {latency_text(latency)} median, {latency['p95']:.1f} ms p95{waiting}")
+    numbers = summary["all"]
+    if numbers["successes"]:
+        parts.append(f"steps to success {completion_text(numbers)}")
+    if numbers["mean_jerk"] is not None:
+        parts.append(f"jerk {jerk_text(numbers)} m/s³")
+    if numbers["mean_progress"] is not None:
+        parts.append(f"progress {progress_text(numbers)}")
     return "; ".join(parts)

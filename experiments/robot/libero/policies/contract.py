@@ -6,9 +6,10 @@ pipe, or against a server. Nothing here imports torch: worker processes stay sma
 
 from __future__ import annotations
 
+import time
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -47,6 +48,9 @@ class ActionChunk:
         picks: (V,) how many patch queries picked each visual token; None likewise.
         stage_ms: milliseconds per stage of the call that made this chunk (preprocessing, vision, pruner, llm, total).
         scores: (V,) the best score that any patch query gave each visual token; None where there are no scores.
+        policy_ms: milliseconds that the policy itself took for the call that made this chunk, without any waiting for
+            it; None where nobody has measured it.
+        call_queries: how many policy queries that call had.
     """
 
     actions: NDArray[np.floating[Any]]
@@ -54,6 +58,8 @@ class ActionChunk:
     picks: NDArray[np.float32] | None = None
     stage_ms: dict[str, float] = field(default_factory=dict)
     scores: NDArray[np.float32] | None = None
+    policy_ms: float | None = None
+    call_queries: int = 1
 
 
 class Queryable(Protocol):
@@ -62,6 +68,20 @@ class Queryable(Protocol):
     def query(self, queries: Sequence[PolicyQuery]) -> list[ActionChunk]:
         """One action chunk per policy query, in order."""
         ...
+
+
+def timed_query(agent: Queryable, queries: Sequence[PolicyQuery]) -> list[ActionChunk]:
+    """Query an agent in one call, and note in each action chunk how long the call took and how many queries it had.
+
+    A chunk that says its time already keeps it: of a policy elsewhere, the process that calls it knows better.
+    """
+    began = time.perf_counter()
+    chunks = agent.query(queries)
+    took = round(1000 * (time.perf_counter() - began), 3)
+    return [
+        replace(chunk, policy_ms=took, call_queries=len(queries)) if chunk.policy_ms is None else chunk
+        for chunk in chunks
+    ]
 
 
 class Agent(Queryable, Protocol):

@@ -225,7 +225,10 @@ class RemoteAgent:
                 raise self._error(f"returned kept as {kept.dtype} {kept.shape}; expected bool (V,)")
             if picks is not None and picks.shape != kept.shape:
                 raise self._error(f"returned picks of shape {picks.shape} with kept of {kept.shape}")
-        return ActionChunk(actions, kept, picks, stage_milliseconds(reply))
+        stages = stage_milliseconds(reply)
+        # How many queries the server puts together is its own affair, and so is how long this one waited there, if it
+        # says what its policy took.
+        return ActionChunk(actions, kept, picks, stages, policy_ms=stages.get("server", stages["total"]))
 
     def _checked_actions(self, content: Mapping[Any, Any]) -> NDArray[Any]:
         if "actions" not in content:

@@ -13,15 +13,24 @@ from prismatic.report.charts import BandChart, StackedBars, band_of
 from prismatic.report.data import Block, Section, Table, counted
 
 PERCENTILES = (50, 90, 95, 99)
-REST = "other and waiting"
-"""Time of a policy query that no stage has: waiting for other simulators', pipes between processes, the head."""
+REST, REST_WITH_WAITING = "other", "other and waiting"
+"""Time of a policy query that no stage has: the action head, copies; in old results waiting too."""
+WAITING = "waiting"
+_WAITING_NOTE = (
+    f"“{WAITING}” is no time of the policy: other simulators' queries that go first, pictures and actions on their way "
+    "through pipes or the network. "
+)
+_OLD_NOTE = "Results that do not tell the two apart are shown including waiting. "
 SERVER, SERVER_REST = "server", "other on the server"
 """The stage of a policy server's whole reply, and what is left of it where the server also names parts of it."""
 
 
 def tokens_section(evaluations: Sequence[Evaluation]) -> Section:
     """How many visual tokens stayed, over the policy queries of a rollout and in all."""
-    kept = {e.name: [episode.tokens_kept for episode in e.results.episodes if episode.tokens_kept] for e in evaluations}
+    kept = {
+        e.name: [episode.tokens_kept for episode in e.results.episodes if episode.tokens_kept and not episode.invalid]
+        for e in evaluations
+    }
     kept = {label: episodes for label, episodes in kept.items() if episodes}
     if not kept:
         return Section("Visual tokens kept", [])
@@ -57,27 +66,37 @@ def _seconds_per_query(evaluations: Sequence[Evaluation]) -> float | None:
 
 @dataclass(frozen=True)
 class QueryTimes:
-    """Milliseconds of every policy query.
+    """Milliseconds of every policy query of the valid rollouts.
 
     Args:
-        whole: (N,) From a policy query to its action chunk.
+        whole: (N,) The policy's own time; where that was never recorded, from query to action chunk.
         stages: Stage -> (M,) times, `REST` last, M <= N: the queries whose stages were recorded; empty without any.
             No stage is part of another one.
+        waiting: (N,) What else passed until the action chunk was there; empty where it is part of `whole`.
     """
 
     whole: NDArray[np.float64]
     stages: dict[str, NDArray[np.float64]]
+    waiting: NDArray[np.float64]
+
+    @property
+    def rest(self) -> str:
+        """What the time is called that no stage has."""
+        return REST if self.waiting.size else REST_WITH_WAITING
 
 
 def query_times(evaluation: Evaluation) -> QueryTimes:
-    """Times of all policy queries."""
+    """Times of the policy queries of valid rollouts; where some of these tell waiting apart, of those alone."""
+    valid = [episode for episode in evaluation.results.episodes if episode.invalid is None]
+    timed = [episode for episode in valid if episode.is_timed]
     whole: list[float] = []
     parts: list[dict[str, float]] = []
     rests: list[float] = []
-    for episode in evaluation.results.episodes:
+    for episode in timed or valid:
+        latencies = episode.policy_ms if timed else episode.latency_ms
         stages = {name: times for name, times in episode.stage_ms.items() if name != "total"}
-        staged = bool(stages) and all(len(times) == len(episode.latency_ms) for times in stages.values())
-        for query, latency in enumerate(episode.latency_ms):
+        staged = bool(stages) and all(len(times) == len(latencies) for times in stages.values())
+        for query, latency in enumerate(latencies):
             whole.append(latency)
             if staged:
                 parts.append(_disjoint({name: times[query] for name, times in stages.items()}))
@@ -85,8 +104,8 @@ def query_times(evaluation: Evaluation) -> QueryTimes:
     names = list(dict.fromkeys(name for part in parts for name in part))
     split = {name: np.array([part.get(name, 0.0) for part in parts]) for name in names}
     if split:
-        split[REST] = np.array(rests)
-    return QueryTimes(np.array(whole), split)
+        split[REST if timed else REST_WITH_WAITING] = np.array(rests)
+    return QueryTimes(np.array(whole), split, np.array([ms for episode in timed for ms in episode.waiting_ms]))
 
 
 def _disjoint(stages: dict[str, float]) -> dict[str, float]:
@@ -98,14 +117,16 @@ def _disjoint(stages: dict[str, float]) -> dict[str, float]:
 
 
 def latency_section(evaluations: Sequence[Evaluation]) -> Section:
-    """Percentiles of the time per policy query, by stage, and what the mean is made of."""
+    """Percentiles of the policy's own time per query, by stage, what the mean is made of, and waiting apart."""
     timed = [(evaluation, times) for evaluation in evaluations if (times := query_times(evaluation)).whole.size]
     if not timed:
         return Section("Time per policy query", [])
     split = [(evaluation, times) for evaluation, times in timed if times.stages]
+    told = [times for _, times in timed if times.waiting.size]
     blocks: list[Block] = []
     if split:
-        names = list(dict.fromkeys(name for _, times in split for name in times.stages if name != REST)) + [REST]
+        names = list(dict.fromkeys(name for _, times in split for name in times.stages))
+        names.sort(key=lambda name: name in (REST, REST_WITH_WAITING))
         means = {
             name: [float(times.stages[name].mean()) if name in times.stages else 0.0 for _, times in split]
             for name in names
@@ -115,25 +136,26 @@ def latency_section(evaluations: Sequence[Evaluation]) -> Section:
     blocks += [_percentile_table(evaluation.name, times) for evaluation, times in timed]
     devices = dict.fromkeys(str(evaluation.results.run.get("device", "unknown")) for evaluation, _ in timed)
     note = (
-        f"Milliseconds from asking the policy for actions to having them (device: {', '.join(devices)}). “{REST}” is "
-        "the rest of that time: other simulators' queries that go first or are waited for, so that several go "
-        "together; pictures and actions on their way through pipes between processes, or over the network; the "
-        f"action head. {controls_note(evaluations)}"
+        f"Milliseconds of the policy's own time (device: {', '.join(devices)}); queries that were answered in one call "
+        f"have the whole call's each. “{REST}” is what no stage names. {_WAITING_NOTE if told else ''}"
+        f"{_OLD_NOTE if len(told) < len(timed) else ''}{controls_note(evaluations)}"
     ).strip()
     return Section("Time per policy query", blocks, note)
 
 
 def _percentile_table(label: str, times: QueryTimes) -> Table:
     rows = [_percentile_row(name, values) for name, values in times.stages.items()]
-    total = _percentile_row("whole policy query", times.whole)
+    totals = [_percentile_row("the policy's own time" if times.waiting.size else "including waiting", times.whole)]
+    if times.waiting.size:
+        totals.append(_percentile_row(WAITING, times.waiting))
     columns = ("stage", *(f"p{percentile}" for percentile in PERCENTILES), "mean")
-    recorded = len(times.stages[REST]) if times.stages else 0
+    recorded = len(times.stages[times.rest]) if times.stages else 0
     note = f"{counted(times.whole.size, 'policy query')}."
     if recorded:
         note += " Percentiles of the stages do not add up to those of the whole; means do."
     if recorded < times.whole.size:
         note += f" The stages of {counted(times.whole.size - recorded, 'query')} were not recorded."
-    return Table(f"Percentiles of {label}", columns, rows, note, totals=(total,))
+    return Table(f"Percentiles of {label}", columns, rows, note, totals=totals)
 
 
 def _percentile_row(name: str, values: NDArray[np.float64]) -> tuple[str, ...]:

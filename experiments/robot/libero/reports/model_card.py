@@ -7,6 +7,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from experiments.robot.libero.results.measures import completion_text, jerk_text, latency_text
 from experiments.robot.libero.results.results import Results
 from experiments.robot.libero.results.success import SuccessRow, success_rows
 from experiments.robot.libero.settings.flags import FREE_FLAGS, EvaluationConfig
@@ -96,6 +97,7 @@ def _results(result: Results, repo_id: str) -> str:
         "",
         "Intervals are Wilson's. An invalid rollout ended in a simulator error and counts as neither.",
         "",
+        *_costs(summary),
         f"Protocol: {_protocol(result)}.",
         "",
         f"Versions: {', '.join(f'{name} {version}' for name, version in sorted(result.versions.items()))}; "
@@ -108,6 +110,16 @@ def _results(result: Results, repo_id: str) -> str:
     if not result.run.get("complete"):
         lines.insert(1, "\n**Incomplete**: the evaluation did not get to its end.")
     return "\n".join(lines)
+
+
+def _costs(summary: dict[str, Any]) -> list[str]:
+    """What a policy query keeps and takes, and what a success takes; no line where nothing was measured."""
+    kept, latency, numbers = summary["tokens_kept"], summary["latency_ms"], summary["all"]
+    parts = [f"{kept['mean']:.1f} of {kept['of']} visual tokens kept"] if kept else []
+    parts += [f"{latency_text(latency)} per policy query (median)"] if latency else []
+    parts += [f"{completion_text(numbers)} steps to success"] if numbers["successes"] else []
+    parts += [f"jerk {jerk_text(numbers)} m/s³"] if numbers["mean_jerk"] is not None else []
+    return [f"Costs: {'; '.join(parts)}.", ""] if parts else []
 
 
 def _row(row: SuccessRow, swapped: bool) -> str:

@@ -14,6 +14,7 @@ from experiments.robot.libero.results.caveats import (
     protocol_differences,
 )
 from experiments.robot.libero.results.copies import distinct_pairs, given_twice
+from experiments.robot.libero.results.measures import motion_sentence
 from experiments.robot.libero.results.outcomes import PairedOutcome, paired_outcome
 from experiments.robot.libero.results.pairing import (
     StartIdentity,
@@ -72,6 +73,7 @@ class Comparison:
         overall: The average over suites; the suite itself when there is one.
         warnings: Why the difference may come from something else than the policies.
         seeds: Of the simulator, on the most-tried initial state of all that both have.
+        motion: How fast and how smoothly both solved what both solved, in a sentence; empty without such an episode.
     """
 
     names: tuple[str, str]
@@ -81,6 +83,7 @@ class Comparison:
     overall: PairedOutcome
     warnings: tuple[str, ...]
     seeds: int = 1
+    motion: str = ""
 
     @property
     def distinguishable(self) -> bool:
@@ -237,6 +240,7 @@ def compare(
             *copies,
         ),
         seeds=max(Counter(start.scene for start in valid).values()),
+        motion=motion_sentence([(episodes[0][start], episodes[1][start]) for start in kept], names),
     )
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from experiments.robot.libero.results.caveats import cut_short, perturbation_of, protocol_differences
 from experiments.robot.libero.results.comparison import AVERAGE, span
 from experiments.robot.libero.results.copies import SEEDS_ARE_NO_TRIALS, without_copies, without_other_names
+from experiments.robot.libero.results.measures import MeasureColumns
 from experiments.robot.libero.results.pairing import StartIdentity, mixed_tasks
 from experiments.robot.libero.results.results import EpisodeRecord, Results, summarize
 from experiments.robot.libero.results.table_formats import INTERVALS, Table, warned
@@ -52,16 +53,17 @@ def policies_table(policies: Mapping[str, Sequence[Results]]) -> Table:
     tried = {c: [{e.task_index for run in r for _, e in run.get(c, [])} for r in runs.values()] for c in columns}
     columns.sort(key=lambda c: (c[1], order.index(c[0]) if c[0] in order else len(order), c[0]))
     averaged = len(columns) > 1 and len({(wide_m, perturbation_of(suite)) for suite, wide_m in columns}) == 1
-    rows, records = [], []
+    rows, records, summaries = [], [], []
     for name, results in policies.items():
         own = [_rate_records(name, column, [run[column] for run in runs[name] if column in run]) for column in columns]
         if averaged:
             own.append(_average_record(name, runs[name], own))
         summary = summarize([episode for result in results for episode in result.episodes])
-        kept, latency = summary["tokens_kept"], summary["latency_ms"]
-        tokens = f"{kept['mean']:.1f} of {kept['of']}" if kept else ""
-        rows.append((name, *map(_rate_cell, own), tokens, f"{latency['median']:.1f} ms" if latency else ""))
+        summaries.append(summary)
+        kept = summary["tokens_kept"]
+        rows.append((name, *map(_rate_cell, own), f"{kept['mean']:.1f} of {kept['of']}" if kept else ""))
         records += [record for record in own if record["rate"] is not None]
+    measured = MeasureColumns.of(summaries)
     sides = list(policies.items())
     several_seeds = any(record.get("trials", 0) > record.get("initial_states", 0) for record in records)
     intervals = INTERVALS + _SPREAD * any(record["runs"] > 1 for record in records)
@@ -69,12 +71,18 @@ def policies_table(policies: Mapping[str, Sequence[Results]]) -> Table:
     uneven = [titles[column] for column, tasks in tried.items() if len({frozenset(t) for t in tasks if t}) > 1]
     return Table(
         title="Success rate in percent",
-        headings=("policy", *(titles[column] for column in columns), *["Average"] * averaged, "tokens kept", "latency"),
-        rows=tuple(rows),
+        headings=(
+            "policy",
+            *(titles[column] for column in columns),
+            *["Average"] * averaged,
+            "tokens kept",
+            *measured.headings,
+        ),
+        rows=tuple((*row, *cells) for row, cells in zip(rows, measured.cells, strict=True)),
         records=tuple(records),
         notes=(
             intervals,
-            LEFT_OUT,
+            f"{LEFT_OUT} {measured.note}",
             *([SEEDS_ARE_NO_TRIALS] if several_seeds else []),
             *(warned(f"not all policies were tried on the same tasks: {title}") for title in uneven),
             *map(warned, copies),

@@ -14,6 +14,7 @@ from experiments.robot.libero.results.fields import check_types
 from experiments.robot.libero.settings.flags import EvaluationConfig
 from prismatic.atomic_files import write_atomically
 from prismatic.significance import wilson_interval
+from prismatic.vla.robots import LIBERO
 
 SCHEMA_VERSION = 3
 _READ = (2, SCHEMA_VERSION)
@@ -21,7 +22,7 @@ _READ = (2, SCHEMA_VERSION)
 TIME_FORMAT = "%Y-%m-%dT%H:%M:%S%z"
 FILE_NAME = "results.json"
 
-CIRCUMSTANCES = frozenset({"wall_seconds", "latency_ms", "stage_ms", "attempts"})
+CIRCUMSTANCES = frozenset({"wall_seconds", "latency_ms", "policy_ms", "call_queries", "stage_ms", "attempts"})
 """Fields of an episode that say how the run went, not what the policy did: two runs with one seed differ in these."""
 
 
@@ -43,8 +44,13 @@ class EpisodeRecord:
         num_visual_tokens: Tokens there were to choose from.
         actions_sha256: Of all executed actions, float64 and in order: equal rollouts have equal ones.
         latency_ms: Time from each policy query to its action chunk, waiting for other workers' queries included.
+        policy_ms: Of that, the time inside the policy: of the whole call that answered the query. A server's by its
+            own clock where it says so, else by this side's. Empty in results of before it was recorded.
+        call_queries: How many policy queries that call had; each of them has the whole call's time.
         stage_ms: Time inside the policy per stage (preprocessing, vision, pruner, llm, total), one number per query;
             queries of one batch have the whole call's each.
+        jerk: RMS of the end effector's jerk in m/s^3 (`rollouts/motion.py`); None where it was not recorded.
+        progress: The highest share of the own goal's predicates that held after any one step, where there are several.
         attempts: How often this run began the rollout; more than once after a crash, a hang or an error.
         invalid: Why the rollout says nothing about the policy (a traceback), or None. Never counted as a failure.
         video: File name of the video, relative to the results file; the picture beside it (`.png`) shows what was kept.
@@ -71,7 +77,11 @@ class EpisodeRecord:
     num_visual_tokens: int = 0
     actions_sha256: str | None = None
     latency_ms: list[float] = field(default_factory=list)
+    policy_ms: list[float] = field(default_factory=list)
+    call_queries: list[int] = field(default_factory=list)
     stage_ms: dict[str, list[float]] = field(default_factory=dict)
+    jerk: float | None = None
+    progress: float | None = None
     attempts: int = 1
     invalid: str | None = None
     video: str | None = None
@@ -87,6 +97,18 @@ class EpisodeRecord:
         """
         repetition = int((self.displacement or {}).get("trial", 0))
         return self.suite, self.task_index, self.initial_state, repetition
+
+    @property
+    def is_timed(self) -> bool:
+        """Whether the policy's own time is known of every query."""
+        return 0 < len(self.latency_ms) == len(self.policy_ms)
+
+    @property
+    def waiting_ms(self) -> list[float]:
+        """Per policy query, the time from query to action chunk that is not the policy's own: waiting for others'
+        queries, and the way through pipes or the network. Empty where the policy's own time is not known."""
+        pairs = zip(self.latency_ms, self.policy_ms, strict=True) if self.is_timed else ()
+        return [max(0.0, whole - own) for whole, own in pairs]
 
     @classmethod
     def from_json(cls, content: dict[str, Any], where: str) -> EpisodeRecord:
@@ -237,9 +259,10 @@ def count_successes(outcomes: Iterable[bool | None]) -> dict[str, Any]:
 
 
 def summarize(episodes: Sequence[EpisodeRecord]) -> dict[str, Any]:
-    """Successes per task, suite and in all, tokens kept and latency per policy query, number of invalid rollouts.
+    """Successes per task, suite and in all, what a success takes, tokens kept and latency per query, invalid rollouts.
 
-    `mean_of_suites` is the mean of the suites' rates; None where one has no valid rollout.
+    `mean_of_suites` is the mean of the suites' rates; None where one has no valid rollout. An invalid rollout is counted
+    as such and has no part in any other figure.
 
     Under `swapped_instruction` the entries `other_goal` count how often the goal of that instruction was reached.
     """
@@ -265,24 +288,56 @@ def summarize(episodes: Sequence[EpisodeRecord]) -> dict[str, Any]:
 def _summarize_outcomes(episodes: Sequence[EpisodeRecord]) -> dict[str, Any]:
     result = count_successes(episode.success for episode in episodes)
     result["invalid"] = sum(episode.invalid is not None for episode in episodes)
-    solved = [episode.steps for episode in episodes if episode.success]
-    result["mean_steps_to_success"] = float(np.mean(solved)) if solved else None
+    result |= _summarize_motion(episodes)
     if any(episode.other_task is not None for episode in episodes):
         result["other_goal"] = count_successes(episode.other_success for episode in episodes)
     return result
 
 
+def _summarize_motion(episodes: Sequence[EpisodeRecord]) -> dict[str, float | None]:
+    """Completion time and jerk of the successful episodes, and progress of all that have one; None without any."""
+    steps = [float(episode.steps) for episode in episodes if episode.success]
+    jerk = [episode.jerk for episode in episodes if episode.success and episode.jerk is not None]
+    progress = [episode.progress for episode in episodes if episode.invalid is None and episode.progress is not None]
+    mean = _mean(steps)
+    return {
+        "mean_steps_to_success": mean,
+        "mean_seconds_to_success": None if mean is None else mean / LIBERO.control_rate_hz,
+        "mean_jerk": _mean(jerk),
+        "mean_progress": _mean(progress),
+    }
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return float(np.mean(values)) if values else None
+
+
 def _summarize_tokens(episodes: Sequence[EpisodeRecord]) -> dict[str, Any] | None:
-    kept = [count for episode in episodes for count in episode.tokens_kept]
+    valid = [episode for episode in episodes if episode.invalid is None]
+    kept = [count for episode in valid for count in episode.tokens_kept]
     if not kept:
         return None
-    of = max(episode.num_visual_tokens for episode in episodes)
+    of = max(episode.num_visual_tokens for episode in valid)
     mean = float(np.mean(kept))
     return {"mean": mean, "min": min(kept), "max": max(kept), "of": of, "fraction": mean / of if of else None}
 
 
 def _summarize_latency(episodes: Sequence[EpisodeRecord]) -> dict[str, Any] | None:
-    times = [value for episode in episodes for value in episode.latency_ms]
+    """The policy's own time, and waiting apart; where no episode tells them apart, both in one."""
+    valid = [episode for episode in episodes if episode.invalid is None]
+    timed = [episode for episode in valid if episode.is_timed]
+    times = [value for episode in timed for value in episode.policy_ms]
+    waiting = [value for episode in timed for value in episode.waiting_ms]
+    if not timed:
+        times = [value for episode in valid for value in episode.latency_ms]
     if not times:
         return None
-    return {"median": float(np.median(times)), "p95": float(np.percentile(times, 95)), "queries": len(times)}
+    sizes = [size for episode in timed for size in episode.call_queries]
+    return {
+        "median": float(np.median(times)),
+        "p95": float(np.percentile(times, 95)),
+        "queries": len(times),
+        "includes_waiting": not timed,
+        "waiting_median": float(np.median(waiting)) if waiting else None,
+        "largest_call": max(sizes, default=None),
+    }

@@ -30,6 +30,7 @@ class SuccessRow:
         other_goal: Successes and trials of the goal whose instruction was given instead; None where none was.
         steps_to_success: Mean of the successful rollouts.
         tokens_kept, latency_ms: As in `summarize`.
+        summary: All that `summarize` says.
     """
 
     suite: str
@@ -44,6 +45,7 @@ class SuccessRow:
     steps_to_success: float | None
     tokens_kept: dict[str, Any] | None
     latency_ms: dict[str, Any] | None
+    summary: dict[str, Any]
 
     @property
     def is_task(self) -> bool:
@@ -96,6 +98,7 @@ def _row(suite: str, index: int | None, name: str, episodes: Sequence[EpisodeRec
         numbers["mean_steps_to_success"],
         summary["tokens_kept"],
         summary["latency_ms"],
+        summary,
     )
 
 

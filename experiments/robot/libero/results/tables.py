@@ -7,6 +7,7 @@ from typing import Any
 from experiments.robot.libero.results.caveats import own_caveats
 from experiments.robot.libero.results.comparison import Comparison, p_text, percent, points, span
 from experiments.robot.libero.results.copies import SEEDS_ARE_NO_TRIALS
+from experiments.robot.libero.results.measures import MeasureColumns, measure_record
 from experiments.robot.libero.results.outcomes import PairedOutcome
 from experiments.robot.libero.results.policies_table import LEFT_OUT, column_title, wide_starts_m
 from experiments.robot.libero.results.results import Results
@@ -30,7 +31,7 @@ def result_table(results: Results) -> Table:
     swapped = any(row.other_goal is not None for row in found)
     rows, records = [], []
     for row in found:
-        kept, latency = row.tokens_kept, row.latency_ms
+        kept = row.tokens_kept
         rows.append(
             (
                 f"{row.suite}: {row.name}" if row.is_task and suites[1:] else row.name,
@@ -40,7 +41,6 @@ def result_table(results: Results) -> Table:
                 *([row.other_goal_reached] if swapped else []),
                 str(row.invalid),
                 f"{kept['mean']:.1f} of {kept['of']}" if kept else "",
-                f"{latency['median']:.1f} ms" if latency else "",
             )
         )
         records.append(
@@ -57,21 +57,22 @@ def result_table(results: Results) -> Table:
                 "invalid": row.invalid,
                 "tokens_kept_mean": kept["mean"] if kept else None,
                 "visual_tokens": kept["of"] if kept else None,
-                "latency_ms_median": latency["median"] if latency else None,
+                **measure_record(row.summary),
             }
         )
     other = ("other task's goal",) if swapped else ()
+    measured = MeasureColumns.of([row.summary for row in found])
     wide_m = wide_starts_m(results)
     tasks = {suite: {row.task_index for row in found if row.is_task and row.suite == suite} for suite in suites}
     titles = [column_title((suite, wide_m), tasks[suite]) for suite in suites]
     return Table(
         title=f"Success per task, {', '.join(titles)}",
-        headings=("task", "solved", "rate", "95 % interval", *other, "invalid", "tokens kept", "latency"),
-        rows=tuple(rows),
+        headings=("task", "solved", "rate", "95 % interval", *other, "invalid", "tokens kept", *measured.headings),
+        rows=tuple((*row, *cells) for row, cells in zip(rows, measured.cells, strict=True)),
         records=tuple(records),
         notes=(
             INTERVALS,
-            f"{LEFT_OUT} Tokens kept: mean per policy query. Latency: median per query.",
+            f"{LEFT_OUT} Tokens kept: mean per policy query. {measured.note}",
             *([AVERAGED] if suites[1:] else []),
             *map(warned, own_caveats(results)),
         ),
@@ -118,6 +119,7 @@ def comparison_table(comparison: Comparison) -> Table:
             *([SEEDS_ARE_NO_TRIALS] if comparison.seeds > 1 else []),
             *([_UNEVEN] if any(outcome.uneven for outcome in outcomes_of(comparison)) else []),
             "p: McNemar's exact test; for tasks with Holm's correction.",
+            *([comparison.motion] if comparison.motion else []),
             *map(warned, comparison.warnings),
         ),
         intervals=_PAIRED_INTERVALS,

@@ -13,9 +13,17 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from experiments.robot.libero.policies.contract import ActionChunk, Observation, PolicyQuery, Queryable, query_seed
+from experiments.robot.libero.policies.contract import (
+    ActionChunk,
+    Observation,
+    PolicyQuery,
+    Queryable,
+    query_seed,
+    timed_query,
+)
 from experiments.robot.libero.policies.watched import PolicyLost
 from experiments.robot.libero.results.results import EpisodeRecord
+from experiments.robot.libero.rollouts.motion import rms_jerk
 from experiments.robot.libero.rollouts.start import Start
 from experiments.robot.libero.simulator.environment import CAMERAS, LiberoEnvironment
 from prismatic.pictures.images import Picture
@@ -133,6 +141,7 @@ def _act_until_done(
     """Fill in everything in the record that depends on acting."""
     own = other = False
     digest = hashlib.sha256()
+    path = [environment.position()]
     moment = Moment(environment, settings.cameras, 0)
     while record.steps < settings.max_steps and not (own or other):
         chunk = _query(moment, agent, start, settings, record, observers)
@@ -140,6 +149,9 @@ def _act_until_done(
             digest.update(action.tobytes())
             own = environment.step_policy(action)
             other = start.other is not None and environment.succeeded(start.other.goal)
+            path.append(environment.position())
+            if len(start.task.goal) > 1:
+                record.progress = max(record.progress or 0.0, 1.0 if own else environment.progress())
             record.steps += 1
             moment = Moment(environment, settings.cameras, record.steps)
             for observer in observers:
@@ -149,6 +161,8 @@ def _act_until_done(
             if settings.render_every_step:
                 _ = moment.views
     record.success = own
+    jerk = rms_jerk(path, environment.control_rate_hz)
+    record.jerk = None if jerk is None else round(jerk, 3)
     record.actions_sha256 = digest.hexdigest()
     record.other_success = None if start.other is None else other
     for observer in observers:
@@ -175,10 +189,12 @@ def _query(
 
     where = (start.task.suite, start.task.index, start.initial_state, start.trial, len(record.latency_ms))
     began = time.perf_counter()
-    (chunk,) = agent.query(
-        [PolicyQuery(observation, start.instruction, query_seed(start.seed, *where), start.task.suite)]
-    )
+    asked = PolicyQuery(observation, start.instruction, query_seed(start.seed, *where), start.task.suite)
+    (chunk,) = timed_query(agent, [asked])
     record.latency_ms.append(round(1000 * (time.perf_counter() - began), 3))
+    assert chunk.policy_ms is not None  # timed_query's
+    record.policy_ms.append(chunk.policy_ms)
+    record.call_queries.append(chunk.call_queries)
     for stage, milliseconds in chunk.stage_ms.items():
         record.stage_ms.setdefault(stage, []).append(milliseconds)
 

@@ -19,7 +19,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
-from experiments.robot.libero.policies.contract import PolicyQuery, Queryable
+from experiments.robot.libero.policies.contract import PolicyQuery, Queryable, timed_query
 from experiments.robot.libero.policies.watched import PolicyLost
 from experiments.robot.libero.results.results import EpisodeRecord
 from experiments.robot.libero.rollouts.machine import WORKER_BYTES
@@ -124,7 +124,7 @@ class WorkerPool:
         """Send a batch to the agent; where that fails, each by itself: one bad query spoils no other rollout."""
         replies: list[Any]
         try:
-            replies = self._agent.query([query for _, query in waiting])
+            replies = timed_query(self._agent, [query for _, query in waiting])
             if len(replies) != len(waiting):
                 raise RuntimeError(f"the agent gave {len(replies)} action chunks for {len(waiting)} policy queries")
         except PolicyLost:

@@ -212,6 +212,15 @@ class LiberoEnvironment:
         position, quaternion, fingers = (self._proprio[name] for name in _PROPRIO)
         return np.concatenate([position, quaternion_to_axis_angle(quaternion, self.canonical_quaternion), fingers])
 
+    @property
+    def control_rate_hz(self) -> float:
+        """Control steps per simulated second."""
+        return float(self.inner.control_freq)
+
+    def position(self) -> NDArray[np.float64]:
+        """Where the end effector is, (3,) in metres."""
+        return np.array(self._proprio[_PROPRIO[0]], dtype=np.float64)
+
     def observe(self) -> dict[str, NDArray[Any]]:
         """Renders both cameras: `full_image`, `wrist_image` uint8 (H, W, 3) as datasets store them; `state` (8,)."""
         observation: dict[str, NDArray[Any]] = {key: self.frame(key) for key in CAMERAS}
@@ -241,6 +250,10 @@ class LiberoEnvironment:
         if missing:
             raise ValueError(f"{', '.join(missing)} not in the scene of {self.task.name!r}; it has: {', '.join(known)}")
         return all(self.inner._eval_predicate(list(predicate)) for predicate in predicates)
+
+    def progress(self) -> float:
+        """The share of the own goal's predicates that hold now, in [0, 1]."""
+        return float(np.mean([self.inner._eval_predicate(list(predicate)) for predicate in self.task.goal]))
 
     def restore(self, qpos: NDArray[np.float64]) -> None:
         """Puts every joint where it was, at rest, to draw it; fixtures stay as `reset` placed them."""
