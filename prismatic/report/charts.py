@@ -35,19 +35,20 @@ class RateBars:
 
     Args:
         names: What the rates are of (tasks, say), from top to bottom.
-        series: Legend label -> (successes, trials) per name; trials 0 draws nothing.
+        series: Legend label -> (successes, trials) per name; trials 0 draws nothing. Successes are not whole where a
+            trial is the mean of several.
     """
 
     kind: ClassVar[str] = "chart"
     wide: ClassVar[bool] = True
     title: str
     names: Sequence[str]
-    series: Mapping[str, Sequence[tuple[int, int]]]
+    series: Mapping[str, Sequence[tuple[float, int]]]
 
     @property
     def description(self) -> str:
         parts = [
-            f"{label + ', ' if len(self.series) > 1 else ''}{name}: {successes} of {trials}"
+            f"{label + ', ' if len(self.series) > 1 else ''}{name}: {_count_text(successes)} of {trials}"
             for label, counts in self.series.items()
             for name, (successes, trials) in zip(self.names, counts, strict=True)
         ]
@@ -76,6 +77,10 @@ class RateBars:
             return to_svg(axes, self.description)
 
 
+def _count_text(successes: float) -> str:
+    return f"{successes:.1f}".removesuffix(".0")
+
+
 def _row_tops(names: Sequence[str], bars: int) -> tuple[list[float], float]:
     """Where the bars of each name begin, below the name, and the height of all, in inches from the top."""
     tops, y = [], 0.05
@@ -96,7 +101,7 @@ def _style_rows(axes: Any, names: Sequence[str], tops: Sequence[float], height: 
     axes.grid(visible=False, axis="y")
 
 
-def _draw_rates(axes: Any, counts: Sequence[tuple[int, int]], middles: NDArray[np.float64], colour: str) -> Any:
+def _draw_rates(axes: Any, counts: Sequence[tuple[float, int]], middles: NDArray[np.float64], colour: str) -> Any:
     """The bars, for the legend."""
     places = [place for place, (_, trials) in enumerate(counts) if trials]
     rates = np.array([counts[place][0] / counts[place][1] for place in places])
@@ -109,7 +114,7 @@ def _draw_rates(axes: Any, counts: Sequence[tuple[int, int]], middles: NDArray[n
     axes.plot(rates, y, "o", color=colour, markersize=5, markeredgecolor=INK, markeredgewidth=0.8, clip_on=False)
     for height, place in zip(y, places, strict=True):
         successes, trials = counts[place]
-        axes.text(1.02, height, f"{successes}/{trials}", va="center", fontsize=9, color=INK)
+        axes.text(1.02, height, f"{_count_text(successes)}/{trials}", va="center", fontsize=9, color=INK)
     return bars
 
 

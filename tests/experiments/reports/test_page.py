@@ -2,84 +2,19 @@
 
 import base64
 import re
-import shlex
 from pathlib import Path
-from urllib.parse import unquote
 
-import numpy as np
 import pytest
-from report_page import EVIL, Page, write_video
+from report_page import EVIL, Page
+from report_results import data_of, episode, save, tables, texts
 from scipy import stats
 
 from experiments.robot.libero.evaluation.command import report_line
-from experiments.robot.libero.reports.cost import REST, SERVER_REST, latency_section, query_times
-from experiments.robot.libero.reports.evaluation import Evaluation, last_line, load_evaluations, short_names
-from experiments.robot.libero.reports.page import report_data, write_reports
+from experiments.robot.libero.reports.evaluation import load_evaluations, short_names
+from experiments.robot.libero.reports.page import write_reports
 from experiments.robot.libero.results.provenance import collect_versions
-from experiments.robot.libero.results.results import FILE_NAME, EpisodeRecord, Results
-from lightvla.commands.compare import main as compare_command
-from prismatic.pictures.images import encode_png
-from prismatic.report.charts import StackedBars
-from prismatic.report.data import CodeBlock, ReportData, Table
-from prismatic.report.media import MediaFiles
-
-POLICY = {
-    "checkpoint": "runs/small",
-    "parameters": 1_700_000,
-    "pruner": "lightvla",
-    "robot": {"control_rate_hz": 20.0, "open_loop_steps": 8},
-    "assumptions": ["two images are read"],
-}
-CONFIG = {"task_suite_name": "libero_goal", "num_steps_wait": 10, "env_img_res": 128, "wide_starts_m": 0.06}
-RUN = {"command": ["eval.py", "--seed", "7", "--note", "a b"], "complete": True, "seed": 7, "seconds": 61.0}
-
-
-def episode(task: int, trial: int, success: bool | None, **more: object) -> EpisodeRecord:
-    """A rollout of three queries whose stages take 1, 2, 3 and 4 ms of 15."""
-    base = {"suite": "libero_goal", "task_index": task, "task_name": f"put_it_in_place_{task}", "instruction": "do it"}
-    invalid = None if success is not None else "Traceback (most recent call last):\n  x\nValueError: the bowl fell"
-    given = {"initial_state": trial, "trial": trial, "seed": 7, "success": success, "invalid": invalid, "steps": 20}
-    stages = {"preprocessing": 1.0, "vision": 2.0, "pruner": 3.0, "llm": 4.0, "total": 11.0}
-    queries = {"tokens_kept": [12, 10, 8], "num_visual_tokens": 98, "latency_ms": [15.0] * 3}
-    times = {"stage_ms": {name: [time] * 3 for name, time in stages.items()}}
-    return EpisodeRecord(**{**base, **given, **queries, **times, **more})  # type: ignore[arg-type]
-
-
-def save(folder: Path, episodes: list[EpisodeRecord], videos: Path | None = None, **parts: dict) -> Path:
-    """A results file with a video and a picture for each rollout that has an outcome, where `videos` gives one."""
-    for record in episodes:
-        if videos is not None and record.invalid is None:
-            record.video = f"videos/task{record.task_index} trial{record.trial}.mp4"
-            path = folder / record.video
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(videos.read_bytes())
-            path.with_suffix(".png").write_bytes(encode_png(np.full((8, 8, 3), 128, np.uint8)))
-    results = Results(
-        {**RUN, **parts.get("run", {})},
-        {**CONFIG, **parts.get("config", {})},
-        {**POLICY, **parts.get("policy", {})},
-        collect_versions(),
-        episodes,
-    )
-    results.save(folder / FILE_NAME)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_video(tmp_path_factory.mktemp("video") / "clip.mp4")
-
-
-def data_of(*folders: Path, room: int = 10**8) -> ReportData:
-    return report_data(load_evaluations(folders), MediaFiles(folders[0], room))
-
-
-def tables(data: ReportData) -> dict[str, Table]:
-    return {block.title: block for section in data.sections for block in section.blocks if isinstance(block, Table)}
-
-
-def texts(table: Table) -> list[list[str]]:
-    return [[cell.text for cell in row] for row in (*table.cells, *table.total_cells)]
+from experiments.robot.libero.results.results import FILE_NAME
+from prismatic.report.data import Table
 
 
 def test_the_page_tells_the_evaluation(tmp_path: Path, video: Path) -> None:
@@ -107,37 +42,6 @@ def test_the_page_tells_the_evaluation(tmp_path: Path, video: Path) -> None:
     ]  # behind those of the contents
     assert all(address.startswith(("data:", "#", "videos/")) for address in page.addresses)
     assert [tag for tag, _ in page.tags].count("video") == 3
-
-
-def test_failures_come_first_and_what_does_not_fit_is_linked(tmp_path: Path, video: Path) -> None:
-    folder = save(tmp_path / "run", [episode(1, 0, True), episode(1, 1, False)], video)
-    room = 4 * -(-video.stat().st_size // 3) + 2000  # one video and its picture
-    data = data_of(folder, room=room)
-    clips = [block for section in data.sections for block in section.blocks if block.kind == "clip"]
-    failure, success = clips
-    assert (
-        failure.title.endswith("initial state 1, trial 1: not solved")
-        and failure.video.content == video.read_bytes()
-        and failure.picture is not None
-    )
-    assert success.video.content is None and success.video.source == "videos/task1%20trial0.mp4"
-    assert len(data.alerts) == 1 and "1 is a link" in data.alerts[0] and "--max_embedded_mb" in data.alerts[0]
-    html, markdown = write_reports([folder], tmp_path / "elsewhere", max_embedded_mb=0)
-    addresses = [a for a in Page(html.read_text()).addresses if not a.startswith("#")]
-    addresses += re.findall(r"\]\(([^)]+)\)", markdown.read_text())
-    assert len(set(addresses)) == 4
-    assert all((html.parent / unquote(address)).is_file() for address in addresses)
-
-
-def test_a_lost_video_is_said_not_raised(tmp_path: Path, video: Path) -> None:
-    folder = save(tmp_path / "run", [episode(1, 0, False), episode(1, 1, False)], video)
-    (folder / "videos" / "task1 trial0.mp4").unlink()
-    (section,) = (section for section in data_of(folder).sections if section.title == "Failures")
-    clip, table = section.blocks
-    assert clip.kind == "clip" and "1 of 2 with a clip" in section.note and "of 1 are not where" in section.note
-    assert isinstance(table, Table) and texts(table) == [
-        ["put it in place 1", "0", "0", "not solved", "20", "file is missing"]
-    ]
 
 
 def test_failures_come_first_without_any_clip(tmp_path: Path, video: Path) -> None:
@@ -212,55 +116,6 @@ def test_several_evaluations_have_a_column_each(tmp_path: Path) -> None:
     assert "nstruction “do that”" not in html.read_text()  # said where there is a clip
 
 
-def test_the_table_of_tasks_counts_each_task_by_itself(tmp_path: Path) -> None:
-    slow = {"latency_ms": [900.0, 30.0, 50.0]}
-    episodes = [episode(1, 0, True, steps=40, **slow), episode(4, 0, True), episode(4, 1, None), episode(4, 2, False)]
-    table = tables(data_of(save(tmp_path / "run", episodes)))["Tasks"]
-    assert [row[2:] for row in texts(table)] == [
-        ["0", "40", "10.0", "50.0"], ["1", "20", "10.0", "15.0"], ["1", "30", "10.0", "15.0"]
-    ]  # fmt: skip
-
-
-def test_times_are_split_by_stage(tmp_path: Path) -> None:
-    rng = np.random.default_rng(0)
-    latency, vision, llm = rng.uniform(20, 30, 40), rng.uniform(1, 5, 40), rng.uniform(3, 9, 40)
-    stages = {"vision": vision.tolist(), "llm": llm.tolist(), "total": (vision + llm).tolist()}
-    recorded = episode(1, 0, True, latency_ms=latency.tolist(), stage_ms=stages)
-    silent = episode(1, 1, True, latency_ms=[40.0, 41.0], stage_ms={})
-    evaluation = Evaluation("run", Results(RUN, CONFIG, POLICY, {}, [recorded, silent]), tmp_path)
-    times = query_times(evaluation)
-    assert times.whole.tolist() == [*latency.tolist(), 40.0, 41.0]
-    assert list(times.stages) == ["vision", "llm", REST]
-    assert times.stages[REST] == pytest.approx(latency - vision - llm)
-    section = latency_section([evaluation])
-    (table,) = (block for block in section.blocks if isinstance(block, Table))
-    for row, values in zip(texts(table), (*times.stages.values(), times.whole), strict=True):
-        expected = [stats.scoreatpercentile(values, p) for p in (50, 90, 95, 99)] + [sum(values) / len(values)]
-        assert [float(number) for number in row[1:]] == pytest.approx(expected, abs=0.0501)
-    assert "stages of 2 queries were not recorded" in table.note
-    means = next(block for block in section.blocks if block.kind == "chart").description
-    assert f"vision {vision.mean():.1f}" in means
-
-
-def test_a_server_s_time_is_not_counted_twice(tmp_path: Path) -> None:
-    """A query of 100 ms, 90 of them in the server: 30 for vision, 50 for the language model, 10 for something else."""
-    stages = {"total": [95.0] * 2, "server": [90.0] * 2, "vision": [30.0] * 2, "llm": [50.0] * 2}
-    split = episode(1, 0, True, latency_ms=[100.0] * 2, stage_ms=stages)
-    whole = episode(1, 1, True, latency_ms=[100.0], stage_ms={"total": [95.0], "server": [90.0]})
-    odd = episode(1, 2, True, latency_ms=[100.0], stage_ms={"server": [20.0], "queue": [60.0]})
-    for record, expected in (
-        (split, {"vision": 30.0, "llm": 50.0, SERVER_REST: 10.0, REST: 10.0}),
-        (whole, {"server": 90.0, REST: 10.0}),
-        (odd, {"queue": 60.0, SERVER_REST: 0.0, REST: 40.0}),  # the parts lie outside of the server's own time
-    ):
-        evaluation = Evaluation("run", Results(RUN, CONFIG, POLICY, {}, [record]), tmp_path)
-        times = query_times(evaluation)
-        assert {name: values.mean() for name, values in times.stages.items()} == pytest.approx(expected)
-        assert sum(values.sum() for values in times.stages.values()) == pytest.approx(times.whole.sum())
-        chart = next(block for block in latency_section([evaluation]).blocks if block.kind == "chart")
-        assert isinstance(chart, StackedBars) and sum(parts[0] for parts in chart.parts.values()) == pytest.approx(100)
-
-
 def test_a_server_s_own_words_about_its_policy_do_not_break_the_report(tmp_path: Path) -> None:
     folder = save(tmp_path / "run", [episode(1, 0, True)], policy={"parameters": "nan", "checkpoint": "theirs"})
     assert "theirs (pruner lightvla) solved 1 of 1" in write_reports([folder])[0].read_text(encoding="utf-8")
@@ -313,63 +168,6 @@ def test_initial_states_are_those_of_the_rollouts_not_those_that_were_asked_for(
         assert dict(texts(found))["their numbers"] == words
 
 
-def test_clips_of_one_task_are_told_apart_by_their_headlines(tmp_path: Path, video: Path) -> None:
-    records = [episode(1, trial, trial == 2, initial_state=30 + trial) for trial in range(3)]
-    run = save(tmp_path / "run", records, video)
-    blank = save(tmp_path / "blank", [episode(1, 0, False)], video, config={"control": "blank_images"})
-
-    def titles(*folders: Path) -> list[str]:
-        return [block.title for s in data_of(*folders).sections for block in s.blocks if block.kind == "clip"]
-
-    own = [f"put it in place 1, initial state 3{n}, trial {n}: {'' if n == 2 else 'not '}solved" for n in (0, 1, 2)]
-    assert titles(run) == own
-    last = "blank: put it in place 1, initial state 0, trial 0: not solved"
-    assert titles(run, blank) == [*(f"run: {title}" for title in own[:2]), last, f"run: {own[2]}"]
-    sections = {section.title: section for section in data_of(run, blank).filled}
-    for title in ("Failures", "Visual tokens kept", "Time per policy query", "All rollouts"):
-        assert sections[title].note.count("Controls: blank (blank images).") == 1
-    assert "(control" not in " ".join(
-        text for row in texts(tables(data_of(run, blank))["Over all policy queries"]) for text in row
-    )
-    assert not any("Controls:" in section.note for section in data_of(blank).sections)
-
-
-def test_evaluations_on_the_same_starts_are_compared_and_the_command_is_given(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    better = save(tmp_path / "the better", [episode(1, trial, True) for trial in range(9)])
-    worse = save(tmp_path / "worse", [episode(1, trial, trial == 0) for trial in range(9)])
-    elsewhere = save(tmp_path / "elsewhere", [episode(4, 0, True)])
-    blocks = [b for s in data_of(better, worse, elsewhere).sections for b in s.blocks if isinstance(b, CodeBlock)]
-    difference, other = blocks[:2]
-    assert difference.title == "The difference between the better and worse"
-    p_value = stats.binomtest(0, 8).pvalue  # McNemar: eight starts differ, all in one direction
-    assert difference.note.startswith("the better is better than worse: +88.9 points")
-    assert f"p = {p_value:.3f}" in difference.note
-    words = shlex.split(difference.code)
-    assert words[:2] == ["lightvla", "compare"]
-    assert compare_command(words[2:]) == 0 and "88.9" in capsys.readouterr().out
-    assert other.note.startswith("Not compared: ") and "elsewhere" in other.code
-    assert not any("lightvla compare" in b.code for s in data_of(worse).sections for b in s.blocks if b.kind == "code")
-
-
-def test_a_difference_in_mujoco_stands_beside_the_difference(tmp_path: Path) -> None:
-    folders = [save(tmp_path / name, [episode(1, trial, True) for trial in range(9)]) for name in ("older", "newer")]
-    for folder, version in zip(folders, ("3.2.3", "3.2.7"), strict=True):
-        found = Results.load(folder)
-        found.versions["mujoco"] = version
-        found.save(folder / "results.json")
-    blocks = [b for s in data_of(*folders).sections for b in s.blocks if isinstance(b, CodeBlock)]
-    assert "Mind: not the same protocol: mujoco 3.2.3 for older; 3.2.7 for newer." in blocks[0].note
-
-
-def test_long_tables_of_rollouts_are_folded(tmp_path: Path) -> None:
-    for count, folded in ((30, False), (31, True)):
-        data = data_of(save(tmp_path / str(count), [episode(1, trial, True) for trial in range(count)]))
-        (section,) = (section for section in data.sections if section.title == "All rollouts")
-        assert [block.folded for block in section.blocks if isinstance(block, Table)] == [folded]
-
-
 def test_names_are_as_long_as_it_takes() -> None:
     folders = [Path("/x/seed7/wide"), Path("/x/seed8/wide"), Path("/x/seed8/blank")]
     assert short_names(folders[1:]) == ["wide", "blank"]
@@ -388,11 +186,6 @@ def test_two_files_of_one_folder_are_two_evaluations(tmp_path: Path) -> None:
     for twice in ([folder, folder / FILE_NAME], [folder / "old.json", tmp_path / "v" / ".." / "w" / "old.json"]):
         with pytest.raises(ValueError, match="given twice"):
             load_evaluations(twice)
-
-
-def test_the_error_is_the_last_line() -> None:
-    assert last_line("Traceback\n  File\nValueError: bad\n\n") == "ValueError: bad"
-    assert last_line("  \n") == "no traceback was recorded"
 
 
 def test_unusable_input_is_named(tmp_path: Path) -> None:

@@ -60,7 +60,7 @@ def _seconds_per_query(evaluations: Sequence[Evaluation]) -> float | None:
     found = set()
     for evaluation in evaluations:
         step, steps = evaluation.seconds_per_step, evaluation.open_loop_steps
-        found.add(step * steps if step and steps else None)
+        found.add(step * steps if steps else None)
     return found.pop() if len(found) == 1 else None
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from experiments.robot.libero.results.caveats import perturbation_of
 from experiments.robot.libero.results.journal import load_results
 from experiments.robot.libero.results.results import FILE_NAME, EpisodeRecord, Results
+from prismatic.vla.robots import LIBERO
 
 CONTROL_TEXT = {
     "blank_images": "the policy saw mid-grey pictures; what it solves, it solves with its eyes shut",
@@ -55,10 +56,9 @@ class Evaluation:
         return bool(self.results.run.get("complete"))
 
     @property
-    def seconds_per_step(self) -> float | None:
-        """Length of a control step; None where the results do not say."""
-        rate = (self.results.policy.get("robot") or {}).get("control_rate_hz")
-        return 1.0 / rate if rate else None
+    def seconds_per_step(self) -> float:
+        """Length of a control step of LIBERO's simulator, whatever a policy's own robot does."""
+        return 1.0 / LIBERO.control_rate_hz
 
     @property
     def open_loop_steps(self) -> int | None:

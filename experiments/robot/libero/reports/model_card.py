@@ -97,7 +97,7 @@ def _results(result: Results, repo_id: str) -> str:
         "",
         "Intervals are Wilson's. An invalid rollout ended in a simulator error and counts as neither.",
         "",
-        *_costs(summary),
+        *_costs(result.summary()),
         f"Protocol: {_protocol(result)}.",
         "",
         f"Versions: {', '.join(f'{name} {version}' for name, version in sorted(result.versions.items()))}; "

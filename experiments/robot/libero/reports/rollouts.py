@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +22,11 @@ from prismatic.report.media import MediaFiles, find_media, relative_address
 
 VIDEO = "video/mp4"
 
+MOST_CLIPS = 24
+"""Clips in a report, of failures and of successes together; what is left over stands in the tables with a link."""
+_SUCCESSES = 6  # of them, where there are as many; failures say more
+MOST_ROWS = 1000
+"""Rollouts in a table: with more a page gets slow, and nobody reads them."""
 _ROWS_SHOWN = 30  # Longer tables of rollouts are folded.
 
 Rollout = tuple[Evaluation, EpisodeRecord]
@@ -36,50 +42,88 @@ def rollout_sections(evaluations: Sequence[Evaluation], files: MediaFiles) -> li
     several = len(evaluations) > 1
     failed = [rollout for rollout in rollouts if rollout[1].success is False]
     solved = [rollout for rollout in rollouts if rollout[1].success]
+    successes = chosen_clips(solved, _SUCCESSES)
+    clips = _clips([*chosen_clips(failed, MOST_CLIPS - len(successes)), *successes], files, several)
     sections = [
-        _failures(failed, files, several),
+        _failures(failed, clips, files, several),
         invalid_section(rollouts),
-        _successes(solved, files, several),
+        _successes(solved, clips),
         _all_rollouts(rollouts, files, several),
     ]
     controls = controls_note(evaluations)
     return [replace(s, note=f"{s.note} {controls}".strip()) if s.blocks and controls else s for s in sections]
 
 
-def _failures(failed: Sequence[Rollout], files: MediaFiles, several: bool) -> Section:
+def chosen_clips(rollouts: Sequence[Rollout], most: int) -> list[Rollout]:
+    """Filmed rollouts, as evenly as can be over evaluations, then over their tasks; the first ones of each task."""
+    if most < 1:
+        return []
+    turns: Counter[object] = Counter()
+    ranked = []
+    for evaluation, episode in rollouts:
+        if episode.video and find_media(evaluation.folder, episode.video, VIDEO) is not None:
+            task = (id(evaluation), episode.suite, episode.task_index)
+            turns[task] += 1
+            ranked.append((turns[task], evaluation, episode))
+    ranked.sort(key=lambda entry: entry[0])  # every task once, then every task again
+    turns.clear()
+    spread = []
+    for _, evaluation, episode in ranked:
+        turns[id(evaluation)] += 1
+        spread.append((turns[id(evaluation)], evaluation, episode))
+    spread.sort(key=lambda entry: entry[0])
+    return [(evaluation, episode) for _, evaluation, episode in spread[:most]]
+
+
+def _clips(chosen: Sequence[Rollout], files: MediaFiles, several: bool) -> dict[int, Clip]:
+    """Clip of each chosen rollout by the `id` of its record; files go into the page in the order in which they come."""
+    found = {id(rollout[1]): _clip(*rollout, files, several) for rollout in chosen}
+    return {key: clip for key, clip in found.items() if clip is not None}
+
+
+def _failures(failed: Sequence[Rollout], clips: Mapping[int, Clip], files: MediaFiles, several: bool) -> Section:
     """All of them: as clips, and those without one in a table."""
-    clips = [_clip(*rollout, files, several) for rollout in failed]
-    blocks: list[Block] = [clip for clip in clips if clip is not None]
-    without = [rollout for rollout, clip in zip(failed, clips, strict=True) if clip is None]
+    blocks: list[Block] = [clips[id(episode)] for _, episode in failed if id(episode) in clips]
+    without = [rollout for rollout in failed if id(rollout[1]) not in clips]
     if without:
         columns = ("task", *(["evaluation"] if several else []), "initial state", "trial", "outcome", "steps", "clip")
-        rows = [
-            (
-                *_place(*rollout, several),
-                outcome_text(rollout[1]),
-                str(rollout[1].steps),
-                "file is missing" if rollout[1].video else "not filmed",
-            )
-            for rollout in without
+        rows: list[Row] = [
+            (*_place(*rollout, several), outcome_text(rollout[1]), str(rollout[1].steps), _clip_cell(*rollout, files))
+            for rollout in without[:MOST_ROWS]
         ]
-        title = "Failures without a clip"
-        blocks.append(Table(title, columns, rows, numeric=False, folded=len(rows) > _ROWS_SHOWN, wide=True))
-    return Section("Failures", blocks, _clip_text(failed, clips), columns=2)
+        title = "Failures without a clip here"
+        note = _cut(len(without), "failure")
+        blocks.append(Table(title, columns, rows, note, numeric=False, folded=len(rows) > _ROWS_SHOWN, wide=True))
+    return Section("Failures", blocks, _clip_text(failed, len(blocks) - bool(without)), columns=2)
 
 
-def _successes(solved: Sequence[Rollout], files: MediaFiles, several: bool) -> Section:
-    """Those that were filmed."""
-    clips = [_clip(*rollout, files, several) for rollout in solved]
-    text = _clip_text(solved, clips) if any(episode.video for _, episode in solved) else ""
-    return Section("Successes", [clip for clip in clips if clip is not None], text, columns=2)
+def _clip_cell(evaluation: Evaluation, episode: EpisodeRecord, files: MediaFiles) -> str | Cell:
+    if not episode.video:
+        return "not filmed"
+    path = find_media(evaluation.folder, episode.video, VIDEO)
+    return "file is missing" if path is None else Cell("file", address=relative_address(path, files.folder))
 
 
-def _clip_text(rollouts: Sequence[Rollout], clips: Sequence[Clip | None]) -> str:
+def _cut(count: int, noun: str) -> str:
+    """What a table says that does not show everything."""
+    return f"The first {MOST_ROWS} of {counted(count, noun)}; all are in results.json." if count > MOST_ROWS else ""
+
+
+def _successes(solved: Sequence[Rollout], clips: Mapping[int, Clip]) -> Section:
+    """Some of those that were filmed."""
+    shown = [clips[id(episode)] for _, episode in solved if id(episode) in clips]
+    text = _clip_text(solved, len(shown)) if any(episode.video for _, episode in solved) else ""
+    return Section("Successes", shown, text, columns=2)
+
+
+def _clip_text(rollouts: Sequence[Rollout], shown: int) -> str:
     """How many of the rollouts have a clip, and what is to be seen in one; empty without rollouts."""
     if not rollouts:
         return ""
-    shown = sum(clip is not None for clip in clips)
-    lost = sum(bool(episode.video) for _, episode in rollouts) - shown
+    lost = sum(
+        bool(episode.video) and find_media(evaluation.folder, episode.video, VIDEO) is None
+        for evaluation, episode in rollouts
+    )
     text = f"{shown} of {len(rollouts)} with a clip." if shown < len(rollouts) else f"{len(rollouts)} in all."
     if lost:
         text += f" The video files of {lost} are not where the results say, or are no videos of this evaluation."
@@ -111,12 +155,15 @@ def describe(episode: EpisodeRecord) -> str:
 
 def details(evaluation: Evaluation, episode: EpisodeRecord) -> str:
     """The rest on one rollout in a line."""
-    seconds = evaluation.seconds_per_step
-    time = f" ({episode.steps * seconds:.1f} s)" if seconds else ""
+    time = f" ({episode.steps * evaluation.seconds_per_step:.1f} s)"
     instruction = f"instruction “{episode.instruction}”, " if episode.other_task is not None else ""
     text = f"{instruction}ended after {counted(episode.steps, 'step')}{time}"
     if episode.tokens_kept:
         text += f"; {np.mean(episode.tokens_kept):.1f} of {episode.num_visual_tokens} tokens kept"
+    if episode.jerk is not None:
+        text += f"; jerk {episode.jerk:.1f} m/s³"
+    if episode.progress is not None and not episode.success:
+        text += f"; at best {100 * episode.progress:.0f} % of the goal at once"
     if episode.attempts > 1:
         text += f"; begun {episode.attempts} times"
     return f"{text[0].upper()}{text[1:]}."
@@ -133,11 +180,13 @@ def invalid_section(rollouts: Sequence[Rollout]) -> Section:
             (*_place(*rollout), str(rollout[1].attempts), last_line(rollout[1].invalid or "")) for rollout in invalid
         ]
         note = "Neither successes nor failures: they are in no rate. The whole tracebacks are in results.json."
-        blocks.append(Table("Invalid rollouts", (*place, "error"), rows, note, numeric=False))
+        note = f"{_cut(len(rows), 'invalid rollout')} {note}".strip()
+        blocks.append(Table("Invalid rollouts", (*place, "error"), rows[:MOST_ROWS], note, numeric=False))
     if repeated:
         rows = [(*_place(*rollout), str(rollout[1].attempts), outcome_text(rollout[1])) for rollout in repeated]
         note = "After a crash, a hang or an error the rollout was begun anew; its last attempt counts."
-        blocks.append(Table("Begun more than once", (*place, "outcome"), rows, note, numeric=False))
+        note = f"{_cut(len(rows), 'rollout')} {note}".strip()
+        blocks.append(Table("Begun more than once", (*place, "outcome"), rows[:MOST_ROWS], note, numeric=False))
     return Section("Errors", blocks)
 
 
@@ -151,7 +200,9 @@ def _all_rollouts(rollouts: Sequence[Rollout], files: MediaFiles, several: bool)
     columns = ("task", *(["evaluation"] if several else []), "initial state", "trial", "outcome", "steps",
                "tokens kept", "seconds", "attempts", "video")  # fmt: skip
     rows: list[Row] = []
-    for evaluation, episode in rollouts:
+    order = {False: 0, None: 1, True: 2}
+    ranked = sorted(rollouts, key=lambda rollout: order[rollout[1].success]) if len(rollouts) > MOST_ROWS else rollouts
+    for evaluation, episode in ranked[:MOST_ROWS]:
         path = find_media(evaluation.folder, episode.video, VIDEO) if episode.video else None
         rows.append(
             (
@@ -165,5 +216,7 @@ def _all_rollouts(rollouts: Sequence[Rollout], files: MediaFiles, several: bool)
             )
         )
     note = "Seconds are those of the whole rollout on the evaluating machine, its videos included."
+    if len(rollouts) > MOST_ROWS:
+        note = f"The first {MOST_ROWS} of {len(rollouts)}, failures before successes; all are in results.json. {note}"
     table = Table("", columns, rows, note, sortable=True, folded=len(rows) > _ROWS_SHOWN)
     return Section("All rollouts", [table] if rows else [])

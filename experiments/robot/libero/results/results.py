@@ -261,8 +261,8 @@ def count_successes(outcomes: Iterable[bool | None]) -> dict[str, Any]:
 def summarize(episodes: Sequence[EpisodeRecord]) -> dict[str, Any]:
     """Successes per task, suite and in all, what a success takes, tokens kept and latency per query, invalid rollouts.
 
-    `mean_of_suites` is the mean of the suites' rates; None where one has no valid rollout. An invalid rollout is counted
-    as such and has no part in any other figure.
+    `mean_of_suites` is the mean of the suites' rates; None where one has no valid rollout. An invalid rollout is
+    counted as such and has no part in any other figure.
 
     Under `swapped_instruction` the entries `other_goal` count how often the goal of that instruction was reached.
     """

@@ -90,7 +90,7 @@ class EvaluationConfig:
         fill_in(self)
 
 
-MAX_EMBEDDED_MB = 40.0
+MAX_EMBEDDED_MB = 6.0
 """Megabytes of clips and pictures in a report, unless `lightvla report` is told otherwise."""
 
 FREE_FLAGS = frozenset(
