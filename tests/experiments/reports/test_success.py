@@ -48,7 +48,7 @@ def test_a_difference_in_mujoco_stands_beside_the_difference(tmp_path: Path) -> 
 def suite_run(folder: Path, suite: str, seed: int, solved: int, states: int = 4, **parts: dict) -> Path:
     """An evaluation of one task that solves the first so many initial states."""
     records = [
-        episode(1, state, state < solved, suite=suite, seed=seed, actions_sha256=f"{suite} {seed} {state}")
+        episode(1, state, state < solved, suite=suite, seed=seed, actions_sha256=f"{folder.name} {state}")
         for state in range(states)
     ]
     return save(folder, records, config={"task_suite_name": suite, "seed": seed}, **parts)
@@ -76,7 +76,7 @@ def test_suites_and_seeds_of_a_policy_are_one_column_and_one_comparison(tmp_path
     assert isinstance(difference, CodeBlock) and len(shlex.split(difference.code)) == 2 + 6 + 1 + 6 + 3
     verdict = compare(*([Results.load(f) for f in folders[n : n + 6]] for n in (0, 6)), ("mine", "theirs")).verdict
     assert difference.note.startswith(verdict)
-    assert [headline.value for headline in data.headlines] == ["15 of 24", "4 of 24"]
+    assert [headline.value for headline in data.headlines] == ["15 of 24", "3 of 24"]
     assert "12 evaluations of mine" in data.summary[0] and "4 initial states" not in data.headlines[0].label
     assert "8 initial states, with several seeds" in data.headlines[0].label
     (protocol,) = (table for title, table in tables(data).items() if title == "What was done")

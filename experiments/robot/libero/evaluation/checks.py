@@ -110,6 +110,8 @@ def check_flags(config: EvaluationConfig) -> None:
         raise ValueError("--resume needs --output_dir: the folder of the evaluation to go on with")
     if config.force and not config.resume:
         raise ValueError("--force True goes on with another evaluation's rollouts: it needs --resume True")
+    if config.save_rollout_video not in (True, False, "failures"):
+        raise ValueError(f"--save_rollout_video {config.save_rollout_video!r}: expected True, False or failures")
     if config.save_rollout_video and importlib.util.find_spec("imageio_ffmpeg") is None:
         raise ValueError("--save_rollout_video needs imageio-ffmpeg: pip install 'imageio[ffmpeg]'")
     check_wandb(config)

@@ -27,6 +27,7 @@ from experiments.robot.libero.evaluation.terminal import (
     print_line,
     summary_table,
 )
+from experiments.robot.libero.evaluation.wandb_log import WandbLog
 from experiments.robot.libero.policies.checkpoint import scaling_warnings
 from experiments.robot.libero.policies.choice import make_agent, weights_of
 from experiments.robot.libero.policies.contract import Agent
@@ -133,8 +134,10 @@ def roll_out(plan: Plan, agent: Agent, journal: Journal, command: list[str], con
     scaling = scaling_warnings(described, suites_of(plan.config.task_suite_name))
     for warning in [*version_warnings(collect_versions()), *plan.warnings, *scaling]:
         console.print(f"[yellow]warning:[/] {warning}", soft_wrap=True)
+    log = WandbLog(plan, active=processes.is_main)
     try:
-        results = evaluate_with_progress(plan, agent, journal, command, console, processes)
+        results = evaluate_with_progress(plan, agent, journal, command, console, processes, log)
+        log.finish(results)
     except KeyboardInterrupt:
         console.print(f"stopped; {_go_on(plan)}", soft_wrap=True, markup=False)
         console.print(f"a report of what is done so far: lightvla report {plan.output_dir}", soft_wrap=True)
@@ -147,6 +150,8 @@ def roll_out(plan: Plan, agent: Agent, journal: Journal, command: list[str], con
             raise
         print_error(f"no space left to write into {plan.output_dir}: free some, then {_go_on(plan)}")
         return UNUSABLE
+    finally:
+        log.close()
     if processes.is_main:
         try:
             show(plan, results, console)
@@ -171,11 +176,6 @@ def show(plan: Plan, results: Results, console: Console) -> None:
     console.print(f"results: {plan.output_dir / FILE_NAME}", soft_wrap=True)
     if plan.config.report:
         console.print(report_line(plan.output_dir), soft_wrap=True, markup=False)
-    if plan.config.use_wandb:
-        try:
-            log_to_wandb(plan, results)
-        except Exception as error:  # no evaluation is lost over its log
-            console.print(f"nothing was sent to Weights & Biases: {error}", markup=False)
 
 
 def report_line(folder: Path) -> str:
@@ -188,22 +188,6 @@ def report_line(folder: Path) -> str:
         return f"no report ({error}): pip install 'lightvla[report]', then lightvla report {folder}"
     except (OSError, ValueError) as error:
         return f"no report: {error}"
-
-
-def log_to_wandb(plan: Plan, results: Results) -> None:
-    """Send the rates and costs to Weights & Biases."""
-    import wandb
-
-    config, summary = plan.config, results.summary()
-    run = wandb.init(
-        entity=config.wandb_entity,
-        project=config.wandb_project,
-        name=plan.output_dir.name,
-        dir=str(plan.output_dir),
-    )
-    run.log({f"success_rate/{row['task_name']}": row["rate"] for row in summary["tasks"]})
-    run.log({"success_rate/all": summary["all"]["rate"], "tokens_kept": (summary["tokens_kept"] or {}).get("mean")})
-    run.finish()
 
 
 def command(config: EvaluationConfig) -> int:

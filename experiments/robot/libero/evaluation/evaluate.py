@@ -224,6 +224,7 @@ def episode_settings(plan: Plan, agent: Agent) -> EpisodeSettings:
             max_per_task=config.max_videos_per_task,
             center_crop=agent.center_crop,
             control_rate_hz=agent.robot.control_rate_hz,
+            only_failures=config.save_rollout_video == "failures",
         )
         if config.save_rollout_video
         else None,

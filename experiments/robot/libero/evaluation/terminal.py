@@ -21,6 +21,7 @@ from rich.text import Text
 
 from experiments.robot.libero.evaluation.evaluate import Listeners, evaluate
 from experiments.robot.libero.evaluation.plan import Plan
+from experiments.robot.libero.evaluation.wandb_log import WandbLog
 from experiments.robot.libero.policies.contract import Agent
 from experiments.robot.libero.results.journal import Journal
 from experiments.robot.libero.results.measures import (
@@ -55,7 +56,13 @@ def print_line(message: str) -> None:
 
 
 def evaluate_with_progress(
-    plan: Plan, agent: Agent, journal: Journal, command: list[str], console: Console, processes: Ranks
+    plan: Plan,
+    agent: Agent,
+    journal: Journal,
+    command: list[str],
+    console: Console,
+    processes: Ranks,
+    log: WandbLog,
 ) -> Results:
     """`evaluate` under a progress bar that says how many rollouts succeeded; without a terminal, a line per rollout."""
     outcomes: list[bool | None] = []
@@ -77,6 +84,7 @@ def evaluate_with_progress(
         def on_episode(record: EpisodeRecord) -> None:
             outcomes.append(record.success)
             update()
+            log.episode(record)
             if not console.is_terminal:
                 total = progress.tasks[bar].total or 0
                 line = episode_line(record, outcomes, round(total))

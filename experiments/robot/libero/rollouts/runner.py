@@ -48,12 +48,19 @@ class VideoSettings:
 
     Args:
         max_per_task: the first so many trials of each task; None: all.
+        only_failures: keep no video of a rollout that reached what its instruction asks.
     """
 
     every_steps: int
     max_per_task: int | None
     center_crop: bool
     control_rate_hz: float
+    only_failures: bool = False
+
+    def keeps(self, record: EpisodeRecord) -> bool:
+        """Whether the video of an ended rollout is wanted."""
+        reached = record.success if record.other_task is None else record.other_success
+        return not (self.only_failures and reached)
 
     def recorder(self, start: Start) -> RolloutRecorder | None:
         if self.max_per_task is not None and start.trial >= self.max_per_task:
@@ -142,7 +149,8 @@ class EpisodeRunner:
 
     def _save(self, record: EpisodeRecord, film: RolloutRecorder | None, memory: EpisodeRecorder | None) -> None:
         stem = f"{record.suite}_{record.file_stem}" if self._settings.name_suites else record.file_stem
-        if film is not None:
+        video = self._settings.video
+        if film is not None and video is not None and video.keeps(record):
             record.video = f"videos/{stem}.mp4"
             film.save(self._settings.output_dir / record.video)
         if memory is not None and memory.recording is not None:

@@ -53,7 +53,7 @@ class EvaluationConfig:
     # Output
     run_id_note: str | None = None  # ends the name of the output folder
     local_log_dir: str = "./experiments/logs"  # output folders go below it
-    save_rollout_video: bool = False  # camera views beside what the pruner kept
+    save_rollout_video: str | bool = False  # True, False or failures: camera views beside what the pruner kept
     report: bool = True  # report.html and report.md beside the results
     record: bool = False  # observations, actions and kept tokens of every episode, for replays and pictures
     use_wandb: bool = False  # log to Weights & Biases
@@ -87,6 +87,7 @@ class EvaluationConfig:
     render_every_step: bool = False  # draw pictures nobody looks at, as the research code does; to compare times
 
     def __post_init__(self) -> None:
+        self.save_rollout_video = truth(self.save_rollout_video)
         fill_in(self)
 
 
@@ -107,6 +108,11 @@ The head and the numbers of diffusion steps in force stand in the policy's descr
 
 GROWING = frozenset({"initial_states", "num_trials_per_task", "task_ids"})
 """Flags that say what is rolled out: a resumed evaluation may ask for more, never for less."""
+
+
+def truth(value: str | bool) -> str | bool:
+    """A switch with more than two positions: `True` and `false` as text -> bool; other words stay."""
+    return {"true": True, "false": False}.get(str(value).lower(), value)
 
 
 def parse_indices(text: str, name: str) -> list[int]:
