@@ -157,12 +157,12 @@ def headlines(evaluations: Sequence[Evaluation]) -> list[Headline]:
     found = []
     for evaluation in evaluations:
         count, (solved, trials) = evaluation.results.summary()["all"], whole_count(evaluation)
-        rate = _rate(count)
+        solved_text = _rate(count)
         if trials < count["trials"]:
             low, high = wilson_interval(solved, trials)
-            rate = f"{100 * solved / trials:.0f} %, 95 % interval {100 * low:.0f} to {100 * high:.0f}"
-            rate += f" ({counted(trials, 'initial state')}, with several seeds)"
-        text = f"{evaluation.label}, solved: {rate}" if len(evaluations) > 1 else f"solved: {rate}"
+            solved_text = f"{100 * solved / trials:.0f} %, 95 % interval {100 * low:.0f} to {100 * high:.0f}"
+            solved_text += f" ({counted(trials, 'initial state')}, with several seeds)"
+        text = f"{evaluation.label}, solved: {solved_text}" if len(evaluations) > 1 else f"solved: {solved_text}"
         found.append(Headline(f"{count['successes']} of {count['trials']}", text))
     if len(evaluations) > 1:
         return found
@@ -171,8 +171,8 @@ def headlines(evaluations: Sequence[Evaluation]) -> list[Headline]:
     if tokens := summary["tokens_kept"]:
         found.append(Headline(f"{tokens['mean']:.1f} of {tokens['of']}", "visual tokens kept on average"))
     if latency := summary["latency_ms"]:
-        high, waiting = f"95th percentile {latency['p95']:.1f} ms", waiting_text(latency)
-        label = f"per policy query{' and waiting' * latency['includes_waiting']}, median ({high})"
+        waiting, tail = waiting_text(latency), f"95th percentile {latency['p95']:.1f} ms"
+        label = f"per policy query{' and waiting' * latency['includes_waiting']}, median ({tail})"
         text = latency_text({**latency, "includes_waiting": False})
         found.append(Headline(text, f"{label}; waiting apart: {waiting}" if waiting else label))
     numbers = summary["all"]

@@ -121,7 +121,7 @@ def _clip_text(rollouts: Sequence[Rollout], shown: int) -> str:
     if not rollouts:
         return ""
     lost = sum(
-        bool(episode.video) and find_media(evaluation.folder, episode.video, VIDEO) is None
+        episode.video is not None and find_media(evaluation.folder, episode.video, VIDEO) is None
         for evaluation, episode in rollouts
     )
     text = f"{shown} of {len(rollouts)} with a clip." if shown < len(rollouts) else f"{len(rollouts)} in all."

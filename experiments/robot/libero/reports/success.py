@@ -80,7 +80,7 @@ def success_section(groups: Sequence[Group]) -> Section:
 def suite_means(groups: Sequence[Group]) -> Table:
     """A row per group, a column per suite, and the mean of the suites."""
     found = policies_table({group.name: group.results for group in groups})
-    rows = [(name, *(_two_lines(cell) for cell in cells)) for name, *cells in found.rows]
+    rows: list[Row] = [(name, *(_two_lines(cell) for cell in cells)) for name, *cells in found.rows]
     return Table("Success rate per suite, in percent", found.headings, rows, " ".join(found.notes))
 
 
