@@ -15,7 +15,7 @@ from experiments.robot.libero.reports.evaluation import (
     initial_states_text,
     load_evaluations,
 )
-from experiments.robot.libero.reports.groups import Group, group_evaluations
+from experiments.robot.libero.reports.groups import Group, group_evaluations, suites
 from experiments.robot.libero.reports.protocol import assumptions, commands, protocol_table, versions_table
 from experiments.robot.libero.reports.rollouts import rollout_sections
 from experiments.robot.libero.reports.success import success_section, whole_count
