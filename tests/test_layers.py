@@ -1,6 +1,7 @@
 """The direction of imports, and other properties of the source tree as a whole."""
 
 import ast
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -196,3 +197,24 @@ def test_tensorflow_stays_out_of_the_library() -> None:
         if imported.split(".")[0] in {"tensorflow", "tensorflow_datasets", "robosuite", "libero", "mujoco"}
     ]
     assert not found, f"neither TensorFlow nor the simulator is imported by the library: {found}"
+
+
+MOST_LINES = 400
+MOST_MODULES = 12
+FULLER = {"prismatic/models": 17, "prismatic/training": 14, "scripts/dev": 13}
+"""Folders that hold more modules than `MOST_MODULES`; the numbers may only fall."""
+
+
+def test_no_file_has_grown_too_long() -> None:
+    files = [path for folder in (*FOLDERS, "tests") for path in (ROOT / folder).rglob("*.py")]
+    lengths = {str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for path in files}
+    assert "tests/test_layers.py" in lengths
+    too_long = {name: lines for name, lines in lengths.items() if lines > MOST_LINES}
+    assert not too_long, f"split what has over {MOST_LINES} lines: {too_long}"
+
+
+def test_no_folder_holds_too_many_modules() -> None:
+    held = Counter(str(path.parent.relative_to(ROOT)) for path in SOURCES if path.name != "__init__.py")
+    too_full = {folder: count for folder, count in held.items() if count > FULLER.get(folder, MOST_MODULES)}
+    assert not too_full, f"cut what holds over {MOST_MODULES} modules: {too_full}"
+    assert {folder: held[folder] for folder in FULLER} == FULLER, "lower the number, or take the folder out of the list"
