@@ -1,6 +1,6 @@
 """Results of two policies, made of nothing but outcomes."""
 
-from experiments.robot.libero.results.comparison import Comparison, compare
+from experiments.robot.libero.comparison.compare import Comparison, compare
 from experiments.robot.libero.results.results import EpisodeRecord, Results
 
 CONFIG = {"num_open_loop_steps": 8, "num_steps_wait": 10, "env_img_res": 256, "control": "none"}

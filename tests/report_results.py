@@ -1,5 +1,6 @@
 """Small results files with real videos beside them, and what a report makes of them."""
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,11 @@ POLICY = {
 }
 CONFIG = {"task_suite_name": "libero_goal", "num_steps_wait": 10, "env_img_res": 128, "wide_starts_m": 0.06}
 RUN = {"command": ["eval.py", "--seed", "7", "--note", "a b"], "complete": True, "seed": 7, "seconds": 61.0}
+
+
+def digest(what: object) -> str:
+    """A hash as results hold them: 64 hexadecimal digits, equal for what is written alike."""
+    return hashlib.sha256(str(what).encode()).hexdigest()
 
 
 def episode(task: int, trial: int, success: bool | None, **more: object) -> EpisodeRecord:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from documents import DOCUMENTS, ROOT, Typed, commands
+from report_results import digest
 
 from experiments.robot.libero.evaluation.checks import check_flags
 from experiments.robot.libero.results.results import EpisodeRecord, Results
@@ -115,13 +116,14 @@ def test_extras_that_are_installed_exist() -> None:
 def files(folder: Path, small_policy: Path) -> None:
     """What the runnable commands of the documents read, under the names that they give it."""
     shutil.copytree(small_policy, folder / "CHECKPOINT")
-    solved = {"wide": 10, "random": 2, "blank": 0}
+    solved = {"evaluation/wide": 10, "evaluation/random": 2, "evaluation/blank": 0, "evaluation-8/wide": 7}
     for name, successes in solved.items():
         episodes = [
             EpisodeRecord(
                 "libero_goal", task, f"task_{task}", "put", state, state, 7, success=state < successes,
                 tokens_kept=[17], num_visual_tokens=98, latency_ms=[20.0],
-                bddl_sha256=str(task), init_states_sha256=str(task), actions_sha256=f"{name}{task}{state}",
+                bddl_sha256=digest(task), init_states_sha256=digest(task),
+                actions_sha256=digest(f"{name}{task}{state}"),
             )
             for task in (1, 4)
             for state in range(12)
@@ -129,9 +131,9 @@ def files(folder: Path, small_policy: Path) -> None:
         policy = {"checkpoint": f"runs/{name}", "pruner": "lightvla", "robot": {"open_loop_steps": 8}}
         run = {"renderer": "fast", "complete": True}
         result = Results(run, {"task_suite_name": "libero_goal"}, policy, {"mujoco": "3.2.3"}, episodes)
-        result.save(folder / "demo" / "evaluation" / name / "results.json")
+        result.save(folder / "demo" / name / "results.json")
     copies = {
-        "wide": ("OURS", "logs/ours", "experiments/logs/RUN", "demo/evaluation-8/wide"),
+        "wide": ("OURS", "logs/ours", "experiments/logs/RUN"),
         "random": ("THEIRS", "logs/theirs"),
     }
     for source, targets in copies.items():

@@ -389,10 +389,8 @@ def test_repeated_starts_are_drawn_whole() -> None:
     as_values = [[{1: t.only_first, -1: t.only_second, 0: t.both + t.neither} for t in single[0]]]
     assert repeated_bootstrap(as_values) == paired_bootstrap(single)
     halves = repeated_bootstrap([[{Fraction(1, 2): 200, 0: 200}]])
-    deviation = np.std([0.5] * 200 + [0.0] * 200) / math.sqrt(400)
-    assert halves[0] == 0.25 and halves[1] == pytest.approx(
-        stats.norm.interval(0.95, loc=0.25, scale=deviation), abs=2e-3
-    )
+    expected = stats.norm.interval(0.95, loc=0.25, scale=np.std([0.5] * 200 + [0.0] * 200) / math.sqrt(400))
+    assert halves[0] == 0.25 and halves[1] == pytest.approx(expected, abs=2e-3)
 
 
 def test_pairs_of_repeated_starts_count_by_their_shares() -> None:

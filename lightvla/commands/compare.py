@@ -20,19 +20,19 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as RichTable
 
-from experiments.robot.libero.results.comparison import Comparison, compare, p_text, plan_unpaired, points, span
-from experiments.robot.libero.results.copies import without_copies
-from experiments.robot.libero.results.journal import load_results
-from experiments.robot.libero.results.naming import distinct_names, policy_names
-from experiments.robot.libero.results.policies_table import overall_rate, policies_table
-from experiments.robot.libero.results.results import FILE_NAME, Results
-from experiments.robot.libero.results.table_formats import WARNING, Table, to_csv, to_latex, to_markdown
-from experiments.robot.libero.results.tables import (
+from experiments.robot.libero.comparison.compare import Comparison, compare, p_text, plan_unpaired, points, span
+from experiments.robot.libero.comparison.copies import without_copies
+from experiments.robot.libero.comparison.policies_table import overall_rate, policies_table
+from experiments.robot.libero.comparison.table_formats import WARNING, Table, to_csv, to_latex, to_markdown
+from experiments.robot.libero.comparison.tables import (
     comparison_table,
     outcome_name,
     outcomes_of,
     result_table,
 )
+from experiments.robot.libero.results.journal import load_results
+from experiments.robot.libero.results.naming import distinct_names, policy_names
+from experiments.robot.libero.results.results import FILE_NAME, Results
 from lightvla.flags import TABLE_SUFFIXES, compare_parser
 from prismatic.command_status import UNUSABLE, print_error
 from prismatic.significance import PairedCounts

@@ -13,13 +13,13 @@ import pytest
 import torch
 from wandering_agent import STEPS, Wanders, already_done, plan_into
 
+from experiments.robot.libero.comparison.caveats import own_caveats
 from experiments.robot.libero.evaluation import conventions
 from experiments.robot.libero.evaluation.command import UNUSABLE, main
 from experiments.robot.libero.evaluation.evaluate import evaluate
 from experiments.robot.libero.evaluation.plan import Plan
 from experiments.robot.libero.evaluation.resume import check_resumable, check_same_policy
 from experiments.robot.libero.policies.contract import ActionChunk, PolicyQuery
-from experiments.robot.libero.results.caveats import own_caveats
 from experiments.robot.libero.results.journal import Journal, load_results
 from experiments.robot.libero.results.provenance import collect_versions, git_commit
 from experiments.robot.libero.results.results import FILE_NAME, Results

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from experiments.robot.libero.comparison.caveats import protocol_differences
 from experiments.robot.libero.evaluation.checks import check_flags
 from experiments.robot.libero.evaluation.command import main
 from experiments.robot.libero.evaluation.evaluate import evaluate
@@ -20,7 +21,6 @@ from experiments.robot.libero.evaluation.resume import check_resumable
 from experiments.robot.libero.policies.checkpoint import load_policy, scaling_warnings
 from experiments.robot.libero.policies.choice import make_agent
 from experiments.robot.libero.policies.contract import ActionChunk, PolicyQuery
-from experiments.robot.libero.results.caveats import protocol_differences
 from experiments.robot.libero.results.results import Results
 from experiments.robot.libero.settings.flags import EvaluationConfig, parse_shard
 from experiments.robot.libero.settings.suite_names import suites_of

@@ -6,7 +6,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from report_page import Page
-from report_results import CONFIG, POLICY, RUN, data_of, episode, save, tables, texts
+from report_results import CONFIG, POLICY, RUN, data_of, digest, episode, save, tables, texts
 
 from experiments.robot.libero.reports.evaluation import last_line
 from experiments.robot.libero.reports.page import write_reports
@@ -107,7 +107,9 @@ def test_a_report_of_thousands_of_rollouts_stays_small(tmp_path: Path, video: Pa
     for suite in suites:
         for seed in (7, 8, 9):
             records = [
-                episode(task, state, state % 5 > 0, suite=suite, seed=seed, actions_sha256=f"{seed} {task} {state}")
+                episode(
+                    task, state, state % 5 > 0, suite=suite, seed=seed, actions_sha256=digest(f"{seed} {task} {state}")
+                )
                 for task in range(10)
                 for state in range(10)
             ]

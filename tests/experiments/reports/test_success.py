@@ -4,12 +4,12 @@ import shlex
 from pathlib import Path
 
 import pytest
-from report_results import data_of, episode, save, tables, texts
+from report_results import data_of, digest, episode, save, tables, texts
 from scipy import stats
 
+from experiments.robot.libero.comparison.compare import compare
 from experiments.robot.libero.reports.evaluation import load_evaluations
 from experiments.robot.libero.reports.groups import group_evaluations
-from experiments.robot.libero.results.comparison import compare
 from experiments.robot.libero.results.results import Results
 from lightvla.commands.compare import main as compare_command
 from prismatic.report.charts import RateBars
@@ -48,7 +48,7 @@ def test_a_difference_in_mujoco_stands_beside_the_difference(tmp_path: Path) -> 
 def suite_run(folder: Path, suite: str, seed: int, solved: int, states: int = 4, **parts: dict) -> Path:
     """An evaluation of one task that solves the first so many initial states."""
     records = [
-        episode(1, state, state < solved, suite=suite, seed=seed, actions_sha256=f"{folder.name} {state}")
+        episode(1, state, state < solved, suite=suite, seed=seed, actions_sha256=digest(f"{folder.name} {state}"))
         for state in range(states)
     ]
     return save(folder, records, config={"task_suite_name": suite, "seed": seed}, **parts)
@@ -97,7 +97,9 @@ def test_the_same_rollouts_twice_stay_apart(tmp_path: Path) -> None:
 def test_seeds_that_repeat_each_other_count_once_and_it_is_said(tmp_path: Path) -> None:
     folders = [tmp_path / f"seed{seed}" for seed in (7, 8)]
     for folder, seed in zip(folders, (7, 8), strict=True):
-        records = [episode(1, state, state > 0, seed=seed, actions_sha256=f"same {state}") for state in range(3)]
+        records = [
+            episode(1, state, state > 0, seed=seed, actions_sha256=digest(f"same {state}")) for state in range(3)
+        ]
         save(folder, records, config={"seed": seed})
     data = data_of(*folders)
     assert any("3 of 6 rollouts only repeat" in alert for alert in data.alerts)

@@ -1,9 +1,9 @@
 """How long and how smoothly two policies solve what both solve."""
 
-from experiments.robot.libero.results.comparison import compare
+from experiments.robot.libero.comparison.compare import compare
+from experiments.robot.libero.comparison.tables import comparison_table
 from experiments.robot.libero.results.measures import motion_sentence
 from experiments.robot.libero.results.results import EpisodeRecord, Results
-from experiments.robot.libero.results.tables import comparison_table
 
 
 def episodes(steps: dict[int, int | None], jerk: float | None = None) -> list[EpisodeRecord]:

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from experiments.robot.libero.results.comparison import compare, span
+from experiments.robot.libero.comparison.compare import compare, span
+from experiments.robot.libero.comparison.table_formats import to_csv, to_latex, to_markdown
+from experiments.robot.libero.comparison.tables import comparison_table, result_table
 from experiments.robot.libero.results.naming import policy_names
 from experiments.robot.libero.results.results import EpisodeRecord, Results
-from experiments.robot.libero.results.table_formats import to_csv, to_latex, to_markdown
-from experiments.robot.libero.results.tables import comparison_table, result_table
 
 ROOT = Path(__file__).resolve().parents[3]
 

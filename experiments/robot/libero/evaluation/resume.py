@@ -9,10 +9,10 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from experiments.robot.libero.comparison.caveats import recorded_protocol
 from experiments.robot.libero.evaluation import conventions
 from experiments.robot.libero.evaluation.plan import Plan
 from experiments.robot.libero.policies.contract import Agent
-from experiments.robot.libero.results.caveats import recorded_protocol
 from experiments.robot.libero.results.journal import read_evaluation
 from experiments.robot.libero.results.provenance import collect_versions
 from experiments.robot.libero.results.results import EpisodeRecord, Results

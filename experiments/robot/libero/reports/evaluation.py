@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from experiments.robot.libero.results.caveats import perturbation_of
+from experiments.robot.libero.comparison.caveats import perturbation_of
 from experiments.robot.libero.results.journal import load_results
 from experiments.robot.libero.results.results import FILE_NAME, EpisodeRecord, Results
 from prismatic.vla.robots import LIBERO

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from experiments.robot.libero.comparison.copies import without_copies
+from experiments.robot.libero.comparison.pairing import StartIdentity
 from experiments.robot.libero.reports.evaluation import Evaluation
-from experiments.robot.libero.results.copies import without_copies
 from experiments.robot.libero.results.naming import policy_names
-from experiments.robot.libero.results.pairing import StartIdentity
 from experiments.robot.libero.results.results import Results
 
 _CONDITIONS = ("wide_starts_m", "num_open_loop_steps", "renderer", "env_img_res", "num_steps_wait", "protocol")

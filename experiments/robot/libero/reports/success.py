@@ -7,12 +7,12 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from experiments.robot.libero.comparison.compare import compare
+from experiments.robot.libero.comparison.pairing import StartIdentity
+from experiments.robot.libero.comparison.policies_table import policies_table
 from experiments.robot.libero.reports.evaluation import Evaluation, TaskKey
 from experiments.robot.libero.reports.groups import Group
-from experiments.robot.libero.results.comparison import compare
 from experiments.robot.libero.results.measures import completion_text, jerk_text, latency_text, progress_text
-from experiments.robot.libero.results.pairing import StartIdentity
-from experiments.robot.libero.results.policies_table import policies_table
 from experiments.robot.libero.results.results import EpisodeRecord, summarize
 from experiments.robot.libero.results.success import suite_order
 from prismatic.report.charts import RateBars

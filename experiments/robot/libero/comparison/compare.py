@@ -7,16 +7,15 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
-from experiments.robot.libero.results.caveats import (
+from experiments.robot.libero.comparison.caveats import (
     Side,
     cut_short,
     mixed_perturbations,
     protocol_differences,
 )
-from experiments.robot.libero.results.copies import distinct_pairs, given_twice
-from experiments.robot.libero.results.measures import motion_sentence
-from experiments.robot.libero.results.outcomes import PairedOutcome, paired_outcome
-from experiments.robot.libero.results.pairing import (
+from experiments.robot.libero.comparison.copies import distinct_pairs, given_twice
+from experiments.robot.libero.comparison.outcomes import PairedOutcome, paired_outcome
+from experiments.robot.libero.comparison.pairing import (
     StartIdentity,
     by_start,
     task_differences,
@@ -24,6 +23,7 @@ from experiments.robot.libero.results.pairing import (
     unrecorded_files,
     why_nothing_pairs,
 )
+from experiments.robot.libero.results.measures import motion_sentence
 from experiments.robot.libero.results.results import Results
 from prismatic.report.data import counted
 from prismatic.significance import (

@@ -10,7 +10,7 @@ import pytest
 from paired_results import compared, results, rollout, task_with
 from scipy import stats
 
-from experiments.robot.libero.results.comparison import (
+from experiments.robot.libero.comparison.compare import (
     AVERAGE,
     compare,
     p_equation,
@@ -20,7 +20,7 @@ from experiments.robot.libero.results.comparison import (
     round_up,
     span,
 )
-from experiments.robot.libero.results.outcomes import PairedOutcome
+from experiments.robot.libero.comparison.outcomes import PairedOutcome
 from experiments.robot.libero.results.results import Results
 from prismatic.significance import (
     Interval,

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from experiments.robot.libero.results.pairing import StartIdentity, Tried
+from experiments.robot.libero.comparison.pairing import StartIdentity, Tried
 from experiments.robot.libero.results.results import EpisodeRecord, Results
 from prismatic.report.data import counted
 

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from experiments.robot.libero.results.comparison import compare
-from experiments.robot.libero.results.policies_table import policies_table
+from experiments.robot.libero.comparison.compare import compare
+from experiments.robot.libero.comparison.policies_table import policies_table
+from experiments.robot.libero.comparison.table_formats import Table, latex_escaped, to_csv, to_latex, to_markdown
+from experiments.robot.libero.comparison.tables import comparison_table, result_table
 from experiments.robot.libero.results.results import EpisodeRecord, Results
-from experiments.robot.libero.results.table_formats import Table, latex_escaped, to_csv, to_latex, to_markdown
-from experiments.robot.libero.results.tables import comparison_table, result_table
 from experiments.robot.libero.settings.suite_names import SUITES
 from experiments.robot.libero.simulator.tasks import get_suite
 

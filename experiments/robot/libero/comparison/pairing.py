@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any, NamedTuple
 
-from experiments.robot.libero.results.caveats import Side, listed, recorded_protocol
+from experiments.robot.libero.comparison.caveats import Side, listed, recorded_protocol
 from experiments.robot.libero.results.results import EpisodeRecord, Results
 
 _TASKS_OWN = "DEFAULT"  # The flag's word for LIBERO's initial states.

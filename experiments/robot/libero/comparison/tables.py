@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from experiments.robot.libero.results.caveats import own_caveats
-from experiments.robot.libero.results.comparison import Comparison, p_text, percent, points, span
-from experiments.robot.libero.results.copies import SEEDS_ARE_NO_TRIALS
+from experiments.robot.libero.comparison.caveats import own_caveats
+from experiments.robot.libero.comparison.compare import Comparison, p_text, percent, points, span
+from experiments.robot.libero.comparison.copies import SEEDS_ARE_NO_TRIALS
+from experiments.robot.libero.comparison.outcomes import PairedOutcome
+from experiments.robot.libero.comparison.policies_table import LEFT_OUT, column_title, wide_starts_m
+from experiments.robot.libero.comparison.table_formats import INTERVALS, Table, warned
 from experiments.robot.libero.results.measures import MeasureColumns, measure_record
-from experiments.robot.libero.results.outcomes import PairedOutcome
-from experiments.robot.libero.results.policies_table import LEFT_OUT, column_title, wide_starts_m
 from experiments.robot.libero.results.results import Results
 from experiments.robot.libero.results.success import AVERAGED, success_rows
-from experiments.robot.libero.results.table_formats import INTERVALS, Table, warned
 
 _PAIRED_INTERVALS = (
     "95 % intervals: Wilson's for rates; for differences over a task's episodes, for totals by bootstrap over tasks "

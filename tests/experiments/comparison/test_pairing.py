@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 from paired_results import results, rollout, task_with
 
-from experiments.robot.libero.results.comparison import compare
+from experiments.robot.libero.comparison.compare import compare
 from experiments.robot.libero.results.results import EpisodeRecord, Results
 
 MOVED = {"radius_m": 0.06, "seed": 7, "split": "evaluation", "trial": 0, "moved": "goal"}

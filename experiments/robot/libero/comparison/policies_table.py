@@ -6,13 +6,13 @@ import statistics
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from experiments.robot.libero.results.caveats import cut_short, perturbation_of, protocol_differences
-from experiments.robot.libero.results.comparison import AVERAGE, span
-from experiments.robot.libero.results.copies import SEEDS_ARE_NO_TRIALS, without_copies, without_other_names
+from experiments.robot.libero.comparison.caveats import cut_short, perturbation_of, protocol_differences
+from experiments.robot.libero.comparison.compare import AVERAGE, span
+from experiments.robot.libero.comparison.copies import SEEDS_ARE_NO_TRIALS, without_copies, without_other_names
+from experiments.robot.libero.comparison.pairing import StartIdentity, mixed_tasks
+from experiments.robot.libero.comparison.table_formats import INTERVALS, Table, warned
 from experiments.robot.libero.results.measures import MeasureColumns
-from experiments.robot.libero.results.pairing import StartIdentity, mixed_tasks
 from experiments.robot.libero.results.results import EpisodeRecord, Results, summarize
-from experiments.robot.libero.results.table_formats import INTERVALS, Table, warned
 from experiments.robot.libero.settings.suite_names import SUITES
 from prismatic.significance import Interval, wilson_interval
 

@@ -8,11 +8,11 @@ import pytest
 from paired_results import results, task_with
 from scipy import stats
 
-from experiments.robot.libero.results.comparison import compare
-from experiments.robot.libero.results.copies import SEEDS_ARE_NO_TRIALS
-from experiments.robot.libero.results.policies_table import policies_table
+from experiments.robot.libero.comparison.compare import compare
+from experiments.robot.libero.comparison.copies import SEEDS_ARE_NO_TRIALS
+from experiments.robot.libero.comparison.policies_table import policies_table
+from experiments.robot.libero.comparison.tables import comparison_table
 from experiments.robot.libero.results.results import EpisodeRecord, Results
-from experiments.robot.libero.results.tables import comparison_table
 from prismatic.significance import PairedCounts, paired_difference_interval
 
 COUNTS = (20, 12, 5, 13)  # as one seed says: p = 0.14; three times as many would have 0.005
