@@ -321,7 +321,7 @@ def test_names_and_rates_stay_readable_on_narrow_terminals(width: int) -> None:
     assert max(map(len, lines)) <= width
     rows = [line for line in lines if "47/50" in line]
     assert len(rows) == 2 and all("84% to 98%" in row and "put both the a" in row for row in rows)
-    assert len(lines) == 8, "two of headings, one a row"
+    assert len(lines) == 9, "two of headings, one a row, a rule before the sum"
 
 
 def test_a_renderer_that_hangs_is_said_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -61,5 +61,5 @@ def test_an_evaluation_that_fails_ends_it_with_its_status(tmp_path: Path, capfd:
     assert main(["--output_dir", str(tmp_path), "--", *flags]) == 2
     said = capfd.readouterr()
     assert said.err.splitlines()[-1] == "error: the evaluation 'as the reference' ended with status 2"
-    assert "unknown LIBERO suite" in said.out and "Traceback" not in said.out + said.err
+    assert "unknown LIBERO suite" in said.err and "Traceback" not in said.out + said.err
     assert not (tmp_path / "benchmark.json").exists()

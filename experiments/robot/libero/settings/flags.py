@@ -41,8 +41,7 @@ class EvaluationConfig:
     max_policy_failures: int = 5  # so many queries in a row that the policy failed at end the evaluation
 
     # Simulator
-    # Suite, or several with commas; libero_4: spatial, object, goal, 10; all: with 90. An unknown one lists them all.
-    task_suite_name: str = "libero_spatial"
+    task_suite_name: str = "libero_spatial"  # suites, with commas; libero_4: spatial, object, goal, 10; all: with 90
     perturbation: str | None = None  # language, object, position, task or environment: LIBERO-PRO's form of the suite
     protocol: str | None = None  # openvla-oft, lightvla or lerobot: the conventions of a published evaluation
     num_steps_wait: int = _BY_PROTOCOL  # steps in which objects come to rest; by default 10, or the protocol's
@@ -59,9 +58,7 @@ class EvaluationConfig:
     use_wandb: bool = False  # log to Weights & Biases
     wandb_entity: str | None = None  # None: the login's own
     wandb_project: str = "lightvla"  # project there
-    # Of resets, wide starts and random choices; by default 7, or the protocol's. No source of more trials: where a task
-    # samples no fixture (all of libero_object; libero_10's 0, 1, 4, 6, 7) another seed repeats the same rollouts.
-    seed: int = _BY_PROTOCOL
+    seed: int = _BY_PROTOCOL  # of resets and random choices; another is no new trial; by default 7, or the protocol's
 
     # This project's own
     action_head: str = "auto"  # l1, diffusion, discrete, autoregressive; auto: by the flags above and the folder
