@@ -13,9 +13,7 @@ Side = tuple[str, Sequence[Results]]
 """A policy's name and its results."""
 
 _SETTINGS: dict[str, Callable[[Results], Any]] = {
-    "actions executed of each chunk": lambda results: (
-        results.config.get("num_open_loop_steps") or (results.policy.get("robot") or {}).get("open_loop_steps")
-    ),
+    "actions executed of each chunk": lambda results: results.open_loop_steps,
     "settling steps": lambda results: results.config.get("num_steps_wait"),
     "side of the pictures in pixels": lambda results: results.config.get("env_img_res"),
     "renderer": lambda results: results.run.get("renderer"),

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 from experiments.robot.libero.comparison.caveats import Side, listed, recorded_protocol
 from experiments.robot.libero.results.results import EpisodeRecord, Results
+from experiments.robot.libero.settings.flags import OWN_STATES
 
-_TASKS_OWN = "DEFAULT"  # The flag's word for LIBERO's initial states.
 _DIGEST = "SHA-256"
 _SHOWN = 12  # Digits of a hash in a message.
 
@@ -37,7 +37,7 @@ class StartIdentity(NamedTuple):
         moved = episode.displacement
         displacement = "none" if moved is None else ", ".join(f"{key} {moved[key]}" for key in sorted(moved))
         states = _states(results)
-        hashes = (episode.bddl_sha256, episode.init_states_sha256 if states == _TASKS_OWN else None)
+        hashes = (episode.bddl_sha256, episode.init_states_sha256 if states == OWN_STATES else None)
         description, own_states = (value or "" if hashed else "" for value in hashes)
         where = (episode.suite, episode.task_index, episode.initial_state)
         return cls(*where, episode.seed, displacement, states, description, own_states)
@@ -54,7 +54,7 @@ class StartIdentity(NamedTuple):
 def _states(results: Results) -> str:
     """Where the initial states came from: what the file held, or where that was not recorded its name."""
     digest = recorded_protocol(results).get("initial_states_sha256")
-    return f"{_DIGEST} {digest}" if digest else str(results.config.get("initial_states_path", _TASKS_OWN))
+    return f"{_DIGEST} {digest}" if digest else str(results.config.get("initial_states_path", OWN_STATES))
 
 
 _PARTS = dict(
@@ -75,7 +75,7 @@ def unhashed_tasks(results: Sequence[Results]) -> set[tuple[str, int]]:
     """Tasks of which at least one rollout does not say by the hashes that count what they are."""
     found = set()
     for result in results:
-        own_count = _states(result) == _TASKS_OWN
+        own_count = _states(result) == OWN_STATES
         for episode in result.episodes:
             if episode.bddl_sha256 is None or (own_count and episode.init_states_sha256 is None):
                 found.add((episode.suite, episode.task_index))
@@ -140,7 +140,7 @@ def _listing(values: Iterable[Any], most: int = 4) -> str:
 
 def unrecorded_files(starts: Iterable[StartIdentity]) -> list[str]:
     """Files of initial states of which nothing but the name is known."""
-    files = {start.states for start in starts} - {_TASKS_OWN}
+    files = {start.states for start in starts} - {OWN_STATES}
     return [
         f"what {file} held was not recorded; rollouts are paired by its name"
         for file in sorted(files)

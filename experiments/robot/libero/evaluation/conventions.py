@@ -6,7 +6,7 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from experiments.robot.libero.settings.flags import EvaluationConfig, protocol_of
+from experiments.robot.libero.settings.flags import OWN_STATES, EvaluationConfig, protocol_of
 from experiments.robot.libero.settings.protocols import GOVERNED
 from experiments.robot.libero.settings.suite_names import find_suite, suites_of
 
@@ -15,7 +15,7 @@ RECOMMENDED_MUJOCO = {"3.2.3": "Python up to 3.12", "3.2.7": "Python 3.13"}
 
 
 _STANDARD = {
-    "initial_states_path": "DEFAULT",
+    "initial_states_path": OWN_STATES,
     "initial_states": None,
     "task_ids": None,
     "center_crop": None,

@@ -204,7 +204,7 @@ def episode_settings(plan: Plan, agent: Agent) -> EpisodeSettings:
     return EpisodeSettings(
         rollout=RolloutSettings(
             max_steps=plan.max_steps,
-            open_loop_steps=config.num_open_loop_steps or agent.robot.open_loop_steps,
+            open_loop_steps=config.open_loop_steps(agent.robot),
             control=config.control,
             blank_images=config.control == "blank_images",
             cameras=agent.cameras,

@@ -14,7 +14,7 @@ from experiments.robot.libero.evaluation.checks import check_flags
 from experiments.robot.libero.results.journal import read_evaluation
 from experiments.robot.libero.results.results import FILE_NAME
 from experiments.robot.libero.rollouts.start import Start
-from experiments.robot.libero.settings.flags import EvaluationConfig, parse_indices, parse_shard
+from experiments.robot.libero.settings.flags import OWN_STATES, EvaluationConfig, parse_indices, parse_shard
 from experiments.robot.libero.settings.suite_names import suites_of
 from experiments.robot.libero.simulator.backend import check_rendering, simulator
 from experiments.robot.libero.simulator.states_file import read_initial_states
@@ -132,7 +132,7 @@ def scene_of(task: LiberoTask) -> str:
 
 def starts_of(config: EvaluationConfig, task: LiberoTask, other: LiberoTask | None) -> list[Start]:
     """The starts of one task, in order."""
-    if config.initial_states_path != "DEFAULT":
+    if config.initial_states_path != OWN_STATES:
         states = read_initial_states(config.initial_states_path, task)
     else:
         states = dict(enumerate(task.init_states))
@@ -143,7 +143,7 @@ def starts_of(config: EvaluationConfig, task: LiberoTask, other: LiberoTask | No
             raise ValueError(
                 f"--initial_states: task {task.index} has no initial state {unknown[0]}; it has {len(states)}"
             )
-    elif config.initial_states_path != "DEFAULT" and not config.wide_starts_m:
+    elif config.initial_states_path != OWN_STATES and not config.wide_starts_m:
         # As OpenVLA-OFT counts: failed demonstrations count as trials that are left out.
         chosen = [index for index in available if index < config.num_trials_per_task]
         if not chosen:

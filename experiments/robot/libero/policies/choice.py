@@ -42,7 +42,7 @@ def make_agent(config: EvaluationConfig, device: torch.device | str = "cpu", fin
     from experiments.robot.libero.policies.server import RemoteAgent
 
     remote = RemoteAgent(config.policy_url, config.policy_convention, config.policy_timeout_s)
-    steps = config.num_open_loop_steps or remote.robot.open_loop_steps
+    steps = config.open_loop_steps(remote.robot)
     if steps > remote.robot.chunk_length:
         remote.close()
         raise ValueError(

@@ -59,7 +59,7 @@ def _seconds_per_query(evaluations: Sequence[Evaluation]) -> float | None:
     """Simulated time between two policy queries; None where evaluations differ or do not say."""
     found = set()
     for evaluation in evaluations:
-        step, steps = evaluation.seconds_per_step, evaluation.open_loop_steps
+        step, steps = evaluation.seconds_per_step, evaluation.results.open_loop_steps
         found.add(step * steps if steps else None)
     return found.pop() if len(found) == 1 else None
 

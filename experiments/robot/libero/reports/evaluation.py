@@ -9,6 +9,7 @@ from pathlib import Path
 from experiments.robot.libero.comparison.caveats import perturbation_of
 from experiments.robot.libero.results.journal import load_results
 from experiments.robot.libero.results.results import FILE_NAME, EpisodeRecord, Results
+from experiments.robot.libero.settings.flags import OWN_STATES
 from prismatic.vla.robots import LIBERO
 
 CONTROL_TEXT = {
@@ -18,8 +19,6 @@ CONTROL_TEXT = {
 }
 """What each control means, for readers who have not read the documentation."""
 
-OWN_STATES = "DEFAULT"
-"""The flag's word for the initial states that come with the tasks."""
 
 TaskKey = tuple[str, int]
 """Suite and index of a task."""
@@ -59,12 +58,6 @@ class Evaluation:
     def seconds_per_step(self) -> float:
         """Length of a control step of LIBERO's simulator, whatever a policy's own robot does."""
         return 1.0 / LIBERO.control_rate_hz
-
-    @property
-    def open_loop_steps(self) -> int | None:
-        """Control steps from one policy query to the next; None where the results do not say."""
-        robot = self.results.policy.get("robot") or {}
-        return self.results.config.get("num_open_loop_steps") or robot.get("open_loop_steps")
 
 
 def load_evaluations(paths: Sequence[str | Path]) -> list[Evaluation]:

@@ -146,7 +146,7 @@ def _conditions(config: dict[str, Any]) -> str:
 def _protocol(result: Results) -> str:
     config, policy, run = result.config, result.policy, result.run
     starts = config.get("initial_states") or f"the first {config.get('num_trials_per_task')}"
-    steps = config.get("num_open_loop_steps") or (policy.get("robot") or {}).get("open_loop_steps")
+    steps = result.open_loop_steps
     parts = [
         f"initial states {starts} of each task",
         f"seed {config.get('seed')}",

@@ -66,7 +66,7 @@ def _protocol(evaluation: Evaluation) -> dict[str, str]:
         "cap on control steps": protocol.get("max_steps")
         or "; ".join(f"{suite}: {own['max_steps']}" for suite, own in (protocol.get("suites") or {}).items())
         or "unknown",
-        "open-loop steps of a chunk": evaluation.open_loop_steps,
+        "open-loop steps of a chunk": evaluation.results.open_loop_steps,
         "seed": run.get("seed", config.get("seed")),
         "seeding": protocol.get("seeding"),
         "simulators": run.get("num_envs"),

@@ -152,6 +152,11 @@ class Results:
     def summary(self) -> dict[str, Any]:
         return summarize(self.episodes)
 
+    @property
+    def open_loop_steps(self) -> int | None:
+        """Actions executed of each chunk: the flag's number, else the robot's; None where neither is recorded."""
+        return self.config.get("num_open_loop_steps") or (self.policy.get("robot") or {}).get("open_loop_steps")
+
     def outcome(self) -> dict[str, Any]:
         """What two runs with the same seeds on the same machine must agree in, to the last bit."""
         run = {key: self.run.get(key) for key in ("seed", "renderer", "rendering_backend", "protocol", "complete")}

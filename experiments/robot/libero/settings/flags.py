@@ -8,6 +8,10 @@ from typing import Any
 
 from experiments.robot.libero.settings.protocols import DEFAULT, GOVERNED, PROTOCOLS, Protocol
 from experiments.robot.libero.settings.suite_names import PERTURBATIONS, perturbed, suites_of
+from prismatic.vla.robots import RobotSpec
+
+OWN_STATES = "DEFAULT"
+"""What `--initial_states_path` says for the initial states that come with LIBERO's tasks."""
 
 # A flag that was left out; `__post_init__` puts a number in its place.
 _BY_PROTOCOL: Any = None
@@ -46,7 +50,7 @@ class EvaluationConfig:
     protocol: str | None = None  # openvla-oft, lightvla or lerobot: the conventions of a published evaluation
     num_steps_wait: int = _BY_PROTOCOL  # steps in which objects come to rest; by default 10, or the protocol's
     num_trials_per_task: int = _BY_PROTOCOL  # the first initial states, in order; by default 50, or the protocol's
-    initial_states_path: str = "DEFAULT"  # or a JSON file of states
+    initial_states_path: str = OWN_STATES  # or a JSON file of states
     env_img_res: int = _BY_PROTOCOL  # side of the rendered pictures in pixels; by default 256, or the protocol's
 
     # Output
@@ -82,6 +86,10 @@ class EvaluationConfig:
     max_attempts: int = 3  # how often a rollout is begun before an error makes it invalid
     worker_timeout_s: float = 300.0  # a simulator process that says nothing for so long is replaced
     render_every_step: bool = False  # draw pictures nobody looks at, as the research code does; to compare times
+
+    def open_loop_steps(self, robot: RobotSpec) -> int:
+        """Actions executed of each chunk: as the flag says, else as the policy's robot does."""
+        return self.num_open_loop_steps or robot.open_loop_steps
 
     def __post_init__(self) -> None:
         self.save_rollout_video = truth(self.save_rollout_video)
