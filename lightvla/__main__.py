@@ -15,6 +15,7 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
+from prismatic import __version__
 from prismatic.command_status import STOPPED, UNUSABLE, print_error
 
 
@@ -126,12 +127,22 @@ def run(name: str) -> int:
     return module.command(flags)
 
 
+def _say(text: str) -> int:
+    """Prints; that nobody reads it (`| head`) is no error."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what Python would write at its end
+    return 0
+
+
 def main() -> int:
     """Returns the exit status."""
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if name in ("--help", "-h", "help"):
-        print(usage())
-        return 0
+        return _say(usage())
+    if name in ("--version", "-V"):
+        return _say(__version__)
     if name not in COMMANDS:
         print_error(f"unknown command {name!r}\n\n{usage()}")
         return UNUSABLE

@@ -97,8 +97,16 @@ def parse_flags(config_class: type[Config], words: Sequence[str] | None = None) 
         config = draccus.parse(config_class, args=_with_null(words, _optional(config_class)))
         find_home(config)
     except (DraccusException, OSError, ValueError, RuntimeError) as error:  # RuntimeError: no home folder is known
-        raise FlagError(str(error).strip()) from error
+        raise FlagError(_as_flags(str(error).strip())) from error
     return config
+
+
+def _as_flags(message: str) -> str:
+    """draccus's words for a missing flag, or for a value that is none, by the flag's name."""
+    if missing := re.fullmatch(r"Missing required field\(s\) (.*) for \w+", message):
+        names = ", ".join(f"--{name}" for name in re.findall(r"\w+", missing[1]))
+        return f"{names} must be given (--help lists all)"
+    return re.sub(r"^`(\w+)`: ", r"--\1: ", message)
 
 
 def find_home(config: object) -> None:

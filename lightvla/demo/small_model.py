@@ -20,6 +20,7 @@ from transformers import PreTrainedTokenizerFast
 from lightvla.demo.settings import SmallModelConfig
 from prismatic.checkpoints.directory import Checkpoint
 from prismatic.checkpoints.saving import save_checkpoint
+from prismatic.command_status import UNUSABLE, print_error
 from prismatic.extern.hf.configuration_prismatic import OpenVLAConfig
 from prismatic.extern.hf.modeling_prismatic import OpenVLAForActionPrediction
 from prismatic.extern.hf.processing_prismatic import PrismaticImageProcessor, PrismaticProcessor
@@ -144,5 +145,9 @@ def build(config: SmallModelConfig) -> Path:
 def command(config: SmallModelConfig) -> int:
     """What the command line runs; returns the exit status."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    build(config)
+    try:
+        build(config)
+    except (OSError, ValueError) as error:
+        print_error(error)
+        return UNUSABLE
     return 0

@@ -229,7 +229,7 @@ def _tell_about_instructions(name: str, episodes: list[Episode], read: int) -> N
     gaps = [sum(not text for text in episode.instructions) for episode in episodes]
     if any(gaps):
         logger.warning(
-            "%s: %d frames without an instruction, in %d episodes, are left out", name, sum(gaps), sum(map(bool, gaps))
+            "%s: %d frames without an instruction are left out (episodes: %d)", name, sum(gaps), sum(map(bool, gaps))
         )
 
 

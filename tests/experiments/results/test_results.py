@@ -269,3 +269,32 @@ def test_suites_have_their_own_sums_and_one_mean() -> None:
     ]
     assert rows[-1].rate == 0.625 and rows[-1].interval.low < 0.625 < rows[-1].interval.high
     assert summarize([*episodes, record(2, 0, None, suite="libero_object")])["mean_of_suites"] is None
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda episodes: episodes + episodes[:1], "holds the rollout of .* task 1, initial state 0 twice"),
+        (lambda episodes: [{**episodes[0], "invalid": "it fell"}], "has success True and invalid 'it fell'"),
+        (lambda episodes: [{**episodes[0], "steps": -5}], "'steps': -5.*expected 0 or more"),
+        (lambda episodes: [{**episodes[0], "steps": 10**400}], "steps is 1000"),
+    ],
+)
+def test_rollouts_that_cannot_be_are_refused(tmp_path, change, message) -> None:
+    file = tmp_path / "results.json"
+    Results(episodes=[record(1, 0, True, steps=9)]).save(file)
+    content = json.loads(file.read_text())
+    file.write_text(json.dumps({**content, "episodes": change(content["episodes"])}))
+    with pytest.raises(ValueError, match=message):
+        Results.load(file)
+
+
+def test_a_policy_without_a_name_and_a_nest_are_refused(tmp_path) -> None:
+    file = tmp_path / "results.json"
+    Results(episodes=[record(1, 0, True)]).save(file)
+    file.write_text(json.dumps({**json.loads(file.read_text()), "policy": {"checkpoint": 5}}))
+    with pytest.raises(ValueError, match="checkpoint is 5"):
+        Results.load(file)
+    file.write_text("[" * 100_000)
+    with pytest.raises(ValueError, match="is no results file"):
+        Results.load(file)

@@ -162,7 +162,7 @@ def test_every_step_has_its_own_sentence(tmp_path: Path, caplog: pytest.LogCaptu
     assert first.chunk_starts(8).tolist() == [0, 1, 2, 3] and first.chunk_starts(5).tolist() == [0, 1, 2, 3, 7]
     assert last.instructions == ("wipe",) * 12, "one sentence stands for the whole episode"
     assert "1 of 3 episodes without an instruction are left out" in caplog.text
-    assert "3 frames without an instruction, in 1 episodes, are left out" in caplog.text
+    assert "3 frames without an instruction are left out (episodes: 1)" in caplog.text
     write_by_hand(tmp_path, NAME, train=episodes[1:2])
     with pytest.raises(
         ValueError, match="none of the 1 episodes .* has an instruction in 'steps/language_instruction'"

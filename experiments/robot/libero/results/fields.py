@@ -52,6 +52,10 @@ def shown(value: Any) -> str:
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
+_LARGEST = 2**63
+"""No count or seed here is larger."""
+
+
 @functools.cache
 def _hints(kind: type) -> dict[str, Any]:
     return typing.get_type_hints(kind)
@@ -69,7 +73,8 @@ def _fits(value: Any, hint: Any) -> bool:
         return isinstance(value, dict) and all(_fits(item, parts[1]) for item in value.values())
     if hint in (int, float):
         numbers = int if hint is int else int | float
-        return isinstance(value, numbers) and not isinstance(value, bool) and math.isfinite(value)
+        is_number = isinstance(value, numbers) and not isinstance(value, bool)
+        return is_number and (abs(value) < _LARGEST if isinstance(value, int) else math.isfinite(value))
     return isinstance(value, hint)
 
 

@@ -122,7 +122,16 @@ class EpisodeRecord:
             raise ValueError(f"{where}: episode {content.get('trial')} lacks {sorted(missing)}")
         task = f"{content['suite']} task {content['task_index']}, initial state {content['initial_state']}"
         check_types(cls, content, f"{where}: the rollout of {task}")
-        return cls(**content)
+        found = cls(**content)
+        if found.invalid is not None and found.success is not None:
+            raise ValueError(
+                f"{where}: the rollout of {task} has success {found.success} and invalid {found.invalid!r}; an invalid "
+                "rollout is neither success nor failure"
+            )
+        counts = {"task_index": found.task_index, "initial_state": found.initial_state, "steps": found.steps}
+        if negative := {name: count for name, count in counts.items() if count < 0}:
+            raise ValueError(f"{where}: the rollout of {task} has {negative}; expected 0 or more")
+        return found
 
     @property
     def file_stem(self) -> str:
@@ -201,7 +210,7 @@ class Results:
             raise FileNotFoundError(f"no results at {path}; lightvla eval writes {FILE_NAME} there")
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise _not_results(path, str(error)) from error
         if not isinstance(content, dict):
             raise _not_results(path, f"it holds a {type(content).__name__}")
@@ -217,12 +226,20 @@ class Results:
         check_types(_Run, content["run"], f"{path}: run", optional=True)
         check_types(EvaluationConfig, content["config"], f"{path}: config", optional=True)
         check_types(Results, {"versions": content["versions"]}, str(path))
+        check_types(_Policy, content["policy"], f"{path}: policy", optional=True)
         try:
             episodes = [EpisodeRecord.from_json(episode, str(path)) for episode in content["episodes"]]
         except ValueError as error:
             raise ValueError(
                 f"{error}; another version of this code wrote it, or it was changed: evaluate again"
             ) from error
+        written = [(record.key, record.seed, record.actions_sha256) for record in episodes]
+        if len(set(written)) < len(written):
+            again = next(record for place, record in enumerate(episodes) if written[place] in written[:place])
+            which = f"{again.suite} task {again.task_index}, initial state {again.initial_state}"
+            raise ValueError(
+                f"{path} holds the rollout of {which} twice, and a copy is no trial; take one out, or evaluate again"
+            )
         return cls(content["run"], content["config"], content["policy"], content["versions"], episodes)
 
 
@@ -245,6 +262,17 @@ class _Run:
     worker_restarts: int
     seconds: float
     complete: bool
+
+
+@dataclass
+class _Policy:
+    """What `Results.policy` holds where it is there, of what names the policy."""
+
+    checkpoint: str | None
+    policy_url: str | None
+    pruner: str | None
+    action_head: str | None
+    dtype: str | None
 
 
 def _not_results(path: Path, why: str) -> ValueError:
