@@ -121,20 +121,9 @@ class Policy:
         dtype = inference_dtype(either(dtype, options.pop("torch_dtype", None)), device)
         load = load_options(options)
         spec = PrunerSpec.parse(pruner) if isinstance(pruner, str) else pruner
-        if engine != "eager":
-            raise ValueError(f"engine {engine!r} is unknown; known: eager")
-        if action_readout is not None:
-            check_action_readout(action_readout)
-        check_switch("center_crop", center_crop)
-        # What can be said early is said before gigabytes of weights are read.
+        _check_choices(engine, action_readout, center_crop)
         directory = resolve(path_or_hub_id, **hub)
-        check_complete(directory)
-        config_json, config = read_config(directory)
-        key = choose_unnorm_key(directory, unnorm_key)
-        original = assumed_original(directory, config_json, load)
-        has_projector = component_file(directory, "proprio_projector") is not None
-        reads_state = has_projector and load.get("use_proprio") is not False
-        check_statistics(directory, key, load.get("robot") or config.robot_spec, reads_state)
+        key, original = _check_folder(directory, unnorm_key, load)
         logger.info("running in %s on %s; dtype chooses another", str(dtype).removeprefix("torch."), device)
         load_as = LoadOptions(device, dtype, spec, action_readout, **load)
         checkpoint = load_checkpoint(directory, load_as)
@@ -276,6 +265,34 @@ class Policy:
             "device_name": _device_name(self.model.device),
             "assumptions": list(self.checkpoint.assumptions),
         }
+
+
+def _check_choices(engine: str, action_readout: str | None, center_crop: bool | None) -> None:
+    """Raises ValueError for a value that is none of its choices."""
+    if engine != "eager":
+        raise ValueError(f"engine {engine!r} is unknown; known: eager")
+    if action_readout is not None:
+        check_action_readout(action_readout)
+    check_switch("center_crop", center_crop)
+
+
+def _check_folder(directory: Path, unnorm_key: str | None, load: dict[str, Any]) -> tuple[str, str | None]:
+    """What can be said against a checkpoint before gigabytes of weights are read.
+
+    Returns:
+        The dataset whose statistics apply; why it is taken for an original OpenVLA checkpoint, where it is.
+
+    Raises:
+        FileNotFoundError, ValueError: as `Policy.from_pretrained`.
+    """
+    check_complete(directory)
+    config_json, config = read_config(directory)
+    key = choose_unnorm_key(directory, unnorm_key)
+    original = assumed_original(directory, config_json, load)
+    has_projector = component_file(directory, "proprio_projector") is not None
+    reads_state = has_projector and load.get("use_proprio") is not False
+    check_statistics(directory, key, load.get("robot") or config.robot_spec, reads_state)
+    return key, original
 
 
 def _warn_of_unused_steps(checkpoint: Checkpoint, options: LoadOptions) -> None:

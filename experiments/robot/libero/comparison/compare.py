@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from experiments.robot.libero.comparison.caveats import (
@@ -24,7 +24,7 @@ from experiments.robot.libero.comparison.pairing import (
     why_nothing_pairs,
 )
 from experiments.robot.libero.results.measures import motion_sentence
-from experiments.robot.libero.results.results import Results
+from experiments.robot.libero.results.results import EpisodeRecord, Results
 from prismatic.report.data import counted
 from prismatic.significance import (
     Interval,
@@ -212,11 +212,7 @@ def compare(
             f"{names[0]} and {names[1]} are the same rollouts: in all {counted(len(valid), 'episode')} that both have "
             "every action is equal; give each policy's own results"
         )
-    scenes: dict[tuple[str, int], dict[StartIdentity, list[tuple[bool, bool]]]] = {}
-    for start in kept:
-        outcomes = scenes.setdefault((start.suite, start.task_index), {}).setdefault(start.scene, [])
-        outcomes.append((bool(episodes[0][start].success), bool(episodes[1][start].success)))
-    tasks = {task: list(scenes[task].values()) for task in sorted(scenes)}
+    tasks = _outcomes(kept, episodes)
     names_of = {(s.suite, s.task_index): episodes[0][s].task_name.replace("_", " ") for s in kept}
     rows = [paired_outcome(task[0], names_of[task], [[of_task]], seed) for task, of_task in tasks.items()]
     corrected = holm([row.p_value for row in rows])
@@ -242,6 +238,17 @@ def compare(
         seeds=max(Counter(start.scene for start in valid).values()),
         motion=motion_sentence([(episodes[0][start], episodes[1][start]) for start in kept], names),
     )
+
+
+def _outcomes(
+    starts: Sequence[StartIdentity], episodes: Sequence[Mapping[StartIdentity, EpisodeRecord]]
+) -> dict[tuple[str, int], list[list[tuple[bool, bool]]]]:
+    """(Suite, task) -> per initial state the successes of both policies, one pair per rollout from it."""
+    scenes: dict[tuple[str, int], dict[StartIdentity, list[tuple[bool, bool]]]] = {}
+    for start in starts:
+        pairs = scenes.setdefault((start.suite, start.task_index), {}).setdefault(start.scene, [])
+        pairs.append((bool(episodes[0][start].success), bool(episodes[1][start].success)))
+    return {task: list(scenes[task].values()) for task in sorted(scenes)}
 
 
 def plan_unpaired(name: str, rate: float, trials: int, difference: float) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import numpy as np
 from experiments.robot.libero.demonstrations.demonstration import Recording, segments
 from experiments.robot.libero.demonstrations.rlds_writer import Episode
 from experiments.robot.libero.simulator.environment import CAMERAS, LiberoEnvironment
+from prismatic.atomic_files import replacing
 from prismatic.vla.images import encode_jpeg
 
 
@@ -36,10 +36,8 @@ def save_demonstration(environment: LiberoEnvironment, recording: Recording, fil
     for camera, encoded in pictures.items():
         arrays[camera] = np.frombuffer(b"".join(encoded), dtype=np.uint8)
         arrays[f"{camera}_sizes"] = np.array([len(picture) for picture in encoded])
-    incomplete = file.with_suffix(".incomplete")
-    with incomplete.open("wb") as stream:
+    with replacing(file) as partial, partial.open("wb") as stream:
         np.savez(stream, **arrays)  # type: ignore[arg-type]
-    os.replace(incomplete, file)
 
 
 def load_episodes(file: Path) -> Iterator[Episode]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -26,6 +25,7 @@ from experiments.robot.libero.results.provenance import collect_versions
 from experiments.robot.libero.results.results import EpisodeRecord
 from experiments.robot.libero.rollouts.rollout import Moment, RolloutSettings
 from experiments.robot.libero.rollouts.start import Start
+from prismatic.atomic_files import replacing
 
 FORMAT_VERSION = 2
 _RENAMED = {"look_steps": "query_steps"}
@@ -101,15 +101,8 @@ class EpisodeRecording:
         arrays["header"] = np.array(json.dumps(header, default=_plain))
         if objects := [name for name, array in arrays.items() if array.dtype == object]:
             raise ValueError(f"{path}: the arrays {objects} hold Python objects, which only pickle could store")
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(path.name + ".partial")
-        try:
-            with partial.open("wb") as file:
-                np.savez_compressed(file, **arrays)
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
+        with replacing(path) as partial, partial.open("wb") as file:
+            np.savez_compressed(file, **arrays)
 
     @classmethod
     def load(cls, path: str | Path) -> EpisodeRecording:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -109,9 +108,7 @@ class RolloutRecorder:
 
     def save(self, path: Path) -> None:
         """Write the video, and beside it (`.png`) what was kept at a few queries, first to last, a row per camera."""
-        partial = path.with_name(f"partial-{path.name}")
-        write_mp4(partial, self.frames(), self.fps)
-        os.replace(partial, path)
+        write_mp4(path, self.frames(), self.fps)
         if self.queries:
             chosen = np.linspace(0, len(self.queries) - 1, min(_SHEET_QUERIES, len(self.queries))).round().astype(int)
             rows = list(zip(*(self.queries[index] for index in chosen), strict=True))

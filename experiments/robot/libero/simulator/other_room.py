@@ -16,7 +16,6 @@ Several processes may draw the same: what they draw is equal, and each moves its
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 import zlib
 from pathlib import Path
@@ -28,6 +27,7 @@ from numpy.typing import NDArray
 
 from experiments.robot.libero.simulator.backend import quiet, release_memory, seeded, simulator
 from experiments.robot.libero.simulator.surroundings import cache_home, is_writable, temporary_folder
+from prismatic.atomic_files import replacing, write_atomically
 
 NUM_STATES = 50
 """Initial states per task, as many as LIBERO's own tasks have."""
@@ -74,7 +74,7 @@ def bddl_file(base_suite: str, source: Path) -> Path:
     digest = hashlib.sha256(text.encode()).hexdigest()[:12]
     target = cache_directory() / f"{base_suite}_env-{digest}" / source.name
     if not target.is_file():
-        _write(target, text.encode())
+        write_atomically(target, text)
     return target
 
 
@@ -83,10 +83,8 @@ def initial_states(base_suite: str, description: Path) -> NDArray[np.float64]:
     target = description.with_suffix(".npy")
     if not target.is_file():
         states = draw_initial_states(f"{base_suite}_env/{description.stem}", description, NUM_STATES)
-        partial = _partial(target)
-        with partial.open("wb") as file:
+        with replacing(target) as partial, partial.open("wb") as file:
             np.save(file, states)
-        os.replace(partial, target)
     return np.load(target, allow_pickle=False)
 
 
@@ -134,15 +132,3 @@ def _draw(control: Any, seed: int) -> NDArray[np.float64]:
             except simulator().randomization_error:
                 continue
     raise RuntimeError(f"seed {seed}: no valid placement of the objects in {_RESET_ATTEMPTS} attempts")
-
-
-def _write(target: Path, content: bytes) -> None:
-    partial = _partial(target)
-    partial.write_bytes(content)
-    os.replace(partial, target)
-
-
-def _partial(target: Path) -> Path:
-    # One name per process, so that workers that come at the same time do not write into each other's file.
-    target.parent.mkdir(parents=True, exist_ok=True)
-    return target.with_name(f"{target.name}.{os.getpid()}.partial")
