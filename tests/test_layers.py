@@ -18,6 +18,7 @@ FLOORS = {
     "prismatic.command_line": 0,
     "prismatic.command_status": 0,
     "prismatic.atomic_files": 0,
+    "prismatic.machine": 0,
     "prismatic.flag_help": 0,
     "prismatic.stored_files": 0,
     "prismatic.vla.datasets": 1,

@@ -17,8 +17,9 @@ from experiments.robot.libero.evaluation.evaluate import Listeners, evaluate, nu
 from experiments.robot.libero.policies.contract import ActionChunk, PolicyQuery
 from experiments.robot.libero.results.journal import read_journals
 from experiments.robot.libero.results.results import FILE_NAME, EpisodeRecord, Results
-from experiments.robot.libero.rollouts.machine import default_workers, read_machine
+from experiments.robot.libero.rollouts.machine import default_workers
 from experiments.robot.libero.settings.flags import EvaluationConfig
+from prismatic.machine import read_machine
 
 
 def test_the_serial_evaluation_is_whole(serial: Results) -> None:

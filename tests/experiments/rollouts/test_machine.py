@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from experiments.robot.libero.rollouts.machine import Machine, default_workers, read_machine
+from experiments.robot.libero.rollouts.machine import default_workers
+from prismatic.machine import Machine, read_machine
 
 GIB = 2**30
 

@@ -24,7 +24,7 @@ from experiments.robot.libero.results.journal import Journal
 from experiments.robot.libero.results.naming import policy_name
 from experiments.robot.libero.results.provenance import collect_versions, git_commit
 from experiments.robot.libero.results.results import FILE_NAME, TIME_FORMAT, EpisodeRecord, Results
-from experiments.robot.libero.rollouts.machine import default_workers, read_machine
+from experiments.robot.libero.rollouts.machine import default_workers
 from experiments.robot.libero.rollouts.rollout import RolloutSettings
 from experiments.robot.libero.rollouts.runner import (
     EnvironmentSettings,
@@ -38,6 +38,7 @@ from experiments.robot.libero.rollouts.start import Start
 from experiments.robot.libero.rollouts.worker_pool import WorkerPool
 from experiments.robot.libero.settings.flags import EvaluationConfig
 from experiments.robot.libero.settings.suite_names import suites_of
+from prismatic.machine import read_machine
 from prismatic.training.distributed import Ranks
 
 
