@@ -20,6 +20,7 @@ FLOORS = {
     "prismatic.atomic_files": 0,
     "prismatic.machine": 0,
     "prismatic.flag_help": 0,
+    "prismatic.lazy_tensors": 0,
     "prismatic.stored_files": 0,
     "prismatic.vla.datasets": 1,
     "prismatic.models": 1,

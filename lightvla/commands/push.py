@@ -23,7 +23,6 @@ from huggingface_hub.errors import HfHubHTTPError
 from experiments.robot.libero.reports.model_card import model_card
 from experiments.robot.libero.results.results import Results
 from lightvla.flags import push_parser
-from prismatic.checkpoints.atomic_folder import finish_pending
 from prismatic.checkpoints.files import (
     PROCESSOR_FILES,
     STATISTICS_FILE,
@@ -62,8 +61,6 @@ def prepare(checkpoint: Path, repo_id: str, results: Sequence[Path], license_id:
         raise ValueError(f"{repo_id!r} names no repository on the hub; give user/name")
     if folder.exists() and any(folder.iterdir()):
         raise ValueError(f"{folder} is not empty; give a new folder")
-    if checkpoint.is_dir():
-        finish_pending(checkpoint)
     found = inspect_checkpoint(checkpoint)
     if found.problems:
         raise ValueError(f"{checkpoint} is not fit to be uploaded: {'; '.join(found.problems)}")

@@ -4,8 +4,10 @@ Reads what `prismatic.models.lora.save_adapter` writes, and what PEFT wrote for 
 """
 
 import logging
+import os
 import re
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,22 +15,29 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from prismatic.checkpoints.atomic_folder import WEIGHTS_REPLACED, finish_pending, staged
+from prismatic.atomic_files import sync
+from prismatic.checkpoints.atomic_folder import new_folder, remove_leftovers, settle, staging_folder
 from prismatic.checkpoints.files import PROCESSOR_FILES, STATISTICS_FILE, check_complete, copy_small_files, resolve
+from prismatic.checkpoints.manifest import list_again
 from prismatic.checkpoints.weight_files import (
+    INDEX_FILE,
+    SINGLE_FILE,
     StoredTensor,
     fingerprint,
     read_header,
     stored_tensors,
+    stored_weights,
     tensor_reader,
     write_shards,
 )
+from prismatic.lazy_tensors import LazyTensor
 from prismatic.models.lora import FINGERPRINT_FILE, FOLDER, PREFIX, merge_weight
 from prismatic.stored_files import component_files, load_tensors, read_json
 
 logger = logging.getLogger(__name__)
 
 CONFIG_FILE = "adapter_config.json"
+_WEIGHTS = "model*.safetensors*"
 _FACTOR = re.compile(r"(?P<module>.+)\.lora_(?P<which>[AB])(\.default)?\.weight")
 _PLAIN = {"use_dora": False, "fan_in_fan_out": False, "bias": "none"}
 _EMPTY = ("modules_to_save", "rank_pattern", "alpha_pattern", "layer_replication", "trainable_token_indices")
@@ -134,48 +143,84 @@ def merge_adapter(checkpoint_dir: Path, base: str | Path | None = None, output_d
     """Write the weights that a checkpoint's adapter and its base model make together.
 
     Every adapted weight is added up in float32 and rounded once to the base's stored dtype; all others are the base's,
-    bit for bit. The result is split into files as the base is, and one of them is in memory at a time.
+    bit for bit. The result is split into files as the base is, and one tensor is in memory at a time.
 
     Args:
         checkpoint_dir: what fine-tuning with `merge_lora_during_training` False wrote.
         base: folder or hub id of the base model; None: what the adapter says.
         output_dir: a new folder for a checkpoint without adapter and training state; None: `checkpoint_dir` itself gets
-            the weights, atomically, and can then be evaluated as well as resumed.
+            the weights, and can then be evaluated as well as resumed. Killed in between, it is what it was.
 
     Returns:
         The folder with the weights.
 
     Raises:
         FileNotFoundError: naming what is not there.
+        FileExistsError: for an `output_dir` that is not empty.
         ValueError: for an adapter that belongs to another base model, or cannot be merged.
+        FloatingPointError: naming a sum that is not finite.
+        OSError: where the disk is full or the folder cannot be written to.
     """
     if not checkpoint_dir.is_dir():
         raise FileNotFoundError(f"there is no folder {checkpoint_dir}; give the one that fine-tuning wrote")
-    if output_dir is not None and output_dir.exists() and any(output_dir.iterdir()):
-        raise ValueError(f"{output_dir} is not empty; give a new folder, or none to merge into {checkpoint_dir}")
-    finish_pending(checkpoint_dir)
     adapter = read_adapter(checkpoint_dir)
     base_dir = _base_dir(adapter, checkpoint_dir, base)
     files = check_complete(base_dir)
-    stored = stored_tensors(files)
-    _check_shapes(adapter, base_dir, stored)
-    _check_base(adapter, base_dir, files)
-    target = output_dir or checkpoint_dir
-    shards = {file.name: [name for name, tensor in stored.items() if tensor.file == file] for file in files}
-    shards[files[-1].name] += [name for name in adapter.pruner if name not in stored]
-    with staged(target, WEIGHTS_REPLACED) as staging, tensor_reader(files) as read:
+    if output_dir is None:
+        # Beside the parts that are there; a merge that was killed has left the like.
+        remove_leftovers(checkpoint_dir)
+        place: AbstractContextManager[Path] = staging_folder(checkpoint_dir, "merging")
+    else:
+        place = new_folder(output_dir)
+    with place as staging:
+        stored = stored_tensors(files)
+        _check_shapes(adapter, base_dir, stored)
+        _check_base(adapter, base_dir, files)
         _copy_beside(checkpoint_dir, base_dir, staging, output_dir is not None)
-        dtype = read(next(iter(stored))).dtype
-        pruner = {name: tensor.to(dtype) for name, tensor in adapter.pruner.items()}
+        _write_merged(adapter, files, staging)
+        if output_dir is None:
+            settle(staging)
+            _move_in(staging, checkpoint_dir)
+    return output_dir or checkpoint_dir
 
-        def merged(name: str) -> torch.Tensor:
-            if name in pruner:
-                return pruner[name]
-            factors = adapter.factors.get(name)
-            return read(name) if factors is None else merge_weight(read(name), *factors, adapter.scale)
 
-        write_shards(staging, shards, merged, "merging")
-    return target
+def _write_merged(adapter: Adapter, files: list[Path], staging: Path) -> None:
+    """The sum of `adapter` and the weights in `files`, in files of the same names."""
+    with stored_weights(files) as weights:
+        shards = {file.name: list(read_header(file)) for file in files}
+        dtype = next(iter(weights.values())).dtype
+        for name, tensor in adapter.pruner.items():
+            if name not in weights:
+                shards[files[-1].name].append(name)
+            weights[name] = LazyTensor.of(tensor).to(dtype)
+        for name, factors in adapter.factors.items():
+            weights[name] = _merged(weights[name], *factors, adapter.scale)
+        write_shards(staging, shards, weights, "merging")
+
+
+def _merged(weight: LazyTensor, a: torch.Tensor, b: torch.Tensor, scale: float) -> LazyTensor:
+    return LazyTensor(weight.shape, weight.dtype, lambda: merge_weight(weight.make(), a, b, scale))
+
+
+def _move_in(staging: Path, checkpoint_dir: Path) -> None:
+    """Move finished weights into a checkpoint, so that at every moment it has all of them or counts as having none.
+
+    Weights count by their index or, where there is only one file, by that. So it goes first and comes last. The
+    manifest lists weights while they count, and no file that is not there.
+    """
+    heads = (INDEX_FILE, SINGLE_FILE)
+    old = sorted(checkpoint_dir.glob(_WEIGHTS), key=lambda file: file.name not in heads)
+    if old:
+        list_again(checkpoint_dir, {file.name for file in old}, {})
+    for file in old:
+        file.unlink()
+    new = sorted(staging.iterdir(), key=lambda file: (file.name == SINGLE_FILE, file.name == INDEX_FILE))
+    sizes = {file.name: file.stat().st_size for file in new}
+    for file in new:
+        sync(checkpoint_dir)  # what was renamed so far stays so, whatever happens to the machine
+        os.replace(file, checkpoint_dir / file.name)
+    sync(checkpoint_dir)
+    list_again(checkpoint_dir, set(), sizes)
 
 
 def _base_dir(adapter: Adapter, checkpoint_dir: Path, base: str | Path | None) -> Path:

@@ -1,95 +1,125 @@
-"""Replacing parts of a folder so that a killed process leaves the old state or the new one.
+"""Folders that appear whole: written beside their place under a hidden name, put on the disk, then renamed once.
 
-New files are written to a staging folder beside the target. One rename of it, to `.pending` with a manifest, is the
-moment the new state exists; whoever reads the folder next finishes moving the files.
+Nothing is ever replaced, so a reader needs no lock and never has to repair anything: what has its final name is
+complete. A killed process leaves a hidden folder, which `remove_leftovers` removes.
 """
 
-import json
+import errno
 import os
+import re
 import shutil
-from collections.abc import Iterator, Sequence
+import socket
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from fnmatch import fnmatch
 from pathlib import Path
 
-from prismatic.stored_files import component_name, make_readable
+from prismatic.atomic_files import sync
+from prismatic.stored_files import make_readable
 
-PENDING = ".pending"
-MANIFEST = "manifest.json"
-REPLACED = (component_name(), "model*.safetensors*", "lora_adapter")
-"""What a new checkpoint replaces altogether; other files of the folder stay."""
-WEIGHTS_REPLACED = ("model*.safetensors*",)
-"""What new weights alone replace."""
-
-
-def new_staging(directory: Path) -> Path:
-    """An empty folder beside `directory` for the files of one `commit`; what an earlier one left there is removed."""
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    staging = directory.parent / f".{directory.name}.saving"
-    shutil.rmtree(staging, ignore_errors=True)
-    staging.mkdir()
-    return staging
-
-
-def commit(staging: Path, directory: Path, replaced: Sequence[str] = REPLACED) -> None:
-    """Put a complete staging folder in place.
-
-    Args:
-        staging: from `new_staging`; gone afterwards.
-        directory: may hold an older state and other files, which stay.
-        replaced: patterns of files and folders of the older state that go, unless the staging folder brings them anew.
-    """
-    make_readable(staging, [file for file in staging.rglob("*") if file.is_file()])
-    if not directory.exists():
-        os.replace(staging, directory)
-        return
-    finish_pending(directory)
-    files = sorted(file.name for file in staging.iterdir())
-    (staging / MANIFEST).write_text(json.dumps({"files": files, "replaced": list(replaced)}))
-    os.replace(staging, directory / PENDING)
-    finish_pending(directory)
+_LEFTOVER = re.compile(r"\.(?P<name>.+)\.(?P<pid>\d+)-(?P<started>\d+)@(?P<host>[^@]+)\.saving")
+_LONGEST_NAME = 100
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @contextmanager
-def staged(directory: Path, replaced: Sequence[str] = REPLACED) -> Iterator[Path]:
-    """Within the block an empty folder to write to; its files are committed to `directory` unless the block raises."""
-    staging = new_staging(directory)
+def new_folder(directory: Path) -> Iterator[Path]:
+    """Within the block a hidden folder to write to; afterwards it is `directory`, with every byte on the disk.
+
+    Where the block raises, nothing of it stays.
+
+    Raises:
+        FileExistsError: for a `directory` that holds anything, before the block or, if somebody else was quicker,
+            behind it.
+        OSError: where the disk is full, or the parent folder cannot be written to.
+    """
+    directory = directory.resolve()
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise _exists(directory)
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    with staging_folder(directory.parent, directory.name) as staging:
+        yield staging
+        settle(staging)
+        try:
+            os.rename(staging, directory)
+        except OSError as error:
+            if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+                raise _exists(directory) from error
+            raise
+        sync(directory.parent)
+
+
+def _exists(directory: Path) -> FileExistsError:
+    return FileExistsError(f"{directory} exists and is not empty; remove it, or give a new folder")
+
+
+@contextmanager
+def staging_folder(parent: Path, name: str) -> Iterator[Path]:
+    """Within the block a hidden folder in `parent` that says who writes it; afterwards it is gone.
+
+    Raises OSError with a remedy where the disk is full.
+    """
+    # Names of runs can be long, and a file system takes 255 bytes.
+    writer = f"{os.getpid()}-{_started(os.getpid())}@{socket.gethostname()}"
+    staging = parent / f".{name[:_LONGEST_NAME]}.{writer}.saving"
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir()
     try:
         yield staging
-        commit(staging, directory, replaced)
-    except BaseException:
-        shutil.rmtree(staging, ignore_errors=True)
+    except OSError as error:
+        if error.errno in _FULL:
+            words = f"the disk is full, so {name} was not written; free some space there or choose another disk"
+            raise OSError(error.errno, words, str(parent)) from error
         raise
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
 
 
-def finish_pending(directory: Path) -> None:
-    """Move the files of an interrupted `commit` into place: what lies in `.pending` is complete.
+def settle(folder: Path) -> None:
+    """Make everything in a folder readable for whom new files are, and put it on the disk."""
+    paths = sorted(folder.rglob("*"))
+    files = [path for path in paths if path.is_file()]
+    make_readable(folder, files)
+    for path in (*files, *(path for path in paths if path.is_dir()), folder):
+        sync(path)
 
-    Several processes may do this at once.
+
+def remove_leftovers(parent: Path, pattern: str = "*", of_all_hosts: bool = False) -> list[Path]:
+    """Remove what writers that are dead left in `parent`; returns what was removed.
+
+    Args:
+        parent: folder of checkpoints; need not exist.
+        pattern: of the names that the folders were to have (`*_chkpt`).
+        of_all_hosts: also what processes of other machines left, which nobody here can tell to be dead: for callers
+            that know that nobody else writes there now, as the holder of a lock does. Processes of this machine keep
+            theirs while they live.
     """
-    pending = directory / PENDING
+    removed = []
+    for folder in sorted(parent.glob(".*.saving")):
+        match = _LEFTOVER.fullmatch(folder.name)
+        if match is None or not fnmatch(match["name"], pattern):
+            continue
+        pid, here = int(match["pid"]), match["host"] == socket.gethostname()
+        alive = _started(pid) == int(match["started"]) if here else not of_all_hosts
+        if not alive:
+            shutil.rmtree(folder, ignore_errors=True)
+            removed.append(folder)
+    return removed
+
+
+def _started(pid: int) -> int | None:
+    """When a process began, in ticks since the machine did, so that a number used again is not taken for it.
+
+    0 for a living one where the system does not say; None where there is no such process.
+    """
+    with suppress(OSError):
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+    if Path("/proc/self/stat").exists():
+        return None
     try:
-        manifest = json.loads((pending / MANIFEST).read_text())
-    except FileNotFoundError:
-        shutil.rmtree(pending, ignore_errors=True)  # everything was moved before
-        return
-    if isinstance(manifest, list):  # written by a version in which there were only whole checkpoints
-        manifest = {"files": manifest, "replaced": REPLACED}
-    new = set(manifest["files"])
-    for pattern in manifest["replaced"]:
-        for old in directory.glob(pattern):
-            if old.name not in new:
-                _remove(old)
-    for name in sorted(new):
-        with suppress(FileNotFoundError):  # moved already
-            target = directory / name
-            if target.is_dir() and (pending / name).is_dir():
-                _remove(target)
-            os.replace(pending / name, target)
-    shutil.rmtree(pending, ignore_errors=True)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return None
+    except PermissionError:  # somebody else's
+        pass
+    return 0

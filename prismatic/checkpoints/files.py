@@ -12,7 +12,6 @@ from typing import Any
 
 from huggingface_hub import snapshot_download
 
-from prismatic.checkpoints.atomic_folder import finish_pending
 from prismatic.checkpoints.weight_files import INDEX_FILE, SINGLE_FILE
 from prismatic.extern.hf.configuration_prismatic import OpenVLAConfig
 from prismatic.extern.hf.processing_prismatic import IMAGE_FILES, image_settings
@@ -49,7 +48,6 @@ def resolve(path_or_hub_id: str | Path, revision: str | None = None, token: str 
     if path.is_dir():
         if revision is not None:
             raise ValueError(f"revision={revision!r}: {path} is a directory, which has none; leave it out")
-        finish_pending(path)
         return path
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(path_or_hub_id)) or path.parent.is_dir() and path.parent != Path("."):
         raise FileNotFoundError(

@@ -11,7 +11,6 @@ import torch
 from torch import nn
 
 from prismatic.checkpoints.adapters import read_adapter_config
-from prismatic.checkpoints.atomic_folder import PENDING
 from prismatic.checkpoints.directory import load_processor
 from prismatic.checkpoints.files import (
     missing_files,
@@ -21,6 +20,7 @@ from prismatic.checkpoints.files import (
     small_file_problems,
     weights_remedy,
 )
+from prismatic.checkpoints.manifest import MANIFEST_FILE, manifest_problems
 from prismatic.checkpoints.saving import load_training_state
 from prismatic.checkpoints.weight_checks import weight_problems
 from prismatic.checkpoints.weight_files import INDEX_FILE, SINGLE_FILE, StoredTensor, read_header
@@ -71,8 +71,6 @@ def inspect_checkpoint(directory: Path) -> Inspection:
     if not has_config and not has_adapter:
         raise FileNotFoundError(f"{directory} has neither config.json nor {FOLDER}/, so it is no checkpoint")
     found = Inspection(directory)
-    if (directory / PENDING).is_dir():
-        found.notes.append(f"a save was interrupted behind its last write ({PENDING}); whoever loads this finishes it")
     config_json, config = _read_config(found) if has_config else ({}, None)
     stored = _inspect_weights(found, config)
     head = _inspect_components(found, config, config_json)
@@ -84,6 +82,8 @@ def inspect_checkpoint(directory: Path) -> Inspection:
     if has_adapter:
         _inspect_adapter(found, has_weights=bool(stored))
     _inspect_training_state(found)
+    if (directory / MANIFEST_FILE).is_file():
+        _inspect_manifest(found)
     found.kind = _kind(found, config_json, bool(stored), head)
     if not has_config:
         found.notes.append("no config.json: the folder holds what OpenVLA-OFT stores beside an adapter")
@@ -334,10 +334,19 @@ def _inspect_training_state(found: Inspection) -> None:
         found.facts["training state"] = "none: can be used, not resumed"
         return
     try:
-        step = load_training_state(found.path, finish=False)["step"]
+        step = load_training_state(found.path)["step"]
         found.facts["training state"] = f"behind step {step}, {_size(file.stat().st_size)}"
     except ValueError as error:
         found.problems.append(str(error))
+
+
+def _inspect_manifest(found: Inspection) -> None:
+    problems = manifest_problems(found.path)
+    # Somebody may have removed them to save space: what is left can be used, not resumed.
+    spare = [text for text in problems if text.startswith((f"{FOLDER}/", "training_state/")) and " is missing" in text]
+    found.problems += [text for text in problems if text not in spare]
+    found.notes += spare
+    found.facts["files"] = "as written" if not problems else f"{len(problems)} not as written"
 
 
 def _size(number: int) -> str:

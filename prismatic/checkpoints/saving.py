@@ -1,17 +1,19 @@
 """Writes checkpoint folders in the published layout, and reads the training state that lies beside one."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import save_torch_state_dict
 
-from prismatic.checkpoints.atomic_folder import commit, finish_pending, new_staging
+from prismatic.checkpoints.atomic_folder import new_folder
 from prismatic.checkpoints.components import component_states
 from prismatic.checkpoints.directory import Checkpoint
 from prismatic.checkpoints.files import PROCESSOR_FILES, STATISTICS_FILE, copy_small_files
+from prismatic.checkpoints.manifest import write_manifest
+from prismatic.checkpoints.weight_files import split_into_shards, write_shards
+from prismatic.lazy_tensors import LazyTensor, save_finite
 from prismatic.models import film
 from prismatic.models.diffusion import DiffusionActionHead
 from prismatic.models.precision import stored_dtype
@@ -22,45 +24,64 @@ def save_checkpoint(
     directory: Path,
     checkpoint: Checkpoint,
     step: int | str,
-    model_state: dict[str, torch.Tensor] | None = None,
+    weights: Mapping[str, LazyTensor] | None = None,
     training_state: dict[str, Any] | None = None,
     extra: Callable[[Path], None] | None = None,
+    facts: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write a checkpoint in the published layout, atomically: a killed process leaves the old one or the new one.
+    """Write a checkpoint in the published layout. It appears whole or, if the process is killed, not at all.
+
+    Weights are made and written one after the other, so the memory needed is that of the largest, whatever the model's.
 
     Args:
-        directory: where to; may hold an older checkpoint and other files, which stay.
+        directory: a folder that does not exist yet, or is empty.
         checkpoint: the parts to write; processor files are copied byte for byte from `checkpoint.path`.
         step: in the names of component files, or "latest".
-        model_state: weights to write instead of the model's own (merged or averaged ones); {} writes none.
+        weights: what to write instead of the model's own (merged or averaged ones), in the order of its state dict;
+            {} writes none.
         training_state: tensors and plain data for resuming, written to `training_state/`.
         extra: writes further files into the folder it is given, which become part of the same atomic write.
+        facts: plain data for the checkpoint's manifest.
+
+    Raises:
+        FileExistsError: for a folder that holds anything.
+        FloatingPointError: naming a tensor that is not finite; nothing is left of the folder then.
+        OSError: where the disk is full or the folder cannot be written to; likewise.
     """
-    staging = new_staging(directory)
-    state = checkpoint.model.state_dict() if model_state is None else model_state
-    tensors = {k: v.detach().cpu() for k, v in state.items()}
-    film_state: dict[str, torch.Tensor] = {}
-    if film.has_film(checkpoint.model.vision_backbone):
-        tensors, film_state = film.split_state(tensors)
-    if tensors:
-        save_torch_state_dict(tensors, staging, max_shard_size="5GB", metadata={"format": "pt"})
-    dtype = next((value.dtype for value in state.values()), None)
-    (staging / "config.json").write_text(json.dumps(config_to_write(checkpoint, dtype), indent=2))
-    (staging / STATISTICS_FILE).write_text(json.dumps(checkpoint.dataset_statistics, indent=2))
-    copy_small_files(checkpoint.path, staging, PROCESSOR_FILES)
-    for component, part in {
-        **component_states(checkpoint.action_head, checkpoint.proprio_projector),
-        "vision_backbone": film_state,
-    }.items():
-        if part:
-            torch.save(part, staging / component_name(component, step))
-    if training_state is not None:
-        (staging / "training_state").mkdir()
-        torch.save(training_state, staging / "training_state" / "state.pt")
-    if extra is not None:
-        extra(staging)
-    commit(staging, directory)
+    if weights is None:
+        weights = {name: LazyTensor.of(value) for name, value in checkpoint.model.state_dict().items()}
+    dtype = next((value.dtype for value in weights.values()), None)
+    with new_folder(directory) as staging:
+        film_state: dict[str, torch.Tensor] = {}
+        if weights and film.has_film(checkpoint.model.vision_backbone):
+            weights, film_state = _split_film(weights)
+        if weights:
+            write_shards(staging, split_into_shards(weights), weights, "saving")
+        (staging / "config.json").write_text(json.dumps(config_to_write(checkpoint, dtype), indent=2))
+        (staging / STATISTICS_FILE).write_text(json.dumps(checkpoint.dataset_statistics, indent=2))
+        copy_small_files(checkpoint.path, staging, PROCESSOR_FILES)
+        for component, part in {
+            **component_states(checkpoint.action_head, checkpoint.proprio_projector),
+            "vision_backbone": film_state,
+        }.items():
+            if part:
+                save_finite(part, staging / component_name(component, step))
+        del film_state
+        if training_state is not None:
+            (staging / "training_state").mkdir()
+            save_finite(training_state, staging / "training_state" / "state.pt")
+        if extra is not None:
+            extra(staging)
+        write_manifest(staging, step, facts)
     return directory
+
+
+def _split_film(weights: Mapping[str, LazyTensor]) -> tuple[dict[str, LazyTensor], dict[str, torch.Tensor]]:
+    """`film.split_state`; only the vision backbone is made for it."""
+    backbone = {name: value.make() for name, value in weights.items() if name.startswith("vision_backbone.")}
+    plain, component = film.split_state(backbone)
+    others = {name: value for name, value in weights.items() if name not in backbone}
+    return {name: LazyTensor.of(value) for name, value in plain.items()} | others, component
 
 
 def config_to_write(checkpoint: Checkpoint, dtype: torch.dtype | None) -> dict[str, Any]:
@@ -93,13 +114,11 @@ def config_to_write(checkpoint: Checkpoint, dtype: torch.dtype | None) -> dict[s
     }
 
 
-def load_training_state(directory: Path, finish: bool = True) -> dict[str, Any]:
-    """What `save_checkpoint` stored for resuming; `finish` ends an interrupted save first, which changes the folder.
+def load_training_state(directory: Path) -> dict[str, Any]:
+    """What `save_checkpoint` stored for resuming.
 
     Raises FileNotFoundError where the checkpoint has none, and ValueError for a file that is cut off or no such state.
     """
-    if finish:
-        finish_pending(directory)
     file = directory / "training_state" / "state.pt"
     if not file.is_file():
         raise FileNotFoundError(

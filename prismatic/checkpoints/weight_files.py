@@ -1,6 +1,6 @@
 """The weights of a checkpoint as files: what their headers say, a fingerprint of their bytes, writing them in shards.
 
-Nothing here holds more than one shard in memory.
+Nothing here holds more than one tensor in memory.
 """
 
 import hashlib
@@ -12,17 +12,20 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
+from huggingface_hub import split_torch_state_dict_into_shards
 from rich.progress import track
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
+from prismatic.lazy_tensors import STORED_NAMES, LazyTensor, write_tensors
 from prismatic.stored_files import refuse_placeholder
 
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
+_SHARD_SIZE = "5GB"
 _LENGTH_BYTES = 8
 _HASHING_THREADS = 8
 _PROGRESS_BAR_BYTES = 1 << 30  # takes about two seconds to hash
@@ -133,23 +136,38 @@ def tensor_reader(files: Sequence[Path]) -> Iterator[Callable[[str], torch.Tenso
         yield lambda name: opened[tensors[name].file].get_tensor(name)
 
 
+@contextmanager
+def stored_weights(files: Sequence[Path]) -> Iterator[dict[str, LazyTensor]]:
+    """Within the block, the tensors of a model's files by name, each read when it is made."""
+    with tensor_reader(files) as read:
+        yield {
+            name: LazyTensor(tensor.shape, STORED_NAMES[tensor.dtype], partial(read, name))
+            for name, tensor in stored_tensors(files).items()
+        }
+
+
+def split_into_shards(weights: Mapping[str, LazyTensor]) -> dict[str, list[str]]:
+    """File name -> names of the tensors in it, as published checkpoints are split: in order, up to 5 GB a file."""
+    sizes = {name: torch.empty(value.shape, dtype=value.dtype, device="meta") for name, value in weights.items()}
+    return split_torch_state_dict_into_shards(sizes, max_shard_size=_SHARD_SIZE).filename_to_tensors
+
+
 def write_shards(
-    folder: Path, shards: Mapping[str, Sequence[str]], tensor: Callable[[str], torch.Tensor], description: str
+    folder: Path, shards: Mapping[str, Sequence[str]], weights: Mapping[str, LazyTensor], description: str
 ) -> None:
-    """Write weight files one after the other, and an index beside several.
+    """Write weight files one after the other, a tensor at a time, and an index unless all is in the one plain file.
 
     Args:
         folder: where to.
         shards: file name -> names of the tensors in it.
-        tensor: makes the tensor of a name, on the CPU.
+        weights: by name.
         description: of the progress bar.
     """
-    total = 0
-    for file, names in track(shards.items(), description=description, transient=True, disable=len(shards) == 1):
-        part = {name: tensor(name).contiguous() for name in names}
-        total += sum(value.nbytes for value in part.values())
-        save_file(part, folder / file, metadata={"format": "pt"})
-    if len(shards) > 1:
+    quiet = sum(value.nbytes for value in weights.values()) < _PROGRESS_BAR_BYTES
+    for file, names in track(shards.items(), description=description, transient=True, disable=quiet):
+        write_tensors(folder / file, {name: weights[name] for name in names})
+    if list(shards) != [SINGLE_FILE]:
         weight_map = {name: file for file, names in shards.items() for name in names}
+        total = sum(weights[name].nbytes for name in weight_map)
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
-        (folder / INDEX_FILE).write_text(json.dumps(index, indent=2))
+        (folder / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n")

@@ -1,17 +1,17 @@
 """Low-rank adapters: where they go, how they are attached, merged for a checkpoint, and written to a folder."""
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
-from safetensors.torch import save_file
 from torch import nn
 
+from prismatic.lazy_tensors import LazyTensor, write_tensors
 from prismatic.models.film import is_film
 
 ADAPTER = "default"
@@ -84,36 +84,44 @@ def low_rank_delta(a: torch.Tensor, b: torch.Tensor, scale: float) -> torch.Tens
 
 def merge_weight(weight: torch.Tensor, a: torch.Tensor, b: torch.Tensor, scale: float) -> torch.Tensor:
     """`weight` plus `low_rank_delta`, added in float32 and rounded once to the dtype of `weight`; on the CPU."""
-    return (weight.detach().to("cpu", torch.float32) + low_rank_delta(a, b, scale)).to(weight.dtype)
+    return low_rank_delta(a, b, scale).add_(weight.detach().to("cpu", torch.float32)).to(weight.dtype)
 
 
-@contextmanager
-def merged(model: nn.Module) -> Iterator[None]:
-    """Within the block `model` has its plain, published parameter names and its adapters' effect in the weights.
+def merged_weights(model: nn.Module, given: Mapping[str, torch.Tensor] | None = None) -> dict[str, LazyTensor]:
+    """The weights of `model` by their plain, published names, its adapters' effect in them. The model stays as it is.
 
-    Merged weights are made on the CPU, layer by layer, so that saving takes no extra device memory. Afterwards the
-    adapters and the base weights are back, bit for bit. Without adapters nothing changes.
+    Each is made on the CPU when it is written: so saving takes no device memory, and little of the host's.
+
+    Args:
+        model: with or without adapters.
+        given: tensors to take instead of the model's, by their names in its state dict. Copies of all that is trained,
+            for a thread that writes while training goes on: what is frozen can be read meanwhile.
     """
-    layers: list[tuple[str, Any]] = [
-        (n, module) for n, module in model.named_modules() if isinstance(module, LoraLayer)
-    ]
-    base_weights: list[torch.Tensor] = []
-    try:
-        for name, layer in layers:
-            base = layer.get_base_layer()
-            base_weights.append(base.weight.data)
-            a, b = layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight
-            base.weight.data = merge_weight(base.weight.data, a, b, layer.scaling[ADAPTER])
-            model.set_submodule(name, base)
-        yield
-    finally:
-        for (name, layer), weight in zip(layers, base_weights, strict=False):
-            layer.get_base_layer().weight.data = weight
-            model.set_submodule(name, layer)
+    state = {**model.state_dict(), **(given or {})}
+    adapters: dict[str, Any] = {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
+    weights = {}
+    for name, value in state.items():
+        layer, _, leaf = name.rpartition(".base_layer.")
+        if ".lora_" in name:
+            continue
+        if layer not in adapters:
+            weights[name] = LazyTensor.of(value)
+        elif leaf == "weight":
+            a, b = (state[f"{layer}.lora_{which}.{ADAPTER}.weight"] for which in "AB")
+            make = partial(merge_weight, value, a, b, adapters[layer].scaling[ADAPTER])
+            weights[f"{layer}.{leaf}"] = LazyTensor(tuple(value.shape), value.dtype, make)
+        else:
+            weights[f"{layer}.{leaf}"] = LazyTensor.of(value)
+    return weights
 
 
 def save_adapter(
-    model: nn.Module, config: LoraConfig, directory: Path, base: str, base_fingerprint: str | None = None
+    model: nn.Module,
+    config: LoraConfig,
+    directory: Path,
+    base: str,
+    base_fingerprint: str | None = None,
+    given: Mapping[str, torch.Tensor] | None = None,
 ) -> None:
     """Write `adapter_config.json` and `adapter_model.safetensors` as PEFT does for a wrapped model.
 
@@ -125,12 +133,16 @@ def save_adapter(
         directory: made if missing.
         base: path or hub id of the checkpoint that the adapters belong to.
         base_fingerprint: of that checkpoint's weights, written beside the adapter; checked before merging.
+        given: tensors to take instead of the model's, as in `merged_weights`.
+
+    Raises FloatingPointError for a tensor that is not finite.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    state = get_peft_model_state_dict(model, adapter_name=ADAPTER, save_embedding_layers=False)
-    state |= {name: value for name, value in model.state_dict().items() if name.startswith("pruner.")}
-    tensors = {f"{PREFIX}{name}": tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    save_file(tensors, directory / "adapter_model.safetensors", metadata={"format": "pt"})
+    state = {**model.state_dict(), **(given or {})}
+    adapter = get_peft_model_state_dict(model, state, adapter_name=ADAPTER, save_embedding_layers=False)
+    adapter |= {name: value for name, value in state.items() if name.startswith("pruner.")}
+    tensors = {f"{PREFIX}{name}": LazyTensor.of(tensor) for name, tensor in adapter.items()}
+    write_tensors(directory / "adapter_model.safetensors", tensors)
     config.base_model_name_or_path = base
     config.save_pretrained(str(directory))
     if base_fingerprint is not None:

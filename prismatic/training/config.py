@@ -38,7 +38,7 @@ class FinetuneConfig:
     val_freq: int = 10_000  # steps between validations
     val_time_limit: int = 180  # seconds per validation
     save_freq: int = 10_000  # steps between checkpoints
-    save_latest_checkpoint_only: bool = False  # one checkpoint, in the run folder itself, instead of one per save
+    save_latest_checkpoint_only: bool = False  # each save removes the one before
     resume: bool = False  # go on from the checkpoint --vla_path, optimiser and data order included
     resume_step: int | None = None  # None: the newest
     image_aug: bool = True  # random crops and colours; inference then crops the centre
@@ -109,9 +109,9 @@ class FinetuneConfig:
 
     @property
     def run_dir(self) -> Path:
-        """Folder of logs, and of the checkpoint under `save_latest_checkpoint_only`."""
+        """Folder of logs."""
         return self.run_root_dir / self.run_id
 
     def checkpoint_dir(self, step: int) -> Path:
         """Where the checkpoint of finished step `step` goes."""
-        return self.run_dir if self.save_latest_checkpoint_only else Path(f"{self.run_dir}--{step}_chkpt")
+        return Path(f"{self.run_dir}--{step}_chkpt")

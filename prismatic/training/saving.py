@@ -2,6 +2,7 @@
 
 import logging
 import re
+import shutil
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -104,16 +105,19 @@ def save(training: Training, config: FinetuneConfig) -> Path:
     adapter = partial(_write_adapter, training) if training.lora is not None else None
     merge = training.lora is None or config.merge_lora_during_training
     with training.average.applied() if training.average else nullcontext():
-        with lora.merged(model) if merge else nullcontext():
-            # Without merging, the base weights stay where `base` says until the adapter is merged.
-            weights = model.state_dict() if merge else {}
-            weights = {
-                # FiLM's maps are published in float32
-                name: value.cpu() if is_film(name) else value.to("cpu", training.stored_dtype)
-                for name, value in weights.items()
-            }
+        # Without merging, the base weights stay where `base` says until the adapter is merged.
+        weights = lora.merged_weights(model) if merge else {}
+        weights = {
+            # FiLM's maps are published in float32
+            name: value if is_film(name) else value.to(training.stored_dtype)
+            for name, value in weights.items()
+        }
         save_checkpoint(target, training.checkpoint, suffix, weights, state, adapter)
     log.info("saved step %d to %s", training.step, target)
+    if config.save_latest_checkpoint_only:
+        for step, folder in saved_checkpoints(config).items():
+            if step not in (LATEST, str(training.step)):
+                shutil.rmtree(folder)
     return target
 
 
@@ -130,7 +134,7 @@ def saved_checkpoints(config: FinetuneConfig) -> dict[str, Path]:
     matches = [(pattern.fullmatch(path.name), path) for path in config.run_dir.parent.glob("*_chkpt")]
     found = {int(match.group(1)): path for match, path in matches if match and (path / "config.json").is_file()}
     named = {str(step): found[step] for step in sorted(found)}
-    if (config.run_dir / "config.json").is_file() or (config.run_dir / ".pending").is_dir():
+    if (config.run_dir / "config.json").is_file():
         named[LATEST] = config.run_dir
     return named
 

@@ -19,9 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import split_torch_state_dict_into_shards
 
-from prismatic.checkpoints.atomic_folder import staged
+from prismatic.checkpoints.atomic_folder import new_folder
 from prismatic.checkpoints.files import (
     PROCESSOR_FILES,
     STATISTICS_FILE,
@@ -32,9 +31,10 @@ from prismatic.checkpoints.files import (
     small_file_problems,
 )
 from prismatic.checkpoints.weight_checks import expected_tensors
-from prismatic.checkpoints.weight_files import tensor_reader, write_shards
+from prismatic.checkpoints.weight_files import split_into_shards, tensor_reader, write_shards
 from prismatic.command_line import parse_or_exit
 from prismatic.command_status import UNUSABLE, print_error
+from prismatic.lazy_tensors import LazyTensor
 from prismatic.stored_files import foreign_code_only, load_plain, read_json
 
 log = logging.getLogger("convert")
@@ -116,11 +116,10 @@ def convert(config: ConvertConfig) -> Path:
     if problems := small_file_problems(like):
         raise ValueError(problems[0])
     _check_shapes(tensors, like)
-    sizes = {name: torch.empty(tensor.shape, dtype=dtype, device="meta") for name, tensor in tensors.items()}
-    split = split_torch_state_dict_into_shards(sizes, max_shard_size=MAX_SHARD_SIZE)
-    with staged(config.output_dir) as staging:
+    weights = {name: LazyTensor.of(tensor).to(dtype) for name, tensor in tensors.items()}
+    with new_folder(config.output_dir) as staging:
         _write_small_files(config, like, staging)
-        write_shards(staging, split.filename_to_tensors, lambda name: tensors[name].to(dtype), "converting")
+        write_shards(staging, split_into_shards(weights), weights, "converting")
         check_equal(staging, tensors, dtype)
     return config.output_dir
 

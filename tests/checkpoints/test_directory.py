@@ -11,12 +11,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText
 
-from prismatic.checkpoints.atomic_folder import MANIFEST, PENDING, REPLACED, finish_pending
 from prismatic.checkpoints.directory import load_checkpoint
 from prismatic.checkpoints.options import LoadOptions
 from prismatic.checkpoints.saving import load_training_state, save_checkpoint
 from prismatic.models.action_heads import L1RegressionActionHead
-from prismatic.models.projectors import ProprioProjector
 from prismatic.models.pruners.registry import PrunerSpec
 
 
@@ -64,49 +62,6 @@ def test_small_model_is_complete_and_usable(small_base):
     assert len(set(checkpoint.model.config.token_ids.values())) == 5
 
 
-def test_saving_over_a_checkpoint_keeps_other_files(small_base, tmp_path):
-    checkpoint = load_checkpoint(small_base)
-    checkpoint.action_head = L1RegressionActionHead(32, 7, 8)
-    checkpoint.proprio_projector = ProprioProjector(32, 8)
-    directory = tmp_path / "run"
-    save_checkpoint(directory, checkpoint, 10)
-    (directory / "metrics.jsonl").write_text("kept\n")
-    with torch.no_grad():
-        checkpoint.action_head.model.fc2.bias.fill_(3.0)
-    save_checkpoint(directory, checkpoint, 20)
-    again = load_checkpoint(directory)
-    assert (again.action_head.model.fc2.bias == 3.0).all()
-    assert [file.name for file in directory.glob("action_head--*")] == ["action_head--20_checkpoint.pt"]
-    assert (directory / "metrics.jsonl").read_text() == "kept\n"
-
-
-def test_a_save_killed_while_moving_is_finished_by_the_next_reader(small_base, tmp_path):
-    checkpoint = load_checkpoint(small_base)
-    old, new = tmp_path / "run", tmp_path / "new"
-    save_checkpoint(old, checkpoint, 10)
-    with torch.no_grad():
-        checkpoint.model.projector.fc1.bias.fill_(5.0)
-    save_checkpoint(new, checkpoint, 20)
-    names = sorted(file.name for file in new.iterdir())
-    (new / MANIFEST).write_text(json.dumps({"files": names, "replaced": REPLACED}))
-    new.rename(old / PENDING)
-    (old / PENDING / "config.json").replace(old / "config.json")
-    assert (load_checkpoint(old).model.projector.fc1.bias == 5.0).all()
-    assert not (old / PENDING).exists()
-    finish_pending(old)
-
-
-def test_a_save_killed_while_writing_leaves_the_old_one(small_base, tmp_path):
-    checkpoint = load_checkpoint(small_base)
-    save_checkpoint(tmp_path / "run", checkpoint, 10)
-    half = tmp_path / ".run.saving"
-    half.mkdir()
-    (half / "config.json").write_text("{")
-    load_checkpoint(tmp_path / "run")
-    save_checkpoint(tmp_path / "run", checkpoint, 20)
-    assert not half.exists()
-
-
 @pytest.mark.parametrize(
     "name", ["config.json", "tokenizer.json", "preprocessor_config.json", "model-00002-of-00002.safetensors"]
 )
@@ -147,15 +102,14 @@ def test_what_was_assumed_is_said(reference_directory):
     assert checkpoint.model.pruner.multiplicity == "set"
 
 
-def test_a_new_checkpoint_leaves_no_old_weights_behind(small_base, tmp_path):
+def test_an_adapter_without_weights_says_how_to_merge_it(small_base, tmp_path):
     checkpoint = load_checkpoint(small_base)
-    directory = save_checkpoint(tmp_path / "run", checkpoint, 10)
-    (directory / "lora_adapter").mkdir()
-    (directory / "model-00002-of-00002.safetensors").write_bytes(b"old")
-    save_checkpoint(directory, checkpoint, 20, model_state={}, extra=lambda folder: (folder / "lora_adapter").mkdir())
-    assert not list(directory.glob("model*.safetensors*")) and (directory / "lora_adapter").is_dir()
+    folder = save_checkpoint(
+        tmp_path / "run", checkpoint, 20, weights={}, extra=lambda folder: (folder / "lora_adapter").mkdir()
+    )
+    assert not list(folder.glob("model*.safetensors*")) and (folder / "lora_adapter").is_dir()
     with pytest.raises(FileNotFoundError, match="holds an adapter without weights"):
-        load_checkpoint(directory)
+        load_checkpoint(folder)
 
 
 def test_a_film_component_that_does_not_fit_is_refused(broken):
@@ -175,10 +129,9 @@ def test_files_of_a_checkpoint_have_the_mode_of_new_files(small_policy_directory
     checkpoint = load_checkpoint(small_policy_directory)
     before = os.umask(0o027)
     try:
-        for _ in range(2):  # a new folder, and one that holds a checkpoint
-            folder = save_checkpoint(tmp_path / "run", checkpoint, 1, training_state={"step": 1}, extra=_write_weights)
-            modes = {stat.S_IMODE(file.stat().st_mode) for file in folder.rglob("*") if file.is_file()}
-            assert modes == {0o640}
+        folder = save_checkpoint(tmp_path / "run", checkpoint, 1, training_state={"step": 1}, extra=_write_weights)
+        modes = {stat.S_IMODE(file.stat().st_mode) for file in folder.rglob("*") if file.is_file()}
+        assert modes == {0o640}
     finally:
         os.umask(before)
 

@@ -7,7 +7,7 @@ from peft import PeftModel
 from prismatic.checkpoints.directory import load_checkpoint
 from prismatic.checkpoints.options import LoadOptions
 from prismatic.extern.hf.modeling_prismatic import OpenVLAForActionPrediction
-from prismatic.models.lora import attach_lora, lora_targets, merged, save_adapter
+from prismatic.models.lora import attach_lora, lora_targets, merged_weights, save_adapter
 
 
 def load(directory: Path) -> OpenVLAForActionPrediction:
@@ -51,17 +51,36 @@ def test_adapters_start_as_the_identity_and_are_all_that_trains(small_base: Path
 
 
 def test_merging_keeps_the_outputs_and_gives_everything_back(small_base: Path):
-    published = set(load(small_base).state_dict())
+    published = list(load(small_base).state_dict())
     model = load(small_base)
     attach_lora(model, rank=4)
     stir(model)
     with_adapters = rows(model)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    with merged(model):
-        assert set(model.state_dict()) == published
-        torch.testing.assert_close(rows(model), with_adapters, atol=1e-4, rtol=1e-4)
+    weights = {name: value.make() for name, value in merged_weights(model).items()}
     after = model.state_dict()
     assert set(after) == set(before) and all(torch.equal(after[name], before[name]) for name in before)
+    assert list(weights) == published, "in the order of a model without adapters"
+    plain = load(small_base)
+    plain.load_state_dict(weights)
+    torch.testing.assert_close(rows(plain), with_adapters, atol=1e-4, rtol=1e-4)
+
+
+def test_merged_weights_can_be_of_given_copies_while_training_goes_on(small_base: Path):
+    model = load(small_base)
+    attach_lora(model, rank=4)
+    stir(model)
+    expected = {name: value.make() for name, value in merged_weights(model).items()}
+    trained = {name: value.detach().clone() for name, value in model.named_parameters() if value.requires_grad}
+    lazy = merged_weights(model, trained)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(1)
+    assert {name: (value.shape, value.dtype) for name, value in lazy.items()} == {
+        name: (value.shape, value.dtype) for name, value in expected.items()
+    }
+    assert all(torch.equal(value.make(), expected[name]) for name, value in lazy.items())
 
 
 # PEFT asks transformers for an attribute by its old name.

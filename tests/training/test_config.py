@@ -58,5 +58,3 @@ def test_resuming_from_a_checkpoint_folder_keeps_the_run():
     config = FinetuneConfig(vla_path="runs/my--run--200_chkpt", resume=True, run_root_dir=Path("runs"))
     assert config.run_id == "my--run"
     assert config.checkpoint_dir(300) == Path("runs/my--run--300_chkpt")
-    config.save_latest_checkpoint_only = True
-    assert config.checkpoint_dir(300) == Path("runs/my--run")
