@@ -14,14 +14,14 @@ _LANE_BYTES = 256
 _ONES = 0xFFFFFFFF
 
 
-def masked_crc32c(data: bytes) -> int:
+def masked_crc32c(data: bytes | memoryview) -> int:
     """The checksum as a TFRecord holds it."""
     crc = crc32c(data)
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & _ONES
 
 
-def crc32c(data: bytes) -> int:
-    """CRC-32C of `data`; about half a gigabyte per second where there are millions of bytes."""
+def crc32c(data: bytes | memoryview) -> int:
+    """CRC-32C of `data`; about half a gigabyte per second and thread where there are millions of bytes."""
     if len(data) < 4 * _LANE_BYTES:
         return _remainder_of_few(data, _ONES) ^ _ONES
     lanes = -(-len(data) // _LANE_BYTES)
@@ -46,7 +46,7 @@ def crc32c(data: bytes) -> int:
     return int(remainders[0]) ^ _ONES
 
 
-def _remainder_of_few(data: bytes, remainder: int) -> int:
+def _remainder_of_few(data: bytes | memoryview, remainder: int) -> int:
     table = _one_byte()
     for byte in data:
         remainder = table[(remainder ^ byte) & 0xFF] ^ remainder >> 8

@@ -14,6 +14,7 @@ import numpy as np
 from rich.progress import track
 
 from prismatic.vla.datasets.catalog import DatasetSpec, get_dataset_spec
+from prismatic.vla.datasets.checksums import Fingerprint, compare_shards
 from prismatic.vla.datasets.shards import ShardFiles, find_shards, find_version, split_of, versions
 from prismatic.vla.datasets.tfrecord import Example, WrongKind, read_examples
 from prismatic.vla.gripper import GRIPPERS, Gripper, unsaid_gripper
@@ -23,9 +24,6 @@ from prismatic.vla.robots import LIBERO
 logger = logging.getLogger(__name__)
 
 _PROGRESS_BAR_BYTES = 1 << 30  # smaller datasets are indexed within two seconds
-_COMPARED_BYTES = 32 << 30
-"""Larger datasets are not compared with their checksums: at half a gigabyte per second that takes over a minute."""
-
 
 _BYTES_LITERAL = re.compile(r"""b(?P<quote>['"]).*(?P=quote)""", re.DOTALL)
 
@@ -94,6 +92,7 @@ class RldsIndex:
         directory: the folder of the shards.
         episodes: the episodes.
         feature_names: every feature the first episode has, known to `spec` or not.
+        fingerprint: `sha256:...` of the shards' names and contents, wherever they lie (`Fingerprint`).
         odd_images: camera -> what is wrong with the first of its pictures that cannot be decoded.
     """
 
@@ -101,10 +100,18 @@ class RldsIndex:
     directory: Path
     episodes: list[Episode]
     feature_names: tuple[str, ...]
+    fingerprint: str
     odd_images: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
-    def open(cls, root: Path | str, name: str, spec: DatasetSpec | None = None, use_state: bool = True) -> "RldsIndex":
+    def open(
+        cls,
+        root: Path | str,
+        name: str,
+        spec: DatasetSpec | None = None,
+        use_state: bool = True,
+        compare: bool = True,
+    ) -> "RldsIndex":
         """Index `<root>/<name>/<version>/*.tfrecord*` (the newest version).
 
         Args:
@@ -112,6 +119,7 @@ class RldsIndex:
             name: the dataset's folder.
             spec: how to read it; the catalogue's entry by default.
             use_state: whether the policy reads the state; else its width and kind do not matter.
+            compare: whether shards that have not been are compared with their checksums, which reads every byte.
 
         Raises:
             ValueError: the dataset is unknown, a shard is cut off or damaged (names shard and byte), or its features
@@ -125,17 +133,20 @@ class RldsIndex:
         reader = _Reader(spec, ShardFiles(find_shards(directory)), use_state)
         total = sum(path.stat().st_size for path in reader.shards.paths)
         episodes: list[Episode] = []
+        fingerprint = Fingerprint()
         read = 0
         quiet = total < _PROGRESS_BAR_BYTES
         numbers = range(len(reader.shards.paths))
-        if not (compare := total <= _COMPARED_BYTES):
-            logger.info("%s: %.0f GB are too many to compare with their checksums", name, total / 1e9)
         for number in track(numbers, description=f"indexing {name}", transient=True, disable=quiet):
-            for example in read_examples(reader.shards.bytes_of(number), reader.shards.paths[number], compare):
-                episode = reader.episode(example, number)
+            fingerprint.add_shard(path := reader.shards.paths[number])
+            for example in read_examples(reader.shards.bytes_of(number), path):
+                fingerprint.add_record(example.record)
+                episode = reader.checked_episode(example, number)
                 read += 1
                 if episode.instruction:
                     episodes.append(episode)
+        if compare:  # behind all that is said at once
+            compare_shards(directory, reader.shards)
         if not read:
             raise ValueError(f"the shards of {directory} hold no episodes: collect or download the dataset again")
         if not episodes:
@@ -143,7 +154,7 @@ class RldsIndex:
         _tell_about_instructions(name, episodes, read)
         size = (total / 1e9, len(numbers), directory)
         logger.info("%s: %d episodes, %.2f GB in %d shards of %s", name, len(episodes), *size)
-        return cls(spec, directory, episodes, reader.feature_names, reader.odd_images)
+        return cls(spec, directory, episodes, reader.feature_names, str(fingerprint), reader.odd_images)
 
     @property
     def name(self) -> str:
@@ -243,6 +254,14 @@ class _Reader:
         self.feature_names: tuple[str, ...] = ()
         self.odd_images: dict[str, str] = {}
         self._sentences: dict[str, str] = {}  # each is kept in memory once
+
+    def checked_episode(self, example: Example, shard: int) -> Episode:
+        """As `episode`; a record that is refused is first compared with its checksum, since damage explains more."""
+        try:
+            return self.episode(example, shard)
+        except ValueError:
+            example.record.compare()
+            raise
 
     def episode(self, example: Example, shard: int) -> Episode:
         """What the entry names of one record. A camera that is not there is left out."""
@@ -353,9 +372,13 @@ def _floats(example: Example, spec: DatasetSpec, key: str, shape: tuple[int, int
             f"{spec.robot.name!r} needs {width} ({example.path.name}, {steps} steps). Correct the catalogue entry"
             f"{remedy}"
         )
-    if not np.isfinite(values).all():
-        raise ValueError(f"{key!r} of dataset {spec.name!r} holds NaN or infinity ({example.place}){remedy}")
-    return values.reshape(shape)
+    values = values.reshape(shape)
+    if (odd := ~np.isfinite(values).all(1)).any():
+        raise ValueError(
+            f"{key!r} of dataset {spec.name!r} holds NaN or infinity at step {odd.argmax()} ({example.place}). Write "
+            f"the episode again without that step{remedy}"
+        )
+    return values
 
 
 def _values(example: Example, spec: DatasetSpec, key: str) -> np.ndarray:

@@ -1,7 +1,7 @@
 """TFRecord files of `tf.train.Example` messages, read in place and without TensorFlow.
 
-A file is a chain of records (length, checksum of the length, data, checksum of the data). But for the data's checksum,
-only the framing and the fields that are asked for are looked at, a few bytes per image.
+A file is a chain of records (length, checksum of the length, data, checksum of the data). Only the framing and the
+fields that are asked for are looked at, a few bytes per image; `Record.compare` reads all of a record.
 """
 
 import mmap
@@ -41,27 +41,74 @@ class _WireError(Exception):
 
 
 @dataclass(frozen=True)
+class Record:
+    """One record of a file.
+
+    Attributes:
+        file: the bytes of the whole file.
+        path: its name, for messages.
+        start: first byte of the record.
+        first: first byte of its data.
+        last: the byte after the last of its data, where their checksum begins.
+    """
+
+    file: mmap.mmap = field(repr=False)
+    path: Path
+    start: int
+    first: int
+    last: int
+
+    def __len__(self) -> int:
+        """Bytes of data."""
+        return self.last - self.first
+
+    @property
+    def data(self) -> memoryview:
+        """The data; read when they are used."""
+        return memoryview(self.file)[self.first : self.last]
+
+    @property
+    def checksum(self) -> int:
+        """That of the data as it is stored; zero stands for none."""
+        return int.from_bytes(self.file[self.last : self.last + _FOOTER_BYTES], "little")
+
+    def compare(self) -> None:
+        """Raises ValueError where the data differ from their checksum, naming shard and byte; reads every byte."""
+        if self.checksum and masked_crc32c(self.data) != self.checksum:
+            raise ValueError(
+                f"shard {self.path} is damaged: the record at byte {self.start} ({len(self)} bytes) differs from its "
+                "checksum. Copy the shard again"
+            )
+
+
+@dataclass(frozen=True)
 class Example:
     """One record, with the place of every feature's values.
 
     Attributes:
-        data: the whole file.
-        path: its name, for messages.
-        start: first byte of the record.
+        record: where it lies.
         number: of the record in its file, from 0.
         features: feature name -> first byte and the byte after the last of its serialised value list.
     """
 
-    data: mmap.mmap = field(repr=False)
-    path: Path
-    start: int
+    record: Record
     number: int
     features: dict[str, tuple[int, int]] = field(repr=False)
 
     @property
+    def data(self) -> mmap.mmap:
+        """The whole file."""
+        return self.record.file
+
+    @property
+    def path(self) -> Path:
+        """The file's name."""
+        return self.record.path
+
+    @property
     def place(self) -> str:
         """Where the record is, for messages."""
-        return f"episode {self.number} of {self.path}, at byte {self.start}"
+        return f"episode {self.number} of {self.path}, at byte {self.record.start}"
 
     def __contains__(self, key: str) -> bool:
         return key in self.features
@@ -93,43 +140,35 @@ class Example:
                     raise WrongKind(f"{key!r} holds {found}, not {_KINDS[kind]} ({self.place})", found)
             return [(first, last) for _, start, end in lists for _, first, last in _fields(self.data, start, end)]
         except _WireError:
-            raise _damaged(self.path, self.start) from None
+            raise _damaged(self.record) from None
 
 
-def read_examples(data: mmap.mmap, path: Path, compare: bool = True) -> Iterator[Example]:
-    """All records of a file.
+def read_examples(data: mmap.mmap, path: Path) -> Iterator[Example]:
+    """All records of a file. Their data are not compared with their checksums (`Record.compare`).
 
     Args:
         data: the file's bytes.
         path: its name, for messages.
-        compare: whether the data are compared with their checksums, which reads every byte. A checksum of zero stands
-            for none.
 
     Raises:
         ValueError: the file is cut off or damaged; names it and the byte where the record starts.
     """
-    for number, (start, first, last) in enumerate(_records(data, path)):
+    for number, record in enumerate(read_records(data, path)):
         try:
-            example = Example(data, path, start, number, _features(data, first, last))
+            yield Example(record, number, _features(data, record.first, record.last))
         except (_WireError, UnicodeDecodeError):
-            raise _damaged(path, start) from None
-        checksum = int.from_bytes(data[last : last + _FOOTER_BYTES], "little")
-        if compare and checksum and masked_crc32c(data[first:last]) != checksum:
-            raise ValueError(
-                f"shard {path} is damaged: the record at byte {start} ({last - first} bytes) differs from its "
-                "checksum. Copy the shard again"
-            )
-        yield example
+            raise _damaged(record) from None
 
 
-def _damaged(path: Path, start: int) -> ValueError:
+def _damaged(record: Record) -> ValueError:
     return ValueError(
-        f"shard {path} is damaged: the record at byte {start} is no tf.train.Example. Copy the shard again"
+        f"shard {record.path} is damaged: the record at byte {record.start} is no tf.train.Example. Copy the shard "
+        "again"
     )
 
 
-def _records(data: mmap.mmap, path: Path) -> Iterator[tuple[int, int, int]]:
-    """First byte of every record, then first byte and the byte after the last of its data."""
+def read_records(data: mmap.mmap, path: Path) -> Iterator[Record]:
+    """The chain of records; only their framing is read. Arguments and errors as of `read_examples`."""
     start, size = 0, len(data)
     while start < size:
         first = start + _HEADER.size
@@ -146,7 +185,7 @@ def _records(data: mmap.mmap, path: Path) -> Iterator[tuple[int, int, int]]:
                 f"shard {path} is cut off: the record that starts at byte {start} goes on past the file's end at "
                 f"byte {size}. Copy the shard again"
             )
-        yield start, first, end - _FOOTER_BYTES
+        yield Record(data, path, start, first, end - _FOOTER_BYTES)
         start = end
 
 
