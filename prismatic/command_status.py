@@ -8,6 +8,8 @@ UNUSABLE = 2
 """Flags, files or a checkpoint cannot be used. argparse ends so, too."""
 INVALID = 3
 """Some rollouts of an evaluation say nothing about the policy."""
+PREEMPTED = 75
+"""A scheduler's signal ended it, and the same command goes on (EX_TEMPFAIL: try again)."""
 STOPPED = 130
 """Interrupted (128 + SIGINT, as shells have it)."""
 

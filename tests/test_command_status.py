@@ -17,7 +17,7 @@ def test_an_error_is_one_line_of_text_on_stderr(capsys: pytest.CaptureFixture[st
 
 def test_statuses_are_those_that_are_documented():
     found = {name: value for name, value in vars(command_status).items() if name.isupper()}
-    assert found == {"UNWANTED": 1, "UNUSABLE": 2, "INVALID": 3, "STOPPED": 130}
+    assert found == {"UNWANTED": 1, "UNUSABLE": 2, "INVALID": 3, "PREEMPTED": 75, "STOPPED": 130}
 
 
 def test_an_unknown_command_ends_so_without_torch():

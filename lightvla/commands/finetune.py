@@ -14,14 +14,15 @@ from rich import get_console
 from rich.logging import RichHandler
 
 from prismatic.command_line import speaks_for_node
-from prismatic.command_status import STOPPED, UNUSABLE, UNWANTED, print_error
+from prismatic.command_status import PREEMPTED, STOPPED, UNUSABLE, UNWANTED, print_error
 from prismatic.training.config import FinetuneConfig
 from prismatic.training.distributed import withdraw
 from prismatic.training.loop import BadInput, finetune
+from prismatic.training.preemption import Preempted
 
 
 def command(config: FinetuneConfig) -> int:
-    """Returns the exit status: 2 for bad input, which is told in one message."""
+    """Returns the exit status: 2 for bad input, which is told in one message; 75 where a signal asked it to end."""
     is_main = os.environ.get("RANK", "0") == "0"
     if get_console().is_terminal:
         logging.basicConfig(format="%(message)s", handlers=[RichHandler(show_path=False)])
@@ -42,8 +43,13 @@ def command(config: FinetuneConfig) -> int:
         if is_main:  # the loss is that of all
             print_error(error)
         return UNWANTED
+    except Preempted as error:
+        if is_main:
+            done = f"step {error.step} is saved" if error.step else "nothing was done yet"
+            log.warning("%s: %s; the same command goes on", error.signal, done)
+        return STOPPED if error.signal == "SIGINT" else PREEMPTED
     except KeyboardInterrupt:
-        log.error("stopped; --resume True continues from the last checkpoint")
+        log.error("stopped; the same command goes on from the last checkpoint")
         return STOPPED
     log.info("done: %s", folder)
     return 0

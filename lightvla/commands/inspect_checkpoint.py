@@ -8,7 +8,6 @@ A folder is only read; a hub id is downloaded first, as loading it would. Ends w
 
 import argparse
 import logging
-from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
@@ -22,10 +21,8 @@ from prismatic.command_status import UNUSABLE, UNWANTED, print_error
 def main(path_or_hub_id: str) -> int:
     """Prints what was found; returns the exit status."""
     console = Console()
-    folder = Path(path_or_hub_id).expanduser()
     try:
-        # `resolve` would finish an interrupted save in a folder, and looking at it must not change it.
-        found = inspect_checkpoint(folder if folder.is_dir() else resolve(path_or_hub_id))
+        found = inspect_checkpoint(resolve(path_or_hub_id))
     except (ValueError, OSError) as error:
         print_error(error)
         return UNUSABLE

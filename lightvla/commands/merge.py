@@ -11,6 +11,7 @@ import logging
 
 from lightvla.flags import MergeConfig
 from prismatic.checkpoints.adapters import merge_adapter
+from prismatic.checkpoints.places import stands_for
 from prismatic.command_status import UNUSABLE, print_error
 
 
@@ -18,7 +19,9 @@ def main(config: MergeConfig) -> int:
     """Returns the exit status."""
     log = logging.getLogger("merge")
     try:
-        folder = merge_adapter(config.lora_finetuned_checkpoint_dir, config.base_checkpoint, config.output_dir)
+        folder = merge_adapter(
+            stands_for(config.lora_finetuned_checkpoint_dir), config.base_checkpoint, config.output_dir
+        )
     except (ValueError, OSError) as error:
         print_error(error)
         return UNUSABLE

@@ -30,6 +30,7 @@ from prismatic.checkpoints.files import (
     copy_small_files,
 )
 from prismatic.checkpoints.inspection import inspect_checkpoint
+from prismatic.checkpoints.places import stands_for
 from prismatic.checkpoints.weight_files import INDEX_FILE
 from prismatic.command_status import UNUSABLE, print_error
 from prismatic.stored_files import component_files
@@ -67,7 +68,7 @@ def prepare(checkpoint: Path, repo_id: str, results: Sequence[Path], license_id:
     loaded = {path: Results.load(path) for path in results}
     for path, result in loaded.items():
         evaluated = Path(str(result.policy.get("checkpoint", "")))
-        if evaluated.resolve() != checkpoint.resolve():
+        if stands_for(evaluated).resolve() != checkpoint.resolve():
             log.warning("%s is of checkpoint %s, not %s: is it the same model?", path, evaluated, checkpoint)
     card = model_card(repo_id, found, list(loaded.values()), license_id)
     folder.mkdir(parents=True, exist_ok=True)
@@ -101,13 +102,14 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _push(flags: argparse.Namespace) -> int:
+    checkpoint = stands_for(flags.checkpoint)
     try:
         if flags.dry_run is not None:
-            folder = prepare(flags.checkpoint, flags.repo_id, flags.results, flags.license, flags.dry_run)
+            folder = prepare(checkpoint, flags.repo_id, flags.results, flags.license, flags.dry_run)
             log.info("nothing was uploaded; what would be lies in %s", folder)
             return 0
-        with tempfile.TemporaryDirectory(dir=flags.checkpoint.parent, prefix=".upload-") as scratch:
-            folder = prepare(flags.checkpoint, flags.repo_id, flags.results, flags.license, Path(scratch) / "folder")
+        with tempfile.TemporaryDirectory(dir=checkpoint.parent, prefix=".upload-") as scratch:
+            folder = prepare(checkpoint, flags.repo_id, flags.results, flags.license, Path(scratch) / "folder")
             log.info("uploaded: %s", upload(folder, flags.repo_id, flags.private))
     except (ValueError, OSError, HfHubHTTPError) as error:
         print_error(error)

@@ -24,7 +24,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from lightvla.demo.report import write_report
 from lightvla.demo.settings import STAGES, TASKS, DemoConfig, Paths, evaluations, stage_commands
 from prismatic.atomic_files import write_atomically
-from prismatic.checkpoints.saving import load_training_state
 from prismatic.command_status import STOPPED, UNUSABLE, print_error
 
 PACKAGES = Path(__file__).resolve().parents[2]
@@ -77,36 +76,24 @@ def _run_commands(config: DemoConfig, stage: str, commands: list[list[str]]) -> 
         console.print(f"open [bold]{write_report(config).resolve()}[/] in a browser")
     else:
         for command in commands:
-            left = _continued(command) if stage == "finetune" else command
-            if left is not None:
-                process = _start(left)
-                try:
-                    _check(process.wait(), left)
-                finally:
-                    _end(process)
+            process = _start(command)
+            try:
+                _check(process.wait(), command)
+            finally:
+                _end(process)
 
 
 def _discard(paths: Paths, stage: str) -> None:
     """Forget what a stage made and that later stages are done. Collection decides itself what it can keep."""
-    made = {"finetune": [paths.unpruned_run, paths.run], "evaluate": [paths.evaluation("wide").parent]}
+    made = {
+        "build": [paths.base],
+        "finetune": [paths.unpruned_run, paths.run],
+        "evaluate": [paths.evaluation("wide").parent],
+    }
     for folder in made.get(stage, []):
         shutil.rmtree(folder, ignore_errors=True)
     for later in STAGES[STAGES.index(stage) :]:
         paths.stage(later).unlink(missing_ok=True)
-
-
-def _continued(command: list[str]) -> list[str] | None:
-    """A fine-tuning command made to go on from its own newest checkpoint; None where it has nothing left to do."""
-    flags = dict(zip(command, command[1:], strict=False))
-    run = Path(flags["--run_root_dir"]) / flags["--run_id_override"]
-    if not (run / "training_state").is_dir():
-        return command
-    if load_training_state(run)["step"] >= int(flags["--max_steps"]):
-        return None
-    resumed = [
-        str(run) if before == "--vla_path" else word for before, word in zip(["", *command], command, strict=False)
-    ]
-    return [*resumed, "--resume", "True"]
 
 
 def _start(command: list[str], log: Path | None = None) -> subprocess.Popen:

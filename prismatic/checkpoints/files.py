@@ -12,6 +12,7 @@ from typing import Any
 
 from huggingface_hub import snapshot_download
 
+from prismatic.checkpoints.places import stands_for
 from prismatic.checkpoints.weight_files import INDEX_FILE, SINGLE_FILE
 from prismatic.extern.hf.configuration_prismatic import OpenVLAConfig
 from prismatic.extern.hf.processing_prismatic import IMAGE_FILES, image_settings
@@ -44,7 +45,7 @@ def resolve(path_or_hub_id: str | Path, revision: str | None = None, token: str 
     """
     if not str(path_or_hub_id).strip():
         raise ValueError("the checkpoint's name is empty; give a directory or a hub id such as user/name")
-    path = Path(path_or_hub_id).expanduser()
+    path = stands_for(Path(path_or_hub_id).expanduser())
     if path.is_dir():
         if revision is not None:
             raise ValueError(f"revision={revision!r}: {path} is a directory, which has none; leave it out")

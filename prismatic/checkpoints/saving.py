@@ -28,6 +28,7 @@ def save_checkpoint(
     training_state: dict[str, Any] | None = None,
     extra: Callable[[Path], None] | None = None,
     facts: Mapping[str, Any] | None = None,
+    components: Mapping[str, dict[str, torch.Tensor]] | None = None,
 ) -> Path:
     """Write a checkpoint in the published layout. It appears whole or, if the process is killed, not at all.
 
@@ -42,6 +43,7 @@ def save_checkpoint(
         training_state: tensors and plain data for resuming, written to `training_state/`.
         extra: writes further files into the folder it is given, which become part of the same atomic write.
         facts: plain data for the checkpoint's manifest.
+        components: states of head and projectors (`component_states`) to write instead of the checkpoint's own.
 
     Raises:
         FileExistsError: for a folder that holds anything.
@@ -60,8 +62,10 @@ def save_checkpoint(
         (staging / "config.json").write_text(json.dumps(config_to_write(checkpoint, dtype), indent=2))
         (staging / STATISTICS_FILE).write_text(json.dumps(checkpoint.dataset_statistics, indent=2))
         copy_small_files(checkpoint.path, staging, PROCESSOR_FILES)
+        if components is None:
+            components = component_states(checkpoint.action_head, checkpoint.proprio_projector)
         for component, part in {
-            **component_states(checkpoint.action_head, checkpoint.proprio_projector),
+            **components,
             "vision_backbone": film_state,
         }.items():
             if part:

@@ -1,8 +1,8 @@
 """From flags to the parts of a run: model, adapters, head, data, optimiser, restored state."""
 
 import logging
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from prismatic.checkpoints.components import new_head
 from prismatic.checkpoints.directory import Checkpoint, load_checkpoint
 from prismatic.checkpoints.files import check_complete, resolve
 from prismatic.checkpoints.options import LoadOptions
+from prismatic.checkpoints.saving import load_training_state
 from prismatic.checkpoints.weight_files import fingerprint
 from prismatic.models.diffusion import NUM_TRAIN_STEPS
 from prismatic.models.lora import attach_lora
@@ -28,8 +29,12 @@ from prismatic.training.data import Frames, TrainingData
 from prismatic.training.distributed import Ranks
 from prismatic.training.ema import WeightAverage
 from prismatic.training.heads import wanted_head
+from prismatic.training.preemption import StopRequest, ignore_signals
 from prismatic.training.pruning import compact_form
-from prismatic.training.saving import Training, find_resumable
+from prismatic.training.runs.folder import RunFolder
+from prismatic.training.runs.identity import ANNOUNCED, Change
+from prismatic.training.runs.resuming import Resumption, base_of, check_agreement, check_data, find_resumption
+from prismatic.training.runs.saving import Facts, Saver, Training
 from prismatic.training.step import TrainableVLA, choose_trained, make_optimizer
 from prismatic.vla.datasets.collate import collate
 from prismatic.vla.datasets.rlds import UnreadableImage
@@ -56,6 +61,9 @@ class Run:
         data: the datasets that the frames are of.
         train_data: frames to learn from.
         val_data: held-out frames, of all datasets, or None.
+        stop: whether this process was asked to end.
+        saver: writes checkpoints.
+        changes: flags that are others than when the run began.
     """
 
     config: FinetuneConfig
@@ -67,6 +75,9 @@ class Run:
     data: TrainingData
     train_data: Frames
     val_data: Frames | None
+    stop: StopRequest
+    saver: Saver
+    changes: list[Change]
 
 
 def uses_bf16(config: FinetuneConfig, device: torch.device) -> bool:
@@ -74,23 +85,31 @@ def uses_bf16(config: FinetuneConfig, device: torch.device) -> bool:
     return computes_in_bf16(device) if config.precision == "auto" else config.precision == "bf16"
 
 
-def build(config: FinetuneConfig, ranks: Ranks) -> Run:
-    """Load and connect all parts; restores the state of the run that `--resume` means.
+def build(
+    config: FinetuneConfig, ranks: Ranks, resumption: Resumption | None = None, stop: StopRequest | None = None
+) -> Run:
+    """Load and connect all parts, and restore the state of a run that goes on; all processes call it.
 
     Raises:
         ValueError, FileNotFoundError: for checkpoints or data that do not fit, with the remedy.
     """
     torch.manual_seed(config.seed)
-    folder, state = find_resumable(config) if config.resume else (resolve(config.vla_path), None)
+    state = resumption.state if resumption else None
+    base = base_of(config, resumption)
     # Averaged or merged weights are no basis to go on from: the raw ones are in the training state, and what adapters
     # leave alone is in the checkpoint that the run began with.
-    base = resolve(state["base"]) if state is not None and config.use_lora else folder
-    data = TrainingData(config)
-    checkpoint = _load(config, base, ranks.device, data.robot)
+    folder = resolve(base) if resumption is None or config.use_lora else resumption.folder
+    with ranks.together(ValueError, OSError):  # as long as one of them compares shards with their checksums
+        data = TrainingData(config)
+    check_agreement(config, data.fingerprints, ranks)
+    if resumption is not None:
+        check_data(data.fingerprints, resumption)
+    checkpoint = _load(config, folder, ranks.device, data.robot)
     if config.gradient_checkpointing:
         checkpoint.model.enable_gradient_checkpointing()
     lora = attach_lora(checkpoint.model, config.lora_rank, config.lora_dropout) if config.use_lora else None
-    checkpoint.model.config.base_fingerprint = _base_fingerprint(base, state) if lora and ranks.is_main else None
+    facts = _facts(config, ranks, base, state, data)
+    checkpoint.model.config.base_fingerprint = facts.base_fingerprint if lora else None
     pruner = checkpoint.model.pruner
     if isinstance(pruner, TokenPruner):
         pruner.compact = compact_form(config)
@@ -114,15 +133,61 @@ def build(config: FinetuneConfig, ranks: Ranks) -> Run:
         optimizer=make_optimizer(trained, config),
         average=WeightAverage(trained, config.ema_decay) if config.ema_decay > 0 else None,
         lora=lora,
-        base=state["base"] if state is not None else str(config.vla_path),
         stored_dtype=stored_dtype(checkpoint.config_json),
+        facts=facts,
     )
-    if state is not None:
-        training.load_state_dict(state)
-        log.info("resuming %s behind step %d", folder, training.step)
+    if resumption is not None:
+        training.load_state_dict(resumption.state)
+        log.info("resuming %s behind step %d", resumption.folder, training.step)
+        for change in resumption.changes:
+            log.warning("%s: %s", change, ANNOUNCED[change.flag])
     torch.manual_seed(config.seed * 1000 + ranks.rank)  # dropout differs between processes
     noise = checkpoint.model.config.pruner_spec.noise
-    return Run(config, ranks, module, _parallel(module, ranks), training, noise, data, train_data, val_data)
+    return Run(
+        config, ranks, module, _parallel(module, ranks), training, noise, data, train_data, val_data,
+        stop or StopRequest(), Saver(training, config), resumption.changes if resumption else [],
+    )  # fmt: skip
+
+
+def agreed_resumption(config: FinetuneConfig, ranks: Ranks) -> Resumption | None:
+    """The main process decides from which checkpoint the run goes on, and the others read the same one.
+
+    All processes call it, while the main one holds the run. Raises as `find_resumption`.
+    """
+    run = RunFolder(config.run_dir)
+    found = None
+    with ranks.together(ValueError, OSError):
+        if ranks.is_main:
+            run.clear_leftovers()
+            found = find_resumption(config, ranks.world_size)
+            if found is not None:
+                run.go_back_to(found.step)
+    # The state, gigabytes of it, each process reads itself.
+    told, *_ = ranks.gather(replace(found, state={}) if found else None)
+    return found if ranks.is_main or told is None else replace(told, state=load_training_state(told.folder))
+
+
+def _facts(
+    config: FinetuneConfig, ranks: Ranks, base: str, state: Mapping[str, Any] | None, data: TrainingData
+) -> Facts:
+    """What the run is trained on. Raises ValueError where it began with other weights than `base` now holds."""
+    recorded = (state or {}).get("base_fingerprint")
+    found = None
+    with ranks.together(ValueError, OSError):
+        if ranks.is_main:  # only the process that saves needs it
+            found = fingerprint(check_complete(resolve(base)))
+            if config.use_lora and recorded not in (None, found):
+                raise ValueError(
+                    f"the run was trained on weights {recorded}, but {base} now holds {found}; put the base model back "
+                    "there"
+                )
+    return Facts(
+        base=base,
+        base_fingerprint=recorded or found,
+        data=data.fingerprints,
+        schedule_steps=(state or {}).get("schedule_steps", config.max_steps),
+        samples_per_step=config.samples_per_step(ranks.world_size),
+    )
 
 
 def _load(config: FinetuneConfig, folder: Path, device: torch.device, data_robot: RobotSpec) -> Checkpoint:
@@ -180,19 +245,6 @@ def _add_new_parts(config: FinetuneConfig, checkpoint: Checkpoint, folder: Path)
         )
 
 
-def _base_fingerprint(base: Path, state: dict[str, Any] | None) -> str:
-    """Of the frozen weights that adapters are trained on; only the process that saves needs it.
-
-    Raises ValueError where a run that is resumed began with other weights.
-    """
-    found, recorded = fingerprint(check_complete(base)), (state or {}).get("base_fingerprint")
-    if recorded not in (None, found):
-        raise ValueError(
-            f"the run was trained on weights {recorded}, but {base} now holds {found}; put the base model back there"
-        )
-    return found
-
-
 def _robot_to_load(folder: Path, recorded: dict[str, Any] | None, data: RobotSpec) -> RobotSpec | None:
     """The data's robot where the checkpoint names none, or names one that nothing in it depends on; else None."""
     if recorded is None:
@@ -242,6 +294,12 @@ def val_batches(run: Run, data: Frames) -> Iterator[dict[str, Any]]:
     return _batches(run, data, [mine[first : first + size] for first in range(0, len(mine), size)])
 
 
+def num_val_batches(run: Run, data: Frames) -> int:
+    """Batches of the process that has most of them."""
+    most = -(-len(data) // run.ranks.world_size)
+    return -(-most // run.config.batch_size)
+
+
 class _Readable(torch.utils.data.Dataset[Any]):
     """Frames, and for one that cannot be read the error itself: raised in a worker it would become a traceback."""
 
@@ -277,4 +335,5 @@ def _loader(run: Run, data: Frames, batches: Iterable[list[SampleRequest]]) -> D
         prefetch_factor=PREFETCH if workers else None,
         collate_fn=partial(_collate_readable, pad_token_id=data.pad_token_id),
         pin_memory=run.ranks.device.type == "cuda",
+        worker_init_fn=ignore_signals,
     )

@@ -1,9 +1,12 @@
 """The flags of `lightvla finetune`. Published names keep working; what this project adds stands last."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from prismatic.checkpoints.places import CHECKPOINTS, checkpoint_name
 from prismatic.command_line import find_home
+from prismatic.training.runs.identity import run_id
 
 
 @dataclass
@@ -16,7 +19,7 @@ class FinetuneConfig:
     dataset_name: str = "libero_spatial_no_noops"  # its name, or a mixture by frames: name+name:weight
     robot: str | None = None  # libero, aloha or bridge; None: the one of the dataset's catalogue entry
     gripper: str | None = None  # libero, open1, closed1 or width:CLOSED,OPEN; None: the dataset's name or entry says
-    run_root_dir: Path = Path("runs")  # run folders go below it
+    run_root_dir: Path = Path("runs")  # run folders go below it; a run's checkpoints are in its `checkpoints/`
     shuffle_buffer_size: int = 100_000  # accepted and unneeded: the order is a global shuffle
 
     # What the policy is
@@ -38,9 +41,9 @@ class FinetuneConfig:
     val_freq: int = 10_000  # steps between validations
     val_time_limit: int = 180  # seconds per validation
     save_freq: int = 10_000  # steps between checkpoints
-    save_latest_checkpoint_only: bool = False  # each save removes the one before
-    resume: bool = False  # go on from the checkpoint --vla_path, optimiser and data order included
-    resume_step: int | None = None  # None: the newest
+    save_latest_checkpoint_only: bool = False  # as --keep_last 1, with `latest` in the names of component files
+    resume: str = "auto"  # auto: the run's newest checkpoint if there is one; True: it must be there; False; or a step
+    resume_step: int | None = None  # as --resume STEP
     image_aug: bool = True  # random crops and colours; inference then crops the centre
     diffusion_sample_freq: int = 50  # every so many steps actions are sampled from a batch and their L1 is told
 
@@ -80,28 +83,37 @@ class FinetuneConfig:
     device: str = "auto"  # auto, cpu or cuda
     gradient_checkpointing: bool = False  # compute activations twice instead of storing them: slower, less memory
     precision: str = "auto"  # bf16 (autocast) or fp32; auto: bf16 where the processor computes in it
+    keep_last: int = 0  # so many checkpoints stay, beside the one being written; 0: all
+    keep_best: bool = False  # the one with the lowest validation loss stays, too; each save is validated; `best` is it
+    save_minutes: float = 0.0  # save also whenever so many minutes have passed since the last time; 0: off
+    save_in_background: str = "auto"  # True: write from a copy while training goes on; auto: if memory suffices; False
     num_workers: int = 2  # processes per rank that read and augment; 0: none
     num_threads: int = 0  # computing threads per process; 0: torch's choice
     save_timeout_minutes: int = 360  # how long the other processes wait while one writes a checkpoint
 
     def __post_init__(self) -> None:
+        self.resume = str(self.resume)
         find_home(self)
 
     @property
     def run_id(self) -> str:
-        """Name of the run, from the override or from what distinguishes it."""
-        base = Path(self.vla_path).name
+        """Name of the run: the override, else what distinguishes it; as the published code, of the checkpoint that
+        `--resume True` is given as `vla_path`."""
         if self.run_id_override is not None:
             return self.run_id_override
-        if self.resume and base.endswith("_chkpt") and "--" in base:
+        base = Path(self.vla_path).name
+        if self.resume not in ("auto", "False") and base.endswith("_chkpt") and "--" in base:
             return base.rpartition("--")[0]
-        parts = [
-            f"{base}+{self.dataset_name}+b{self.batch_size * self.grad_accumulation_steps}+lr-{self.learning_rate}"
-        ]
-        if self.use_lora:
-            parts.append(f"lora-r{self.lora_rank}+dropout-{self.lora_dropout}")
-        suffix = "".join(f"--{note}" for note in ("image_aug" if self.image_aug else None, self.run_id_note) if note)
-        return "+".join(parts) + suffix
+        return run_id(self, int(os.environ.get("WORLD_SIZE", "1")))
+
+    @property
+    def step_to_resume(self) -> int | None:
+        """The step that `--resume` or `--resume_step` names. Raises ValueError for what is none of the choices."""
+        if self.resume in ("auto", "True", "False"):
+            return self.resume_step
+        if not self.resume.isdecimal():
+            raise ValueError(f"--resume {self.resume!r} is unknown; choose auto, True, False or a step")
+        return int(self.resume)
 
     def samples_per_step(self, world_size: int) -> int:
         """Samples that one optimiser step sees, all processes together."""
@@ -109,9 +121,9 @@ class FinetuneConfig:
 
     @property
     def run_dir(self) -> Path:
-        """Folder of logs."""
+        """Folder of the run: logs, and checkpoints in `checkpoints/`."""
         return self.run_root_dir / self.run_id
 
     def checkpoint_dir(self, step: int) -> Path:
         """Where the checkpoint of finished step `step` goes."""
-        return Path(f"{self.run_dir}--{step}_chkpt")
+        return self.run_dir / CHECKPOINTS / checkpoint_name(self.run_id, step)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from prismatic.command_line import speaks_for_node
 from prismatic.training.config import FinetuneConfig
 from prismatic.vla.datasets.catalog import DatasetSpec, get_dataset_spec, is_known
 from prismatic.vla.datasets.dataset import FrameDataset, frame_starts, train_and_val_episodes, training_episodes
@@ -59,7 +60,8 @@ class TrainingData:
     """The datasets of a run, indexed, with a picture of every camera decoded and the gripper's values checked."""
 
     def __init__(self, config: FinetuneConfig):
-        """Every process reads the shards' headings, states, actions and words.
+        """Every process reads the shards' headings, states, actions and words; the first one on every node compares
+        shards that have not been with their checksums, which may take minutes (the others go on without).
 
         Raises:
             ValueError, FileNotFoundError: for data that are not there or do not fit the flags.
@@ -69,7 +71,7 @@ class TrainingData:
 
     def _open(self, spec: DatasetSpec, weight: float) -> _Part:
         config = self._config
-        index = RldsIndex.open(config.data_root_dir, spec.name, spec, config.use_proprio)
+        index = RldsIndex.open(config.data_root_dir, spec.name, spec, config.use_proprio, speaks_for_node())
         index.check_cameras(config.num_images_in_input)
         index = index.with_checked_gripper()
         if config.use_val_set:
@@ -95,6 +97,11 @@ class TrainingData:
     def statistics(self) -> dict[str, dict[str, Any]]:
         """Of each dataset by its name."""
         return {part.index.name: part.statistics for part in self._parts}
+
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """Of each dataset by its name: which shards with which contents they are, wherever they lie."""
+        return {part.index.name: part.index.fingerprint for part in self._parts}
 
     def frames(self, transform: Callable[[str], PolicyTransform]) -> tuple[Frames, Frames | None]:
         """Frames to learn from, and those that are held out (None without `--use_val_set`).

@@ -3,7 +3,7 @@
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -83,6 +83,14 @@ class Ranks:
         gathered: list[Any] = [None] * self.world_size
         dist.all_gather_object(gathered, value, group=self.waiting)
         return gathered
+
+    def any(self, flags: Sequence[bool]) -> list[bool]:
+        """Which of the flags are set in at least one process. Waits as long as `barrier`."""
+        if self.world_size == 1:
+            return list(flags)
+        numbers = torch.tensor([float(flag) for flag in flags])
+        dist.all_reduce(numbers, dist.ReduceOp.MAX, group=self.waiting)
+        return [value > 0 for value in numbers.tolist()]
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:
         """The element-wise sum of `values` over all processes; `values` itself is left alone."""

@@ -41,8 +41,8 @@ class WeightAverage:
                 parameter.data = value
 
     def state_dict(self) -> dict[str, torch.Tensor]:
-        """name -> averaged tensor, on the CPU."""
-        return {name: tensor.cpu() for name, tensor in zip(self._names, self._average, strict=True)}
+        """name -> averaged tensor, itself."""
+        return dict(zip(self._names, self._average, strict=True))
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:

@@ -14,6 +14,7 @@ import torch
 from rich import get_console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from prismatic.atomic_files import write_atomically
 from prismatic.training.config import FinetuneConfig
 from prismatic.training.distributed import Ranks
 from prismatic.training.step import StepMetrics
@@ -79,9 +80,8 @@ class JsonLines:
         if resume_step and path.exists():
             lines = path.read_text().splitlines(keepends=True)
             kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= resume_step]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("w", buffering=1)
-        self._file.writelines(kept)
+        write_atomically(path, "".join(kept))
+        self._file = path.open("a", buffering=1)
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
         """Append one line."""

@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -14,15 +14,17 @@ from torch.nn.parallel import DistributedDataParallel
 
 from prismatic.atomic_files import write_atomically
 from prismatic.command_line import named_by_node, speaks_for_node
-from prismatic.training.build import Run, build, train_batches, val_batches
+from prismatic.training.build import Run, agreed_resumption, build, num_val_batches, train_batches, val_batches
 from prismatic.training.config import FinetuneConfig
 from prismatic.training.distributed import ElsewhereError
 from prismatic.training.distributed import ranks as join_ranks
 from prismatic.training.heads import diffusion_draws
 from prismatic.training.logging import RunLog
+from prismatic.training.preemption import Preempted, StopRequest
 from prismatic.training.preflight import preflight
 from prismatic.training.pruning import score_noise
-from prismatic.training.saving import save
+from prismatic.training.runs.folder import RunFolder
+from prismatic.training.runs.record import record_start
 from prismatic.training.schedules import noise_scale
 from prismatic.training.step import learning_rate, to_device
 from prismatic.vla.datasets.rlds import UnreadableImage
@@ -50,68 +52,97 @@ def finetune(config: FinetuneConfig) -> Path:
 
     Raises:
         BadInput: before the first step, for whatever is wrong with flags, checkpoint, data or folders; later, for a
-            stored picture that cannot be decoded.
-        FloatingPointError: when the loss stops being finite.
+            stored picture that cannot be decoded and a checkpoint that cannot be written.
+        FloatingPointError: when the loss or a weight stops being finite.
+        Preempted: when a signal asked the run to end, and it has saved.
     """
     if config.num_threads:
         torch.set_num_threads(config.num_threads)
-    try:
-        preflight(config)
-    except (ValueError, OSError) as error:
-        raise BadInput(named_by_node(str(error)), others_wait=True) from error
-    with join_ranks(config.device, timedelta(minutes=config.save_timeout_minutes)) as ranks:
+    with StopRequest().listening() as stop:
         try:
-            with ranks.together():
-                pass  # all have passed their checks
-            run = build(config, ranks)
+            preflight(config)
         except (ValueError, OSError) as error:
-            raise BadInput(named_by_node(str(error))) from error
-        except ElsewhereError as error:  # names its node itself
-            raise BadInput(str(error)) from error
-        return train(run)
+            raise BadInput(named_by_node(str(error)), others_wait=True) from error
+        with join_ranks(config.device, timedelta(minutes=config.save_timeout_minutes)) as ranks, ExitStack() as stack:
+            try:
+                with ranks.together(ValueError, OSError):  # all have passed their checks
+                    if ranks.is_main:
+                        stack.enter_context(RunFolder(config.run_dir).held())
+                resumption = agreed_resumption(config, ranks)
+                if resumption is not None and resumption.finished:
+                    log.info("the run is finished: %s", resumption.folder)
+                    return resumption.folder
+                run = build(config, ranks, resumption, stop)
+            except (ValueError, OSError) as error:
+                raise BadInput(named_by_node(str(error))) from error
+            except ElsewhereError as error:  # names its node itself
+                raise BadInput(str(error)) from error
+            return train(run)
 
 
 def train(run: Run) -> Path:
-    """Run all steps that are left; returns the folder of the last checkpoint."""
+    """Run all steps that are left; returns the folder of the last checkpoint. Raises as `finetune`."""
     config, training = run.config, run.training
     if run.ranks.is_main:
         write_atomically(config.run_dir / "finetune.yaml", str(draccus.dump(config)))
+        place = (run.ranks.world_size, run.ranks.device.type)
+        record_start(config, training.facts, training.step, *place, run.changes)
         count = sum(parameter.numel() for parameter in training.trained.values())
         precision = "bf16" if run.module.bf16 else "fp32"
-        place = f"{run.ranks.world_size} x {run.ranks.device.type}"
-        log.info("training %.2f M parameters on %s in %s", count / 1e6, place, precision)
+        log.info("training %.2f M parameters on %d x %s in %s", count / 1e6, *place, precision)
     with RunLog(config, run.ranks, training.step) as run_log:
         try:
             return _train(run, run_log)
         except UnreadableImage as error:
             raise _end(run, error) from error
+        except OSError as error:
+            raise BadInput(named_by_node(str(error))) from error
+        except ElsewhereError as error:
+            raise BadInput(str(error)) from error
+        finally:
+            run.saver.finish()
 
 
 def _train(run: Run, run_log: RunLog) -> Path:
-    config, training = run.config, run.training
-    target = config.checkpoint_dir(training.step)
+    config, training, saver = run.config, run.training, run.saver
     batches = train_batches(run)
-    while training.step < config.max_steps:
+    run.stop.gentle()
+    stopped = False
+    while training.step < config.max_steps and not stopped:
         facts = train_step(run, batches, run_log)
         run_log.step(training.step, facts)
         began = time.perf_counter()
         last = training.step == config.max_steps
-        if run.val_data is not None and (training.step % config.val_freq == 0 or last):
-            run_log.validation(training.step, validate(run))
-        if training.step % config.save_freq == 0 or last:
-            if run.ranks.is_main:
-                target = save(training, config)
-            run.ranks.barrier()
+        stopped, due = run.ranks.any([run.stop.signal is not None, run.ranks.is_main and saver.is_due(training.step)])
+        saves = due or last or stopped
+        validates = training.step % config.val_freq == 0 or last or (saves and config.keep_best)
+        loss = None
+        if run.val_data is not None and validates and not stopped:
+            values, stopped = validate(run)
+            if not stopped:
+                loss = values.get("loss")
+                run_log.validation(training.step, values)
+            saves = saves or stopped
+        if saves:
+            with run.ranks.together(OSError, FloatingPointError):
+                if run.ranks.is_main:
+                    saver.save(loss, wait=last or stopped)
         run_log.exclude(time.perf_counter() - began)
-    return config.checkpoint_dir(training.step) if run.ranks.world_size > 1 else target
+    if stopped and training.step < config.max_steps:
+        raise Preempted(_first_signal(run), training.step)
+    return config.checkpoint_dir(training.step)
+
+
+def _first_signal(run: Run) -> str:
+    """The name of the signal that the first of the processes that were asked got."""
+    return next(filter(None, run.ranks.gather(run.stop.signal)))
 
 
 def _end(run: Run, error: UnreadableImage) -> BadInput:
     """What is left to do and say where a picture cannot be read. A process alone saves the steps that it has taken."""
-    training, config = run.training, run.config
-    if run.ranks.world_size == 1 and training.step > 0 and training.step % config.save_freq:
-        save(training, config)
-    words = named_by_node(f"{error}. Write it again, then --resume True goes on from the last checkpoint")
+    if run.ranks.world_size == 1 and run.training.step > 0:
+        run.saver.save(wait=True)
+    words = named_by_node(f"{error}. Write it again; --resume True then goes on from the last checkpoint")
     if not speaks_for_node():
         log.error("%s", words)  # the others have met no such picture
     return BadInput(words)
@@ -121,10 +152,11 @@ def train_step(run: Run, batches: Iterator[dict[str, Any]], run_log: RunLog) -> 
     """One optimiser step over `grad_accumulation_steps` micro-batches; returns the facts to tell."""
     config, training, optimizer = run.config, run.training, run.training.optimizer
     run.module.train()
-    rate = learning_rate(config, training.step)
+    schedule_steps = training.facts.schedule_steps
+    rate = learning_rate(config, training.step, schedule_steps)
     for group in optimizer.param_groups:
         group["lr"] = rate
-    scale = noise_scale(training.step, config.max_steps, config.noise_end_fraction, config.noise_schedule)
+    scale = noise_scale(training.step, schedule_steps, config.noise_end_fraction, config.noise_schedule)
     model = training.checkpoint.model
     tokens, queries = model.num_visual_tokens, model.config.pruner_spec.num_queries
     for micro_step in range(config.grad_accumulation_steps):
@@ -160,30 +192,36 @@ def train_step(run: Run, batches: Iterator[dict[str, Any]], run_log: RunLog) -> 
 
 
 @torch.no_grad()
-def validate(run: Run) -> dict[str, float]:
+def validate(run: Run) -> tuple[dict[str, float], bool]:
     """Means over the held-out frames, as inference computes: no noise, no straight-through rows, averaged weights.
 
-    Every process takes its share and stops after `val_time_limit` seconds. Keys: `loss`, `l1_current`, `l1_next`,
-    `tokens_kept`, `frames`.
+    Every process takes its share, and all stop when one has computed for `val_time_limit` seconds or was asked to end.
+
+    Returns:
+        `loss`, `l1_current`, `l1_next`, `tokens_kept`, `frames`; and whether a process was asked to end.
     """
     assert run.val_data is not None
     deadline = time.monotonic() + run.config.val_time_limit
     total = torch.zeros(5, dtype=torch.float64, device=run.ranks.device)
     average = run.training.average
+    stopped = False
     run.module.eval()
+    batches = val_batches(run, run.val_data)
     with average.applied() if average else nullcontext():
-        for batch in val_batches(run, run.val_data):
-            batch |= diffusion_draws(run.module.action_head, run.config.seed, batch["positions"])
-            _, metrics = run.module(to_device(batch, run.ranks.device))
-            frames = len(batch["positions"])
-            kept = metrics.kept.sum(1).double().mean()
-            means = torch.stack([metrics.loss, metrics.current_l1, metrics.next_l1, kept, torch.ones_like(kept)])
-            total += means.double() * frames
-            if time.monotonic() > deadline:
+        for _ in range(num_val_batches(run, run.val_data)):
+            batch = next(batches, None)
+            if batch is not None:
+                batch |= diffusion_draws(run.module.action_head, run.config.seed, batch["positions"])
+                _, metrics = run.module(to_device(batch, run.ranks.device))
+                frames = len(batch["positions"])
+                kept = metrics.kept.sum(1).double().mean()
+                means = torch.stack([metrics.loss, metrics.current_l1, metrics.next_l1, kept, torch.ones_like(kept)])
+                total += means.double() * frames
+            late, stopped = run.ranks.any([time.monotonic() > deadline, run.stop.signal is not None])
+            if late or stopped:
                 break
     run.module.train()
     *sums, frames_seen = run.ranks.sum(total).tolist()
-    if not frames_seen:
-        return {}
     names = ("loss", "l1_current", "l1_next", "tokens_kept")
-    return {**{name: value / frames_seen for name, value in zip(names, sums, strict=True)}, "frames": frames_seen}
+    values = {name: value / frames_seen for name, value in zip(names, sums, strict=True)}
+    return {**values, "frames": frames_seen}, stopped

@@ -3,6 +3,7 @@
 import importlib.util
 import logging
 import math
+import os
 import tempfile
 
 from prismatic.checkpoints.components import diffusion_steps, head_kind
@@ -15,7 +16,7 @@ from prismatic.training.config import FinetuneConfig
 from prismatic.training.data import dataset_specs
 from prismatic.training.distributed import resolve_device
 from prismatic.training.pruning import check_form
-from prismatic.training.saving import find_resumable, saved_checkpoints
+from prismatic.training.runs.resuming import find_resumption
 from prismatic.training.schedules import NOISE_SCHEDULES, SCHEDULES
 from prismatic.training.wandb_account import check_wandb, without_effect
 from prismatic.vla.datasets.shards import find_shards, find_version
@@ -31,7 +32,16 @@ _POSITIVE = (
     "save_timeout_minutes",
     *_FREQUENCIES,
 )
-_NOT_NEGATIVE = ("lr_warmup_steps", "num_workers", "num_threads", "seed", "weight_decay", "max_grad_norm")
+_NOT_NEGATIVE = (
+    "keep_last",
+    "save_minutes",
+    "lr_warmup_steps",
+    "num_workers",
+    "num_threads",
+    "seed",
+    "weight_decay",
+    "max_grad_norm",
+)
 _SHARES = ("ema_decay", "lora_dropout", "adam_beta1", "adam_beta2")
 
 
@@ -40,8 +50,13 @@ def check_flags(config: FinetuneConfig) -> None:
     _check_method(config)
     _check_ranges(config)
     resolve_pruner(config.pruner, None, "training")
-    if config.resume_step is not None and not config.resume:
-        raise ValueError(f"--resume_step {config.resume_step} without --resume True; pass both to continue a run")
+    _ = config.step_to_resume
+    if config.resume_step is not None and config.resume == "False":
+        raise ValueError(f"--resume_step {config.resume_step} with --resume False; leave one of them out")
+    if config.save_in_background not in ("auto", "True", "False"):
+        raise ValueError(f"--save_in_background {config.save_in_background!r} is unknown; choose auto, True or False")
+    if config.keep_best and not config.use_val_set:
+        raise ValueError("--keep_best True needs a validation loss; pass --use_val_set True")
     if config.shuffle_buffer_size != FinetuneConfig.shuffle_buffer_size:
         log.info("--shuffle_buffer_size is not needed: all frames are shuffled globally")
     check_wandb(config)
@@ -110,8 +125,9 @@ def check_checkpoint(config: FinetuneConfig) -> None:
         ValueError: for a damaged file, weights that do not fit `config.json`, a pruner that cannot be trained so, and
             a diffusion head of another number of steps.
     """
-    if config.resume:
-        folder, _ = find_resumable(config)
+    resumption = find_resumption(config, int(os.environ.get("WORLD_SIZE", "1")))
+    if resumption is not None:
+        folder = resumption.folder
     else:
         folder = resolve(config.vla_path)
         check_loadable(folder)
@@ -128,13 +144,7 @@ def check_checkpoint(config: FinetuneConfig) -> None:
 
 
 def check_run_folder(config: FinetuneConfig) -> None:
-    """Raises ValueError if the run exists already and is not resumed, OSError if nothing can be written."""
-    if not config.resume and (found := saved_checkpoints(config)):
-        name, folder = list(found.items())[-1]
-        raise ValueError(
-            f"run {config.run_id!r} already has a checkpoint ({name}: {folder}). To continue it pass --resume True "
-            "with the same flags; to start anew pass another --run_id_note or --run_id_override, or remove the run"
-        )
+    """Raises OSError if nothing can be written."""
     try:
         config.run_dir.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=config.run_dir):

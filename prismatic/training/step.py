@@ -119,9 +119,9 @@ def make_optimizer(trained: Mapping[str, nn.Parameter], config: FinetuneConfig) 
     return torch.optim.AdamW([group for group in groups if group["params"]], config.learning_rate, betas, fused=True)
 
 
-def learning_rate(config: FinetuneConfig, step: int) -> float:
-    """The rate of step `step` (0, 1, ...)."""
-    decay = decay_factor(step, config.lr_schedule, config.max_steps, config.num_steps_before_decay)
+def learning_rate(config: FinetuneConfig, step: int, schedule_steps: int) -> float:
+    """The rate of step `step` (0, 1, ...); a cosine ends at `schedule_steps`."""
+    decay = decay_factor(step, config.lr_schedule, schedule_steps, config.num_steps_before_decay)
     return config.learning_rate * warmup_factor(step, config.lr_warmup_steps) * decay
 
 

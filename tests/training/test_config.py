@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import draccus
+import pytest
 
 from prismatic.training.config import FinetuneConfig
 
@@ -55,6 +56,15 @@ def test_paths_may_begin_at_home(monkeypatch):
 
 
 def test_resuming_from_a_checkpoint_folder_keeps_the_run():
-    config = FinetuneConfig(vla_path="runs/my--run--200_chkpt", resume=True, run_root_dir=Path("runs"))
+    config = FinetuneConfig(vla_path="runs/my--run--200_chkpt", resume="True", run_root_dir=Path("runs"))
     assert config.run_id == "my--run"
-    assert config.checkpoint_dir(300) == Path("runs/my--run--300_chkpt")
+    assert config.checkpoint_dir(300) == Path("runs/my--run/checkpoints/my--run--300_chkpt")
+    assert FinetuneConfig(vla_path="runs/my--run--200_chkpt").run_id != "my--run", "a second stage is a run of its own"
+
+
+def test_resume_is_a_word_or_a_step():
+    assert parse().resume == "auto" and parse("--resume", "True").resume == "True"
+    assert parse("--resume", "2000").step_to_resume == 2000
+    assert parse("--resume", "True", "--resume_step", "7").step_to_resume == 7
+    with pytest.raises(ValueError, match="--resume 'maybe' is unknown; choose auto, True, False or a step"):
+        _ = parse("--resume", "maybe").step_to_resume

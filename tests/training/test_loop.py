@@ -1,14 +1,18 @@
 import json
+import shutil
+import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from fixtures_rlds import write_tiny_rlds
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText
 
 from prismatic.checkpoints.directory import load_checkpoint
-from prismatic.checkpoints.saving import load_training_state
+from prismatic.checkpoints.saving import load_training_state, save_checkpoint
 from prismatic.policy import Policy
 from prismatic.stored_files import load_component
 from prismatic.training.build import build
@@ -94,7 +98,6 @@ def test_a_resumed_run_ends_where_an_unbroken_one_does(flags, overrides):
     # Stop behind step 2: the schedule of 4 steps goes on, so only the loop may end early.
     interrupted = stop_after(broken, 2)
     assert interrupted.is_dir()
-    broken.resume = True
     resumed = finetune(broken)
     assert_same_weights(whole, resumed)
     told = {line["step"]: line["loss"] for line in lines(broken)}
@@ -102,19 +105,19 @@ def test_a_resumed_run_ends_where_an_unbroken_one_does(flags, overrides):
 
 
 def stop_after(config: FinetuneConfig, step: int) -> Path:
-    """Run `config`, but as if killed just after the checkpoint of `step`."""
-    run = build(config, Ranks(0, 1, torch.device("cpu")))
+    """Run `config`, but as if killed one step behind the checkpoint of `step`."""
     config.run_dir.mkdir(parents=True, exist_ok=True)
 
     class Killed(BaseException):
         pass
 
     class StoppingRanks(Ranks):
-        def barrier(self) -> None:  # the first thing after a save
-            if run.training.step == step:
+        def any(self, flags: Sequence[bool]) -> list[bool]:  # what is asked behind a step
+            if run.training.step == step + 1:
                 raise Killed
+            return super().any(flags)
 
-    run.ranks = StoppingRanks(0, 1, torch.device("cpu"))
+    run = build(config, StoppingRanks(0, 1, torch.device("cpu")))
     with pytest.raises(Killed):
         train(run)
     return config.checkpoint_dir(step)
@@ -132,15 +135,114 @@ def test_accumulated_micro_batches_equal_one_large_batch(flags):
 
 
 def test_a_finished_run_is_not_overwritten(flags):
-    finetune(flags(max_steps=1))
-    with pytest.raises(BadInput, match=r"already has a checkpoint .*--resume True"):
-        finetune(flags(max_steps=1))
+    folder = finetune(flags(max_steps=1))
+    assert finetune(flags(max_steps=1)) == folder, "a job that is queued again has nothing to do"
+    with pytest.raises(BadInput, match="already has a checkpoint .*leave out --resume False"):
+        finetune(flags(max_steps=1, resume=False))
     with pytest.raises(BadInput, match="is at step 1 already; to go on pass --max_steps"):
         finetune(flags(max_steps=1, resume=True))
-    with pytest.raises(BadInput, match="--resume_step 7: .* is at step 1"):
+    with pytest.raises(BadInput, match=r"--resume 7: the run in .* has no checkpoint of that step \(1\)"):
         finetune(flags(max_steps=2, resume=True, resume_step=7))
-    with pytest.raises(BadInput, match="--use_lora True: the run that is resumed had False"):
+    with pytest.raises(BadInput, match="--use_lora True: the run in .* had False"):
         finetune(flags(max_steps=2, resume=True, use_lora=True))
+    with pytest.raises(BadInput, match="--max_steps 2: the run in .* had 1. .* --resume True to go on with the new"):
+        finetune(flags(max_steps=2))
+    with pytest.raises(BadInput, match="a step of 1 processes with --batch_size 2 .* has 2 samples, .* have 4"):
+        finetune(flags(max_steps=2, resume=True, batch_size=2))
+
+
+def test_an_extended_run_keeps_the_length_of_its_schedules(flags):
+    shared = {"lr_schedule": "cosine", "learning_rate": 1e-3}
+    finetune(flags(max_steps=2, **shared))
+    finetune(flags(max_steps=4, resume=True, **shared))
+    told = lines(flags())
+    assert [line["noise_scale"] for line in told] == [1.0, 0.5, 0.0, 0.0]
+    assert [line["learning_rate"] for line in told] == pytest.approx([1e-3, 5e-4, 2e-5, 2e-5])
+    record = json.loads((flags().run_dir / "run.json").read_text())
+    assert [start["step"] for start in record["starts"]] == [0, 2]
+    assert record["starts"][1]["changes"] == [{"flag": "max_steps", "was": 2, "now": 4}]
+
+
+def test_a_second_stage_is_a_run_of_its_own(flags):
+    """What lost runs: a stage that begins with another's checkpoint went on with that other run."""
+    first = flags(run_id_override="first", pruner="none")
+    finetune(first)
+    second = flags(run_id_override="second", pruner="lightvla", vla_path=str(first.run_dir), max_steps=3, save_freq=2)
+    whole = flags(run_id_override="whole", pruner="lightvla", vla_path=str(first.run_dir), max_steps=3)
+    before = {path: path.stat().st_mtime_ns for path in first.run_dir.rglob("*")}
+    stop_after(second, 2)
+    assert_same_weights(finetune(second), finetune(whole))
+    assert before == {path: path.stat().st_mtime_ns for path in first.run_dir.rglob("*")}
+    facts = json.loads((second.run_dir / "run.json").read_text())["facts"]
+    assert facts["base"] == str(first.checkpoint_dir(4)), "absolute, and the checkpoint itself"
+
+
+def test_published_ways_to_resume_go_on_with_the_run(flags, monkeypatch):
+    whole = finetune(flags(run_id_override="whole", use_lora=True, lora_rank=4))
+    own = {"run_id_override": "own", "use_lora": True, "lora_rank": 4, "save_freq": 2}
+    stop_after(flags(**own), 2)
+    root = flags().run_root_dir
+    monkeypatch.chdir(root)
+    for vla_path in ("own--2_chkpt", "own"):
+        finetune(flags(**own, vla_path=vla_path, resume=True, resume_step=2))
+        assert_same_weights(whole, flags(**own).checkpoint_dir(4))
+
+
+def test_checkpoints_of_the_earlier_layout_go_on(flags):
+    whole = finetune(flags(run_id_override="whole", ema_decay=0.9))
+    config = flags(run_id_override="run", ema_decay=0.9)
+    inside = stop_after(flags(run_id_override="run", ema_decay=0.9, save_freq=2), 2)
+    (config.run_dir / "checkpoints" / "latest").unlink()
+    inside.rename(config.run_dir.parent / inside.name)
+    (config.run_dir.parent / inside.name / "manifest.json").unlink()
+    assert_same_weights(whole, finetune(config))
+
+
+def test_what_is_kept(flags):
+    shared = {"use_val_set": True, "val_freq": 100, "save_freq": 1, "max_steps": 5}
+    config = flags(keep_last=1, keep_best=True, **shared)
+    finetune(config)
+    losses = {line["step"]: line["val_loss"] for line in lines(config) if "val_loss" in line}
+    assert [*losses] == [1, 2, 3, 4, 5], "each save is validated"
+    best = min(losses, key=lambda step: (losses[step], step))
+    there = {int(path.name.split("--")[1].split("_")[0]) for path in config.checkpoint_dir(0).parent.glob("*_chkpt")}
+    assert there == {best, 4, 5}
+    assert load_checkpoint(config.run_dir / "checkpoints" / "best").path == config.checkpoint_dir(best)
+
+
+@pytest.mark.parametrize("background", ["True", "False"])
+def test_a_checkpoint_is_of_its_step_though_training_goes_on(flags, background, monkeypatch):
+    """Writing takes longer than the steps behind it."""
+    write = save_checkpoint
+
+    def slow(*arguments, **more):
+        time.sleep(0.5)
+        return write(*arguments, **more)
+
+    monkeypatch.setattr("prismatic.training.runs.saving.save_checkpoint", slow)
+    shared = {"use_lora": True, "lora_rank": 4, "ema_decay": 0.5}
+    finetune(flags(run_id_override="long", save_freq=1, max_steps=3, save_in_background=background, **shared))
+    for step in (1, 2):
+        short = flags(run_id_override="long", resume=str(step), max_steps=3, **shared)
+        state = load_training_state(short.checkpoint_dir(step))
+        assert state["step"] == step
+    told = lines(flags(run_id_override="long"))
+    again = flags(run_id_override="again", save_freq=1, max_steps=3, **shared)
+    stop_after(again, 2)
+    assert_same_weights(again.checkpoint_dir(2), flags(run_id_override="long").checkpoint_dir(2))
+    assert len(told) == 3
+
+
+def test_a_changed_dataset_is_noticed(flags, data_root: Path, tmp_path: Path):
+    root = Path(shutil.copytree(data_root, tmp_path / "data"))
+    config = flags(data_root_dir=root, save_freq=1, max_steps=2)
+    stop_after(config, 1)
+    shutil.rmtree(root / config.dataset_name)
+    write_tiny_rlds(root, config.dataset_name, episodes=4, steps=16, size=64)
+    with pytest.raises(BadInput, match="dataset 'libero_tiny_no_noops' has changed since .* --resume True if it was"):
+        finetune(config)
+    config.resume = "True"
+    finetune(config)
 
 
 def test_an_existing_head_is_loaded_and_a_new_one_is_said(flags, small_policy_directory: Path, caplog):
@@ -171,7 +273,8 @@ def test_queries_are_saved_beside_an_adapter_that_is_not_merged(flags):
 
 def test_validation_computes_what_inference_computes(flags):
     run = build(flags(use_val_set=True, image_aug=False, batch_size=3), Ranks(0, 1, torch.device("cpu")))
-    told = validate(run)
+    told, stopped = validate(run)
+    assert not stopped
     assert run.val_data is not None and told["frames"] == len(run.val_data)
     policy_form = run.module.eval()
     losses = []

@@ -33,7 +33,12 @@ from prismatic.training.preflight import preflight
         ({"device": "tpu"}, "'tpu' is unknown; choose auto, cpu or cuda"),
         ({"pruner": "lightvla:nois=uniform"}, "no option 'nois'"),
         ({"pruner": "random"}, "control for evaluation"),
-        ({"resume_step": 3}, "--resume_step 3 without --resume True"),
+        ({"resume_step": 3, "resume": "False"}, "--resume_step 3 with --resume False"),
+        ({"resume": "3"}, r"--resume 3: the run in .* has no checkpoint of that step \(none\)"),
+        ({"resume": "soon"}, "choose auto, True, False or a step"),
+        ({"keep_best": True}, "--keep_best True needs a validation loss"),
+        ({"save_in_background": "no"}, "choose auto, True or False"),
+        ({"keep_last": -1}, "--keep_last -1: expected 0 or more"),
         ({"dataset_name": "bridge"}, "unknown dataset 'bridge'.*libero_goal_no_noops"),
         ({"dataset_name": "libero_missing"}, "libero_missing.*libero_tiny_no_noops"),
         ({"num_images_in_input": 3}, "cannot serve 3 images"),
@@ -83,7 +88,7 @@ def test_a_folder_that_cannot_be_written_is_named(flags, tmp_path: Path):
 
 
 def test_nothing_to_resume_is_said(flags):
-    with pytest.raises(FileNotFoundError, match="nor a checkpoint of run 'run'"):
+    with pytest.raises(FileNotFoundError, match="--resume True: run 'run' has no checkpoint in"):
         preflight(flags(resume=True))
 
 

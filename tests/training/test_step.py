@@ -103,4 +103,6 @@ def test_matrices_decay_and_vectors_do_not(flags):
 
 def test_learning_rate_joins_warmup_and_decay(flags):
     config = flags(learning_rate=1.0, lr_warmup_steps=2, num_steps_before_decay=3)
-    assert [learning_rate(config, step) for step in range(5)] == pytest.approx([0.55, 1.0, 1.0, 0.1, 0.1])
+    assert [learning_rate(config, step, config.max_steps) for step in range(5)] == pytest.approx(
+        [0.55, 1.0, 1.0, 0.1, 0.1]
+    )

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import draccus
 import pytest
-import torch
 
 from experiments.robot.libero.demonstrations.config import CollectionConfig
 from experiments.robot.libero.evaluation.checks import check_flags
@@ -78,19 +77,6 @@ def test_a_failing_command_ends_the_demo_and_is_named(tmp_path):
     with pytest.raises(SystemExit, match="lightvla collect"):
         demo.run_stage(config, "collect", force=False)
     assert not json.loads(Paths(tmp_path).stage("collect").read_text())["done"]
-
-
-def test_fine_tuning_goes_on_where_it_was_interrupted(tmp_path):
-    config = DemoConfig(output_dir=tmp_path)
-    unpruned, pruned = stage_commands(config, "finetune")
-    run = Paths(tmp_path).run
-    assert demo._continued(pruned) == pruned
-    (run / "training_state").mkdir(parents=True)
-    torch.save({"step": 1000}, run / "training_state" / "state.pt")
-    resumed = draccus.parse(FinetuneConfig, args=demo._continued(pruned)[pruned.index("finetune") + 1 :])
-    assert resumed.resume and Path(resumed.vla_path) == run == resumed.run_dir
-    torch.save({"step": config.max_steps}, run / "training_state" / "state.pt")
-    assert demo._continued(pruned) is None and demo._continued(unpruned) == unpruned
 
 
 def test_a_changed_stage_undoes_what_was_made_from_it(tmp_path):
