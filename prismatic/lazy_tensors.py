@@ -47,26 +47,37 @@ class LazyTensor:
         return math.prod(self.shape) * self.dtype.itemsize
 
 
-def write_tensors(file: Path, tensors: Mapping[str, LazyTensor]) -> None:
-    """Write a safetensors file, the same bytes as the library writes, with one tensor in memory at a time.
-
-    The format is a length (8 bytes), a JSON header that says where each tensor begins, and the tensors' bytes.
-    Raises FloatingPointError, and leaves half a file, where a tensor is not finite.
-    """
+def file_order(tensors: Mapping[str, LazyTensor]) -> list[str]:
+    """The names in the order in which safetensors writes them: by dtype, then by name."""
     order = {dtype: place for place, dtype in enumerate(STORED_NAMES.values())}
+    return sorted(tensors, key=lambda name: (order[tensors[name].dtype], name))
+
+
+def file_header(tensors: Mapping[str, LazyTensor]) -> bytes:
+    """What stands in a safetensors file before the tensors' bytes: its own length, and JSON that says what lies where.
+
+    A file takes these bytes and the `nbytes` of its tensors.
+    """
     names = {dtype: name for name, dtype in STORED_NAMES.items()}
-    ordered = sorted(tensors, key=lambda name: (order[tensors[name].dtype], name))
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     begin = 0
-    for name in ordered:
+    for name in file_order(tensors):
         tensor = tensors[name]
         offsets = [begin, begin := begin + tensor.nbytes]
         header[name] = {"dtype": names[tensor.dtype], "shape": list(tensor.shape), "data_offsets": offsets}
     encoded = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     encoded += b" " * (-len(encoded) % _HEADER_ALIGNMENT)
+    return len(encoded).to_bytes(8, "little") + encoded
+
+
+def write_tensors(file: Path, tensors: Mapping[str, LazyTensor]) -> None:
+    """Write a safetensors file, the same bytes as the library writes, with one tensor in memory at a time.
+
+    Raises FloatingPointError, and leaves half a file, where a tensor is not finite.
+    """
     with file.open("wb") as stream:
-        stream.write(len(encoded).to_bytes(8, "little") + encoded)
-        for name in ordered:
+        stream.write(file_header(tensors))
+        for name in file_order(tensors):
             value = tensors[name].make().contiguous()
             assert (tuple(value.shape), value.dtype) == (tensors[name].shape, tensors[name].dtype), name
             check_finite(name, value, file)
@@ -77,7 +88,8 @@ def check_finite(name: str, tensor: torch.Tensor, file: Path) -> None:
     """Raises FloatingPointError where a tensor that is about to be written to `file` holds NaN or an infinity."""
     if not tensor.is_floating_point() or not tensor.numel():
         return
-    lowest, highest = torch.aminmax(tensor.detach())  # both are NaN where any value is; takes no memory
+    values = tensor.detach() if tensor.dtype.itemsize > 1 else tensor.half()  # torch does not compare float8
+    lowest, highest = torch.aminmax(values)  # both are NaN where any value is; takes no memory
     if not (torch.isfinite(lowest) and torch.isfinite(highest)):
         raise FloatingPointError(
             f"{name!r}, to be written to {file.name}, holds NaN or infinite values, so nothing was saved; go on from "

@@ -74,11 +74,19 @@ def manifest_problems(directory: Path) -> list[str]:
         file = directory / name
         if not file.is_file():
             problems.append(f"{name} is missing, which {MANIFEST_FILE} lists; copy the checkpoint again")
-        elif (found := file.stat().st_size) != size:
+        elif (found := file.stat().st_size) != size and not _edited(file):
             problems.append(f"{name} has {found} bytes, {MANIFEST_FILE} says {size}; copy the checkpoint again")
     return problems
 
 
+def _edited(file: Path) -> bool:
+    """Whether it is a settings file that is whole, only not as it was: people change those by hand."""
+    try:
+        return file.suffix == ".json" and bool(read_json(file))
+    except ValueError:
+        return False
+
+
 def is_complete(directory: Path) -> bool:
-    """Whether there is a manifest, and every file that it lists, in its size."""
+    """Whether there is a manifest, and every file that it lists, in its size (JSON: readable)."""
     return not manifest_problems(directory)

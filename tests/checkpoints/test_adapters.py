@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import shutil
 import zlib
 from pathlib import Path
@@ -16,6 +17,7 @@ from prismatic.checkpoints.adapters import merge_adapter, read_adapter
 from prismatic.checkpoints.directory import Checkpoint, load_checkpoint
 from prismatic.checkpoints.files import check_complete
 from prismatic.checkpoints.inspection import inspect_checkpoint
+from prismatic.checkpoints.manifest import is_complete, read_manifest
 from prismatic.checkpoints.options import LoadOptions
 from prismatic.checkpoints.saving import save_checkpoint
 from prismatic.checkpoints.weight_files import fingerprint, stored_tensors
@@ -226,6 +228,45 @@ def test_a_missing_or_odd_adapter_is_named(copy, small_base: Path, tmp_path: Pat
     file.unlink()
     with pytest.raises(FileNotFoundError, match="has neither adapter_model.safetensors nor"):
         merge_adapter(copy)
+
+
+@pytest.mark.parametrize("merged_before", [False, True])
+def test_a_merge_that_dies_while_moving_leaves_an_adapter_that_can_be_merged(
+    adapted, copy, monkeypatch: pytest.MonkeyPatch, merged_before
+):
+    if merged_before:
+        merge_adapter(copy)
+    assert is_complete(copy)
+    replace, died = os.replace, 0
+
+    class Died(BaseException):
+        pass
+
+    for moves in range(8):
+        left = iter(range(moves))
+
+        def move(source: Path, target: Path, left=left) -> None:
+            if next(left, None) is None:
+                raise Died
+            replace(source, target)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "replace", move)
+            try:
+                merge_adapter(copy)
+                break
+            except Died:
+                died += 1
+        assert is_complete(copy), "the manifest never lists what is not there"
+        try:
+            assert_equal(weights(copy), adapted[1])
+        except FileNotFoundError as error:
+            assert "holds an adapter without weights" in str(error)
+    assert died >= 4, "two weight files, the index and the manifest"
+    assert_equal(weights(copy), adapted[1])
+    listed = read_manifest(copy)
+    assert is_complete(copy) and listed is not None and {file.name for file in check_complete(copy)} < set(listed.files)
+    assert not list(copy.glob(".*"))
 
 
 def test_the_fingerprint_is_of_the_tensors_not_of_the_files(reference_directory: Path, tmp_path: Path):

@@ -15,6 +15,7 @@ from lightvla.commands.inspect_checkpoint import main
 from prismatic.checkpoints.adapters import merge_adapter
 from prismatic.checkpoints.directory import load_checkpoint
 from prismatic.checkpoints.inspection import inspect_checkpoint
+from prismatic.checkpoints.saving import save_checkpoint
 from prismatic.checkpoints.weight_files import INDEX_FILE
 from prismatic.models.action_heads import L1RegressionActionHead
 from prismatic.models.lora import FOLDER, attach_lora, save_adapter
@@ -316,6 +317,23 @@ def test_settings_of_any_type_are_told(copy: Path, key: str):
         if found.problems:
             with pytest.raises((ValueError, FileNotFoundError)):
                 load_checkpoint(copy)
+
+
+def test_files_that_are_not_as_written_are_told(small_policy_directory: Path, tmp_path: Path):
+    folder = save_checkpoint(tmp_path / "run", load_checkpoint(small_policy_directory), 1, training_state={"step": 1})
+    found = inspect_checkpoint(folder)
+    assert found.facts["files"] == "as written" and not found.problems
+    shutil.rmtree(folder / "training_state")
+    found = inspect_checkpoint(folder)
+    assert not found.problems and found.notes == [
+        "training_state/state.pt is missing, which manifest.json lists; copy the checkpoint again"
+    ]
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "note": "by hand"}))
+    assert not inspect_checkpoint(folder).problems
+    head = next(folder.glob("action_head--*"))
+    head.write_bytes(head.read_bytes()[:-1])
+    assert f"{head.name} has" in " ".join(inspect_checkpoint(folder).problems)
 
 
 def test_what_is_no_checkpoint_is_refused(tmp_path: Path):

@@ -11,8 +11,13 @@ from safetensors.torch import load_file
 
 from prismatic.checkpoints.directory import load_checkpoint
 from prismatic.checkpoints.files import PROCESSOR_FILES, check_complete
+from prismatic.checkpoints.manifest import MANIFEST_FILE
 from prismatic.checkpoints.options import LoadOptions
 from prismatic.checkpoints.saving import save_checkpoint
+from prismatic.checkpoints.weight_checks import expected_tensors
+from prismatic.checkpoints.weight_files import split_into_shards
+from prismatic.extern.hf.configuration_prismatic import OpenVLAConfig
+from prismatic.lazy_tensors import LazyTensor, file_header
 from prismatic.models.pruners.registry import PrunerSpec
 
 OUR_KEYS = {
@@ -85,6 +90,23 @@ def test_names_shapes_and_dtypes_are_the_published_ones(reference_directory: Pat
         assert b'"format":"pt"' in header, "transformers refuses a file that does not say which framework wrote it"
 
 
+def test_weight_files_of_7b_have_the_published_sizes():
+    config = OpenVLAConfig(
+        timm_model_ids=["vit_large_patch14_reg4_dinov2.lvd142m", "vit_so400m_patch14_siglip_224"],
+        timm_override_act_layers=[None, None], image_sizes=[224, 224], use_fused_vision_backbone=True,
+        arch_specifier="no-align+fused-gelu-mlp", pruner={"name": "none"},
+        text_config={"model_type": "llama", "pad_token_id": 32000, "vocab_size": 32064},
+    )  # fmt: skip
+
+    def make() -> torch.Tensor:
+        raise AssertionError("nothing is made")
+
+    weights = {name: LazyTensor(shape, torch.bfloat16, make) for name, shape in expected_tensors(config).items()}
+    shards = [{name: weights[name] for name in names} for names in split_into_shards(weights).values()]
+    sizes = [len(file_header(shard)) + sum(tensor.nbytes for tensor in shard.values()) for shard in shards]
+    assert sizes == [4925122448, 4947392496, 4947417456, 262668432]
+
+
 def test_files_are_the_published_ones_and_tokenizer_files_are_copied(tmp_path: Path):
     source = write_reference_checkpoint(tmp_path / "source")
     for name in ("special_tokens_map.json", "added_tokens.json", "tokenizer.model", "processor_config.json"):
@@ -93,9 +115,9 @@ def test_files_are_the_published_ones_and_tokenizer_files_are_copied(tmp_path: P
     copied = [name for name in PROCESSOR_FILES if (source / name).is_file()]
     assert len(copied) == 8
     assert all((folder / name).read_bytes() == (source / name).read_bytes() for name in copied)
-    weights = {"model.safetensors"}
+    ours = {"model.safetensors", MANIFEST_FILE}
     published = {file.name for file in source.iterdir() if not file.name.startswith("model")}
-    assert {file.name for file in folder.iterdir()} == published | weights
+    assert {file.name for file in folder.iterdir()} == published | ours
 
 
 def test_config_json_is_what_transformers_4_40_reads(tmp_path: Path):
