@@ -60,7 +60,7 @@ def test_a_dry_run_writes_a_checkpoint_that_loads(small_policy_directory: Path, 
     file = results(tmp_path, checkpoint, num_open_loop_steps=4, initial_states="30-33")
     assert main([str(checkpoint), REPO, "--results", str(file), "--dry_run", str(upload)]) == 0
     assert "is it the same model" not in caplog.text
-    published = {path.name for path in small_policy_directory.iterdir()} - {"small_model.json"}
+    published = {path.name for path in small_policy_directory.iterdir()} - {"small_model.json", "manifest.json"}
     assert {path.name for path in upload.iterdir()} == published | {"README.md"}
     for name in published:
         assert (upload / name).read_bytes() == (small_policy_directory / name).read_bytes()
