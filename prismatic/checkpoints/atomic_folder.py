@@ -5,6 +5,7 @@ complete. A killed process leaves a hidden folder, which `remove_leftovers` remo
 """
 
 import errno
+import fcntl
 import os
 import re
 import shutil
@@ -73,6 +74,49 @@ def staging_folder(parent: Path, name: str) -> Iterator[Path]:
         raise
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+@contextmanager
+def reading(directory: Path) -> Iterator[bool]:
+    """Within the block nobody on this file system removes the folder by `remove_unless_read`; nothing is written.
+
+    Whether the folder is (still) there is what the block gets.
+    """
+    with _locked(directory, fcntl.LOCK_SH):
+        yield directory.is_dir()
+
+
+def remove_unless_read(folder: Path) -> bool:
+    """Remove a folder, its name first, so that half of one is never taken for one. False where somebody reads it."""
+    with _locked(folder, fcntl.LOCK_EX | fcntl.LOCK_NB) as alone:
+        if not alone:
+            return False
+        doomed = folder.with_name(f".removed-{folder.name}")
+        shutil.rmtree(doomed, ignore_errors=True)
+        os.rename(folder, doomed)
+    shutil.rmtree(doomed, ignore_errors=True)
+    return True
+
+
+@contextmanager
+def _locked(folder: Path, how: int) -> Iterator[bool]:
+    """False where another process's lock is in the way; where a file system has no locks nothing is."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError:
+        yield True
+        return
+    try:
+        try:
+            fcntl.flock(descriptor, how)
+        except BlockingIOError:
+            yield False
+            return
+        except OSError:
+            pass
+        yield True
+    finally:
+        os.close(descriptor)
 
 
 def settle(folder: Path) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerFast
 
+from prismatic.checkpoints.atomic_folder import reading
 from prismatic.checkpoints.components import diffusion_steps, head_kind, load_head, load_proprio
 from prismatic.checkpoints.files import check_complete, read_config, read_statistics, resolve
 from prismatic.checkpoints.options import LoadOptions, checked_options
@@ -97,7 +98,15 @@ def load_checkpoint(path_or_hub_id: str | Path, options: LoadOptions | None = No
     Raises FileNotFoundError for a missing file and ValueError for weights that do not fit the configuration.
     """
     options = checked_options(options or LoadOptions())
-    directory = resolve(path_or_hub_id)
+    while True:
+        directory = resolve(path_or_hub_id)
+        with reading(directory) as is_there:
+            # A run may have removed it since its pointer was followed, and points to a newer one by now.
+            if is_there or resolve(path_or_hub_id) == directory:
+                return _load(directory, options)
+
+
+def _load(directory: Path, options: LoadOptions) -> Checkpoint:
     weight_files = check_complete(directory)
     config_json, config = read_config(directory)
     kind = config.action_head = _check_components(directory, options, config_json)

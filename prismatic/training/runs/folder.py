@@ -22,7 +22,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from prismatic.checkpoints.atomic_folder import remove_leftovers
+from prismatic.checkpoints.atomic_folder import remove_leftovers, remove_unless_read
 from prismatic.checkpoints.manifest import manifest_problems, read_manifest
 from prismatic.checkpoints.places import CHECKPOINTS, LATEST, checkpoint_name
 from prismatic.checkpoints.saving import load_training_state
@@ -108,7 +108,7 @@ class RunFolder:
     def make_room(self, keep_last: int, keep_best: bool) -> None:
         """Remove checkpoints before the next one is written, so that afterwards `keep_last` are older than it.
 
-        The one that has just become the oldest thus stays until the save after: whoever reads it can finish.
+        The one before the newest thus stays for a while, and one that is being loaded as long as that takes.
         Checkpoints of earlier versions, outside `checkpoints/`, are left alone.
         """
         if keep_last <= 0:
@@ -117,8 +117,9 @@ class RunFolder:
         best = self.best() if keep_best else None
         for folder in own[:-keep_last]:
             if best is None or folder != best[0]:
-                log.info("--keep_last %d: %s is removed", keep_last, folder.name)
-                remove_folder(folder)
+                removed = remove_unless_read(folder)
+                what = "is removed" if removed else "is being read, and removed later"
+                log.info("--keep_last %d: %s %s", keep_last, folder.name, what)
 
     def set_aside(self, folder: Path) -> None:
         """Move what is in the place of a checkpoint to `checkpoints/superseded`; nothing where nothing is there."""
@@ -188,11 +189,3 @@ def _take(lock: int, path: Path) -> None:
 def _validation_loss(folder: Path) -> float | None:
     manifest = read_manifest(folder)
     return None if manifest is None else manifest.facts.get("validation_loss")
-
-
-def remove_folder(folder: Path) -> None:
-    """Remove a checkpoint so that it loses its name first: a half-removed one is not taken for one."""
-    doomed = folder.with_name(f".removed-{folder.name}")
-    shutil.rmtree(doomed, ignore_errors=True)
-    os.rename(folder, doomed)
-    shutil.rmtree(doomed, ignore_errors=True)
