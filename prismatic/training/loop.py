@@ -100,7 +100,7 @@ def train(run: Run) -> Path:
         except ElsewhereError as error:
             raise BadInput(str(error)) from error
         finally:
-            run.saver.finish()
+            run.saver.leave()
 
 
 def _train(run: Run, run_log: RunLog) -> Path:
@@ -113,8 +113,9 @@ def _train(run: Run, run_log: RunLog) -> Path:
         run_log.step(training.step, facts)
         began = time.perf_counter()
         last = training.step == config.max_steps
-        stopped, due = run.ranks.any([run.stop.signal is not None, run.ranks.is_main and saver.is_due(training.step)])
-        saves = due or last or stopped
+        due = run.ranks.is_main and saver.is_due(training.step)
+        stopped, due, failed = run.ranks.any([run.stop.signal is not None, due, saver.failed])
+        saves = due or last or stopped or failed
         validates = training.step % config.val_freq == 0 or last or (saves and config.keep_best)
         loss = None
         if run.val_data is not None and validates and not stopped:

@@ -168,9 +168,17 @@ class Saver:
             if not background:
                 self.writer.wait()
 
-    def finish(self) -> None:
-        """Wait for a checkpoint that is being written. Raises as `save`."""
-        self.writer.wait()
+    @property
+    def failed(self) -> bool:
+        """Whether the checkpoint before could not be written; the next `save` raises why."""
+        return self.writer.failed
+
+    def leave(self) -> None:
+        """Wait for a checkpoint that is being written, at the end of a run that ends by an error of its own."""
+        try:
+            self.writer.wait()
+        except (OSError, FloatingPointError) as error:
+            log.error("%s", error)
 
     def _fits_memory(self) -> bool:
         """Whether to write from a copy while training goes on."""
@@ -204,7 +212,7 @@ class Saver:
             name: value if is_film(name) else value.to(training.stored_dtype)
             for name, value in (lora.merged_weights(model, own) if merge else {}).items()
         }
-        self._check_room(sum(value.nbytes for value in weights.values()), state)
+        self._make_room(sum(value.nbytes for value in weights.values()), state)
         target = self.folder.checkpoint_dir(training.step)
         suffix = LATEST if config.save_latest_checkpoint_only else training.step
         facts = {} if validation_loss is None else {"validation_loss": validation_loss}
@@ -212,7 +220,6 @@ class Saver:
 
         def write() -> None:
             with _side_stream(training.device):
-                self.folder.make_room(1 if config.save_latest_checkpoint_only else config.keep_last, config.keep_best)
                 self.folder.set_aside(target)
                 save_checkpoint(target, checkpoint, suffix, weights, state, adapter, facts, parts)
                 self.folder.point(LATEST, target)
@@ -222,13 +229,16 @@ class Saver:
 
         return write
 
-    def _check_room(self, weight_bytes: int, state: Mapping[str, Any]) -> None:
+    def _make_room(self, weight_bytes: int, state: Mapping[str, Any]) -> None:
         needed = weight_bytes + sum(tensor.nbytes for _, tensor in named_tensors(state))
         self.folder.checkpoints.mkdir(parents=True, exist_ok=True)
+        self.folder.make_room(
+            1 if self.config.save_latest_checkpoint_only else self.config.keep_last, self.config.keep_best
+        )
         free = shutil.disk_usage(self.folder.checkpoints).free
         if needed > free:
             raise OSError(
-                f"the checkpoint of step {state['step']} takes {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free "
+                f"the checkpoint of step {state['step']} takes {needed / 1e6:.0f} MB, and {free / 1e6:.0f} MB are free "
                 f"in {self.folder.path}; make room there, or pass --keep_last 1; the checkpoints before are whole"
             )
 

@@ -16,6 +16,11 @@ class BackgroundWriter:
         """Whether a job is running."""
         return self._thread is not None and self._thread.is_alive()
 
+    @property
+    def failed(self) -> bool:
+        """Whether the last job ended by an error that nobody has been told of."""
+        return self._error is not None
+
     def start(self, job: Callable[[], object]) -> None:
         """Begin a job, behind the one that is running."""
         self.wait()
