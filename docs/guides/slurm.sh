@@ -15,6 +15,7 @@
 queue_again=0
 trap 'queue_again=1; scancel --signal=USR1 "$SLURM_JOB_ID"' USR1
 
+export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1  # what is started again must not meet the addresses of the try before
 head_node=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 srun torchrun --nnodes "$SLURM_JOB_NUM_NODES" --nproc-per-node "${SLURM_GPUS_ON_NODE:-8}" \
     --rdzv-backend c10d --rdzv-endpoint "$head_node:29500" --rdzv-id "$SLURM_JOB_ID" \

@@ -45,8 +45,7 @@ def command(config: FinetuneConfig) -> int:
         return UNWANTED
     except Preempted as error:
         if is_main:
-            done = f"step {error.step} is saved" if error.step else "nothing was done yet"
-            log.warning("%s: %s; the same command goes on", error.signal, done)
+            log.warning("%s: step %d is saved; the same command goes on", error.signal, error.step)
         return STOPPED if error.signal == "SIGINT" else PREEMPTED
     except KeyboardInterrupt:
         log.error("stopped; the same command goes on from the last checkpoint")

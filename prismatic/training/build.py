@@ -85,9 +85,7 @@ def uses_bf16(config: FinetuneConfig, device: torch.device) -> bool:
     return computes_in_bf16(device) if config.precision == "auto" else config.precision == "bf16"
 
 
-def build(
-    config: FinetuneConfig, ranks: Ranks, resumption: Resumption | None = None, stop: StopRequest | None = None
-) -> Run:
+def build(config: FinetuneConfig, ranks: Ranks, resumption: Resumption | None = None) -> Run:
     """Load and connect all parts, and restore the state of a run that goes on; all processes call it.
 
     Raises:
@@ -145,7 +143,7 @@ def build(
     noise = checkpoint.model.config.pruner_spec.noise
     return Run(
         config, ranks, module, _parallel(module, ranks), training, noise, data, train_data, val_data,
-        stop or StopRequest(), Saver(training, config), resumption.changes if resumption else [],
+        StopRequest(), Saver(training, config), resumption.changes if resumption else [],
     )  # fmt: skip
 
 

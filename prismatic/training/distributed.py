@@ -165,6 +165,19 @@ def resolve_device(name: str) -> torch.device:
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
 
 
+def _meeting_place(timeout: timedelta) -> dict[str, Any]:
+    """Where processes that torchrun has started again meet: apart from those of the try before.
+
+    torchrun keeps one store for all tries, in which they find the addresses of processes that are dead by now. On
+    several nodes the tries are not counted alike; there TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 gives each its own store.
+    """
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    if attempt == "0" or several_nodes():
+        return {}
+    store, rank, world_size = next(dist.rendezvous("env://", timeout=timeout))
+    return {"store": dist.PrefixStore(f"try {attempt}", store), "rank": rank, "world_size": world_size}
+
+
 @contextmanager
 def ranks(
     device_name: str, save_timeout: timedelta = SAVE_TIMEOUT, exchange_timeout: timedelta = EXCHANGE_TIMEOUT
@@ -185,7 +198,9 @@ def ranks(
         return
     is_gpu = device.type == "cuda"
     backend = "nccl" if is_gpu else "gloo"
-    dist.init_process_group(backend, timeout=exchange_timeout, device_id=device if is_gpu else None)
+    dist.init_process_group(
+        backend, timeout=exchange_timeout, device_id=device if is_gpu else None, **_meeting_place(exchange_timeout)
+    )
     try:
         waiting = dist.new_group(backend="gloo", timeout=save_timeout)  # on the CPU: GPUs are idle meanwhile
         assert isinstance(waiting, dist.ProcessGroup)

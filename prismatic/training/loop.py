@@ -20,14 +20,16 @@ from prismatic.training.distributed import ElsewhereError
 from prismatic.training.distributed import ranks as join_ranks
 from prismatic.training.heads import diffusion_draws
 from prismatic.training.logging import RunLog
-from prismatic.training.preemption import Preempted, StopRequest
+from prismatic.training.preemption import Preempted
 from prismatic.training.preflight import preflight
 from prismatic.training.pruning import score_noise
 from prismatic.training.runs.folder import RunFolder
 from prismatic.training.runs.record import record_start
 from prismatic.training.schedules import noise_scale
 from prismatic.training.step import learning_rate, to_device
+from prismatic.vla.datasets.collate import collate
 from prismatic.vla.datasets.rlds import UnreadableImage
+from prismatic.vla.datasets.sampler import SampleRequest
 
 log = logging.getLogger(__name__)
 
@@ -58,26 +60,25 @@ def finetune(config: FinetuneConfig) -> Path:
     """
     if config.num_threads:
         torch.set_num_threads(config.num_threads)
-    with StopRequest().listening() as stop:
+    try:
+        preflight(config)
+    except (ValueError, OSError) as error:
+        raise BadInput(named_by_node(str(error)), others_wait=True) from error
+    with join_ranks(config.device, timedelta(minutes=config.save_timeout_minutes)) as ranks, ExitStack() as stack:
         try:
-            preflight(config)
+            with ranks.together(ValueError, OSError):  # all have passed their checks
+                if ranks.is_main:
+                    stack.enter_context(RunFolder(config.run_dir).held())
+            resumption = agreed_resumption(config, ranks)
+            if resumption is not None and resumption.finished:
+                log.info("the run is finished: %s", resumption.folder)
+                return resumption.folder
+            run = build(config, ranks, resumption)
         except (ValueError, OSError) as error:
-            raise BadInput(named_by_node(str(error)), others_wait=True) from error
-        with join_ranks(config.device, timedelta(minutes=config.save_timeout_minutes)) as ranks, ExitStack() as stack:
-            try:
-                with ranks.together(ValueError, OSError):  # all have passed their checks
-                    if ranks.is_main:
-                        stack.enter_context(RunFolder(config.run_dir).held())
-                resumption = agreed_resumption(config, ranks)
-                if resumption is not None and resumption.finished:
-                    log.info("the run is finished: %s", resumption.folder)
-                    return resumption.folder
-                run = build(config, ranks, resumption, stop)
-            except (ValueError, OSError) as error:
-                raise BadInput(named_by_node(str(error))) from error
-            except ElsewhereError as error:  # names its node itself
-                raise BadInput(str(error)) from error
-            return train(run)
+            raise BadInput(named_by_node(str(error))) from error
+        except ElsewhereError as error:  # names its node itself
+            raise BadInput(str(error)) from error
+        return train(run)
 
 
 def train(run: Run) -> Path:
@@ -92,7 +93,8 @@ def train(run: Run) -> Path:
         log.info("training %.2f M parameters on %d x %s in %s", count / 1e6, *place, precision)
     with RunLog(config, run.ranks, training.step) as run_log:
         try:
-            return _train(run, run_log)
+            with run.stop.listening():
+                return _train(run, run_log)
         except UnreadableImage as error:
             raise _end(run, error) from error
         except OSError as error:
@@ -105,8 +107,8 @@ def train(run: Run) -> Path:
 
 def _train(run: Run, run_log: RunLog) -> Path:
     config, training, saver = run.config, run.training, run.saver
+    settle_buckets(run)
     batches = train_batches(run)
-    run.stop.gentle()
     stopped = False
     while training.step < config.max_steps and not stopped:
         facts = train_step(run, batches, run_log)
@@ -147,6 +149,23 @@ def _end(run: Run, error: UnreadableImage) -> BadInput:
     if not speaks_for_node():
         log.error("%s", words)  # the others have met no such picture
     return BadInput(words)
+
+
+def settle_buckets(run: Run) -> None:
+    """A pass forward and back that changes nothing, where several processes train.
+
+    Behind its first one DistributedDataParallel lays gradients out anew, in the order in which they come; and what more
+    than two processes add up is rounded by its place. So every start would have one step that another had not.
+    """
+    if not isinstance(run.parallel, DistributedDataParallel):
+        return
+    run.module.train()
+    samples = [run.train_data[SampleRequest(position, 0)] for position in range(run.config.batch_size)]
+    batch = collate(samples, run.train_data.pad_token_id)
+    batch |= diffusion_draws(run.module.action_head, run.config.seed, batch["positions"])
+    loss, _ = run.parallel(to_device(batch, run.ranks.device))
+    loss.backward()
+    run.training.optimizer.zero_grad(set_to_none=True)
 
 
 def train_step(run: Run, batches: Iterator[dict[str, Any]], run_log: RunLog) -> dict[str, Any]:

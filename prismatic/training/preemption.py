@@ -22,7 +22,7 @@ class Preempted(Exception):
 
     Attributes:
         signal: its name, of the first process that was asked.
-        step: the last finished step; 0 where none was taken.
+        step: the last finished step.
     """
 
     def __init__(self, name: str, step: int) -> None:
@@ -32,18 +32,11 @@ class Preempted(Exception):
 
 
 class StopRequest:
-    """Whether this process was asked to end. Before `gentle()` a request raises Preempted at once: nothing is lost."""
+    """Whether this process was asked to end, once it listens."""
 
     def __init__(self) -> None:
         self.signal: str | None = None
-        self._gentle = False
         self._asked_at = 0.0
-
-    def gentle(self) -> None:
-        """From here on a request is only noted; whoever can end asks for it. Raises Preempted if there was one."""
-        self._gentle = True
-        if self.signal is not None:
-            raise Preempted(self.signal, 0)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         again = self.signal is not None and time.monotonic() - self._asked_at > _SECOND_PRESS_S
@@ -51,19 +44,21 @@ class StopRequest:
             raise KeyboardInterrupt
         if self.signal is None:
             self.signal, self._asked_at = signal.Signals(number).name, time.monotonic()
-            if not self._gentle:
-                raise Preempted(self.signal, 0)
             log.warning("%s: finishing the step, then saving", self.signal)
 
     @contextmanager
-    def listening(self) -> Iterator["StopRequest"]:
-        """Within the block the signals are taken; outside a process's main thread nothing can be."""
+    def listening(self) -> Iterator[None]:
+        """Within the block the signals are noted, outside it they end the process: nothing can be lost there.
+
+        Python calls a handler between two of its own instructions, so before processes have met it would be called too
+        late: they wait for each other inside torch. Outside a process's main thread no signal can be taken.
+        """
         if threading.current_thread() is not threading.main_thread():
-            yield self
+            yield
             return
         before = {number: signal.signal(number, self._handle) for number in SIGNALS}
         try:
-            yield self
+            yield
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)

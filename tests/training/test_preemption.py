@@ -14,7 +14,7 @@ import pytest
 
 from prismatic.command_status import PREEMPTED, STOPPED
 from prismatic.training.config import FinetuneConfig
-from prismatic.training.preemption import Preempted, StopRequest
+from prismatic.training.preemption import StopRequest
 
 ROOT = Path(__file__).resolve().parents[2]
 LORA = {"use_lora": True, "lora_rank": 4, "ema_decay": 0.9, "batch_size": 2}
@@ -26,21 +26,12 @@ def same_weights(first: Path, second: Path) -> bool:
     return all((first / name).read_bytes() == (second / name).read_bytes() for name in names)
 
 
-def test_a_request_before_the_first_step_ends_at_once():
-    stop = StopRequest()
-    with stop.listening(), pytest.raises(Preempted, match="SIGUSR1"):
-        os.kill(os.getpid(), signal.SIGUSR1)
-        time.sleep(1)
-    assert signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL
-
-
-def test_a_request_behind_it_is_noted():
+def test_a_request_is_noted_while_somebody_listens():
     stop = StopRequest()
     with stop.listening():
-        stop.gentle()
         os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGUSR1)
-    assert stop.signal == "SIGTERM"
+    assert stop.signal == "SIGTERM" and signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL
 
 
 def test_one_signalled_process_of_two_makes_both_save_and_end(flags, tmp_path: Path):
@@ -78,6 +69,52 @@ def test_the_command_ends_with_a_status_that_schedulers_know(flags, number, stat
         _, told = run.communicate(timeout=120)
     assert run.returncode == status, told
     assert f"{number.name}: step " in told and "the same command goes on" in told and "Traceback" not in told
+
+
+def workers(launcher: int) -> dict[int, int]:
+    """Rank -> process of those that torchrun has started and that train."""
+    children = Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()
+    found = {}
+    for child in children:
+        content = Path(f"/proc/{child}/environ").read_bytes().split(b"\0")
+        if rank := next((part for part in content if part.startswith(b"RANK=")), None):
+            found[int(rank.partition(b"=")[2])] = int(child)
+    return found
+
+
+@pytest.mark.slow
+def test_one_command_started_again_whenever_it_ends_trains_the_undisturbed_run(flags, tmp_path: Path):
+    """Signals to one process, which torchrun starts again once; then to torchrun itself; six times in all."""
+    shared = {**LORA, "max_steps": 260, "save_freq": 10}
+    whole = flags(run_id_override="whole", **shared)
+    assert killed_runs.end(killed_runs.start(lambda: whole, 2, tmp_path / "log"), 0) == [0, 0]
+    config = flags(**shared)
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--max-restarts", "1"]
+    launch += ["--monitor-interval", "0.1", "--signals-to-handle", "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    plan = [
+        [(signal.SIGTERM, 1), (signal.SIGUSR1, 0)],
+        [(signal.SIGKILL, 0), (signal.SIGKILL, 1)],
+        [(signal.SIGUSR1, None)],
+        [(signal.SIGTERM, None)],
+    ]
+    for interruptions in plan:
+        with subprocess.Popen(
+            [sys.executable, *launch, *command(config)], env=environment, stdout=subprocess.DEVNULL,
+            stderr=(tmp_path / "log").open("a"),
+        ) as run:  # fmt: skip
+            for number, rank in interruptions:
+                begin = killed_runs.steps_done(config)
+                while killed_runs.steps_done(config) in (0, begin):
+                    assert run.poll() is None, (tmp_path / "log").read_text()[-5000:]
+                    time.sleep(0.02)
+                os.kill(run.pid if rank is None else workers(run.pid)[rank], number)
+                time.sleep(2)
+            assert run.wait(120) != 0
+    assert 0 < killed_runs.steps_done(config) < 260
+    done = subprocess.run([sys.executable, *launch, *command(config)], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert same_weights(whole.checkpoint_dir(260), config.checkpoint_dir(260))
 
 
 SLURM = {
