@@ -1,7 +1,7 @@
 """From flags to the parts of a run: model, adapters, head, data, optimiser, restored state."""
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import DataLoader
 
 from prismatic.checkpoints.components import new_head
 from prismatic.checkpoints.directory import Checkpoint, load_checkpoint
@@ -29,22 +28,18 @@ from prismatic.training.data import Frames, TrainingData
 from prismatic.training.distributed import Ranks
 from prismatic.training.ema import WeightAverage
 from prismatic.training.heads import wanted_head
-from prismatic.training.preemption import StopRequest, ignore_signals
+from prismatic.training.health import Health
+from prismatic.training.loading import BadSamples
+from prismatic.training.preemption import StopRequest
 from prismatic.training.pruning import compact_form
 from prismatic.training.runs.folder import RunFolder
 from prismatic.training.runs.identity import ANNOUNCED, Change
 from prismatic.training.runs.resuming import Resumption, base_of, check_agreement, check_data, find_resumption
 from prismatic.training.runs.saving import Facts, Saver, Training
 from prismatic.training.step import TrainableVLA, choose_trained, make_optimizer
-from prismatic.vla.datasets.collate import collate
-from prismatic.vla.datasets.rlds import UnreadableImage
-from prismatic.vla.datasets.sampler import SampleRequest
 from prismatic.vla.robots import RobotSpec, misfits
 
 log = logging.getLogger(__name__)
-
-PREFETCH = 4
-"""Batches that each worker holds ready."""
 
 
 @dataclass
@@ -63,6 +58,8 @@ class Run:
         val_data: held-out frames, of all datasets, or None.
         stop: whether this process was asked to end.
         saver: writes checkpoints.
+        bad_samples: stored pictures that could not be decoded.
+        health: what is done about steps that are not finite.
         changes: flags that are others than when the run began.
     """
 
@@ -77,6 +74,8 @@ class Run:
     val_data: Frames | None
     stop: StopRequest
     saver: Saver
+    bad_samples: BadSamples
+    health: Health
     changes: list[Change]
 
 
@@ -139,12 +138,23 @@ def build(config: FinetuneConfig, ranks: Ranks, resumption: Resumption | None = 
         log.info("resuming %s behind step %d", resumption.folder, training.step)
         for change in resumption.changes:
             log.warning("%s: %s", change, ANNOUNCED[change.flag])
-    torch.manual_seed(config.seed * 1000 + ranks.rank)  # dropout differs between processes
-    noise = checkpoint.model.config.pruner_spec.noise
+    saver = Saver(training, config)
     return Run(
-        config, ranks, module, _parallel(module, ranks), training, noise, data, train_data, val_data,
-        StopRequest(), Saver(training, config), resumption.changes if resumption else [],
-    )  # fmt: skip
+        config=config,
+        ranks=ranks,
+        module=module,
+        parallel=_parallel(module, ranks),
+        training=training,
+        noise=checkpoint.model.config.pruner_spec.noise,
+        data=data,
+        train_data=train_data,
+        val_data=val_data,
+        stop=StopRequest(),
+        saver=saver,
+        bad_samples=BadSamples(config.max_bad_samples, ranks),
+        health=Health(config, ranks, saver, train_data),
+        changes=resumption.changes if resumption else [],
+    )
 
 
 def agreed_resumption(config: FinetuneConfig, ranks: Ranks) -> Resumption | None:
@@ -274,64 +284,3 @@ def _parallel(module: TrainableVLA, ranks: Ranks) -> TrainableVLA | DistributedD
         return module
     devices = [ranks.device] if ranks.device.type == "cuda" else None
     return DistributedDataParallel(module, device_ids=devices, gradient_as_bucket_view=True)
-
-
-def train_batches(run: Run) -> Iterator[dict[str, Any]]:
-    """Endless collated batches of this process, from the position at which the run stands."""
-    ranks = run.ranks
-    sampler = run.data.sampler(run.train_data, ranks.rank, ranks.world_size, run.training.position)
-    return _batches(run, run.train_data, sampler)
-
-
-def val_batches(run: Run, data: Frames) -> Iterator[dict[str, Any]]:
-    """Every held-out frame once, dealt to the processes in a fixed shuffled order: a part of it is representative."""
-    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(run.config.seed)).tolist()
-    requests = [SampleRequest(position, index) for position, index in enumerate(order)]
-    mine = requests[run.ranks.rank :: run.ranks.world_size]
-    size = run.config.batch_size
-    return _batches(run, data, [mine[first : first + size] for first in range(0, len(mine), size)])
-
-
-def num_val_batches(run: Run, data: Frames) -> int:
-    """Batches of the process that has most of them."""
-    most = -(-len(data) // run.ranks.world_size)
-    return -(-most // run.config.batch_size)
-
-
-class _Readable(torch.utils.data.Dataset[Any]):
-    """Frames, and for one that cannot be read the error itself: raised in a worker it would become a traceback."""
-
-    def __init__(self, frames: Frames):
-        self.frames = frames
-
-    def __getitem__(self, request: SampleRequest) -> dict[str, Any] | UnreadableImage:
-        try:
-            return self.frames[request]
-        except UnreadableImage as error:
-            return UnreadableImage(str(error))  # without its cause, which a worker could not send
-
-
-def _collate_readable(samples: list[Any], pad_token_id: int) -> dict[str, Any] | UnreadableImage:
-    unreadable = (sample for sample in samples if isinstance(sample, UnreadableImage))
-    return next(unreadable, None) or collate(samples, pad_token_id)
-
-
-def _batches(run: Run, data: Frames, requests: Iterable[list[SampleRequest]]) -> Iterator[dict[str, Any]]:
-    """Collated batches. Raises UnreadableImage in the place of one that holds a frame that cannot be read."""
-    for batch in _loader(run, data, requests):
-        if isinstance(batch, UnreadableImage):
-            raise batch
-        yield batch
-
-
-def _loader(run: Run, data: Frames, batches: Iterable[list[SampleRequest]]) -> DataLoader[Any]:
-    workers = run.config.num_workers
-    return DataLoader(
-        _Readable(data),
-        batch_sampler=batches,
-        num_workers=workers,
-        prefetch_factor=PREFETCH if workers else None,
-        collate_fn=partial(_collate_readable, pad_token_id=data.pad_token_id),
-        pin_memory=run.ranks.device.type == "cuda",
-        worker_init_fn=ignore_signals,
-    )

@@ -87,6 +87,8 @@ class FinetuneConfig:
     keep_best: bool = False  # the one with the lowest validation loss stays, too; each save is validated; `best` is it
     save_minutes: float = 0.0  # save also whenever so many minutes have passed since the last time; 0: off
     save_in_background: str = "auto"  # True: write from a copy while training goes on; auto: if memory suffices; False
+    on_nan: str = "stop"  # what a loss or gradient that is not finite brings: stop, skip or rollback
+    max_bad_samples: int = 10  # pictures that cannot be decoded, for which other frames stand; more end the run
     num_workers: int = 2  # processes per rank that read and augment; 0: none
     num_threads: int = 0  # computing threads per process; 0: torch's choice
     save_timeout_minutes: int = 360  # how long the other processes wait while one writes a checkpoint

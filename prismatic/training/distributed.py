@@ -85,7 +85,10 @@ class Ranks:
         return gathered
 
     def any(self, flags: Sequence[bool]) -> list[bool]:
-        """Which of the flags are set in at least one process. Waits as long as `barrier`."""
+        """Which of the flags are set in at least one process. Waits as long as `barrier`.
+
+        On the CPU, so that a GPU's work goes on meanwhile.
+        """
         if self.world_size == 1:
             return list(flags)
         numbers = torch.tensor([float(flag) for flag in flags])

@@ -17,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from prismatic.atomic_files import write_atomically
 from prismatic.training.config import FinetuneConfig
 from prismatic.training.distributed import Ranks
+from prismatic.training.health import Signs
 from prismatic.training.step import StepMetrics
 
 log = logging.getLogger(__name__)
@@ -38,13 +39,21 @@ class Window:
         """Take in one micro-step of this process."""
         self._pending.append(metrics)
 
+    def clear(self) -> None:
+        """Forget what was taken in since the last flush."""
+        self._pending = []
+
     def flush(self, ranks: Ranks) -> Values:
         """Means over all micro-steps, samples and processes since the last flush; every process must call it.
+
+        Nothing where there was none, as after skipped steps.
 
         Keys: `loss`, `l1_current`, `l1_next`, `tokens_kept` (per sample; also `_min`, `_max`) and
         `tokens_kept_per_image` (list in camera order).
         """
         pending, self._pending = self._pending, []
+        if not pending:
+            return {}
         kept = torch.cat([metrics.kept for metrics in pending]).float()
         scalars = [
             torch.stack([torch.stack((m.loss, m.current_l1, m.next_l1)) for m in pending]).mean(0),
@@ -69,6 +78,8 @@ class Sink(Protocol):
 
     def write(self, step: int, values: Mapping[str, Any]) -> None: ...
 
+    def rewind(self, step: int) -> None: ...
+
     def close(self) -> None: ...
 
 
@@ -76,16 +87,25 @@ class JsonLines:
     """`metrics.jsonl`: one object per line. Lines behind `resume_step` (of a run that went further) are dropped."""
 
     def __init__(self, path: Path, resume_step: int = 0) -> None:
+        self._path = path
+        self._open(resume_step)
+
+    def _open(self, step: int) -> None:
         kept = []
-        if resume_step and path.exists():
-            lines = path.read_text().splitlines(keepends=True)
-            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= resume_step]
-        write_atomically(path, "".join(kept))
-        self._file = path.open("a", buffering=1)
+        if step and self._path.exists():
+            lines = self._path.read_text().splitlines(keepends=True)
+            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+        write_atomically(self._path, "".join(kept))
+        self._file = self._path.open("a", buffering=1)
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
         """Append one line."""
         self._file.write(json.dumps({"step": step, **values}) + "\n")
+
+    def rewind(self, step: int) -> None:
+        """Drop the lines behind `step`, whose successors are taken again."""
+        self._file.close()
+        self._open(step)
 
     def close(self) -> None:
         """Close the file."""
@@ -114,13 +134,17 @@ class TensorBoard:
         from tensorboard.summary.writer.record_writer import RecordWriter
 
         self._event, self._summary = event_pb2.Event, summary_pb2.Summary
+        self._start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
         directory.mkdir(parents=True, exist_ok=True)
         name = f"events.out.tfevents.{time.time_ns() // 1000}.{socket.gethostname()}.{os.getpid()}"
         self._records = RecordWriter((directory / name).open("wb"))
         self._write(file_version="brain.Event:2")
-        if resume_step:  # TensorBoard drops what an earlier, longer run told of these steps
-            session = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-            self._write(step=resume_step + 1, session_log=session)
+        if resume_step:
+            self.rewind(resume_step)
+
+    def rewind(self, step: int) -> None:
+        """TensorBoard drops what was told of steps behind `step`, by an earlier, longer run or before a rollback."""
+        self._write(step=step + 1, session_log=self._start)
 
     def _write(self, **fields: Any) -> None:
         self._records.write(self._event(wall_time=time.time(), **fields).SerializeToString())
@@ -154,6 +178,9 @@ class Wandb:
         """Log the values of one step."""
         self._run.log(flat(values), step=step)
 
+    def rewind(self, step: int) -> None:
+        """Nothing: it takes no step twice, and leaves out what is told until the run is past where it was."""
+
     def close(self) -> None:
         """Finish the run."""
         self._run.finish()
@@ -185,6 +212,7 @@ class RunLog:
         frequencies |= {config.wandb_log_freq} if config.use_wandb else set()
         self._windows = {frequency: Window() for frequency in sorted(frequencies)}
         self._sinks = make_sinks(config, start_step) if ranks.is_main else []
+        self._signs = Signs()
         self._started = dict.fromkeys(self._windows, (start_step, time.perf_counter()))
         self._waited = dict.fromkeys(self._windows, 0.0)
         self._last_line = 0.0
@@ -222,27 +250,30 @@ class RunLog:
             self._waited[frequency] += waited
 
     def step(self, step: int, facts: Mapping[str, Any]) -> None:
-        """Finish step `step` (1, 2, ...); `facts` (numbers, or tensors of one) are told along with the metrics.
-
-        Raises:
-            FloatingPointError: if the loss is not finite.
-        """
+        """Finish step `step` (1, 2, ...); `facts` (numbers, or tensors of one) are told along with the metrics."""
         self._bar.update(self._task, completed=step)
         last = step == self.config.max_steps
         due = [frequency for frequency in self._windows if step % frequency == 0 or step == 1 or last]
         for frequency in due:
             values = self._windows[frequency].flush(self.ranks) | {name: float(fact) for name, fact in facts.items()}
             values |= self._speed(frequency, step)
+            if frequency == self.config.log_freq and "loss" in values:
+                values |= self._signs.read(step, values)
             for sink_frequency, sink in self._sinks:
                 if sink_frequency == frequency:
                     sink.write(step, values)
-            if not torch.isfinite(torch.tensor(values["loss"])):
-                raise FloatingPointError(
-                    f"the loss is {values['loss']} at or before step {step}; lower --learning_rate "
-                    f"({self.config.learning_rate}), set --max_grad_norm 1 or --precision fp32, and resume"
-                )
-            if frequency == self.config.log_freq:
+            if frequency == self.config.log_freq and "loss" in values:
                 self._tell(step, values, force=last)
+
+    def rewind(self, step: int) -> None:
+        """Go on as if behind finished step `step`; what was told of later ones is dropped."""
+        for window in self._windows.values():
+            window.clear()
+        self._started = dict.fromkeys(self._windows, (step, time.perf_counter()))
+        self._waited = dict.fromkeys(self._windows, 0.0)
+        self._bar.update(self._task, completed=step)
+        for _, sink in self._sinks:
+            sink.rewind(step)
 
     def _speed(self, frequency: int, step: int) -> Values:
         """Seconds per step and samples per second since the last call for this frequency."""

@@ -1,9 +1,12 @@
 """The loop: batches to steps, steps to metrics, validations and checkpoints."""
 
+import itertools
 import logging
+import math
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, nullcontext
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -14,11 +17,13 @@ from torch.nn.parallel import DistributedDataParallel
 
 from prismatic.atomic_files import write_atomically
 from prismatic.command_line import named_by_node, speaks_for_node
-from prismatic.training.build import Run, agreed_resumption, build, num_val_batches, train_batches, val_batches
+from prismatic.training.build import Run, agreed_resumption, build
 from prismatic.training.config import FinetuneConfig
 from prismatic.training.distributed import ElsewhereError
 from prismatic.training.distributed import ranks as join_ranks
 from prismatic.training.heads import diffusion_draws
+from prismatic.training.health import gradient_norm
+from prismatic.training.loading import TooManyBadSamples, num_val_batches, train_batches, val_batches
 from prismatic.training.logging import RunLog
 from prismatic.training.preemption import Preempted
 from prismatic.training.preflight import preflight
@@ -26,10 +31,8 @@ from prismatic.training.pruning import score_noise
 from prismatic.training.runs.folder import RunFolder
 from prismatic.training.runs.record import record_start
 from prismatic.training.schedules import noise_scale
-from prismatic.training.step import learning_rate, to_device
-from prismatic.vla.datasets.collate import collate
+from prismatic.training.step import StepMetrics, learning_rate, seed_dropout, to_device
 from prismatic.vla.datasets.rlds import UnreadableImage
-from prismatic.vla.datasets.sampler import SampleRequest
 
 log = logging.getLogger(__name__)
 
@@ -53,9 +56,10 @@ def finetune(config: FinetuneConfig) -> Path:
         The folder of the last checkpoint.
 
     Raises:
-        BadInput: before the first step, for whatever is wrong with flags, checkpoint, data or folders; later, for a
-            stored picture that cannot be decoded and a checkpoint that cannot be written.
-        FloatingPointError: when the loss or a weight stops being finite.
+        BadInput: before the first step, for whatever is wrong with flags, checkpoint, data or folders; later, for more
+            stored pictures that cannot be decoded than the flags allow, and a checkpoint that cannot be written.
+        FloatingPointError: for a loss or gradient that is not finite, where the flags do not say to go on, and for
+            such a weight.
         Preempted: when a signal asked the run to end, and it has saved.
     """
     if config.num_threads:
@@ -107,8 +111,7 @@ def train(run: Run) -> Path:
 
 def _train(run: Run, run_log: RunLog) -> Path:
     config, training, saver = run.config, run.training, run.saver
-    settle_buckets(run)
-    batches = train_batches(run)
+    batches = settled_buckets(run, train_batches(run))
     stopped = False
     while training.step < config.max_steps and not stopped:
         facts = train_step(run, batches, run_log)
@@ -142,34 +145,51 @@ def _first_signal(run: Run) -> str:
 
 
 def _end(run: Run, error: UnreadableImage) -> BadInput:
-    """What is left to do and say where a picture cannot be read. A process alone saves the steps that it has taken."""
-    if run.ranks.world_size == 1 and run.training.step > 0:
-        run.saver.save(wait=True)
+    """What is left to do and say where pictures cannot be read: the steps taken are saved, where all processes end."""
+    all_end = run.ranks.world_size == 1 or isinstance(error, TooManyBadSamples)
+    if all_end and run.training.step > 0:
+        with run.ranks.together(OSError, FloatingPointError):
+            if run.ranks.is_main:
+                run.saver.save(wait=True)
     words = named_by_node(f"{error}. Write it again; --resume True then goes on from the last checkpoint")
-    if not speaks_for_node():
+    if not all_end and not speaks_for_node():
         log.error("%s", words)  # the others have met no such picture
     return BadInput(words)
 
 
-def settle_buckets(run: Run) -> None:
-    """A pass forward and back that changes nothing, where several processes train.
+def settled_buckets(run: Run, batches: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """The same batches, behind a pass forward and back that changes nothing, where several processes train.
 
     Behind its first one DistributedDataParallel lays gradients out anew, in the order in which they come; and what more
     than two processes add up is rounded by its place. So every start would have one step that another had not.
     """
     if not isinstance(run.parallel, DistributedDataParallel):
-        return
+        return batches
     run.module.train()
-    samples = [run.train_data[SampleRequest(position, 0)] for position in range(run.config.batch_size)]
-    batch = collate(samples, run.train_data.pad_token_id)
-    batch |= diffusion_draws(run.module.action_head, run.config.seed, batch["positions"])
-    loss, _ = run.parallel(to_device(batch, run.ranks.device))
+    first = next(batches)
+    draws = diffusion_draws(run.module.action_head, run.config.seed, first["positions"])
+    loss, _ = run.parallel(to_device({**first, **draws}, run.ranks.device))
     loss.backward()
     run.training.optimizer.zero_grad(set_to_none=True)
+    return itertools.chain([first], batches)
 
 
 def train_step(run: Run, batches: Iterator[dict[str, Any]], run_log: RunLog) -> dict[str, Any]:
-    """One optimiser step over `grad_accumulation_steps` micro-batches; returns the facts to tell."""
+    """One optimiser step over `grad_accumulation_steps` micro-batches; returns the facts to tell.
+
+    Where `--on_nan rollback` undoes steps, the step is the first one behind the checkpoint.
+
+    Raises:
+        FloatingPointError: the loss or gradient is not finite; all processes raise it, nothing of the step is applied.
+        TooManyBadSamples: likewise, for pictures that cannot be decoded.
+    """
+    while (facts := _try_step(run, batches, run_log)) is None:
+        run_log.rewind(run.training.step)
+    return facts
+
+
+def _try_step(run: Run, batches: Iterator[dict[str, Any]], run_log: RunLog) -> dict[str, Any] | None:
+    """As `train_step`; None after a rollback."""
     config, training, optimizer = run.config, run.training, run.training.optimizer
     run.module.train()
     schedule_steps = training.facts.schedule_steps
@@ -177,38 +197,76 @@ def train_step(run: Run, batches: Iterator[dict[str, Any]], run_log: RunLog) -> 
     for group in optimizer.param_groups:
         group["lr"] = rate
     scale = noise_scale(training.step, schedule_steps, config.noise_end_fraction, config.noise_schedule)
-    model = training.checkpoint.model
-    tokens, queries = model.num_visual_tokens, model.config.pruner_spec.num_queries
-    for micro_step in range(config.grad_accumulation_steps):
-        waiting = time.perf_counter()
-        batch = next(batches)
-        noise = score_noise(run.noise, config.seed, batch["positions"], tokens, scale, queries)
-        batch |= diffusion_draws(run.module.action_head, config.seed, batch["positions"])
-        waited = time.perf_counter() - waiting
-        batch = to_device(batch, run.ranks.device)
-        noise = None if noise is None else noise.to(run.ranks.device, non_blocking=True)
-        is_last = micro_step == config.grad_accumulation_steps - 1
-        # Gradients are exchanged once per optimiser step.
-        with (
-            run.parallel.no_sync()
-            if isinstance(run.parallel, DistributedDataParallel) and not is_last
-            else nullcontext()
-        ):
-            loss, metrics = run.parallel(batch, noise)
-            (loss / config.grad_accumulation_steps).backward()
-        run_log.add(metrics, waited)
+    micro_steps = [_micro_step(run, batches, scale, number) for number in range(config.grad_accumulation_steps)]
+    norm = gradient_norm(training.trained.values())
+    *losses, length = torch.stack([*(step.metrics.loss.float() for step in micro_steps), norm]).tolist()
+    is_odd = not all(map(math.isfinite, (*losses, length)))
+    any_odd, any_unreadable = run.ranks.any([is_odd, run.bad_samples.are_new])
+    if any_unreadable:
+        run.bad_samples.settle()
     facts: dict[str, Any] = {"learning_rate": rate, "noise_scale": scale if run.noise != "none" else 0.0}
-    if config.use_diffusion and training.step % config.diffusion_sample_freq == 0:
-        facts["sampled_l1"] = run.module.sampled_l1(batch)
-    if config.max_grad_norm > 0:
-        facts["grad_norm"] = torch.nn.utils.clip_grad_norm_(training.trained.values(), config.max_grad_norm)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
+    if any_odd:
+        optimizer.zero_grad(set_to_none=True)
+        if run.health.treat([step.frames for step in micro_steps], losses, length):
+            return None
+    else:
+        facts["grad_norm"] = length
+        for step in micro_steps:
+            run_log.add(step.metrics, step.waited)
+        if config.use_diffusion and training.step % config.diffusion_sample_freq == 0:
+            assert micro_steps[-1].batch is not None
+            facts["sampled_l1"] = run.module.sampled_l1(micro_steps[-1].batch)
+        _update(run, norm)
     training.step += 1
     training.position += config.samples_per_step(run.ranks.world_size)
-    if training.average is not None:
+    if training.average is not None and not any_odd:
         training.average.update(training.step)
-    return facts
+    return facts | {"bad_samples": len(run.bad_samples), **run.health.facts}
+
+
+@dataclass(frozen=True)
+class _MicroStep:
+    """What one micro-step leaves behind besides gradients.
+
+    Attributes:
+        frames: numbers of its training frames.
+        metrics: of its batch.
+        waited: seconds that it waited for data.
+        batch: of the last micro-step of a step; the others' are let go.
+    """
+
+    frames: list[int]
+    metrics: StepMetrics
+    waited: float
+    batch: dict[str, Any] | None
+
+
+def _micro_step(run: Run, batches: Iterator[dict[str, Any]], scale: float, number: int) -> _MicroStep:
+    """Add the gradients of the next batch."""
+    config, model = run.config, run.training.checkpoint.model
+    began = time.perf_counter()
+    batch = next(batches)
+    queries = model.config.pruner_spec.num_queries
+    noise = score_noise(run.noise, config.seed, batch["positions"], model.num_visual_tokens, scale, queries)
+    batch |= diffusion_draws(run.module.action_head, config.seed, batch["positions"])
+    waited = time.perf_counter() - began
+    batch = to_device(batch, run.ranks.device)
+    noise = None if noise is None else noise.to(run.ranks.device, non_blocking=True)
+    seed_dropout(config.seed, run.training.step, number, run.ranks.rank)
+    is_last = number == config.grad_accumulation_steps - 1
+    # Gradients are exchanged once per optimiser step.
+    with run.parallel.no_sync() if isinstance(run.parallel, DistributedDataParallel) and not is_last else nullcontext():
+        loss, metrics = run.parallel(batch, noise)
+        (loss / config.grad_accumulation_steps).backward()
+    return _MicroStep(batch["indices"], metrics, waited, batch if is_last else None)
+
+
+def _update(run: Run, norm: torch.Tensor) -> None:
+    """Apply the gradients, whose norm is `norm`."""
+    if run.config.max_grad_norm > 0:
+        torch.nn.utils.clip_grads_with_norm_(run.training.trained.values(), run.config.max_grad_norm, norm)
+    run.training.optimizer.step()
+    run.training.optimizer.zero_grad(set_to_none=True)
 
 
 @torch.no_grad()
@@ -241,6 +299,9 @@ def validate(run: Run) -> tuple[dict[str, float], bool]:
             if late or stopped:
                 break
     run.module.train()
+    (any_unreadable,) = run.ranks.any([run.bad_samples.are_new])
+    if any_unreadable:
+        run.bad_samples.settle()
     *sums, frames_seen = run.ranks.sum(total).tolist()
     names = ("loss", "l1_current", "l1_next", "tokens_kept")
     values = {name: value / frames_seen for name, value in zip(names, sums, strict=True)}

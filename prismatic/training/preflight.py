@@ -15,6 +15,7 @@ from prismatic.stored_files import read_json
 from prismatic.training.config import FinetuneConfig
 from prismatic.training.data import dataset_specs
 from prismatic.training.distributed import resolve_device
+from prismatic.training.health import ON_NAN
 from prismatic.training.pruning import check_form
 from prismatic.training.runs.resuming import find_resumption
 from prismatic.training.schedules import NOISE_SCHEDULES, SCHEDULES
@@ -35,6 +36,7 @@ _POSITIVE = (
 _NOT_NEGATIVE = (
     "keep_last",
     "save_minutes",
+    "max_bad_samples",
     "lr_warmup_steps",
     "num_workers",
     "num_threads",
@@ -81,6 +83,8 @@ def _check_method(config: FinetuneConfig) -> None:
     if config.noise_schedule not in NOISE_SCHEDULES:
         known = ", ".join(NOISE_SCHEDULES)
         raise ValueError(f"--noise_schedule {config.noise_schedule!r} is unknown; choose one of {known}")
+    if config.on_nan not in ON_NAN:
+        raise ValueError(f"--on_nan {config.on_nan!r} is unknown; choose one of {', '.join(ON_NAN)}")
     if config.precision not in ("auto", "bf16", "fp32"):
         raise ValueError(f"--precision {config.precision!r} is unknown; choose auto, bf16 or fp32")
 

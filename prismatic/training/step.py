@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -14,6 +15,8 @@ from prismatic.models.lora import has_lora, unused_modules
 from prismatic.models.projectors import ProprioProjector
 from prismatic.training.config import FinetuneConfig
 from prismatic.training.schedules import decay_factor, warmup_factor
+
+_DROPOUT_STREAM = 8  # apart from the random numbers of order, images, states, noise, heads, mixtures and substitutes
 
 
 @dataclass
@@ -123,6 +126,15 @@ def learning_rate(config: FinetuneConfig, step: int, schedule_steps: int) -> flo
     """The rate of step `step` (0, 1, ...); a cosine ends at `schedule_steps`."""
     decay = decay_factor(step, config.lr_schedule, schedule_steps, config.num_steps_before_decay)
     return config.learning_rate * warmup_factor(step, config.lr_warmup_steps) * decay
+
+
+def seed_dropout(seed: int, step: int, micro_step: int, rank: int) -> None:
+    """Seed torch's generators, on all devices, for one micro-step of one process.
+
+    Dropout is then a function of these numbers, so a resumed run needs no generator's state.
+    """
+    words = np.random.SeedSequence([seed, step, micro_step, rank, _DROPOUT_STREAM]).generate_state(1, np.uint64)
+    torch.manual_seed(int(words[0]))
 
 
 def to_device(batch: Mapping[str, Any], device: torch.device) -> dict[str, Any]:

@@ -8,9 +8,10 @@ import torch
 
 from prismatic.models.diffusion import DiffusionActionHead
 from prismatic.policy import Policy
-from prismatic.training.build import build, train_batches
+from prismatic.training.build import build
 from prismatic.training.distributed import Ranks
 from prismatic.training.heads import diffusion_draws
+from prismatic.training.loading import train_batches
 from prismatic.training.loop import BadInput, finetune
 from prismatic.training.preflight import check_flags
 

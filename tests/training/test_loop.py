@@ -87,10 +87,11 @@ def test_a_saved_checkpoint_is_the_trained_policy(flags, small_base: Path, use_l
     [
         {"ema_decay": 0.9, "lr_schedule": "cosine"},
         {"use_lora": True, "lora_rank": 4, "grad_accumulation_steps": 2, "batch_size": 2},
+        {"use_lora": True, "lora_rank": 4, "lora_dropout": 0.1, "grad_accumulation_steps": 2, "batch_size": 2},
         {"save_latest_checkpoint_only": True},
         {"use_lora": True, "lora_rank": 4, "pruner": "lightvla_star:site=llama,layer=1,queries=6"},
     ],
-    ids=["full", "lora", "latest", "queries"],
+    ids=["full", "lora", "dropout", "latest", "queries"],
 )
 def test_a_resumed_run_ends_where_an_unbroken_one_does(flags, overrides):
     whole = finetune(flags(run_id_override="whole", **overrides))

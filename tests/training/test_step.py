@@ -2,9 +2,10 @@ import pytest
 import torch
 
 from prismatic.checkpoints.directory import load_checkpoint
-from prismatic.training.build import Run, build, train_batches
+from prismatic.training.build import Run, build
 from prismatic.training.distributed import Ranks
 from prismatic.training.heads import diffusion_draws
+from prismatic.training.loading import train_batches
 from prismatic.training.loop import finetune
 from prismatic.training.step import learning_rate, make_optimizer
 

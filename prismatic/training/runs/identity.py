@@ -43,6 +43,8 @@ FREE: Mapping[str, str] = {
     "run_id_override": "is the name",
     "device": "from here on; another kind of processor rounds differently",
     "gradient_checkpointing": "from here on; computes the same",
+    "on_nan": "from here on",
+    "max_bad_samples": "from here on; they are counted anew",
     "num_workers": "from here on",
     "num_threads": "from here on; another number rounds differently",
     "save_timeout_minutes": "from here on",

@@ -9,7 +9,7 @@ import torch
 
 from prismatic.vla.augmentation import AugmentationParameters, augment
 from prismatic.vla.datasets.catalog import DatasetSpec
-from prismatic.vla.datasets.rlds import RldsIndex
+from prismatic.vla.datasets.rlds import RldsIndex, UnreadableImage
 from prismatic.vla.datasets.sampler import SampleRequest
 from prismatic.vla.images import resize_lanczos3
 from prismatic.vla.transform import PolicyTransform
@@ -41,6 +41,24 @@ class Frame:
     instruction: str
     episode: int
     step: int
+
+
+@dataclass(frozen=True)
+class FramePlace:
+    """Where a frame is.
+
+    Attributes:
+        dataset: its name.
+        episode: number of the episode in the dataset's index.
+        step: step of the episode.
+    """
+
+    dataset: str
+    episode: int
+    step: int
+
+    def __str__(self) -> str:
+        return f"{self.dataset} episode {self.episode} step {self.step}"
 
 
 class FrameDataset(torch.utils.data.Dataset[dict[str, Any]]):
@@ -105,16 +123,30 @@ class FrameDataset(torch.utils.data.Dataset[dict[str, Any]]):
     def __len__(self) -> int:
         return int(self._ends[-1])
 
-    def frame(self, index: int) -> Frame:
-        """The stored frame of that number. Raises IndexError outside 0 .. len - 1."""
+    def place(self, index: int) -> FramePlace:
+        """Where the frame of that number is; no picture is read. Raises IndexError outside 0 .. len - 1."""
         if not 0 <= index < len(self):
             raise IndexError(f"frame {index} is not in 0 .. {len(self) - 1}")
         place = int(np.searchsorted(self._ends, index, side="right"))
         step = int(self._starts[place][index - (int(self._ends[place - 1]) if place else 0)])
-        number = self._episodes[place]
+        return FramePlace(self.spec.name, self._episodes[place], step)
+
+    def frame(self, index: int) -> Frame:
+        """The stored frame of that number.
+
+        Raises:
+            IndexError: outside 0 .. len - 1.
+            UnreadableImage: a picture cannot be decoded; names dataset, episode, step, camera and shard.
+        """
+        place = self.place(index)
+        number, step = place.episode, place.step
         episode = self.index.episodes[number]
+        try:
+            images = {camera: episode.image(camera, step) for camera in self.cameras}
+        except UnreadableImage as error:
+            raise UnreadableImage(f"{place}: {error}") from error
         return Frame(
-            images={camera: episode.image(camera, step) for camera in self.cameras},
+            images=images,
             state=None if episode.state is None else episode.state[step],
             actions=self._actions[number][step : step + self.transform.robot.chunk_length],
             instruction=episode.instructions[step],

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from prismatic.vla.datasets.dataset import FrameDataset
+from prismatic.vla.datasets.dataset import FrameDataset, FramePlace
 from prismatic.vla.datasets.sampler import SampleRequest
 
 _EPOCH_STREAM, _FRAME_STREAM = 5, 6  # apart from the random numbers of images, states, noise and heads
@@ -133,8 +133,16 @@ class FrameMixture(torch.utils.data.Dataset[dict[str, Any]]):
     def __len__(self) -> int:
         return int(self._ends[-1])
 
+    def place(self, index: int) -> FramePlace:
+        """Where the frame of that number is; no picture is read."""
+        part, frame = self._part_and_frame(index)
+        return part.place(frame)
+
     def __getitem__(self, request: SampleRequest) -> dict[str, Any]:
         """As of the dataset that the frame is in; what is random about it depends on (seed, position) alone."""
-        place = int(np.searchsorted(self._ends, request.index, side="right"))
-        before = int(self._ends[place - 1]) if place else 0
-        return self.parts[place][SampleRequest(request.position, request.index - before)]
+        part, frame = self._part_and_frame(request.index)
+        return part[SampleRequest(request.position, frame)]
+
+    def _part_and_frame(self, index: int) -> tuple[FrameDataset, int]:
+        place = int(np.searchsorted(self._ends, index, side="right"))
+        return self.parts[place], index - (int(self._ends[place - 1]) if place else 0)
