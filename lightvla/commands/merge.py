@@ -4,7 +4,8 @@
         --lora_finetuned_checkpoint_dir runs/my-run--10000_chkpt
 
 For checkpoints of `lightvla finetune --merge_lora_during_training False`, and for those of OpenVLA-OFT and LightVLA.
-Needs no GPU, and memory for one weight file. Ends with 0 when the weights are written, 2 when they cannot be.
+Needs no GPU, and little memory: tensors are merged one after the other. Ends with 0 when the weights are
+written, 2 when they cannot be.
 """
 
 import logging
@@ -22,7 +23,7 @@ def main(config: MergeConfig) -> int:
         folder = merge_adapter(
             stands_for(config.lora_finetuned_checkpoint_dir), config.base_checkpoint, config.output_dir
         )
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, FloatingPointError) as error:
         print_error(error)
         return UNUSABLE
     log.info("merged: %s", folder)

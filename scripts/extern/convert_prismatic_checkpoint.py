@@ -175,7 +175,7 @@ def main(config: ConvertConfig) -> int:
     """Returns the exit status."""
     try:
         folder = convert(config)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, FloatingPointError) as error:
         print_error(error)
         return UNUSABLE
     log.info("converted: %s", folder)
