@@ -58,7 +58,7 @@ def save_checkpoint(
         if weights and film.has_film(checkpoint.model.vision_backbone):
             weights, film_state = _split_film(weights)
         if weights:
-            write_shards(staging, split_into_shards(weights), weights, "saving")
+            write_shards(staging, split_into_shards(weights), weights, description=None)
         (staging / "config.json").write_text(json.dumps(config_to_write(checkpoint, dtype), indent=2))
         (staging / STATISTICS_FILE).write_text(json.dumps(checkpoint.dataset_statistics, indent=2))
         copy_small_files(checkpoint.path, staging, PROCESSOR_FILES)

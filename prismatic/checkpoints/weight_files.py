@@ -153,7 +153,7 @@ def split_into_shards(weights: Mapping[str, LazyTensor]) -> dict[str, list[str]]
 
 
 def write_shards(
-    folder: Path, shards: Mapping[str, Sequence[str]], weights: Mapping[str, LazyTensor], description: str
+    folder: Path, shards: Mapping[str, Sequence[str]], weights: Mapping[str, LazyTensor], description: str | None
 ) -> None:
     """Write weight files one after the other, a tensor at a time, and an index unless all is in the one plain file.
 
@@ -161,10 +161,10 @@ def write_shards(
         folder: where to.
         shards: file name -> names of the tensors in it.
         weights: by name.
-        description: of the progress bar.
+        description: of the progress bar; None: there is none, as another may run meanwhile.
     """
-    quiet = sum(value.nbytes for value in weights.values()) < _PROGRESS_BAR_BYTES
-    for file, names in track(shards.items(), description=description, transient=True, disable=quiet):
+    quiet = description is None or sum(value.nbytes for value in weights.values()) < _PROGRESS_BAR_BYTES
+    for file, names in track(shards.items(), description=description or "", transient=True, disable=quiet):
         write_tensors(folder / file, {name: weights[name] for name in names})
     if list(shards) != [SINGLE_FILE]:
         weight_map = {name: file for file, names in shards.items() for name in names}

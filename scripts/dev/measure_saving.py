@@ -7,6 +7,7 @@ comes on top of the loaded model's, both what the process owns (anonymous) and w
 which the system takes back when it needs them.
 """
 
+import resource
 import subprocess
 import sys
 import threading
@@ -70,14 +71,18 @@ class Memory(threading.Thread):
 def measured(console: Console, what: str) -> Iterator[None]:
     """Tells seconds, and memory above what there was before."""
     memory = Memory()
-    before, began = memory.peak, time.perf_counter()
+    before, began, began_cpu = memory.peak, time.perf_counter(), time.process_time()
     memory.start()
     yield
-    seconds = time.perf_counter() - began
+    seconds, cpu = time.perf_counter() - began, time.process_time() - began_cpu
     memory.done.set()
     memory.join()
     above = [(peak - start) / 1e9 for peak, start in zip(memory.peak, before, strict=True)]
-    console.print(f"{what}: {seconds:.1f} s, {above[0]:.2f} GB above ({above[1]:.2f} GB with mapped files)")
+    console.print(
+        f"{what}: {seconds:.1f} s ({cpu:.1f} s of computing), {above[0]:.2f} GB above ({above[1]:.2f} GB with mapped "
+        "files)",
+        soft_wrap=True,
+    )
 
 
 def save(config: MeasureConfig, console: Console) -> None:
@@ -119,8 +124,12 @@ def merge(config: MeasureConfig, console: Console) -> None:
     if process.wait():
         sys.exit(f"merging ended with {process.returncode}")
     anonymous, whole = (value / 1e9 for value in memory.peak)
-    seconds = time.perf_counter() - began
-    console.print(f"merging: {seconds:.1f} s, {anonymous:.2f} GB in all ({whole:.2f} GB with mapped files)")
+    seconds, used = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
+    console.print(
+        f"merging: {seconds:.1f} s ({used.ru_utime + used.ru_stime:.1f} s of computing), {anonymous:.2f} GB in all "
+        f"({whole:.2f} GB with mapped files)",
+        soft_wrap=True,
+    )
 
 
 def main(config: MeasureConfig) -> None:
