@@ -160,7 +160,10 @@ class RunFolder:
             lock.truncate()
             lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
             lock.flush()
-            yield
+            try:
+                yield
+            finally:  # closing is not enough: processes that load data have the file, too
+                fcntl.flock(lock.fileno(), fcntl.LOCK_UN)
 
 
 def _take(lock: int, path: Path) -> None:
