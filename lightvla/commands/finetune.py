@@ -50,5 +50,5 @@ def command(config: FinetuneConfig) -> int:
     except KeyboardInterrupt:
         log.error("stopped; the same command goes on from the last checkpoint")
         return STOPPED
-    log.info("done: %s", folder)
+    log.info("done: %s", folder or "this was a dry run, nothing is trained")
     return 0

@@ -129,7 +129,8 @@ def _fill(module: Module, file: Path, device: torch.device, dtype: torch.dtype |
             f"{file}: {name!r} has shape {found.get(name)}, a {type(module).__name__} of this checkpoint needs "
             f"{expected.get(name)}; the head was made for another robot or kind of head"
         )
-    module.load_state_dict(state)
+    if not any(parameter.is_meta for parameter in module.parameters()):
+        module.load_state_dict(state)
     stored = next(iter(state.values())).dtype
     return module.to(device=device, dtype=dtype or stored).eval()
 

@@ -93,7 +93,7 @@ class _Tokenize:
 
 
 def load_checkpoint(path_or_hub_id: str | Path, options: LoadOptions | None = None) -> Checkpoint:
-    """Load a published or own checkpoint. The directory is only read.
+    """Load a published or own checkpoint. The directory is only read; for the device "meta", all but the weights.
 
     Raises FileNotFoundError for a missing file and ValueError for weights that do not fit the configuration.
     """
@@ -119,10 +119,12 @@ def _load(directory: Path, options: LoadOptions) -> Checkpoint:
     statistics = read_statistics(directory, config_json)
     processor = load_processor(directory, config)
     arguments: dict[str, Any] = {"config": config, "dtype": options.dtype or stored_dtype(config_json)}
+    on_meta = torch.device(options.device).type == "meta"
     if options.quantization is not None:
         check_quantization(options.quantization)
         arguments |= {"quantization_config": quantization_config(options.quantization), "device_map": options.device}
-    model = OpenVLAForActionPrediction.from_pretrained(directory, **arguments)
+    load: Any = _model_on_meta if on_meta else OpenVLAForActionPrediction.from_pretrained
+    model = load(directory, **arguments)
     if new_pruner is not None:
         model.set_pruner(new_pruner)
     if options.quantization is None:
@@ -133,6 +135,17 @@ def _load(directory: Path, options: LoadOptions) -> Checkpoint:
     reads_state = options.use_proprio is not False and kind != AUTOREGRESSIVE
     projector = load_proprio(directory, model, options.dtype) if reads_state else None
     return Checkpoint(directory, config_json, model, head, projector, processor, statistics, assumptions)
+
+
+def _model_on_meta(directory: Path, config: OpenVLAConfig, dtype: torch.dtype) -> OpenVLAForActionPrediction:
+    """The model as it would be loaded, on the meta device: names, shapes and dtypes."""
+    with torch.device("meta"):
+        model: Any = OpenVLAForActionPrediction(config)
+        model.to(dtype)
+        config.use_film = component_file(directory, "vision_backbone") is not None
+        if config.use_film:
+            model.enable_film()
+    return model
 
 
 def _check_components(directory: Path, options: LoadOptions, config_json: dict[str, Any]) -> str | None:

@@ -10,34 +10,24 @@ from typing import Any
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-from prismatic.checkpoints.components import new_head
-from prismatic.checkpoints.directory import Checkpoint, load_checkpoint
 from prismatic.checkpoints.files import check_complete, resolve
-from prismatic.checkpoints.options import LoadOptions
 from prismatic.checkpoints.saving import load_training_state
 from prismatic.checkpoints.weight_files import fingerprint
-from prismatic.models.diffusion import NUM_TRAIN_STEPS
-from prismatic.models.lora import attach_lora
-from prismatic.models.precision import computes_in_bf16, stored_dtype
-from prismatic.models.projectors import ProprioProjector
-from prismatic.models.pruners.registry import resolve_pruner
-from prismatic.models.token_pruner import TokenPruner
-from prismatic.stored_files import component_file, read_json
+from prismatic.models.precision import stored_dtype
 from prismatic.training.config import FinetuneConfig
 from prismatic.training.data import Frames, TrainingData
 from prismatic.training.distributed import Ranks
 from prismatic.training.ema import WeightAverage
-from prismatic.training.heads import wanted_head
 from prismatic.training.health import Health
 from prismatic.training.loading import BadSamples
+from prismatic.training.parts import assemble
+from prismatic.training.planning.text import tell_plan
 from prismatic.training.preemption import StopRequest
-from prismatic.training.pruning import compact_form
 from prismatic.training.runs.folder import RunFolder
 from prismatic.training.runs.identity import ANNOUNCED, Change
 from prismatic.training.runs.resuming import Resumption, base_of, check_agreement, check_data, find_resumption
 from prismatic.training.runs.saving import Facts, Saver, Training
-from prismatic.training.step import TrainableVLA, choose_trained, make_optimizer
-from prismatic.vla.robots import RobotSpec, misfits
+from prismatic.training.step import TrainableVLA, make_optimizer
 
 log = logging.getLogger(__name__)
 
@@ -79,19 +69,16 @@ class Run:
     changes: list[Change]
 
 
-def uses_bf16(config: FinetuneConfig, device: torch.device) -> bool:
-    """Whether to compute under bfloat16 autocast. `auto`: on GPUs, and on CPUs with instructions for it."""
-    return computes_in_bf16(device) if config.precision == "auto" else config.precision == "bf16"
+def open_run(config: FinetuneConfig, ranks: Ranks, resumption: Resumption | None) -> tuple[str, Path, TrainingData]:
+    """Open the data, see that they and the flags are the run's, and tell the plan; all processes call it.
 
+    That is all that `--dry_run True` does.
 
-def build(config: FinetuneConfig, ranks: Ranks, resumption: Resumption | None = None) -> Run:
-    """Load and connect all parts, and restore the state of a run that goes on; all processes call it.
+    Returns:
+        The run's base (`base_of`), the folder that weights are loaded from, and the data.
 
-    Raises:
-        ValueError, FileNotFoundError: for checkpoints or data that do not fit, with the remedy.
+    Raises ValueError and FileNotFoundError as `build` does.
     """
-    torch.manual_seed(config.seed)
-    state = resumption.state if resumption else None
     base = base_of(config, resumption)
     # Averaged or merged weights are no basis to go on from: the raw ones are in the training state, and what adapters
     # leave alone is in the checkpoint that the run began with.
@@ -101,29 +88,26 @@ def build(config: FinetuneConfig, ranks: Ranks, resumption: Resumption | None = 
     check_agreement(config, data.fingerprints, ranks)
     if resumption is not None:
         check_data(data.fingerprints, resumption)
-    checkpoint = _load(config, folder, ranks.device, data.robot)
-    if config.gradient_checkpointing:
-        checkpoint.model.enable_gradient_checkpointing()
-    lora = attach_lora(checkpoint.model, config.lora_rank, config.lora_dropout) if config.use_lora else None
-    facts = _facts(config, ranks, base, state, data)
+    tell_plan(config, ranks, folder, data, resumption.step if resumption else 0)
+    return base, folder, data
+
+
+def build(config: FinetuneConfig, ranks: Ranks, resumption: Resumption | None = None) -> Run:
+    """Load and connect all parts, and restore the state of a run that goes on; all processes call it.
+
+    Raises:
+        ValueError, FileNotFoundError: for checkpoints or data that do not fit, with the remedy.
+    """
+    base, folder, data = open_run(config, ranks, resumption)
+    torch.manual_seed(config.seed)
+    parts = assemble(config, folder, ranks.device, data.robot)
+    checkpoint, lora, module, trained = parts.checkpoint, parts.lora, parts.module, parts.trained
+    facts = _facts(config, ranks, base, resumption.state if resumption else None, data)
     checkpoint.model.config.base_fingerprint = facts.base_fingerprint if lora else None
-    pruner = checkpoint.model.pruner
-    if isinstance(pruner, TokenPruner):
-        pruner.compact = compact_form(config)
-        if config.compact_training and not pruner.compact:
-            log.info("--lora_dropout > 0: duplicates of a token differ, so training keeps one row per query (slower)")
     checkpoint.dataset_statistics = data.statistics
     train_data, val_data = data.frames(
         partial(checkpoint.transform, center_crop=config.image_aug, use_proprio=config.use_proprio)
     )
-    assert checkpoint.action_head is not None  # _load has made one
-    module = TrainableVLA(
-        checkpoint.model,
-        checkpoint.action_head,
-        checkpoint.proprio_projector,
-        uses_bf16(config, ranks.device),
-    ).to(ranks.device)
-    trained = choose_trained(module)
     training = Training(
         checkpoint=checkpoint,
         trained=trained,
@@ -196,87 +180,6 @@ def _facts(
         schedule_steps=(state or {}).get("schedule_steps", config.max_steps),
         samples_per_step=config.samples_per_step(ranks.world_size),
     )
-
-
-def _load(config: FinetuneConfig, folder: Path, device: torch.device, data_robot: RobotSpec) -> Checkpoint:
-    """Model, head and projector, in the dtype that training needs; missing parts are new."""
-    recorded = read_json(folder / "config.json")
-    keep_stored = config.use_lora and uses_bf16(config, device)  # frozen weights may stay small
-    options = LoadOptions(
-        dtype=None if keep_stored else torch.float32,
-        pruner=resolve_pruner(config.pruner, recorded.get("pruner"), "training"),
-        num_images_in_input=config.num_images_in_input,
-        use_proprio=None if config.use_proprio else False,
-        robot=_robot_to_load(folder, recorded.get("robot"), data_robot),
-        action_readout="aligned",
-        new_pruner=True,
-        device=device,
-        num_diffusion_steps_train=config.num_diffusion_steps_train if config.use_diffusion else None,
-    )
-    checkpoint = load_checkpoint(folder, options)
-    _check_robot(checkpoint.model.robot, data_robot, config)
-    _add_new_parts(config, checkpoint, folder)
-    checkpoint.model.config.center_crop = config.image_aug
-    if device.type == "cpu":
-        _prefer_plain_attention(checkpoint)
-    return checkpoint
-
-
-def _add_new_parts(config: FinetuneConfig, checkpoint: Checkpoint, folder: Path) -> None:
-    """Give the checkpoint what the flags ask for and it does not hold, and say what was loaded and what is new."""
-    model, wanted = checkpoint.model, wanted_head(config)
-    robot, width = model.robot, model.config.llama.hidden_size
-    held = checkpoint.action_head.kind if checkpoint.action_head is not None else None
-    origin = {} if wanted == "discrete" else {f"{wanted} action head": held == wanted}
-    if held != wanted:
-        if held is not None:
-            log.warning("the checkpoint's action head is of kind %s and is left out", held)
-        if wanted == "diffusion":
-            model.config.num_diffusion_steps_train = config.num_diffusion_steps_train or NUM_TRAIN_STEPS
-        checkpoint.action_head = new_head(model, wanted)
-        model.config.action_head = wanted
-    if config.use_proprio:
-        origin["proprio projector"] = checkpoint.proprio_projector is not None
-        checkpoint.proprio_projector = checkpoint.proprio_projector or ProprioProjector(width, robot.proprio_dim)
-    if model.config.use_film and not config.use_film:
-        raise ValueError(f"{folder} has FiLM, which cannot be taken out again; pass --use_film True")
-    if config.use_film:
-        origin["FiLM"] = model.config.use_film
-        model.enable_film()
-    for name, found in origin.items():
-        log.info("%s: %s", name, f"loaded from {folder}" if found else "new")
-    if held is None and not checkpoint.dataset_statistics and model.config.pruner_spec.name != "none":
-        log.warning(
-            "%s was never tuned to act, and a pruner that starts so keeps too few tokens: first fine-tune with "
-            "--pruner none, then with the pruner from that run, or set --pruner lightvla:min_tokens=64",
-            folder,
-        )
-
-
-def _robot_to_load(folder: Path, recorded: dict[str, Any] | None, data: RobotSpec) -> RobotSpec | None:
-    """The data's robot where the checkpoint names none, or names one that nothing in it depends on; else None."""
-    if recorded is None:
-        return data
-    has_parts = any(component_file(folder, name) for name in ("action_head", "proprio_projector"))
-    return None if has_parts or not misfits(RobotSpec.from_json(recorded), data) else data
-
-
-def _check_robot(recorded: RobotSpec, data: RobotSpec, config: FinetuneConfig) -> None:
-    """The checkpoint's robot stays what it is, but the data must fit it."""
-    for name in misfits(recorded, data):
-        ours, theirs = getattr(recorded, name), getattr(data, name)
-        raise ValueError(
-            f"{config.vla_path} was made for robot {recorded.name!r} ({name} {ours}), but dataset "
-            f"{config.dataset_name!r} is of {data.name!r} ({name} {theirs}); take another checkpoint"
-        )
-
-
-def _prefer_plain_attention(checkpoint: Checkpoint) -> None:
-    """torch's fused attention in the ViTs is the slower one on CPUs, above all backwards."""
-    for vit in checkpoint.model.vision_backbone.vits:
-        for module in vit.modules():
-            if hasattr(module, "fused_attn"):
-                setattr(module, "fused_attn", False)  # noqa: B010 - an attribute that nn.Module does not know
 
 
 def _parallel(module: TrainableVLA, ranks: Ranks) -> TrainableVLA | DistributedDataParallel:

@@ -91,6 +91,7 @@ class FinetuneConfig:
     max_bad_samples: int = 10  # pictures that cannot be decoded, for which other frames stand; more end the run
     num_workers: int = 2  # processes per rank that read and augment; 0: none
     num_threads: int = 0  # computing threads per process; 0: torch's choice
+    dry_run: bool = False  # check everything, tell the plan and stop: nothing is trained or written
     save_timeout_minutes: int = 360  # how long the other processes wait while one writes a checkpoint
 
     def __post_init__(self) -> None:

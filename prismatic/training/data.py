@@ -56,6 +56,21 @@ class _Part:
     val: list[int] | None
 
 
+@dataclass(frozen=True)
+class SampleCounts:
+    """How much there is to learn from.
+
+    Attributes:
+        train: samples, of all datasets.
+        epoch: samples that one epoch takes; a mixture's weights make it more or less than `train`.
+        held_out: samples to validate with; None without `--use_val_set`.
+    """
+
+    train: int
+    epoch: int
+    held_out: int | None
+
+
 class TrainingData:
     """The datasets of a run, indexed, with a picture of every camera decoded and the gripper's values checked."""
 
@@ -102,6 +117,26 @@ class TrainingData:
     def fingerprints(self) -> dict[str, str]:
         """Of each dataset by its name: which shards with which contents they are, wherever they lie."""
         return {part.index.name: part.index.fingerprint for part in self._parts}
+
+    @property
+    def instructions(self) -> set[str]:
+        """All sentences that samples may begin with."""
+        return {
+            text for part in self._parts for episode in part.index.episodes for text in episode.instructions if text
+        }
+
+    def counts(self) -> SampleCounts:
+        """Numbers of samples; needs no checkpoint."""
+        chunk = self.robot.chunk_length
+
+        def count(part: _Part, episodes: list[int]) -> int:
+            return sum(map(len, frame_starts(part.index, episodes, chunk)))
+
+        train = [count(part, part.train) for part in self._parts]
+        held_out = [count(part, part.val) for part in self._parts if part.val is not None]
+        weights = [part.weight for part in self._parts]
+        epoch = train[0] if len(train) == 1 else len(MixtureOrder(train, weights))
+        return SampleCounts(sum(train), epoch, sum(held_out) if held_out else None)
 
     def frames(self, transform: Callable[[str], PolicyTransform]) -> tuple[Frames, Frames | None]:
         """Frames to learn from, and those that are held out (None without `--use_val_set`).

@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from prismatic.atomic_files import write_atomically
 from prismatic.command_line import named_by_node, speaks_for_node
-from prismatic.training.build import Run, agreed_resumption, build
+from prismatic.training.build import Run, agreed_resumption, build, open_run
 from prismatic.training.config import FinetuneConfig
 from prismatic.training.distributed import ElsewhereError
 from prismatic.training.distributed import ranks as join_ranks
@@ -30,6 +30,7 @@ from prismatic.training.preflight import preflight
 from prismatic.training.pruning import score_noise
 from prismatic.training.runs.folder import RunFolder
 from prismatic.training.runs.record import record_start
+from prismatic.training.runs.resuming import find_resumption
 from prismatic.training.schedules import noise_scale
 from prismatic.training.step import StepMetrics, learning_rate, seed_dropout, to_device
 from prismatic.vla.datasets.rlds import UnreadableImage
@@ -49,11 +50,11 @@ class BadInput(ValueError):
         self.others_wait = others_wait
 
 
-def finetune(config: FinetuneConfig) -> Path:
+def finetune(config: FinetuneConfig) -> Path | None:
     """Fine-tune as the flags say; every process of a `torchrun` calls this.
 
     Returns:
-        The folder of the last checkpoint.
+        The folder of the last checkpoint; None after a dry run.
 
     Raises:
         BadInput: before the first step, for whatever is wrong with flags, checkpoint, data or folders; later, for more
@@ -71,8 +72,11 @@ def finetune(config: FinetuneConfig) -> Path:
     with join_ranks(config.device, timedelta(minutes=config.save_timeout_minutes)) as ranks, ExitStack() as stack:
         try:
             with ranks.together(ValueError, OSError):  # all have passed their checks
-                if ranks.is_main:
+                if ranks.is_main and not config.dry_run:
                     stack.enter_context(RunFolder(config.run_dir).held())
+            if config.dry_run:
+                open_run(config, ranks, find_resumption(config, ranks.world_size))
+                return None
             resumption = agreed_resumption(config, ranks)
             if resumption is not None and resumption.finished:
                 log.info("the run is finished: %s", resumption.folder)

@@ -148,11 +148,14 @@ def check_checkpoint(config: FinetuneConfig) -> None:
 
 
 def check_run_folder(config: FinetuneConfig) -> None:
-    """Raises OSError if nothing can be written."""
+    """Raises OSError if nothing can be written. Leaves the folder there, but for a dry run."""
+    made = [folder for folder in (config.run_dir, *config.run_dir.parents) if not folder.exists()]
     try:
         config.run_dir.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=config.run_dir):
             pass
+        for folder in made if config.dry_run else ():
+            folder.rmdir()
     except OSError as error:
         raise OSError(
             f"cannot write into {config.run_dir} ({error.strerror}); choose another --run_root_dir"

@@ -46,6 +46,7 @@ FREE: Mapping[str, str] = {
     "on_nan": "from here on",
     "max_bad_samples": "from here on; they are counted anew",
     "num_workers": "from here on",
+    "dry_run": "nothing goes on",
     "num_threads": "from here on; another number rounds differently",
     "save_timeout_minutes": "from here on",
 }
