@@ -44,13 +44,14 @@ LATENCY_CALLS = 40
 
 COMMANDS_7B = """\
 # fine-tune an OpenVLA-OFT checkpoint with the pruner, one process per GPU
-torchrun --standalone --nproc-per-node 8 -m lightvla finetune --vla_path openvla/openvla-7b \\
+torchrun --standalone --nproc-per-node 8 -m lightvla finetune \\
+    --vla_path moojink/openvla-7b-oft-finetuned-libero-goal --run_id_override pruned \\
     --data_root_dir DATA --dataset_name libero_goal_no_noops --run_root_dir runs \\
     --use_l1_regression True --num_images_in_input 2 --use_proprio True --image_aug True --pruner lightvla \\
     --use_lora True --lora_rank 32 --batch_size 8 --learning_rate 5e-4 \\
     --num_steps_before_decay 100000 --max_steps 150005 --save_freq 10000
 # evaluate it in the simulator, 50 trials a task
-lightvla eval --pretrained_checkpoint runs/CHECKPOINT \\
+lightvla eval --pretrained_checkpoint runs/pruned \\
     --task_suite_name libero_goal --num_trials_per_task 50 --save_rollout_video True"""
 
 
@@ -236,8 +237,8 @@ def cost_table(flops: list[FlopCount], latency: dict[str, dict[str, float]], tok
     note = (
         f"FLOPs (a multiply-add counts two) for {round(tokens['mean'])} kept tokens (the mean over wide starts) of "
         f"{tokens['of']}. Latency: median "
-        "of alternating calls with one sample on this machine's CPU; 'everything' includes preparing the images. At "
-        "this size vision dominates; in a 7B policy the language model does."
+        "of alternating calls with one sample on this machine's CPU; 'everything' includes preparing the images. In a 7B "
+        "policy nearly all of it is the language model's, so the same share of tokens saves more there."
     )
     return Table(
         "Cost of one policy query",

@@ -169,6 +169,7 @@ def test_a_full_or_read_only_disk_is_said_and_nothing_is_left(small_policy_direc
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs processes that share what they have loaded")
+@pytest.mark.slow
 def test_readers_never_fail_or_write_while_writers_are_killed(small_policy_directory: Path, tmp_path: Path):
     driver = Path(__file__).parent / "saves_and_kills.py"
     command = [sys.executable, str(driver), str(small_policy_directory), str(tmp_path / "runs"), "8"]

@@ -40,6 +40,7 @@ def test_two_processes_learn_what_one_with_the_doubled_batch_learns(flags):
             assert a[name] == pytest.approx(b[name], abs=1e-4), (a["step"], name)
 
 
+@pytest.mark.slow
 def test_several_processes_save_one_adapter_and_wait_for_it(flags, small_base: Path):
     config = flags(use_lora=True, lora_rank=4, merge_lora_during_training=False, batch_size=2, max_steps=2, save_freq=1)
     assert [line["step"] for line in launch(config, processes=2)] == [1, 2]

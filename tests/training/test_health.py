@@ -251,6 +251,7 @@ with ranks("cpu") as group:
 """
 
 
+@pytest.mark.slow
 def test_two_processes_decide_what_one_decides(flags, tmp_path: Path):
     """Position 13 spoils the second batch of the second process only, and the cut pictures are met by one of them."""
     shared = cut(tmp_path, 17, 20) | {"max_steps": 9, "on_nan": "skip"}

@@ -56,7 +56,9 @@ def command(config: FinetuneConfig) -> list[str]:
     return ["-m", "lightvla", "finetune", *words]
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, PREEMPTED), (signal.SIGINT, STOPPED)])
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGTERM, PREEMPTED), pytest.param(signal.SIGINT, STOPPED, marks=pytest.mark.slow)]
+)
 def test_the_command_ends_with_a_status_that_schedulers_know(flags, number, status):
     config = flags(max_steps=500)
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}

@@ -79,6 +79,7 @@ def test_a_failing_command_ends_the_demo_and_is_named(tmp_path):
     assert not json.loads(Paths(tmp_path).stage("collect").read_text())["done"]
 
 
+@pytest.mark.slow
 def test_a_changed_stage_undoes_what_was_made_from_it(tmp_path):
     paths = Paths(tmp_path)
     demo.run_stage(DemoConfig(output_dir=tmp_path, seed=3), "build", force=False)
