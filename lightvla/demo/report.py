@@ -237,8 +237,8 @@ def cost_table(flops: list[FlopCount], latency: dict[str, dict[str, float]], tok
     note = (
         f"FLOPs (a multiply-add counts two) for {round(tokens['mean'])} kept tokens (the mean over wide starts) of "
         f"{tokens['of']}. Latency: median "
-        "of alternating calls with one sample on this machine's CPU; 'everything' includes preparing the images. In a 7B "
-        "policy nearly all of it is the language model's, so the same share of tokens saves more there."
+        "of alternating calls with one sample on this machine's CPU; 'everything' includes preparing the images. In a "
+        "7B policy nearly all of it is the language model's, so the same share of tokens saves more there."
     )
     return Table(
         "Cost of one policy query",
