@@ -1,7 +1,7 @@
 """Batches of a run, read by worker processes, with another frame in place of one whose picture cannot be decoded."""
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any
@@ -110,7 +110,7 @@ class ReadableFrames(torch.utils.data.Dataset[Any]):
         )
 
 
-def train_batches(run: "Run") -> Iterator[dict[str, Any]]:
+def train_batches(run: "Run") -> Generator[dict[str, Any], None, None]:
     """Endless collated batches of this process, from the position at which the run stands."""
     ranks = run.ranks
     sampler = run.data.sampler(run.train_data, ranks.rank, ranks.world_size, run.training.position)
@@ -140,7 +140,9 @@ def _collate_readable(samples: list[Any], pad_token_id: int) -> dict[str, Any] |
     return collate(samples, pad_token_id) | {"indices": [sample["index"] for sample in samples]} | told
 
 
-def _batches(run: "Run", data: Frames, requests: Iterable[list[SampleRequest]]) -> Iterator[dict[str, Any]]:
+def _batches(
+    run: "Run", data: Frames, requests: Iterable[list[SampleRequest]]
+) -> Generator[dict[str, Any], None, None]:
     """Collated batches, with the numbers of their frames (`indices`); `run.bad_samples` hears of those left out.
 
     Raises UnreadableImage in the place of a batch that cannot be filled.

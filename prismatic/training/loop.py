@@ -5,7 +5,7 @@ import logging
 import math
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack, closing, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -101,8 +101,9 @@ def train(run: Run) -> Path:
         log.info("training %.2f M parameters on %d x %s in %s", count / 1e6, *place, precision)
     with RunLog(config, run.ranks, training.step) as run_log:
         try:
-            with run.stop.listening():
-                return _train(run, run_log)
+            # Closed at once, with the processes that read, which else live until the error is forgotten.
+            with run.stop.listening(), closing(train_batches(run)) as batches:
+                return _train(run, run_log, batches)
         except UnreadableImage as error:
             raise _end(run, error) from error
         except OSError as error:
@@ -113,9 +114,9 @@ def train(run: Run) -> Path:
             run.saver.leave()
 
 
-def _train(run: Run, run_log: RunLog) -> Path:
+def _train(run: Run, run_log: RunLog, batches: Iterator[dict[str, Any]]) -> Path:
     config, training, saver = run.config, run.training, run.saver
-    batches = settled_buckets(run, train_batches(run))
+    batches = settled_buckets(run, batches)
     stopped = False
     while training.step < config.max_steps and not stopped:
         facts = train_step(run, batches, run_log)
