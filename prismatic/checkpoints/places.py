@@ -27,6 +27,6 @@ def stands_for(path: Path) -> Path:
     if not path.exists() and (match := re.fullmatch(r"(.+)--\d+_chkpt", path.name)):
         inside = path.parent / match.group(1) / CHECKPOINTS / path.name
         return inside if inside.is_dir() else path
-    if not (path / "config.json").exists() and (path / CHECKPOINTS / LATEST).is_dir():
+    if (path / CHECKPOINTS / LATEST).is_dir():
         path = path / CHECKPOINTS / LATEST
     return path.parent / path.readlink() if path.name in (LATEST, BEST) and path.is_symlink() else path

@@ -152,11 +152,17 @@ def agreed_resumption(config: FinetuneConfig, ranks: Ranks) -> Resumption | None
         if ranks.is_main:
             run.clear_leftovers()
             found = find_resumption(config, ranks.world_size)
-            if found is not None:
-                run.go_back_to(found.step)
     # The state, gigabytes of it, each process reads itself.
     told, *_ = ranks.gather(replace(found, state={}) if found else None)
     return found if ranks.is_main or told is None else replace(told, state=load_training_state(told.folder))
+
+
+def check_finished(config: FinetuneConfig, ranks: Ranks, resumption: Resumption) -> None:
+    """Raises ValueError where a finished run is not the one that the flags mean: another base model, or other data."""
+    with ranks.together(ValueError, OSError):
+        data = TrainingData(config)
+    check_data(data.fingerprints, resumption)
+    _facts(config, ranks, base_of(config, resumption), resumption.state, data)
 
 
 def _facts(
@@ -167,8 +173,9 @@ def _facts(
     found = None
     with ranks.together(ValueError, OSError):
         if ranks.is_main:  # only the process that saves needs it
-            found = fingerprint(check_complete(resolve(base)))
-            if config.use_lora and recorded not in (None, found):
+            if config.use_lora or recorded is None or Path(base).is_dir():  # all weights trained, it may be gone
+                found = fingerprint(check_complete(resolve(base)))
+            if found is not None and recorded not in (None, found):
                 raise ValueError(
                     f"the run was trained on weights {recorded}, but {base} now holds {found}; put the base model back "
                     "there"

@@ -104,10 +104,12 @@ class FinetuneConfig:
         `--resume True` is given as `vla_path`."""
         if self.run_id_override is not None:
             return self.run_id_override
+        own = run_id(self, int(os.environ.get("WORLD_SIZE", "1")))
         base = Path(self.vla_path).name
         if self.resume not in ("auto", "False") and base.endswith("_chkpt") and "--" in base:
-            return base.rpartition("--")[0]
-        return run_id(self, int(os.environ.get("WORLD_SIZE", "1")))
+            # A second stage that begins with the checkpoint has a run folder of its own.
+            return own if (self.run_root_dir / own).is_dir() else base.rpartition("--")[0]
+        return own
 
     @property
     def step_to_resume(self) -> int | None:

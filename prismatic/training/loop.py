@@ -1,5 +1,6 @@
 """The loop: batches to steps, steps to metrics, validations and checkpoints."""
 
+import errno
 import itertools
 import logging
 import math
@@ -17,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from prismatic.atomic_files import write_atomically
 from prismatic.command_line import named_by_node, speaks_for_node
-from prismatic.training.build import Run, agreed_resumption, build, open_run
+from prismatic.training.build import Run, agreed_resumption, build, check_finished, open_run
 from prismatic.training.config import FinetuneConfig
 from prismatic.training.distributed import ElsewhereError
 from prismatic.training.distributed import ranks as join_ranks
@@ -79,14 +80,20 @@ def finetune(config: FinetuneConfig) -> Path | None:
                 return None
             resumption = agreed_resumption(config, ranks)
             if resumption is not None and resumption.finished:
+                check_finished(config, ranks, resumption)
                 log.info("the run is finished: %s", resumption.folder)
                 return resumption.folder
             run = build(config, ranks, resumption)
+            if resumption is not None and ranks.is_main:
+                RunFolder(config.run_dir).go_back_to(resumption.step)
         except (ValueError, OSError) as error:
             raise BadInput(named_by_node(str(error))) from error
         except ElsewhereError as error:  # names its node itself
             raise BadInput(str(error)) from error
-        return train(run)
+        try:
+            return train(run)
+        except OSError as error:
+            raise BadInput(named_by_node(_told(error, config))) from error
 
 
 def train(run: Run) -> Path:
@@ -106,10 +113,12 @@ def train(run: Run) -> Path:
                 return _train(run, run_log, batches)
         except UnreadableImage as error:
             raise _end(run, error) from error
-        except OSError as error:
-            raise BadInput(named_by_node(str(error))) from error
         except ElsewhereError as error:
             raise BadInput(str(error)) from error
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise _end(run, error, "Its memory may not have sufficed: pass a smaller --num_workers") from error
         finally:
             run.saver.leave()
 
@@ -149,14 +158,23 @@ def _first_signal(run: Run) -> str:
     return next(filter(None, run.ranks.gather(run.stop.signal)))
 
 
-def _end(run: Run, error: UnreadableImage) -> BadInput:
+def _told(error: OSError, config: FinetuneConfig) -> str:
+    """What the file system said, with what to do where it was said without a word more."""
+    if error.errno == errno.ENOSPC and "disk is full" not in str(error):
+        return f"the disk of {config.run_dir} is full ({error}); make room there, and the same command goes on"
+    return str(error)
+
+
+def _end(
+    run: Run, error: Exception, remedy: str = "Write it again; --resume True then goes on from the last checkpoint"
+) -> BadInput:
     """What is left to do and say where pictures cannot be read: the steps taken are saved, where all processes end."""
     all_end = run.ranks.world_size == 1 or isinstance(error, TooManyBadSamples)
     if all_end and run.training.step > 0:
         with run.ranks.together(OSError, FloatingPointError):
             if run.ranks.is_main:
                 run.saver.save(wait=True)
-    words = named_by_node(f"{error}. Write it again; --resume True then goes on from the last checkpoint")
+    words = named_by_node(f"{error}. {remedy}")
     if not all_end and not speaks_for_node():
         log.error("%s", words)  # the others have met no such picture
     return BadInput(words)

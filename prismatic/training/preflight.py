@@ -17,6 +17,7 @@ from prismatic.training.data import dataset_specs
 from prismatic.training.distributed import resolve_device
 from prismatic.training.health import ON_NAN
 from prismatic.training.pruning import check_form
+from prismatic.training.runs.identity import check_name
 from prismatic.training.runs.resuming import find_resumption
 from prismatic.training.schedules import NOISE_SCHEDULES, SCHEDULES
 from prismatic.training.wandb_account import check_wandb, without_effect
@@ -53,6 +54,7 @@ def check_flags(config: FinetuneConfig) -> None:
     _check_ranges(config)
     resolve_pruner(config.pruner, None, "training")
     _ = config.step_to_resume
+    check_name(config.run_id)
     if config.resume_step is not None and config.resume == "False":
         raise ValueError(f"--resume_step {config.resume_step} with --resume False; leave one of them out")
     if config.save_in_background not in ("auto", "True", "False"):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from fixtures_rlds import write_tiny_rlds
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText
 
 from prismatic.checkpoints.directory import load_checkpoint
@@ -176,6 +176,75 @@ def test_a_second_stage_is_a_run_of_its_own(flags):
     assert before == {path: path.stat().st_mtime_ns for path in first.run_dir.rglob("*")}
     facts = json.loads((second.run_dir / "run.json").read_text())["facts"]
     assert facts["base"] == str(first.checkpoint_dir(4)), "absolute, and the checkpoint itself"
+
+
+def test_a_stage_that_begins_with_a_checkpoint_is_never_the_run_of_that_checkpoint(flags):
+    shared = {"run_id_override": None, "max_steps": 2, "save_freq": 2, "use_lora": True, "lora_rank": 4}
+    first = flags(**shared)
+    finetune(first)
+    checkpoint = str(first.run_dir) + "--2_chkpt"
+    second = flags(**{**shared, "vla_path": checkpoint, "learning_rate": 1e-4})
+    finetune(second)
+    again = flags(**{**shared, "vla_path": checkpoint, "learning_rate": 1e-4, "resume": True, "max_steps": 3})
+    assert again.run_dir == second.run_dir != first.run_dir
+    finetune(again)
+    assert not first.checkpoint_dir(3).exists() and second.checkpoint_dir(3).is_dir()
+
+
+def test_the_base_is_what_a_run_folder_stood_for_at_first(flags):
+    first = flags(run_id_override="first", pruner="none", max_steps=2, save_freq=1)
+    finetune(first)
+    second = flags(run_id_override="second", vla_path=str(first.run_dir), use_lora=True, lora_rank=4, save_freq=2)
+    stop_after(second, 2)
+    finetune(flags(run_id_override="first", pruner="none", max_steps=3, resume=True))
+    finetune(second)
+    facts = json.loads((second.run_dir / "run.json").read_text())["facts"]
+    assert facts["base"] == str(first.checkpoint_dir(2))
+
+
+def test_a_finished_run_of_another_base_or_of_other_data_is_not_taken(
+    flags, small_base: Path, data_root, tmp_path: Path
+):
+    finetune(flags(max_steps=1))
+    other = Path(shutil.copytree(small_base, tmp_path / "base"))
+    state = load_file(other / "model.safetensors")
+    save_file(
+        {name: value + 1 for name, value in state.items()}, other / "model.safetensors", metadata={"format": "pt"}
+    )
+    with pytest.raises(BadInput, match="the run was trained on weights sha256:.* now holds sha256"):
+        finetune(flags(max_steps=1, vla_path=str(other)))
+    root = tmp_path / "data"
+    write_tiny_rlds(root, flags().dataset_name, episodes=4, steps=16, size=64)
+    with pytest.raises(BadInput, match="has changed since"):
+        finetune(flags(max_steps=1, data_root_dir=root))
+
+
+def test_what_is_refused_moves_nothing(flags, small_base: Path, tmp_path: Path):
+    config = flags(save_freq=1, max_steps=2, use_lora=True, lora_rank=4)
+    finetune(config)
+    other = Path(shutil.copytree(small_base, tmp_path / "base"))
+    content = bytearray((other / "model.safetensors").read_bytes())
+    content[-1] ^= 1
+    (other / "model.safetensors").write_bytes(content)
+    with pytest.raises(BadInput, match="the run was trained on weights"):
+        finetune(flags(max_steps=2, use_lora=True, lora_rank=4, vla_path=str(other), resume="1"))
+    assert (
+        config.checkpoint_dir(2).is_dir()
+        and (config.run_dir / "checkpoints" / "latest").resolve().name == "run--2_chkpt"
+    )
+
+
+def test_a_run_folder_that_was_renamed_or_copied_goes_on(flags):
+    whole = finetune(flags(run_id_override="whole"))
+    config = flags(run_id_override="run", save_freq=2)
+    stop_after(config, 2)
+    shutil.copytree(config.run_dir, config.run_dir.with_name("copied"))  # links become what they lead to
+    assert not (config.run_dir.with_name("copied") / "checkpoints" / "latest").is_symlink()
+    assert_same_weights(whole, finetune(flags(run_id_override="copied", save_freq=2)))
+    assert [
+        start["step"]
+        for start in json.loads((flags(run_id_override="copied").run_dir / "run.json").read_text())["starts"]
+    ] == [0, 2]
 
 
 def test_published_ways_to_resume_go_on_with_the_run(flags, monkeypatch):

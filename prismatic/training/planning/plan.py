@@ -21,6 +21,7 @@ from prismatic.training.data import SampleCounts, TrainingData
 from prismatic.training.distributed import Ranks
 from prismatic.training.parts import Parts, assemble
 from prismatic.training.planning.memory import StepCost, StepShape, StepSimulator, nbytes
+from prismatic.training.runs.folder import RunFolder
 from prismatic.vla.prompt import prompt_ids
 
 log = logging.getLogger(__name__)
@@ -322,6 +323,10 @@ def _longest_prompt(parts: Parts, data: TrainingData) -> int:
 def _plan_disk(config: FinetuneConfig, parts: Parts, state: int, done: int) -> DiskPlan:
     folder = next(path for path in (config.run_dir.absolute(), *config.run_dir.absolute().parents) if path.is_dir())
     free = shutil.disk_usage(folder).free
+    if config.keep_last or config.save_latest_checkpoint_only:  # those that are there are among the ones to be kept
+        run = RunFolder(config.run_dir)
+        own = [saved for saved in run.saved().values() if saved.parent == run.checkpoints]
+        free += sum(file.stat().st_size for saved in own for file in saved.rglob("*") if file.is_file())
     return DiskPlan(checkpoint_bytes(config, parts, state), *count_checkpoints(config, done), free, folder)
 
 

@@ -24,7 +24,7 @@ from typing import Any
 
 from prismatic.checkpoints.atomic_folder import remove_leftovers, remove_unless_read
 from prismatic.checkpoints.manifest import manifest_problems, read_manifest
-from prismatic.checkpoints.places import CHECKPOINTS, LATEST, checkpoint_name
+from prismatic.checkpoints.places import BEST, CHECKPOINTS, LATEST, checkpoint_name
 from prismatic.checkpoints.saving import load_training_state
 
 log = logging.getLogger(__name__)
@@ -57,8 +57,9 @@ class RunFolder:
     def saved(self) -> dict[int, Path]:
         """The whole checkpoints of the run, by step, oldest first. One that lacks files is named in the log."""
         found: dict[int, Path] = {}
-        pattern = re.compile(re.escape(self.path.name) + r"--(\d+)_chkpt")
-        for parent in (self.path.parent, self.checkpoints):
+        beside = re.compile(re.escape(self.path.name) + r"--(\d+)_chkpt")
+        inside = re.compile(r".+--(\d+)_chkpt")  # the run's folder may have been renamed
+        for parent, pattern in ((self.path.parent, beside), (self.checkpoints, inside)):
             for folder in parent.glob("*_chkpt"):
                 match = pattern.fullmatch(folder.name)
                 if not match or not (folder / "training_state").is_dir():
@@ -83,7 +84,7 @@ class RunFolder:
         for folder in reversed(list(saved.values())) if step is None else [saved[step]]:
             try:
                 return folder, load_training_state(folder)
-            except ValueError as error:
+            except (ValueError, OSError) as error:
                 if step is not None:
                     raise
                 log.warning("%s is left out: %s", folder, error)
@@ -94,6 +95,8 @@ class RunFolder:
         partial = self.checkpoints / f".{name}.{os.getpid()}"
         partial.unlink(missing_ok=True)
         partial.symlink_to(os.path.relpath(folder, self.checkpoints))
+        if not (self.checkpoints / name).is_symlink():
+            self.set_aside(self.checkpoints / name)  # a copy that was made in its place, as `cp -L` does
         os.replace(partial, self.checkpoints / name)
 
     def best(self) -> tuple[Path, float] | None:
@@ -135,7 +138,7 @@ class RunFolder:
         """Set checkpoints of later steps aside: a run goes on from before them."""
         saved = self.saved()
         for later, folder in saved.items():
-            if later > step and folder.parent == self.checkpoints:
+            if later > step and folder != self.path:
                 self.set_aside(folder)
         if step in saved and saved[step].parent == self.checkpoints:
             self.point(LATEST, saved[step])
@@ -146,6 +149,9 @@ class RunFolder:
             remove_leftovers(self.checkpoints, of_all_hosts=True)
             for folder in self.checkpoints.glob(".removed-*"):
                 shutil.rmtree(folder, ignore_errors=True)
+            for name in (LATEST, BEST):
+                for pointer in self.checkpoints.glob(f".{name}.*"):
+                    pointer.unlink()
 
     @contextmanager
     def held(self) -> Iterator[None]:

@@ -74,6 +74,8 @@ _READABLE = (
     "use_film", "num_images_in_input", "use_proprio", "pruner", "seed", "image_aug",
 )  # fmt: skip
 """Flags that a run's name tells in words."""
+LONGEST_NAME = 200
+"""Bytes of a run's name: file systems take 255, and checkpoints add their step."""
 _LONGEST_BASE = 64
 """Characters of the base model's name that a run's name takes; file systems end at 255 for the whole."""
 
@@ -103,7 +105,21 @@ def run_id(config: Any, world_size: int) -> str:
     parts += [f"seed{config.seed}"] if config.seed != _default(config, "seed") else []
     parts += _digest(config)
     notes = ("image_aug" if config.image_aug else None, config.run_id_note)
-    return "+".join(parts) + "".join(f"--{note}" for note in notes if note)
+    name = "+".join(parts) + "".join(f"--{note}" for note in notes if note)
+    return name if len(name.encode()) <= LONGEST_NAME else f"{name[: LONGEST_NAME // 2]}~{_short_digest(name)}"
+
+
+def check_name(name: str) -> None:
+    """Raises ValueError for a run's name that is no name of one folder, or too long for what is made of it."""
+    if name in ("", ".", "..") or "/" in name or "\0" in name:
+        raise ValueError(
+            f"the run's name {name!r} is no folder's: choose a --run_id_override and --run_id_note without /"
+        )
+    if len(name.encode()) > LONGEST_NAME:
+        raise ValueError(
+            f"the run's name has {len(name.encode())} bytes and may have {LONGEST_NAME} (file systems take 255, "
+            f"and steps are added): {name!r}; choose a shorter --run_id_override or --run_id_note"
+        )
 
 
 def _base_name(vla_path: str) -> str:
@@ -113,7 +129,11 @@ def _base_name(vla_path: str) -> str:
     name = path.name
     if len(name) <= _LONGEST_BASE:
         return name
-    return f"{name[: _LONGEST_BASE - 8]}~{hashlib.sha256(name.encode()).hexdigest()[:6]}"
+    return f"{name[: _LONGEST_BASE - 8]}~{_short_digest(name)}"
+
+
+def _short_digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:6]
 
 
 def _default(config: Any, name: str) -> Any:
@@ -127,7 +147,7 @@ def _digest(config: Any) -> list[str]:
         if name not in (*_READABLE, *FREE, "max_steps") and value != _default(config, name)
     }
     text = "".join(f"{name}={value}\n" for name, value in sorted(untold.items()))
-    return ["x" + hashlib.sha256(text.encode()).hexdigest()[:6]] if text else []
+    return ["x" + _short_digest(text)] if text else []
 
 
 @dataclass(frozen=True)

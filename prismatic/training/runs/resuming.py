@@ -71,7 +71,7 @@ def find_resumption(config: FinetuneConfig, world_size: int) -> Resumption | Non
                 "should go on (--resume auto begins a run that has none)"
             )
         if (run.path / RUN_FILE).is_file():
-            check_changes(config, read_json(run.path / RUN_FILE)["flags"], run.path, announced=False)
+            check_changes(config, read_json(run.path / RUN_FILE)["flags"], run.path, announced=True)
         return None
     folder, state = found
     changes = check_changes(config, state["flags"], folder, announced=explicit)
@@ -99,6 +99,8 @@ def base_of(config: FinetuneConfig, resumption: Resumption | None) -> str:
     Where `vla_path` is a checkpoint of the run itself, as the published code's `--resume True` wants it, it is what the
     run began with.
     """
+    if (recorded := _recorded_base(config, resumption)) is not None:
+        return recorded
     path = stands_for(Path(config.vla_path).expanduser())
     if not path.is_dir():
         return config.vla_path
@@ -107,6 +109,18 @@ def base_of(config: FinetuneConfig, resumption: Resumption | None) -> str:
     if resumption is not None and (own in here.parents or here in (own, resumption.folder.resolve())):
         return str(resumption.state["base"])
     return str(here)
+
+
+def _recorded_base(config: FinetuneConfig, resumption: Resumption | None) -> str | None:
+    """What the same `--vla_path` stood for when the run began: a run's folder stands for a newer checkpoint by now."""
+    file = config.run_dir / RUN_FILE
+    if resumption is not None:
+        flags, base = resumption.state["flags"], resumption.state["base"]
+    elif file.is_file():
+        flags, base = (content := read_json(file))["flags"], content["facts"]["base"]
+    else:
+        return None
+    return str(base) if flags.get("vla_path") == config.vla_path and Path(base).is_dir() else None
 
 
 def check_data(fingerprints: Mapping[str, str], resumption: Resumption) -> None:

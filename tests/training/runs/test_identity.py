@@ -71,6 +71,12 @@ def test_names_stay_below_what_file_systems_take():
     assert FinetuneConfig(vla_path="runs/first/checkpoints/latest").run_id.startswith("first+")
 
 
+def test_a_long_automatic_name_is_cut():
+    four = "libero_4_task_suites_no_noops+" * 6
+    names = {run_id(FinetuneConfig(dataset_name=four, seed=seed), 1) for seed in (1, 2)}
+    assert len(names) == 2 and all(len(name) < 200 for name in names)
+
+
 def test_changes_are_refused_announced_or_free():
     run = Path("runs/a")
     recorded = plain_flags(FinetuneConfig())

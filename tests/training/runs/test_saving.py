@@ -15,6 +15,9 @@ from prismatic.training.loop import BadInput, finetune, train
 from prismatic.training.runs.saving import HostCopy
 from prismatic.training.runs.writer import BackgroundWriter
 
+EVERY_STEP = {"save_freq": 100, "save_minutes": 1e-9}
+"""Saves that a plan does not foresee."""
+
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
@@ -36,7 +39,9 @@ def whole_checkpoints(config) -> list[str]:
 
 @pytest.mark.parametrize("background", ["True", "False"])
 def test_a_full_disk_ends_the_run_in_one_sentence(flags, small_disk: Path, background):
-    config = flags(run_root_dir=small_disk, max_steps=30, save_freq=1, save_in_background=background)
+    with pytest.raises(BadInput, match=r"the run's 30 checkpoints of .* take .*--keep_last n"):
+        finetune(flags(run_root_dir=small_disk, max_steps=30, save_freq=1))
+    config = flags(run_root_dir=small_disk, max_steps=30, **EVERY_STEP, save_in_background=background)
     with pytest.raises(BadInput, match=r"the checkpoint of step \d+ takes \d MB, and \d MB are free in .*keep_last 1"):
         finetune(config)
     whole = whole_checkpoints(config)
@@ -47,7 +52,7 @@ def test_a_full_disk_ends_the_run_in_one_sentence(flags, small_disk: Path, backg
 
 
 def test_a_disk_that_fills_up_meanwhile_ends_the_run_at_the_next_step(flags, small_disk: Path, monkeypatch):
-    config = flags(run_root_dir=small_disk, max_steps=40, save_freq=1, save_in_background="True")
+    config = flags(run_root_dir=small_disk, max_steps=40, **EVERY_STEP, save_in_background="True")
     monkeypatch.setattr("prismatic.training.runs.saving.Saver._make_room", lambda *_: None)
     with pytest.raises(BadInput, match="the disk is full, so run--.* was not written"):
         finetune(config)
