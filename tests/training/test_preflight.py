@@ -35,10 +35,10 @@ from prismatic.training.preflight import preflight
         ({"pruner": "random"}, "control for evaluation"),
         ({"resume_step": 3, "resume": "False"}, "--resume_step 3 with --resume False"),
         ({"resume": "3"}, r"--resume 3: the run in .* has no checkpoint of that step \(none\)"),
-        ({"run_id_override": ".."}, "the run's name '..' is no folder's"),
+        ({"run_id_override": ".."}, "the run's name '..' is no name of one folder"),
         (
             {"run_id_override": None, "run_id_note": "a/b"},
-            "choose --run_id_override and --run_id_note without /|without /",
+            "image_aug--a/b' is no name of one folder; choose another",
         ),
         ({"run_id_override": "x" * 201}, "has 201 bytes and may have 200"),
         ({"resume": "soon"}, "choose auto, True, False or a step"),

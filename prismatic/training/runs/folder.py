@@ -99,14 +99,14 @@ class RunFolder:
             self.set_aside(self.checkpoints / name)  # a copy that was made in its place, as `cp -L` does
         os.replace(partial, self.checkpoints / name)
 
-    def best(self) -> tuple[Path, float] | None:
-        """The checkpoint with the lowest recorded validation loss, the earliest of equal ones, and that loss."""
+    def best(self) -> Path | None:
+        """The checkpoint with the lowest recorded validation loss, the earliest of equal ones."""
         losses = [
             (loss, step, folder)
             for step, folder in self.saved().items()
             if (loss := _validation_loss(folder)) is not None
         ]
-        return (min(losses)[2], min(losses)[0]) if losses else None
+        return min(losses)[2] if losses else None
 
     def make_room(self, keep_last: int, keep_best: bool) -> None:
         """Remove checkpoints before the next one is written, so that afterwards `keep_last` are older than it.
@@ -119,20 +119,20 @@ class RunFolder:
         own = [folder for folder in self.saved().values() if folder.parent == self.checkpoints]
         best = self.best() if keep_best else None
         for folder in own[:-keep_last]:
-            if best is None or folder != best[0]:
+            if folder != best:
                 removed = remove_unless_read(folder)
                 what = "is removed" if removed else "is being read, and removed later"
                 log.info("--keep_last %d: %s %s", keep_last, folder.name, what)
 
     def set_aside(self, folder: Path) -> None:
-        """Move what is in the place of a checkpoint to `checkpoints/superseded`; nothing where nothing is there."""
+        """Move a checkpoint, or what is in its place, to `checkpoints/superseded`; nothing where nothing is there."""
         if not folder.exists():
             return
         aside = self.checkpoints / "superseded"
-        aside.mkdir(exist_ok=True)
+        aside.mkdir(parents=True, exist_ok=True)  # earlier versions made no `checkpoints/`
         target = aside / folder.name
         os.rename(folder, target if not target.exists() else aside / f"{folder.name}.{time.time_ns()}")
-        log.info("%s was there already and is now in %s", folder.name, aside)
+        log.info("%s is superseded and now in %s", folder, aside)
 
     def go_back_to(self, step: int) -> None:
         """Set checkpoints of later steps aside: a run goes on from before them."""

@@ -45,8 +45,8 @@ FREE: Mapping[str, str] = {
     "gradient_checkpointing": "from here on; computes the same",
     "on_nan": "from here on",
     "max_bad_samples": "from here on; they are counted anew",
-    "num_workers": "from here on",
     "dry_run": "nothing goes on",
+    "num_workers": "from here on",
     "num_threads": "from here on; another number rounds differently",
     "save_timeout_minutes": "from here on",
 }
@@ -113,7 +113,8 @@ def check_name(name: str) -> None:
     """Raises ValueError for a run's name that is no name of one folder, or too long for what is made of it."""
     if name in ("", ".", "..") or "/" in name or "\0" in name:
         raise ValueError(
-            f"the run's name {name!r} is no folder's: choose a --run_id_override and --run_id_note without /"
+            f"the run's name {name!r} is no name of one folder; choose another --run_id_override or --run_id_note "
+            "(no /, not . or ..)"
         )
     if len(name.encode()) > LONGEST_NAME:
         raise ValueError(

@@ -36,7 +36,7 @@ def record_start(
 ) -> Path:
     """Write `run.json`, or add this start to the one that is there. The main process only.
 
-    Keys: `schema`, `run_id`, `flags` (of the first start), `facts` (base model, data, samples per step) and `starts`,
+    Keys: `schema`, `run_id`, `flags` (of its beginning), `facts` (base model, data, samples per step) and `starts`,
     each with `time` (UTC), `step` (finished before), `processes`, `device`, `versions` and `changes` of flags.
     """
     file = config.run_dir / RUN_FILE
@@ -48,11 +48,11 @@ def record_start(
         "versions": versions(),
         "changes": [asdict(change) for change in changes],
     }
-    known = read_json(file) if step > 0 and file.is_file() else {}
+    known = read_json(file) if file.is_file() else {}
     content = {
         "schema": SCHEMA,
         "run_id": config.run_id,
-        "flags": known.get("flags") or plain_flags(config),
+        "flags": known["flags"] if step > 0 and known else plain_flags(config),
         "facts": asdict(facts),
         "starts": [*known.get("starts", []), start],
     }

@@ -224,7 +224,7 @@ class Saver:
                 save_checkpoint(target, checkpoint, suffix, weights, state, adapter, facts, parts)
                 self.folder.point(LATEST, target)
                 if config.keep_best and (best := self.folder.best()) is not None:
-                    self.folder.point(BEST, best[0])
+                    self.folder.point(BEST, best)
             log.info("saved step %d to %s", state["step"], target)
 
         return write

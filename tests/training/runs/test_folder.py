@@ -48,6 +48,14 @@ def test_checkpoints_of_earlier_versions_are_found(tmp_path: Path):
     assert RunFolder(tmp_path / "run").saved() == {7: tmp_path / "run--7_chkpt", 9: tmp_path / "run"}
 
 
+def test_going_back_sets_aside_what_an_earlier_version_wrote(tmp_path: Path):
+    for step in (2, 4):
+        (tmp_path / f"run--{step}_chkpt" / "training_state").mkdir(parents=True)
+    run = RunFolder(tmp_path / "run")
+    run.go_back_to(2)
+    assert [*run.saved()] == [2] and (run.checkpoints / "superseded" / "run--4_chkpt").is_dir()
+
+
 def test_pointers_and_published_places_lead_to_checkpoints(tmp_path: Path, monkeypatch):
     run = RunFolder(tmp_path / "run")
     first, second = write(run, 1, loss=0.5), write(run, 2, loss=0.7)

@@ -1,3 +1,4 @@
+import re
 from dataclasses import fields
 from pathlib import Path
 
@@ -98,3 +99,9 @@ def test_flags_that_a_run_did_not_know_are_no_change():
     assert not changes(FinetuneConfig(state_noise=0.1), recorded)
     full = plain_flags(FinetuneConfig(use_lora=False, lora_rank=4))
     assert not changes(FinetuneConfig(use_lora=False, lora_rank=8), full), "no adapters, no rank"
+
+
+def test_the_guide_names_every_flag_that_may_change_and_is_announced():
+    page = (Path(__file__).resolve().parents[3] / "docs" / "guides" / "long-runs.md").read_text()
+    row = next(line for line in page.splitlines() if line.startswith("| `max_steps`"))
+    assert {*re.findall(r"`(\w+)`", row.split("|")[1])} == {*ANNOUNCED}
