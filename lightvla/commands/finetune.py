@@ -10,6 +10,7 @@ import logging
 import os
 
 import huggingface_hub.utils.logging
+import transformers
 from rich import get_console
 from rich.logging import RichHandler
 
@@ -30,6 +31,8 @@ def command(config: FinetuneConfig) -> int:
         logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger().setLevel(logging.INFO if is_main else logging.ERROR)
     huggingface_hub.utils.logging.set_verbosity_warning()
+    if not (is_main and get_console().is_terminal):
+        transformers.utils.logging.disable_progress_bar()  # into a file its two lines run together
     log = logging.getLogger("finetune")
     try:
         folder = finetune(config)
