@@ -3,21 +3,25 @@
 import logging
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from prismatic.checkpoints.components import NO_HEAD
 from prismatic.checkpoints.directory import Checkpoint, load_checkpoint
 from prismatic.checkpoints.files import check_complete, check_statistics, read_config, resolve
 from prismatic.checkpoints.options import LoadOptions, assumed_original, choose_unnorm_key, either, load_options
 from prismatic.extern.hf.configuration_prismatic import check_action_readout, check_switch
+from prismatic.inference.choice import build_engine
+from prismatic.inference.engine import Engine, Parts, check_engine
 from prismatic.models.autoregressive import AUTOREGRESSIVE, check_decodable
-from prismatic.models.batch import Call, EncodedBatch
+from prismatic.models.batch import Call
+from prismatic.models.contract import ActionHead
 from prismatic.models.diffusion import DiffusionActionHead
 from prismatic.models.precision import check_device, inference_dtype
 from prismatic.models.pruners.registry import PrunerSpec, resolve_pruner
@@ -60,15 +64,17 @@ class Policy:
         unnorm_key: the dataset whose statistics apply.
     """
 
-    def __init__(self, checkpoint: Checkpoint, transform: PolicyTransform, unnorm_key: str) -> None:
+    def __init__(
+        self, checkpoint: Checkpoint, transform: PolicyTransform, unnorm_key: str, engine: str | Engine = "auto"
+    ) -> None:
         if checkpoint.action_head is None:
             raise FileNotFoundError(NO_HEAD.format(checkpoint.path))
         self.checkpoint = checkpoint
         self.model = checkpoint.model.eval()
         self._trained_pruner = (self.model.config.pruner_spec, self.model.pruner)
-        self.action_head = checkpoint.action_head
-        self.action_head.eval()
-        self.proprio_projector = checkpoint.proprio_projector
+        checkpoint.action_head.eval()
+        self._parts = Parts(self.model, checkpoint.action_head, checkpoint.proprio_projector)
+        self.engine = build_engine(engine, self._parts) if isinstance(engine, str) else engine
         self.processor = checkpoint.processor
         self.norm_stats = checkpoint.dataset_statistics
         self.transform = transform
@@ -87,7 +93,7 @@ class Policy:
         pruner: str | PrunerSpec | None = None,
         action_readout: str | None = None,
         center_crop: bool | None = None,
-        engine: str = "eager",
+        engine: str = "auto",
         **options: Any,
     ) -> "Policy":
         """Load a checkpoint directory or hub id.
@@ -101,7 +107,8 @@ class Policy:
             pruner: overrides the checkpoint's, e.g. "none", "lightvla:multiplicity=set".
             action_readout: "aligned" (as trained) or "tail" (as the LightVLA research code infers).
             center_crop: None follows the checkpoint, and crops where it does not say.
-            engine: how the model is run; "eager" is the only one so far.
+            engine: how the model is run: "eager", "compiled" (`prismatic.inference.compiled`), or "auto": compiled
+                on a GPU, and on a CPU where it pays.
             options: `num_images_in_input`, `use_proprio`, `robot` (a name too), `head`, `use_film`, `quantization`,
                 `attention`, `num_diffusion_steps_train` of `LoadOptions`; `revision` and `token` of the hub;
                 `torch_dtype`, the older name of dtype.
@@ -131,12 +138,30 @@ class Policy:
             checkpoint.assumptions.insert(0, original)
             logger.warning("%s: %s", directory, original)
         _warn_of_unused_steps(checkpoint, load_as)
-        return cls(checkpoint, checkpoint.transform(key, _crop_in_force(checkpoint, center_crop)), key)
+        return cls(checkpoint, checkpoint.transform(key, _crop_in_force(checkpoint, center_crop)), key, engine)
 
     @property
     def robot(self) -> RobotSpec:
         """The robot this policy drives."""
         return self.model.robot
+
+    @property
+    def action_head(self) -> ActionHead:
+        """Reads actions off the model's hidden rows; may be replaced."""
+        return self._parts.action_head
+
+    @action_head.setter
+    def action_head(self, head: ActionHead) -> None:
+        self._parts.action_head = head
+
+    @property
+    def proprio_projector(self) -> nn.Module | None:
+        """Makes a token of the state, where the policy reads it; may be replaced."""
+        return self._parts.proprio_projector
+
+    @proprio_projector.setter
+    def proprio_projector(self, projector: nn.Module | None) -> None:
+        self._parts.proprio_projector = projector
 
     def act(self, observation: Observation, instruction: str | bytes) -> np.ndarray:
         """One observation -> (chunk, action_dim) actions. See `act_batch` for what is taken and checked."""
@@ -172,24 +197,36 @@ class Policy:
         samples = [self.model_inputs(o, i) for o, i in zip(observations, instructions, strict=True)]
         batch = collate(samples, self.transform.pad_token_id)
         prepared = time.perf_counter()
-        device = self.model.device
-        clock = StageClock(device)
-        proprio = batch["proprio"].to(device) if "proprio" in batch else None
-        encoded = self.model.encode(
-            batch["input_ids"].to(device), batch["attention_mask"].to(device), batch["pixel_values"].to(device),
-            proprio, self.proprio_projector, Call(seeds=seeds, clock=clock),
-        )  # fmt: skip
-        predicted, hidden = self.action_head.predict(self.model, encoded, seeds)
-        normalized = predicted.cpu().numpy()
+        clock = StageClock(self.model.device)
+        answer = self.engine.answer(batch, Call(seeds=seeds, clock=clock))
+        normalized = answer.predicted.cpu().numpy()
         actions = self.transform.unnormalize_actions(normalized)
-        if not (np.isfinite(actions).all() and _finite(hidden.selection.scores)):
-            raise FloatingPointError(self._where_not_finite(encoded, normalized))
+        if not (np.isfinite(actions).all() and _finite(answer.selection.scores)):
+            raise FloatingPointError(self._where_not_finite(batch, normalized))
         timing = {"preprocessing": prepared - start, **clock.seconds(), "total": time.perf_counter() - start}
-        return PolicyOutput(actions, hidden.selection, timing)
+        return PolicyOutput(actions, answer.selection, timing)
 
-    def _where_not_finite(self, encoded: EncodedBatch, normalized: np.ndarray) -> str:
+    def warm_up(self, instruction: str = "do nothing", batch_size: int = 1) -> float:
+        """Query once for nothing: what the first query of a process takes longer is then nobody's latency.
+
+        An engine prepares for prompts as long as this one's and for as many observations at once: under `compiled` on
+        a GPU all graphs are captured here, which the log follows. Returns the seconds it took.
+        """
+        began, transform = time.perf_counter(), self.transform
+        draw = np.random.default_rng(0)  # pictures that nobody warns of
+        cameras, size = self.robot.cameras[: transform.num_images], (256, 256, 3)
+        proprio = transform.statistics.get("proprio", {})
+        observation: dict[str, Any] = {camera: draw.integers(256, size=size, dtype=np.uint8) for camera in cameras}
+        observation[self.robot.state_key] = np.array(proprio.get("mean", np.zeros(self.robot.proprio_dim)))
+        with self.engine.warming_up():
+            self.act_batch([observation] * batch_size, [instruction] * batch_size)
+        return time.perf_counter() - began
+
+    def _where_not_finite(self, batch: Mapping[str, torch.Tensor], normalized: np.ndarray) -> str:
         """What to say of NaN or infinity: the first stage whose result has one."""
         key, embed = self.unnorm_key, self.model.get_input_embeddings()
+        inputs = {name: value.to(self.model.device) for name, value in batch.items()}
+        encoded = self.model.encode(**inputs, proprio_projector=self.proprio_projector)
         first_pass = self.model.run(encoded)  # without noisy actions, which passes of a diffusion head may have spoilt
         stages = (
             (encoded.visual.tokens, "vision", "the vision backbone or its projector"),
@@ -264,13 +301,13 @@ class Policy:
             "device": str(self.model.device),
             "device_name": _device_name(self.model.device),
             "assumptions": list(self.checkpoint.assumptions),
+            "engine": self.engine.describe(),
         }
 
 
 def _check_choices(engine: str, action_readout: str | None, center_crop: bool | None) -> None:
     """Raises ValueError for a value that is none of its choices."""
-    if engine != "eager":
-        raise ValueError(f"engine {engine!r} is unknown; known: eager")
+    check_engine(engine)
     if action_readout is not None:
         check_action_readout(action_readout)
     check_switch("center_crop", center_crop)

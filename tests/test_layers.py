@@ -26,6 +26,7 @@ FLOORS = {
     "prismatic.models": 1,
     "prismatic.extern": 2,
     "prismatic.checkpoints": 3,
+    "prismatic.inference": 3,
     "prismatic.policy": 4,
     "prismatic.pictures": 4,
     "prismatic.report": 4,

@@ -61,7 +61,7 @@ def test_act_equals_the_published_way_of_calling(policy):
         action_head=policy.action_head,
         unnorm_key="libero_tiny_no_noops",
     )
-    np.testing.assert_allclose(policy.act(obs, instruction), actions, atol=1e-6)
+    np.testing.assert_allclose(policy.act(obs, instruction), actions, atol=1e-5)
     assert rows.shape == (1, 56, 128)
 
 

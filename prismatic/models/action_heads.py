@@ -74,7 +74,11 @@ class L1RegressionActionHead(nn.Module):
     ) -> tuple[torch.Tensor, ActionHidden]:
         """Normalised actions (B, chunk, action_dim) float32 and the `ActionHidden` they came from; draws nothing."""
         hidden = model.run(encoded)
-        return self.predict_action(hidden.rows.to(self.model.fc2.weight.dtype)).float(), hidden
+        return self.read(model, hidden.rows), hidden
+
+    def read(self, model: ActionModel, rows: torch.Tensor) -> torch.Tensor:
+        """Normalised actions (B, chunk, action_dim) float32 of hidden rows (B, A, D)."""
+        return self.predict_action(rows.to(self.model.fc2.weight.dtype)).float()
 
 
 class DiscreteActionHead(nn.Module):
@@ -113,7 +117,11 @@ class DiscreteActionHead(nn.Module):
     ) -> tuple[torch.Tensor, ActionHidden]:
         """Normalised actions (B, chunk, action_dim) float32 and the `ActionHidden` they came from; draws nothing."""
         hidden = model.run(encoded)
-        return self._actions(model.language_model.lm_head(hidden.rows)), hidden
+        return self.read(model, hidden.rows), hidden
+
+    def read(self, model: ActionModel, rows: torch.Tensor) -> torch.Tensor:
+        """Normalised actions (B, chunk, action_dim) float32 of hidden rows (B, A, D)."""
+        return self._actions(model.language_model.lm_head(rows))
 
     def _actions(self, logits: torch.Tensor) -> torch.Tensor:
         """Most likely tokens over the whole vocabulary, (B, A, vocabulary) -> bin centres (B, chunk, action_dim).

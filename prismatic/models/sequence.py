@@ -110,8 +110,8 @@ class Sequence:
     action_start: torch.Tensor
     num_visual: int
 
-    def action_rows(self, hidden: torch.Tensor, num_actions: int, readout: str) -> torch.Tensor:
-        """Rows of hidden (B, S, D) that predict the actions, (B, num_actions, D).
+    def read_out(self, num_actions: int, readout: str) -> torch.Tensor:
+        """Which rows predict the actions, (B, num_actions).
 
         `aligned` reads the row before each action token: last prompt row, a0 .. a54. `tail` reads the last rows of the
         sequence, a1 .. stop, as the LightVLA research code does at inference. Raises ValueError for any other.
@@ -119,7 +119,11 @@ class Sequence:
         if readout not in _FIRST_ROW:
             raise ValueError(f"action_readout {readout!r} is unknown; known: {', '.join(_FIRST_ROW)}")
         first = self.action_start + _FIRST_ROW[readout]
-        rows = first[:, None] + torch.arange(num_actions, device=hidden.device)
+        return first[:, None] + torch.arange(num_actions, device=first.device)
+
+    def action_rows(self, hidden: torch.Tensor, num_actions: int, readout: str) -> torch.Tensor:
+        """Rows of hidden (B, S, D) that predict the actions, (B, num_actions, D); see `read_out`."""
+        rows = self.read_out(num_actions, readout)
         return hidden.gather(1, rows[..., None].expand(-1, -1, hidden.shape[-1]))
 
     def split(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -130,8 +130,28 @@ def group_picks(
     counts = torch.zeros(len(picks), num_tokens, device=picks.device)
     weight = torch.ones_like(picks, dtype=counts.dtype) if made is None else made.to(counts.dtype)
     counts.scatter_add_(1, picks, weight)
-    largest = int((counts > 0).sum(1).max())
-    index = torch.argsort((counts == 0).to(torch.int8), dim=1, stable=True)[:, :largest]
+    return group_counts(counts, int((counts > 0).sum(1).max()))
+
+
+def count_picks(scores: torch.Tensor, min_tokens: int = 0) -> torch.Tensor:
+    """(B, Q, V) -> (B, V) float32: how often each token is picked; what `pick_tokens` and `group_picks` find, but no
+    shape depends on values, so that it can be captured once and replayed."""
+    batch, _, num_tokens = scores.shape
+    picks = scores.argmax(-1)
+    counts = torch.zeros(batch, num_tokens, device=scores.device)
+    counts.scatter_add_(1, picks, torch.ones_like(picks, dtype=counts.dtype))
+    if min_tokens:
+        picked = counts > 0
+        missing = (min(min_tokens, num_tokens) - picked.sum(1, keepdim=True)).clamp(min=0)
+        best = scores.amax(1).masked_fill(picked, float("-inf"))
+        rank = best.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+        counts = torch.where(picked, counts, (rank < missing).to(counts.dtype))
+    return counts
+
+
+def group_counts(counts: torch.Tensor, width: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The picked tokens of (B, V) counts in token order, padded to `width`: index, valid and count (B, width) each."""
+    index = torch.argsort((counts == 0).to(torch.int8), dim=1, stable=True)[:, :width]
     count = counts.gather(1, index)
     valid = count > 0
     return index.masked_fill(~valid, 0), valid, count
@@ -225,6 +245,14 @@ class TokenPruner(nn.Module):
             if self.training and not self.compact:
                 return self._duplicated(patches.to(exact), scores)
             return select_tokens(patches, scores, self.min_tokens, self.multiplicity, self.training)
+
+    def count(
+        self, patches: torch.Tensor, context: torch.Tensor, context_mask: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """At inference, with fixed shapes: how often each token is picked, and the best score it was given, (B, V)."""
+        exact = torch.promote_types(patches.dtype, torch.float32)
+        scores = score_tokens(patches.to(exact), context.to(exact), context_mask)
+        return count_picks(scores, self.min_tokens), scores.amax(1).float()
 
     def _duplicated(self, patches: torch.Tensor, scores: torch.Tensor) -> TokenSelection:
         """One row per pick, duplicates staying, as the paper trains (equation 4)."""

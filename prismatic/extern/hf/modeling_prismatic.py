@@ -172,11 +172,11 @@ class OpenVLAForActionPrediction(StoredModel):
         """The projected patches: all of them, or those that a pruner inside the vision backbone keeps."""
         if not isinstance(site := self.site, VisionBlock):
             return keep_all(self.encode_images(pixel_values, language))
-        pruning = VisionPruning(site.block, partial(self._prune, call=call or Call()))
+        pruning = VisionPruning(site.block, partial(self.prune, call=call or Call()))
         kept: TokenSelection = self.vision_backbone(self._checked_pixels(pixel_values), language, pruning)
         return dataclasses.replace(kept, tokens=self.projector(kept.tokens) * kept.valid[..., None])
 
-    def _prune(
+    def prune(
         self,
         tokens: torch.Tensor,
         context: torch.Tensor | None = None,
@@ -184,6 +184,7 @@ class OpenVLAForActionPrediction(StoredModel):
         *,
         call: Call,
     ) -> TokenSelection:
+        """What the pruner keeps of (B, V, D) tokens, at its site; counted as the stage `pruner`."""
         noise = (call.score_noise,) if getattr(self.pruner, "needs_noise", False) else ()
         seeds = {"seeds": call.pruner_seeds} if getattr(self.pruner, "needs_seeds", False) else {}
         with call.stage("pruner"):
@@ -249,7 +250,7 @@ class OpenVLAForActionPrediction(StoredModel):
         tail = tail_ids(encoded.input_ids, encoded.attention_mask, num_actions, ids)
         context = build_context(embed, tail, encoded.state_token, timestep_token, action_tokens)
         context_mask = context.mask if mask_padding else None
-        prune = partial(self._prune, context_mask=context_mask, call=encoded.call)
+        prune = partial(self.prune, context_mask=context_mask, call=encoded.call)
         site, llama, selection = self.site, self.language_model.model, encoded.visual
         if isinstance(site, Projector):
             selection = prune(selection.tokens, context.embeddings)

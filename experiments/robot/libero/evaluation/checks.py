@@ -10,6 +10,7 @@ from experiments.robot.libero.settings.flags import EvaluationConfig, parse_shar
 from experiments.robot.libero.settings.suite_names import perturbed, suites_of
 from experiments.robot.libero.simulator.renderer import MIN_RESOLUTION, RENDERERS
 from prismatic.extern.hf.configuration_prismatic import HEAD_KINDS
+from prismatic.inference.engine import check_engine
 from prismatic.models.precision import DTYPES
 from prismatic.models.pruners.registry import PrunerSpec
 from prismatic.training.wandb_account import check_wandb
@@ -35,6 +36,7 @@ CHECKPOINT_FLAGS = (
     "action_head",
     "device",
     "dtype",
+    "engine",
 )
 """Flags about a checkpoint that this process loads."""
 MAX_TIMEOUT_S = 10**7
@@ -89,6 +91,7 @@ def check_flags(config: EvaluationConfig) -> None:
         parse_shard(config.shard)
     if config.dtype not in (None, "auto", *DTYPES):
         raise ValueError(f"unknown --dtype {config.dtype!r}; known: auto, {', '.join(DTYPES)}")
+    check_engine(config.engine)
     counts = ("num_trials_per_task", "video_every_steps", "num_open_loop_steps", "num_images_in_input", "num_envs")
     diffusion = ("num_diffusion_steps_train", "num_diffusion_steps_inference")
     for flag in (*counts, *diffusion, "batch_size", "max_attempts", "max_policy_failures"):

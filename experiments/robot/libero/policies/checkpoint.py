@@ -58,6 +58,7 @@ def load_policy(config: EvaluationConfig, device: torch.device | str = "cpu") ->
         pruner=config.pruner,
         action_readout=config.action_readout,
         center_crop=config.center_crop,
+        engine=config.engine,
         num_images_in_input=config.num_images_in_input,
         use_proprio=config.use_proprio,
         head=head,
@@ -94,7 +95,7 @@ def policies_of_suites(policy: Policy, config: EvaluationConfig) -> dict[str, Po
             transform = checkpoint.transform(
                 key, policy.transform.center_crop, use_proprio=policy.transform.use_proprio
             )
-            by_key[key] = Policy(checkpoint, transform, key)
+            by_key[key] = Policy(checkpoint, transform, key, policy.engine)
         found[suite] = by_key[key]
     return found
 

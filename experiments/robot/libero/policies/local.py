@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.robot.libero.policies.contract import ActionChunk, Observation, PolicyQuery
+from experiments.robot.libero.policies.contract import ActionChunk, PolicyQuery
 from prismatic.policy import Policy
 
 
@@ -38,13 +38,7 @@ class PolicyAgent:
 
     def warm_up(self) -> None:
         """Query once for nothing: what the first query of a process takes longer is no rollout's latency."""
-        draw = np.random.default_rng(0)  # pictures that the policy does not warn of
-        observation: Observation = {
-            camera: draw.integers(256, size=(256, 256, 3), dtype=np.uint8) for camera in self.cameras
-        }
-        proprio = self.policy.transform.statistics.get("proprio", {})
-        observation[self.robot.state_key] = np.array(proprio.get("mean", np.zeros(self.robot.proprio_dim)))
-        self.query([PolicyQuery(observation, "do nothing")])
+        self.policy.warm_up()
 
     def close(self) -> None:
         """Nothing to give back: the policy belongs to whoever made it."""
