@@ -29,7 +29,7 @@ from prismatic.models.diffusion import NUM_TRAIN_STEPS
 from prismatic.models.precision import stored_dtype
 from prismatic.models.projectors import ProprioProjector
 from prismatic.models.pruners.registry import PrunerSpec, resolve_pruner
-from prismatic.models.quantization import check_quantization, quantization_config
+from prismatic.models.quantization import check_quantization, convert_to_fp8, quantization_config
 from prismatic.stored_files import component_file
 from prismatic.vla.transform import PolicyTransform
 
@@ -122,13 +122,16 @@ def _load(directory: Path, options: LoadOptions) -> Checkpoint:
     on_meta = torch.device(options.device).type == "meta"
     if options.quantization is not None:
         check_quantization(options.quantization)
+    if options.quantization not in (None, "fp8"):
         arguments |= {"quantization_config": quantization_config(options.quantization), "device_map": options.device}
     load: Any = _model_on_meta if on_meta else OpenVLAForActionPrediction.from_pretrained
     model = load(directory, **arguments)
     if new_pruner is not None:
         model.set_pruner(new_pruner)
-    if options.quantization is None:
+    if options.quantization in (None, "fp8"):
         model.to(options.device)
+    if options.quantization == "fp8":
+        convert_to_fp8(model.language_model.model.layers)
     on_cpu = torch.device(options.device).type == "cpu"
     model.language_model.set_attn_implementation(options.attention or ("eager" if on_cpu else "sdpa"))
     head = load_head(directory, model, kind, options.dtype)

@@ -98,7 +98,7 @@ class LoadOptions:
         head: "l1", "diffusion", "discrete" or "autoregressive", which the checkpoint must then hold or leave open;
             None: whichever it holds or records.
         use_film: whether it must have FiLM (True) or must not (False); None: as it is.
-        quantization: "8bit" or "4bit" weights of the LLM, for inference on a GPU; None: as stored.
+        quantization: "fp8", "8bit" or "4bit" weights of the LLM, for inference on a GPU; None: as stored.
         num_diffusion_steps_train: of a diffusion head, where `config.json` does not record it; None: 50 then.
     """
 

@@ -130,10 +130,10 @@ class CompiledEngine:
             plan, answer = self._run(batch, call)
             if self._checked is None and not self._warming_up and not self._chosen().is_eager:
                 self._check(plan, batch, call, answer)
-        except (RuntimeError, torch._dynamo.exc.TorchDynamoException) as error:
+        except RuntimeError as error:
             if not self._on_gpu:
                 raise
-            self._give_up(f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
+            self._give_up(_first_line(error))
         if self._broken is not None:
             return self._eager.answer(batch, call)
         return answer
@@ -156,13 +156,26 @@ class CompiledEngine:
         shape = Shape(buckets.batch(rows), buckets.context_width(width) if padded else width, padded)
         plan = self._plans.pop(shape, None)
         if plan is None:
-            plan = Plan(parts, shape, buckets, self._chosen(), batch["pixel_values"])
+            plan = self._prepared(shape, buckets, batch["pixel_values"])
         self._plans[shape] = plan
         if len(self._plans) > _PLANS:
             del self._plans[next(iter(self._plans))]
         return plan, Answer(
             *plan.run(batch["pixel_values"], batch.get("proprio") if reads_state else None, prompts, call)
         )
+
+    def _prepared(self, shape: Shape, buckets: Buckets, pixels: torch.Tensor) -> Plan:
+        """A plan for that shape; without fusing where torch.compile fails, as where no compiler is installed."""
+        how = self._chosen()
+        logger.info("preparing %d rows with %d tokens behind the visual ones", shape.batch, shape.width)
+        try:
+            return Plan(self.parts, shape, buckets, how, pixels)
+        except Exception as error:  # whatever a compiler says
+            if how.layer is llama_layer or isinstance(error, torch.OutOfMemoryError):
+                raise
+            logger.warning("layers are not fused: torch.compile failed with %s", _first_line(error))
+            self._how = replace(how, layer=llama_layer)
+        return Plan(self.parts, shape, buckets, self._how, pixels)
 
     def _chosen(self) -> How:
         if self._how is None:
@@ -200,3 +213,8 @@ class CompiledEngine:
         logger.warning("engine compiled is given up for eager: %s", reason)
         self._broken = reason
         self._plans.clear()
+
+
+def _first_line(error: BaseException) -> str:
+    """What kind of error it is, and how its message begins."""
+    return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')[:200]}"

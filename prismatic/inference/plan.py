@@ -24,7 +24,6 @@ from prismatic.models.batch import Call
 from prismatic.models.sequence import Context, lay_out
 from prismatic.models.token_pruner import (
     KeepAllTokens,
-    TokenPruner,
     TokenSelection,
     gather_tokens,
     group_counts,
@@ -148,8 +147,11 @@ class Plan:
 
     @property
     def _counts(self) -> bool:
-        """Whether the pruner's work has a fixed shape; else it runs between the stages."""
-        return type(self.parts.model.pruner) is TokenPruner
+        """Whether the pruner's work has a fixed shape; else it runs between the stages.
+
+        It must say so itself: the `count` of a class that it refines is not its own.
+        """
+        return "count" in vars(type(self.parts.model.pruner))
 
     def _fill(self, pixels: torch.Tensor, proprio: torch.Tensor | None, prompts: Sequence[Prompt]) -> None:
         """Put a batch into its places; rows that nobody asked for repeat the first."""

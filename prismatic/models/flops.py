@@ -92,6 +92,14 @@ def llm_flops(llama: LlamaModel, sequence_length: int, layers: slice = slice(Non
     return 2 * sequence_length * _linears(chosen) + 4 * sequence_length**2 * width * len(chosen)
 
 
+def unread_flops(llama: LlamaModel, sequence_length: int, rows: int) -> int:
+    """Of what the last layer computes for all rows but the `rows` that are read: queries, attention, MLP."""
+    last = llama.layers[-1]
+    linears = _linears(last) - _linears(last.self_attn.k_proj) - _linears(last.self_attn.v_proj)  # type: ignore[union-attr,arg-type]
+    unread = sequence_length - rows
+    return 2 * unread * linears + 4 * unread * sequence_length * _attention_width(llama)
+
+
 def decoding_flops(language_model: LlamaForCausalLM, prompt_length: int, num_tokens: int) -> int:
     """Of a prompt, then one token at a time over cached keys, with the LM head's logits of each."""
     llama, steps = language_model.model, num_tokens - 1
@@ -127,6 +135,7 @@ def count_flops(
     proprio_projector: nn.Module | None,
     kept_tokens: int | Sequence[int] | None,
     prompt_tokens: int = 35,
+    only_read_rows: bool = False,
 ) -> FlopCount:
     """One sample's action chunk, pruned at the site of the model's pruner.
 
@@ -141,6 +150,7 @@ def count_flops(
             backbone needs the number of each image, since the images' rows are padded to the longest; a total is taken
             as evenly spread.
         prompt_tokens: BOS, prompt and empty piece.
+        only_read_rows: the last layer computes only the rows that the head reads, as the compiled engine does.
     """
     visual, images = model.num_visual_tokens, model.num_images_in_input
     if isinstance(action_head, AutoregressiveActionHead):
@@ -166,6 +176,8 @@ def count_flops(
     pruner_passes = 1 if isinstance(site, VisionBlock) else passes
     before = llm_flops(llama, 1 + visual + context, slice(dropped_at))
     behind = llm_flops(llama, 1 + kept + context, slice(dropped_at, None))
+    if only_read_rows:
+        behind -= unread_flops(llama, 1 + kept + context, model.robot.num_action_tokens)
     return FlopCount(
         vision=vision_flops(model.vision_backbone, images, pruned),
         projector=2 * projected * _linears(model.projector),

@@ -15,9 +15,18 @@ from prismatic.checkpoints.directory import load_checkpoint
 from prismatic.checkpoints.options import LoadOptions
 from prismatic.extern.hf.configuration_prismatic import OpenVLAConfig
 from prismatic.extern.hf.modeling_prismatic import OpenVLAForActionPrediction
+from prismatic.inference.compiled import CompiledEngine
+from prismatic.inference.engine import Parts as EngineParts
 from prismatic.models.projectors import ProprioProjector
 from prismatic.models.pruners.registry import PrunerSpec
-from prismatic.models.token_pruner import KeepAllTokens, TokenPruner, TokenSelection, score_tokens, select_tokens
+from prismatic.models.token_pruner import (
+    KeepAllTokens,
+    TokenPruner,
+    TokenSelection,
+    count_picks,
+    score_tokens,
+    select_tokens,
+)
 from prismatic.policy import Policy
 
 FORCING = 1000.0  # added to the scores of the picks that are wanted; no score comes near
@@ -85,6 +94,13 @@ class KeepExactly(TokenPruner):
         """As `TokenPruner.forward` at inference."""
         scores = score_tokens(patches.float(), context.float(), context_mask) + self.forced
         return select_tokens(patches, scores, multiplicity=self.multiplicity)
+
+    def count(
+        self, patches: torch.Tensor, context: torch.Tensor, context_mask: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """As `TokenPruner.count`."""
+        scores = score_tokens(patches.float(), context.float(), context_mask) + self.forced
+        return count_picks(scores), scores.amax(1)
 
 
 def forced_picks(number: int, num_visual: int, device: torch.device) -> torch.Tensor:
@@ -169,6 +185,10 @@ class Parts:
     def answer(self, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, Any]:
         """Normalised actions, and what they were read from."""
         return self.head.predict(self.model, self.encode(batch))
+
+    def engine(self, padded: bool | None = None) -> CompiledEngine:
+        """The compiled engine over these parts."""
+        return CompiledEngine(EngineParts(self.model, self.head, self.projector), padded)
 
     def policies(self, kept: int) -> dict[str, Callable[[], None]]:
         """By name of what is compared: what makes the model prune so."""

@@ -13,6 +13,7 @@ import torch
 
 from prismatic.checkpoints.saving import save_checkpoint
 from prismatic.extern.hf.modeling_prismatic import OpenVLAForActionPrediction
+from prismatic.models.batch import Call
 from prismatic.models.flops import count_flops
 from prismatic.models.lora import unused_modules
 from prismatic.policy import Policy
@@ -67,6 +68,7 @@ def latency(section: Section, card: Card) -> None:
     for name, prune in parts.policies(card.preset.kept).items():
         prune()
         section.attempt(partial(_tell_latency, section, card, parts, name))
+        section.attempt(partial(_tell_compiled, section, card, parts, name))
     policy = card.policy()
     looks, sentences = observations(policy, 1)
     section.tell("Policy.act, prompt tokens", len(policy.transform.input_ids(sentences[0])))
@@ -96,6 +98,26 @@ def _tell_latency(section: Section, card: Card, parts: Parts, name: str) -> None
     _tell_floor(section, f"{name}, whole", card, parts, None if name == "none" else kept, p50)
     section.attempt(lambda: tell_waits(section, name, lambda: parts.answer(batch)))
     section.attempt(lambda: tell_work(section, name, lambda: parts.answer(batch)))
+
+
+def _tell_compiled(section: Section, card: Card, parts: Parts, name: str) -> None:
+    """As `_tell_latency`, of the compiled engine: what preparing it took, and how far its actions are from eager's."""
+    engine, name = parts.engine(), f"{name}, compiled"
+    inputs = {key: value.cpu() for key, value in parts.batch(1).items()}
+    began = time.perf_counter()
+    with engine.warming_up():
+        engine.answer(inputs, Call())
+    synchronize()
+    section.tell(f"{name}, prepared in", time.perf_counter() - began, "s")
+    answer = engine.answer(inputs, Call())
+    kept = int(answer.selection.distinct()[0])
+    found = engine.describe()
+    ran = found["name"] == "compiled" and ("cuda_graphs" in found or card.device.type != "cuda")
+    section.test(f"{name}, engine that ran", found, "compiled, with graphs on a GPU", ran)
+    p50 = tell_times(section, f"{name}, whole", clock(lambda: engine.answer(inputs, Call()), card.preset.repeats))
+    _tell_floor(section, f"{name}, whole", card, parts, None if name.startswith("none") else kept, p50)
+    section.attempt(lambda: tell_waits(section, name, lambda: engine.answer(inputs, Call())))
+    section.attempt(lambda: tell_work(section, name, lambda: engine.answer(inputs, Call())))
 
 
 def _tell_floor(section: Section, name: str, card: Card, parts: Parts, kept: int | None, milliseconds: float) -> None:

@@ -7,12 +7,16 @@ import numpy as np
 import pytest
 import torch
 from reference_checkpoint import reference_sample
+from torch.utils.flop_counter import FlopCounterMode
 
 from prismatic.inference import compiled
 from prismatic.inference.compiled import CompiledEngine
 from prismatic.inference.engine import Parts
+from prismatic.inference.layers import attend_plainly
 from prismatic.inference.self_check import compare_picks
+from prismatic.models.batch import Call
 from prismatic.models.film import apply_film
+from prismatic.models.flops import count_flops
 from prismatic.models.pruners.registry import PrunerSpec
 from prismatic.policy import Policy
 
@@ -175,3 +179,21 @@ def test_on_a_gpu_graphs_answer_as_eager_does(reference_directory, pruner):
         assert torch.equal(found.selection.kept(), wanted.selection.kept())
     described = policy.description()["engine"]
     assert described["name"] == "compiled" and described["cuda_graphs"] > 2
+
+
+@pytest.mark.parametrize("pruner", ["lightvla", "none"])
+def test_the_count_of_operations_is_torchs(eager, pruner):
+    """The last layer computes nothing for rows that nobody reads."""
+    eager.set_pruner(pruner)
+    model, inputs = eager.model, eager.model_inputs(observation(0), SENTENCES[0])
+    batch = {name: torch.as_tensor(value)[None] for name, value in inputs.items()}
+    batch["attention_mask"] = torch.ones_like(batch["input_ids"], dtype=torch.bool)
+    engine = CompiledEngine(Parts(model, eager.action_head, eager.proprio_projector))
+    engine._how = compiled.How(compiled.Kernels(attend_plainly, attend_plainly))
+    with torch.inference_mode(), FlopCounterMode(display=False) as counter, engine.warming_up():
+        kept = int(engine.answer(batch, Call()).selection.distinct()[0])
+    parts = (model, eager.action_head, eager.proprio_projector)
+    given = None if pruner == "none" else kept
+    formula = count_flops(*parts, given, batch["input_ids"].shape[1], only_read_rows=True)
+    assert counter.get_total_flops() == pytest.approx(formula.total, rel=0.002)
+    assert formula.total < 0.99 * count_flops(*parts, given, batch["input_ids"].shape[1]).total

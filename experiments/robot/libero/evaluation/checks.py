@@ -31,6 +31,7 @@ CHECKPOINT_FLAGS = (
     "unnorm_key",
     "load_in_8bit",
     "load_in_4bit",
+    "load_in_fp8",
     "pruner",
     "action_readout",
     "action_head",

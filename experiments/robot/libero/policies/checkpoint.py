@@ -18,7 +18,7 @@ from prismatic.checkpoints.options import choose_unnorm_key
 from prismatic.extern.hf.original import why_original
 from prismatic.models.autoregressive import AUTOREGRESSIVE
 from prismatic.models.diffusion import NUM_TRAIN_STEPS, DiffusionActionHead
-from prismatic.models.quantization import check_quantization
+from prismatic.models.quantization import KINDS, check_quantization
 from prismatic.policy import Policy
 from prismatic.stored_files import read_json
 from prismatic.vla.robots import LIBERO
@@ -203,10 +203,11 @@ def statistics_warnings(unnorm_key: str, suite: str) -> list[str]:
 
 
 def quantization_of(config: EvaluationConfig) -> str | None:
-    """`8bit`, `4bit` or None. Raises ValueError where the flags contradict each other or bitsandbytes is missing."""
-    if config.load_in_8bit and config.load_in_4bit:
-        raise ValueError("--load_in_8bit and --load_in_4bit exclude each other; set one of them to False")
-    kind = "8bit" if config.load_in_8bit else "4bit" if config.load_in_4bit else None
-    if kind is not None:
-        check_quantization(kind)
-    return kind
+    """`8bit`, `4bit`, `fp8` or None. Raises ValueError where flags contradict each other or the machine cannot."""
+    kinds = [kind for kind in KINDS if getattr(config, f"load_in_{kind}")]
+    if len(kinds) > 1:
+        flags = " and ".join(f"--load_in_{kind}" for kind in kinds)
+        raise ValueError(f"{flags} exclude each other; give one of them")
+    if kinds:
+        check_quantization(kinds[0])
+    return kinds[0] if kinds else None

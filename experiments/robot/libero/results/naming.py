@@ -23,6 +23,7 @@ _SAYS_NOTHING = re.compile(
 )
 """Names of folders that are the same in many runs: the folder above says more."""
 
+_KINDS = ("8bit", "4bit", "fp8")
 _SELDOM_SAID = ("read-out", "quantization", "head", "dtype", "crop", "images")
 
 
@@ -95,7 +96,9 @@ def _identity(result: Results) -> dict[str, str]:
         "place": _place(checkpoint) if checkpoint else str(policy.get("policy_url") or "policy"),
         "pruner": ":".join(filter(None, (pruner, ",".join(kept)))),
         "read-out": f"{policy.get('action_readout') or 'unknown'} read-out",
-        "quantization": next((f"{bits} bit" for bits in (8, 4) if config.get(f"load_in_{bits}bit")), "not quantized"),
+        "quantization": next(
+            (kind for kind in ("8bit", "4bit", "fp8") if config.get(f"load_in_{kind}")), "not quantized"
+        ),
         "head": " ".join(filter(None, (f"{policy.get('action_head') or 'unknown'} head", denoising))),
         "dtype": str(policy.get("dtype") or "unknown dtype"),
         "crop": "centre crop" if policy.get("center_crop") else "no centre crop",
