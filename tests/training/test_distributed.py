@@ -29,6 +29,7 @@ def launch(config: FinetuneConfig, processes: int) -> list[dict]:
     return [json.loads(line) for line in (config.run_dir / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_two_processes_learn_what_one_with_the_doubled_batch_learns(flags):
     shared = {"max_steps": 3, "use_val_set": True, "val_freq": 3, "ema_decay": 0.9}
     one = launch(flags(run_id_override="one", batch_size=4, **shared), processes=1)

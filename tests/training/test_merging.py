@@ -28,8 +28,13 @@ def lora(**overrides) -> dict:
 
 @pytest.mark.parametrize(
     "overrides",
-    [{}, {"ema_decay": 0.5, "precision": "bf16"}, {"pruner": "lightvla_star:site=llama,layer=1,queries=6"}],
-    ids=["fp32", "averaged in bf16", "with learnt queries"],
+    [
+        pytest.param({}, id="fp32"),
+        pytest.param({"ema_decay": 0.5, "precision": "bf16"}, id="averaged in bf16", marks=pytest.mark.slow),
+        pytest.param(
+            {"pruner": "lightvla_star:site=llama,layer=1,queries=6"}, id="with learnt queries", marks=pytest.mark.slow
+        ),
+    ],
 )
 def test_merging_afterwards_gives_the_same_checkpoint(flags, reference_directory: Path, overrides):
     base = str(reference_directory)  # bfloat16 in two shards

@@ -34,6 +34,7 @@ def test_a_request_is_noted_while_somebody_listens():
     assert stop.signal == "SIGTERM" and signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL
 
 
+@pytest.mark.slow
 def test_one_signalled_process_of_two_makes_both_save_and_end(flags, tmp_path: Path):
     make = partial(flags, **LORA, max_steps=60, use_val_set=True, val_freq=20)
     whole = make(run_id_override="whole")

@@ -41,6 +41,7 @@ def test_processes_find_what_one_finds(serial: Results, tmp_path: Path, batch_si
     assert not children()
 
 
+@pytest.mark.slow
 def test_killed_simulators_are_replaced_and_their_rollouts_repeated(serial: Results, tmp_path: Path) -> None:
     results = evaluate(plan_into(tmp_path, num_envs=2), Kills({2, 5}, signal.SIGKILL), ["eval"])
     assert results.outcome() == serial.outcome()
@@ -137,7 +138,8 @@ def test_the_last_rollout_cannot_take_the_policy_with_it(serial: Results, tmp_pa
     assert results.run["worker_restarts"] == 1 and results.episodes[-1].attempts == 2
 
 
-@pytest.mark.parametrize("num_envs", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("num_envs", [1, 2])
 def test_an_error_that_stays_is_invalid_and_no_failure(serial: Results, tmp_path: Path, num_envs: int) -> None:
     plan = plan_into(tmp_path, num_envs=num_envs, max_policy_failures=100)
     results = evaluate(plan, BreaksOn("put the bowl on the plate", -1), ["eval"])

@@ -141,7 +141,8 @@ with Journal(plan.output_dir) as journal:
 """
 
 
-@pytest.mark.parametrize("num_envs", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("num_envs", [1, 2])
 def test_a_policy_that_hangs_is_noticed(serial: Results, tmp_path: Path, num_envs: int) -> None:
     done = subprocess.run(
         [sys.executable, "-c", HANGS, str(tmp_path), str(num_envs)],

@@ -75,6 +75,7 @@ def ordinary() -> list[float]:
     return json.loads(done.stdout)["state"]
 
 
+@pytest.mark.slow
 def test_the_log_of_another_user_and_a_home_that_cannot_be_written(ordinary: list[float], tmp_path: Path) -> None:
     """numba finds no folder either: the packages' own is closed too."""
     home = tmp_path / "home"

@@ -76,6 +76,7 @@ def test_pictures_of_records(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert {"keep_map_lift_it.png", "tokens_kept.png"} < {path.name for path in (tmp_path / "out").iterdir()}
 
 
+@pytest.mark.slow
 def test_episodes_are_drawn_one_at_a_time(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Pictures are not gathered, and the map of all episodes is nevertheless that of all their queries."""
     for number in range(6):
@@ -95,6 +96,7 @@ def test_episodes_are_drawn_one_at_a_time(tmp_path: Path, capsys: pytest.Capture
     )
 
 
+@pytest.mark.slow
 def test_every_task_suite_and_control_has_a_map_of_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     changes = [{}, {}, {"suite": "libero_goal_swap"}, {"control": "blank_images"}, {"instruction": "Push: it!"}]
     for number, change in enumerate(changes):

@@ -88,6 +88,7 @@ def test_a_changed_stage_undoes_what_was_made_from_it(tmp_path):
     assert not paths.stage("finetune").exists()
 
 
+@pytest.mark.slow
 def test_a_demo_that_is_told_to_stop_leaves_nothing_running(tmp_path):
     flags = ["--stage", "collect", "--output_dir", str(tmp_path), "--num_processes", "1"]
     process = subprocess.Popen([sys.executable, "scripts/demo.py", *flags], cwd=ROOT, start_new_session=True)
