@@ -1,4 +1,4 @@
-"""Is this software right on this GPU, and how fast is it there? One command, under five minutes on an H100.
+"""Is this software right on this GPU, and how fast is it there? One command, under ten minutes on an H100.
 
     python scripts/dev/gpu_check.py                      # on a GPU: the sizes of a 7B policy, random weights made there
     python scripts/dev/gpu_check.py --preset tiny        # the same on anything, in under a minute
@@ -9,7 +9,8 @@ section, its traceback is kept, and the next one begins. Ends with 0, or with 1 
 wrong.
 
 Sections: `right` (numbers recorded from the research code, CPU against GPU, batches against single calls), `ceilings`
-(what the card reaches at best), `latency` (one observation), `batch` (several), `memory`, `load`, `train` (LoRA).
+(what the card reaches at best), `latency` (one observation, eager and compiled), `fp8` (where torchao and the card
+can), `batch` (several), `memory`, `load`, `train` (LoRA).
 """
 
 import importlib.metadata
@@ -44,7 +45,8 @@ PACKAGES = ("torch", "transformers", "timm", "peft", "accelerate", "safetensors"
 SECTIONS: dict[str, tuple[float, Callable[[Section, Card], None]]] = {
     "right": (100, gpu_correctness.right),
     "ceilings": (15, gpu_speed.ceilings),
-    "latency": (55, gpu_speed.latency),
+    "latency": (150, gpu_speed.latency),
+    "fp8": (60, gpu_speed.fp8),
     "batch": (50, gpu_speed.batch),
     "memory": (15, gpu_speed.memory),
     "load": (240, gpu_speed.load),

@@ -16,6 +16,7 @@ from prismatic.extern.hf.modeling_prismatic import OpenVLAForActionPrediction
 from prismatic.models.batch import Call
 from prismatic.models.flops import count_flops
 from prismatic.models.lora import unused_modules
+from prismatic.models.quantization import check_quantization, convert_to_fp8
 from prismatic.policy import Policy
 from scripts.dev.gpu_figures import (
     Section,
@@ -100,7 +101,31 @@ def _tell_latency(section: Section, card: Card, parts: Parts, name: str) -> None
     section.attempt(lambda: tell_work(section, name, lambda: parts.answer(batch)))
 
 
-def _tell_compiled(section: Section, card: Card, parts: Parts, name: str) -> None:
+@torch.inference_mode()
+def fp8(section: Section, card: Card) -> None:
+    """The compiled engine with the language model in fp8. It changes the policy's weights: the next section has a new
+    policy."""
+    try:
+        check_quantization("fp8")
+    except ValueError as error:
+        section.tell("fp8 is left out", str(error))
+        return
+    parts = card.parts()
+    policies, inputs = dict(list(parts.policies(card.preset.kept).items())[:2]), parts.batch(1)
+    exact = {}
+    for name, prune in policies.items():
+        prune()
+        exact[name] = parts.answer(inputs)[0]
+    convert_to_fp8(parts.model.language_model.model.layers)
+    for name, prune in policies.items():
+        prune()
+        section.tell(f"fp8, {name}: actions off by", float((parts.answer(inputs)[0] - exact[name]).abs().max()))
+        section.attempt(partial(_tell_compiled, section, card, parts, f"fp8, {name}", with_floor=False))
+    card.drop()
+    free_memory()
+
+
+def _tell_compiled(section: Section, card: Card, parts: Parts, name: str, with_floor: bool = True) -> None:
     """As `_tell_latency`, of the compiled engine: what preparing it took, and how far its actions are from eager's."""
     engine, name = parts.engine(), f"{name}, compiled"
     inputs = {key: value.cpu() for key, value in parts.batch(1).items()}
@@ -115,7 +140,8 @@ def _tell_compiled(section: Section, card: Card, parts: Parts, name: str) -> Non
     ran = found["name"] == "compiled" and ("cuda_graphs" in found or card.device.type != "cuda")
     section.test(f"{name}, engine that ran", found, "compiled, with graphs on a GPU", ran)
     p50 = tell_times(section, f"{name}, whole", clock(lambda: engine.answer(inputs, Call()), card.preset.repeats))
-    _tell_floor(section, f"{name}, whole", card, parts, None if name.startswith("none") else kept, p50)
+    if with_floor:  # the card's ceilings are bfloat16's
+        _tell_floor(section, f"{name}, whole", card, parts, None if name.startswith("none") else kept, p50)
     section.attempt(lambda: tell_waits(section, name, lambda: engine.answer(inputs, Call())))
     section.attempt(lambda: tell_work(section, name, lambda: engine.answer(inputs, Call())))
 
