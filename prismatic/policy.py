@@ -20,7 +20,7 @@ from prismatic.extern.hf.configuration_prismatic import check_action_readout, ch
 from prismatic.inference.choice import build_engine
 from prismatic.inference.engine import Engine, Parts, check_engine
 from prismatic.models.autoregressive import AUTOREGRESSIVE, check_decodable
-from prismatic.models.batch import Call
+from prismatic.models.batch import Call, Session
 from prismatic.models.contract import ActionHead
 from prismatic.models.diffusion import DiffusionActionHead
 from prismatic.models.precision import check_device, inference_dtype
@@ -163,16 +163,25 @@ class Policy:
     def proprio_projector(self, projector: nn.Module | None) -> None:
         self._parts.proprio_projector = projector
 
-    def act(self, observation: Observation, instruction: str | bytes) -> np.ndarray:
+    def new_session(self) -> Session:
+        """A memory for one episode, to be given with each of its queries; pruners that keep none make no use of it."""
+        return Session()
+
+    @property
+    def uses_sessions(self) -> bool:
+        """Whether the present pruner remembers anything from one query of a session to the next."""
+        return "memories" in getattr(self.model.pruner, "needs", ())
+
+    def act(self, observation: Observation, instruction: str | bytes, session: Session | None = None) -> np.ndarray:
         """One observation -> (chunk, action_dim) actions. See `act_batch` for what is taken and checked."""
-        return self.act_batch([observation], [instruction]).actions[0]
+        return self.act_batch([observation], [instruction], [session]).actions[0]
 
     @torch.inference_mode()
     def act_batch(
         self,
         observations: Sequence[Observation],
         instructions: Sequence[str | bytes],
-        sessions: Sequence[object] | None = None,
+        sessions: Sequence[Session | None] | None = None,
         seeds: Sequence[int] | None = None,
     ) -> PolicyOutput:
         """Several observations at once; samples do not influence each other.
@@ -183,7 +192,8 @@ class Policy:
             observations: each with the robot's camera keys, uint8 (H, W, 3), and its state key, (P,): arrays, tensors,
                 lists, PIL pictures.
             instructions: as many sentences.
-            sessions: for pruners with a memory; none of the present ones has.
+            sessions: from `new_session`, one per observation, of the episode that it belongs to, or None: for pruners
+                with a memory (`static_reuse`). Without one a query stands for itself.
             seeds: a whole number per observation, of what is random about the actions (diffusion's starting noise, the
                 control `random`); None draws from torch's generator. With seeds an answer depends on its own request
                 alone.
@@ -198,11 +208,13 @@ class Policy:
         batch = collate(samples, self.transform.pad_token_id)
         prepared = time.perf_counter()
         clock = StageClock(self.model.device)
-        answer = self.engine.answer(batch, Call(seeds=seeds, clock=clock))
+        answer = self.engine.answer(batch, Call(None, seeds, clock, self._begin(sessions, instructions)))
         normalized = answer.predicted.cpu().numpy()
         actions = self.transform.unnormalize_actions(normalized)
         if not (np.isfinite(actions).all() and _finite(answer.selection.scores)):
             raise FloatingPointError(self._where_not_finite(batch, normalized))
+        for session in filter(None, sessions or ()):
+            session.end_query()
         timing = {"preprocessing": prepared - start, **clock.seconds(), "total": time.perf_counter() - start}
         return PolicyOutput(actions, answer.selection, timing)
 
@@ -221,6 +233,17 @@ class Policy:
         with self.engine.warming_up():
             self.act_batch([observation] * batch_size, [instruction] * batch_size)
         return time.perf_counter() - began
+
+    def _begin(
+        self, sessions: Sequence[Session | None] | None, instructions: Sequence[str | bytes]
+    ) -> Sequence[Session | None] | None:
+        """Those sessions that the pruner makes use of, with the query begun; None where it makes none."""
+        if not self.uses_sessions or not any(sessions or ()):
+            return None
+        for session, instruction in zip(sessions or (), instructions, strict=True):
+            if session is not None:
+                session.begin_query(self.model.pruner, instruction)
+        return sessions
 
     def _where_not_finite(self, batch: Mapping[str, torch.Tensor], normalized: np.ndarray) -> str:
         """What to say of NaN or infinity: the first stage whose result has one."""
@@ -267,7 +290,9 @@ class Policy:
         if self.action_head.kind == AUTOREGRESSIVE:
             check_decodable(spec.name)
         if spec.has_parameters and not spec.shares_parameters(loaded):
-            raise ValueError(f"pruner {spec} needs trained queries, but {loaded} was loaded; load the policy with it")
+            raise ValueError(
+                f"pruner {spec} needs trained parameters, but {loaded} was loaded; load the policy with it"
+            )
         if spec.name == "random" and loaded.has_parameters:
             raise ValueError(
                 f"pruner 'random' keeps as many tokens as LightVLA would, which is no control for {loaded}"

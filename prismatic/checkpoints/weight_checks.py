@@ -29,10 +29,10 @@ def without_new_pruner(files: list[Path], config: OpenVLAConfig, options: LoadOp
         return None
     if not options.new_pruner:
         raise ValueError(
-            f"{files[0].parent} holds no trained queries (tensor 'pruner.queries') for pruner {spec}; fine-tune with "
+            f"{files[0].parent} holds no trained parameters (tensors 'pruner.*') for pruner {spec}; fine-tune with "
             f"--pruner {spec}, or run the checkpoint with another pruner (lightvla, none)"
         )
-    logger.info("pruner %s: %d queries are new, with random weights", spec, spec.num_queries)
+    logger.info("pruner %s: %s are new, with random weights", spec, spec.parameters_text)
     config.pruner = {"name": "none"}
     return spec
 

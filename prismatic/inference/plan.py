@@ -124,7 +124,9 @@ class Plan:
             with call.stage("llm"):
                 result, selection = self._act(model.num_visual_tokens)()
         else:
-            picked = model.prune(patches[:rows], context[:rows], self._mask[:rows], call=call)
+            layout = Context(context, self._mask, self._prefix, self._length)
+            known = {"prompt_mask": layout.prompt_mask()[:rows], "memories": call.memories}
+            picked = model.prune(patches[:rows], context[:rows], self._mask[:rows], call=call, known=known)
             with call.stage("llm"):
                 result, selection = self._acted_on(_repeated(picked, self.shape.batch), llama_layer)
         return self._predicted(result, rows).clone(), _first(selection, rows)

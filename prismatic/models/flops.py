@@ -14,8 +14,14 @@ from prismatic.models.autoregressive import AutoregressiveActionHead
 from prismatic.models.contract import ActionHead, ActionModel
 from prismatic.models.diffusion import DiffusionActionHead
 from prismatic.models.film import FiLMedBlock
+from prismatic.models.pruners.divprune import MostDiverse
+from prismatic.models.pruners.fastv import FastV
+from prismatic.models.pruners.grid import UniformGrid
+from prismatic.models.pruners.grids import GridSampler
 from prismatic.models.pruners.learnable_queries import LearnableQueries
-from prismatic.models.sites import LlamaLayer, Projector, Site, VisionBlock
+from prismatic.models.pruners.static_reuse import StaticReuse
+from prismatic.models.pruners.text_similarity import TextSimilarity
+from prismatic.models.sites import LlamaKeys, LlamaLayer, Projector, Site, VisionBlock
 from prismatic.models.token_pruner import KeepAllTokens
 from prismatic.models.vision_backbone import PrismaticVisionBackbone
 
@@ -85,11 +91,11 @@ def _attention_width(llama: LlamaModel) -> int:
     return heads * (llama.config.head_dim or llama.config.hidden_size // heads)
 
 
-def llm_flops(llama: LlamaModel, sequence_length: int, layers: slice = slice(None)) -> int:
-    """Of those decoder layers over a sequence with full attention; no LM head."""
+def llm_flops(llama: LlamaModel, sequence_length: int, layers: slice = slice(None), num_keys: int | None = None) -> int:
+    """Of those decoder layers over a sequence with full attention, or attention to as many keys; no LM head."""
     width = _attention_width(llama)
     chosen = llama.layers[layers]
-    return 2 * sequence_length * _linears(chosen) + 4 * sequence_length**2 * width * len(chosen)
+    return 2 * sequence_length * (_linears(chosen) + 2 * (num_keys or sequence_length) * width * len(chosen))
 
 
 def unread_flops(llama: LlamaModel, sequence_length: int, rows: int) -> int:
@@ -109,10 +115,28 @@ def decoding_flops(language_model: LlamaForCausalLM, prompt_length: int, num_tok
     return 2 * linears + 4 * keys * width
 
 
-def pruner_flops(pruner: nn.Module, num_visual: int, context_length: int, dim: int) -> int:
-    """Of scoring: LightVLA makes its queries from the context, one per visual token; learnable ones are there."""
-    if isinstance(pruner, KeepAllTokens):
+def pruner_flops(model: ActionModel, context_length: int) -> int:
+    """Of scoring: LightVLA makes its queries from the context, one per visual token; learnable ones are there.
+
+    FastV projects anew what its layer's attention to the visual tokens needs, reuse over time (in a session) only the
+    queries; GridS places its points and samples.
+    """
+    pruner, num_visual, llama = model.pruner, model.num_visual_tokens, model.language_model.model
+    dim = llama.config.hidden_size
+    if isinstance(pruner, KeepAllTokens | UniformGrid):
         return 0
+    if isinstance(pruner, TextSimilarity):
+        return 2 * num_visual * context_length * dim
+    if isinstance(pruner, MostDiverse):
+        return 2 * num_visual**2 * dim
+    if isinstance(pruner, GridSampler):
+        points, hidden = pruner.queries.shape
+        return 2 * hidden * dim * (1 + num_visual) + 2 * points * num_visual * (hidden + 2 + dim)
+    if isinstance(pruner, FastV | StaticReuse):
+        rows, attention = 1 + num_visual + context_length, llama.layers[0].self_attn
+        keys = rows * _linears(attention.k_proj) if isinstance(pruner, FastV) else 0
+        queries = context_length * (_linears(attention.q_proj) + rows * _attention_width(llama))
+        return 2 * (keys + queries)
     if isinstance(pruner, LearnableQueries):
         return 2 * num_visual * pruner.queries.numel()
     return 4 * num_visual * context_length * dim + 2 * num_visual**2 * dim
@@ -167,22 +191,24 @@ def count_flops(
     context = (prompt_tokens - 1) + model.robot.num_action_tokens + 1 + (proprio_projector is not None) + diffusion
     site: Site = Projector() if kept_tokens is None else model.site
     per_image = [visual // images] * images if kept_tokens is None else _by_image(kept_tokens, images)
-    kept = sum(per_image)
+    # Points that share a nearest patch are tokens of their own.
+    pruner = model.pruner
+    kept = len(pruner.queries) if isinstance(pruner, GridSampler) and kept_tokens is not None else sum(per_image)
     llama = model.language_model.model
     dropped_at = site.layer if isinstance(site, LlamaLayer) else 0
     projected = kept if isinstance(site, VisionBlock) else visual
     pruned = (site, max(per_image)) if isinstance(site, VisionBlock) else None
-    dim = model.language_model.config.hidden_size
     pruner_passes = 1 if isinstance(site, VisionBlock) else passes
     before = llm_flops(llama, 1 + visual + context, slice(dropped_at))
-    behind = llm_flops(llama, 1 + kept + context, slice(dropped_at, None))
+    num_keys = 1 + visual + context if isinstance(site, LlamaKeys) else None
+    behind = llm_flops(llama, 1 + kept + context, slice(dropped_at, None), num_keys)
     if only_read_rows:
         behind -= unread_flops(llama, 1 + kept + context, model.robot.num_action_tokens)
     return FlopCount(
         vision=vision_flops(model.vision_backbone, images, pruned),
         projector=2 * projected * _linears(model.projector),
         proprio=2 * _linears(proprio_projector) if proprio_projector is not None else 0,
-        pruner=0 if kept_tokens is None else pruner_passes * pruner_flops(model.pruner, visual, context, dim),
+        pruner=0 if kept_tokens is None else pruner_passes * pruner_flops(model, context),
         llm=passes * (before + behind),
         action_head=passes * head_flops(action_head, model) if action_head is not None else 0,
     )

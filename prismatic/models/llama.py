@@ -1,12 +1,17 @@
 """Runs a stock Llama over a laid-out sequence with a bias per key: full attention, or causal to decode tokens."""
 
+import dataclasses
 import inspect
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 from transformers import DynamicCache, LlamaForCausalLM, LlamaModel
+from transformers.models.llama.modeling_llama import repeat_kv, rotate_half
 
 from prismatic.models.sequence import Sequence
 from prismatic.models.token_pruner import TokenSelection
@@ -39,7 +44,7 @@ def run_llama_pruning(
     model: LlamaModel,
     sequence: Sequence,
     layer: int,
-    select: Callable[[torch.Tensor, torch.Tensor], TokenSelection],
+    select: Callable[..., TokenSelection],
 ) -> tuple[torch.Tensor, Sequence, TokenSelection]:
     """As `run_llama`, but visual rows are dropped before layer `layer` (0, 1, ...).
 
@@ -47,16 +52,149 @@ def run_llama_pruning(
         model: the decoder without the LM head.
         sequence: with all visual tokens.
         layer: the first that runs over the kept tokens only.
-        select: hidden rows of the visual tokens (B, V, D) and of the context (B, C, D) -> the tokens that stay.
+        select: hidden rows of the visual tokens (B, V, D) and of the context (B, C, D) -> the tokens that stay. It is
+            also given `attention`, which computes what the layer before gave each visual token
+            (`attention_received`).
 
     Returns:
         Hidden rows (B, S', D) after the final norm, the sequence that they belong to, and the selection.
     """
-    hidden = _run_layers(model, model.layers[:layer], sequence)
+    before = dataclasses.replace(sequence, embeddings=_run_layers(model, model.layers[: layer - 1], sequence))
+    hidden = _run_layers(model, model.layers[layer - 1 : layer], before)
     _, visual, context = sequence.split(hidden)
-    selection = select(visual, context)
+    selection = select(visual, context, attention=partial(attention_received, model, layer - 1, before))
     narrowed = sequence.narrow(hidden, selection)
     return model.norm(_run_layers(model, model.layers[layer:], narrowed)), narrowed, selection
+
+
+@dataclass
+class VisualMemory:
+    """What a sample's visual tokens left in a pass of the language model, for the next query of its session.
+
+    Attributes:
+        tokens: (V, D) that went in, each when it was last computed.
+        keys, values: per layer (H, V, d) of then, keys turned by their positions.
+        attention: (V,) what the context gave each in the last query.
+    """
+
+    tokens: torch.Tensor
+    keys: list[torch.Tensor]
+    values: list[torch.Tensor]
+    attention: torch.Tensor
+
+
+def run_llama_reusing(
+    model: LlamaModel,
+    sequence: Sequence,
+    selection: TokenSelection,
+    memories: list[VisualMemory | None],
+    attention_layer: int | None = None,
+) -> tuple[torch.Tensor, Sequence, list[VisualMemory]]:
+    """As `run_llama`, but only selected visual rows are computed; the others' keys and values are remembered ones.
+
+    Args:
+        model: the decoder without the LM head.
+        sequence: with all visual tokens.
+        selection: those computed anew; all of them for a sample without a memory.
+        memories: one per sample, of the query before.
+        attention_layer: whose attention to the visual tokens is remembered; None: the middle one.
+
+    Returns:
+        Hidden rows (B, S', D) after the final norm, the sequence of computed rows that they belong to, and what is to
+        be remembered of each sample.
+    """
+    _, tokens, _ = sequence.split(sequence.embeddings)
+    computed = sequence.narrow(sequence.embeddings, selection)
+    context = slice(1 + computed.num_visual, None)
+    hidden, keys = computed.embeddings, _ReusedKeys(selection, memories)
+    mask = attention_mask(sequence.key_bias, hidden)
+    rotary = model.rotary_emb(hidden, position_ids=computed.position_ids)
+    block: Any
+    for number, block in enumerate(model.layers):
+        before = hidden
+        hidden = block(hidden, attention_mask=mask, position_embeddings=rotary, **{_CACHE: keys})
+        if number == (len(model.layers) // 2 if attention_layer is None else attention_layer):
+            rows = block.self_attn.q_proj(block.input_layernorm(before[:, context]))
+            queries = _heads(block.self_attn, rows, (rotary[0][:, context], rotary[1][:, context]))
+            received = _mean_attention(block.self_attn, queries, keys.last, sequence)
+    old = [None if memory is None else memory.tokens for memory in memories]
+    tokens = keys.complete(old, selection.tokens.to(tokens.dtype))
+    left = zip(tokens, zip(*keys.keys, strict=True), zip(*keys.values, strict=True), received, strict=True)
+    return model.norm(hidden), computed, [VisualMemory(t, list(k), list(v), a) for t, k, v, a in left]
+
+
+class _ReusedKeys:
+    """Stands where a layer expects a cache: gives its attention the keys and values of all visual tokens.
+
+    Attributes:
+        last: (B, H, S, d) all keys of the layer that ran last.
+        keys, values: of the layers that ran, (B, H, V, d) of the visual tokens.
+    """
+
+    def __init__(self, selection: TokenSelection, memories: list[VisualMemory | None]) -> None:
+        self._selection, self._memories = selection, memories
+        # Padding is written behind the last token, and cut off.
+        self._place = selection.index.masked_fill(~selection.valid, selection.num_visual)
+        self.keys: list[torch.Tensor] = []
+        self.values: list[torch.Tensor] = []
+
+    def update(
+        self, keys: torch.Tensor, values: torch.Tensor, layer: int, *_: Any, **__: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Rows of BOS, of the selected visual tokens and of the context -> rows of the whole sequence."""
+        last, kept = 1 + self._selection.index.shape[1], []
+        for rows, remembered in ((keys, "keys"), (values, "values")):
+            old = [None if memory is None else getattr(memory, remembered)[layer] for memory in self._memories]
+            visual = self.complete(old, rows[:, :, 1:last])
+            getattr(self, remembered).append(visual)
+            kept.append(torch.cat([rows[:, :, :1], visual, rows[:, :, last:]], dim=2))
+        self.last = kept[0]
+        return kept[0], kept[1]
+
+    def complete(self, old: list[torch.Tensor | None], rows: torch.Tensor) -> torch.Tensor:
+        """Rows of all tokens (B, ..., V, d), from remembered ones (..., V, d) and computed ones (B, ..., K, d)."""
+        shape = (*rows.shape[1:-2], self._selection.num_visual, rows.shape[-1])
+        base = torch.stack([rows.new_zeros(shape) if before is None else before for before in old])
+        place = self._place.reshape(len(rows), *[1] * (rows.ndim - 3), -1, 1).expand_as(rows)
+        return F.pad(base, (0, 0, 0, 1)).scatter_(-2, place, rows)[..., :-1, :]
+
+
+def attention_received(model: LlamaModel, layer: int, sequence: Sequence) -> torch.Tensor:
+    """How much the context attends to each visual token in a layer, from that layer's own projections.
+
+    Args:
+        model: the decoder without the LM head.
+        layer: its number.
+        sequence: whose embeddings are the hidden rows that go into the layer.
+
+    Returns:
+        (B, V) float32: softmax weights, averaged over heads and over the rows of the context that are no padding.
+    """
+    block: Any = model.layers[layer]
+    hidden = block.input_layernorm(sequence.embeddings)
+    rotary = model.rotary_emb(hidden, position_ids=sequence.position_ids)
+    keys = _heads(block.self_attn, block.self_attn.k_proj(hidden), rotary)
+    context = slice(1 + sequence.num_visual, None)
+    in_context = (rotary[0][:, context], rotary[1][:, context])
+    queries = _heads(block.self_attn, block.self_attn.q_proj(hidden[:, context]), in_context)
+    return _mean_attention(block.self_attn, queries, keys, sequence)
+
+
+def _heads(attention: Any, rows: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    """Projected rows (B, R, H * d) -> turned by their positions, (B, H, R, d)."""
+    cos, sin = (part[:, None] for part in rotary)
+    x = rows.unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)
+    return x * cos + rotate_half(x) * sin
+
+
+def _mean_attention(attention: Any, queries: torch.Tensor, keys: torch.Tensor, sequence: Sequence) -> torch.Tensor:
+    """Of the context's queries (B, H, C, d) to the visual ones of all keys (B, H', S, d): (B, V)."""
+    bias, first = sequence.key_bias, 1 + sequence.num_visual
+    keys = repeat_kv(keys, attention.num_key_value_groups).float()  # in bfloat16 weights would tie
+    logits = queries.float() @ keys.transpose(2, 3) * attention.scaling
+    weights = (logits + bias[:, None, None]).softmax(-1)[..., 1:first].mean(1)
+    counts = (bias[:, first:] > float("-inf")).to(weights.dtype)
+    return (weights * counts[..., None]).sum(1) / counts.sum(1, keepdim=True)
 
 
 def decode_greedily(

@@ -29,6 +29,11 @@ class Context:
     prefix: int
     prompt_length: torch.Tensor
 
+    def prompt_mask(self) -> torch.Tensor:
+        """(B, C) bool: which of it is the prompt."""
+        place = torch.arange(self.mask.shape[1], device=self.mask.device) - self.prefix
+        return (place >= 0) & (place < self.prompt_length[:, None])
+
 
 def complete_prompt(
     input_ids: torch.Tensor, attention_mask: torch.Tensor | None, ids: TokenIds

@@ -26,26 +26,46 @@ class LlamaLayer:
     layer: int
 
 
-Site = Projector | VisionBlock | LlamaLayer
+@dataclass(frozen=True)
+class LlamaKeys:
+    """In all layers of the language model: what is not selected is not computed, but stays there to be attended to.
+
+    Its keys and values are those of the session's last query. The pruner sees patches (B, V, D), as at `Projector`.
+
+    Attributes:
+        layer: whose attention to the visual tokens is remembered; None: the middle one.
+    """
+
+    layer: int | None = None
+
+
+Site = Projector | VisionBlock | LlamaLayer | LlamaKeys
 
 
 @dataclass(frozen=True)
 class ModelSizes:
-    """What a pruner with parameters must know about the model.
+    """What a pruner may have to know about the model.
 
     Attributes:
-        num_visual: V, visual tokens of one sample.
+        num_images: I, images of one sample.
+        grid: patches of one image, down and across.
         vision_dim: F, features of one patch, all ViTs together.
         vision_blocks: blocks that run, of the ViT with the fewest.
         llm_dim: D.
         llm_layers: of the language model.
     """
 
-    num_visual: int
+    num_images: int
+    grid: tuple[int, int]
     vision_dim: int
     vision_blocks: int
     llm_dim: int
     llm_layers: int
+
+    @property
+    def num_visual(self) -> int:
+        """V, visual tokens of one sample."""
+        return self.num_images * self.grid[0] * self.grid[1]
 
 
 def site_width(site: Site, sizes: ModelSizes) -> int:
@@ -62,6 +82,11 @@ def check_site(site: Site, sizes: ModelSizes) -> None:
         raise ValueError(
             f"site=vision,layer={site.block}: the ViTs run blocks 0 to {sizes.vision_blocks - 1}, and one must be left "
             f"to run over the kept tokens; {_choices(0, sizes.vision_blocks - 2)}"
+        )
+    if isinstance(site, LlamaKeys) and site.layer is not None and site.layer > sizes.llm_layers - 1:
+        raise ValueError(
+            f"layer={site.layer}: the language model has layers 0 to {sizes.llm_layers - 1}; choose one of them, or "
+            "leave it out for the middle one"
         )
     if isinstance(site, LlamaLayer) and not 1 <= site.layer <= sizes.llm_layers - 1:
         raise ValueError(

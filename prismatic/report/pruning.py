@@ -89,7 +89,9 @@ class PatchSums:
             ValueError: where a policy query had none.
         """
         if self.scores is None:
-            raise ValueError("no scores: pruners other than LightVLA's and LightVLA*'s give none")
+            raise ValueError(
+                "no scores: the pruner gave none (none, random, grid, divprune and others that do not score patches)"
+            )
         return self.scores / self.queries
 
     @property

@@ -15,13 +15,12 @@ def read_request(
     seeds: Iterable[int] | None,
 ) -> tuple[list[Observation], list[str | bytes], list[int] | None]:
     """The lists of a call, from whatever can be gone through. Raises ValueError for what does not fit together."""
-    if sessions is not None and any(session is not None for session in sessions):
-        raise ValueError("sessions were given, but no pruner of this version keeps a memory; leave them out")
     if isinstance(observations, Mapping) or isinstance(instructions, str | bytes):
         raise ValueError("act_batch takes a list of observations and one of instructions; `act` takes one of each")
     given, sentences = _as_list(observations, "observations"), _as_list(instructions, "instructions")
     if len(given) != len(sentences) or not given:
         raise ValueError(f"{len(given)} observations came with {len(sentences)} instructions; give one each")
+    _check_sessions(sessions, len(given))
     if seeds is None:
         return given, sentences, None
     numbers = _as_list(seeds, "seeds")
@@ -31,6 +30,16 @@ def read_request(
         if isinstance(number, bool) or not isinstance(number, int | np.integer) or not -(2**63) <= number < 2**64:
             raise ValueError(f"seed {number!r}: expected a whole number of 64 bits for each observation")
     return given, sentences, [int(number) for number in numbers]
+
+
+def _check_sessions(sessions: Sequence[object] | None, number: int) -> None:
+    if sessions is not None and len(sessions) != number:
+        raise ValueError(f"{number} observations came with {len(sessions)} sessions; give one each, None for none")
+    theirs = [id(session) for session in sessions or () if session is not None]
+    if len(set(theirs)) < len(theirs):
+        raise ValueError(
+            "one session stands twice in a batch, but its queries follow each other; give each episode its own"
+        )
 
 
 def _as_list(values: Iterable[Any], name: str) -> list[Any]:

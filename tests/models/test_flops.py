@@ -7,6 +7,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from prismatic.models.action_heads import L1RegressionActionHead
+from prismatic.models.batch import Call, Session
 from prismatic.models.diffusion import DiffusionActionHead
 from prismatic.models.flops import count_flops, vision_flops
 from prismatic.models.pruners.registry import PrunerSpec
@@ -48,6 +49,11 @@ def rotary_flops(counter: FlopCounterMode) -> int:
         "lightvla_star:queries=1,site=vision,layer=1",
         "lightvla_star:queries=40,site=llama,layer=1",
         "lightvla_star:queries=40,site=llama,layer=3",
+        "grid:tokens=40",
+        "text_similarity:keep=0.1",
+        "divprune:tokens=40",
+        "fastv:tokens=40,layer=2",
+        "grids:tokens=16",
     ],
 )
 def test_count_equals_the_flop_counter(reference_checkpoint, pruner):
@@ -63,6 +69,24 @@ def test_count_equals_the_flop_counter(reference_checkpoint, pruner):
     assert count.total == total
     if "vision" not in pruner:
         assert count_flops(model, head, projector, sum(kept), prompt) == count
+
+
+def test_a_query_that_reuses_keys(reference_checkpoint):
+    model, head = reference_checkpoint.model.eval(), reference_checkpoint.action_head
+    model.language_model.set_attn_implementation("eager")
+    for block in (block for vit in model.vision_backbone.vits for block in vit.blocks):
+        block.attn.fused_attn = False
+    model.set_pruner(PrunerSpec.parse("static_reuse:tokens=40,similarity=0.999"))
+    ids, session, pixels = torch.tensor([[1, *range(300, 333), 29871]]), Session(), torch.randn(1, 12, 224, 224)
+    for step in range(2):
+        moved = pixels + 0.3 * step * torch.randn(1, 12, 224, 224)
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            encoded = model.encode(ids, torch.ones_like(ids), moved, call=Call(sessions=[session]))
+            hidden = head.predict(model, encoded)[1]
+        kept = int(hidden.selection.distinct())
+        total = counter.get_total_flops() - rotary_flops(counter)
+        assert count_flops(model, head, None, kept, ids.shape[1]).total == total
+    assert 40 <= kept < hidden.selection.num_visual
 
 
 @pytest.mark.parametrize("pruner", ["none", "lightvla_star:queries=40", "lightvla_star:queries=40,site=vision,layer=0"])

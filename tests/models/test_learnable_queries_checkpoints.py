@@ -75,7 +75,9 @@ def test_queries_are_part_of_the_weights(trained, caplog):
 
 def test_new_queries_are_said_in_training_and_refused_in_inference(small_base, caplog):
     spec = PrunerSpec.parse("lightvla_star:queries=5")
-    with pytest.raises(ValueError, match=r"holds no trained queries .*fine-tune with --pruner lightvla_star:queries=5"):
+    with pytest.raises(
+        ValueError, match=r"holds no trained parameters .*fine-tune with --pruner lightvla_star:queries=5"
+    ):
         load_checkpoint(small_base, LoadOptions(pruner=spec))
     with caplog.at_level("INFO"):
         model = load_checkpoint(small_base, LoadOptions(pruner=spec, new_pruner=True)).model
@@ -89,11 +91,13 @@ def test_new_queries_are_said_in_training_and_refused_in_inference(small_base, c
 def test_a_policy_has_only_the_queries_it_loaded(trained):
     _, folder = trained("lightvla_star:site=llama,layer=1,queries=5")
     policy = Policy.from_pretrained(folder)
-    with pytest.raises(ValueError, match="needs trained queries, but lightvla_star:site=llama,layer=1,queries=5 was"):
+    with pytest.raises(
+        ValueError, match="needs trained parameters, but lightvla_star:site=llama,layer=1,queries=5 was"
+    ):
         policy.set_pruner("lightvla_star:site=projector")
     with pytest.raises(ValueError, match="'random' keeps as many tokens as LightVLA would"):
         policy.set_pruner("random")
-    with pytest.raises(ValueError, match="needs trained queries, but none was loaded"):
+    with pytest.raises(ValueError, match="needs trained parameters, but none was loaded"):
         Policy.from_pretrained(folder, pruner="none").set_pruner("lightvla_star")
     with pytest.raises(ValueError, match=r"'pruner.queries' has shape \(5, 32\), config.json implies \(6, 32\)"):
         Policy.from_pretrained(folder, pruner="lightvla_star:queries=6")
@@ -145,7 +149,7 @@ def test_a_model_without_depth_has_no_site_inside(small_base):
 
 
 def test_specs_declare_their_site():
-    sizes = ModelSizes(num_visual=32, vision_dim=48, vision_blocks=3, llm_dim=16, llm_layers=4)
+    sizes = ModelSizes(num_images=2, grid=(4, 4), vision_dim=48, vision_blocks=3, llm_dim=16, llm_layers=4)
     for options, site, width in (
         ("queries=4", Projector(), 16),
         ("site=vision,layer=1,queries=4", VisionBlock(1), 48),

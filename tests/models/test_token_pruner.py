@@ -159,7 +159,7 @@ def test_random_draws_follow_from_seed_query_and_pass_alone():
         ("random:seed=true", "seed=True: expected a whole number"),
         ("lightvla_star:queries=1e3", "queries=1e3: expected a whole number"),
         ("lightvla:min_tokens=5,min_tokens=6", "'min_tokens' stands twice"),
-        ("lightvlaa", "unknown pruner 'lightvlaa'; known: lightvla, lightvla_star, none, random"),
+        ("lightvlaa", "unknown pruner 'lightvlaa'; known: divprune, "),
         ("lightvla:queries=3", "no option 'queries'"),
         ("lightvla:noise=pink", "noise=pink is not one of"),
         ("lightvla:noise", "has no value"),

@@ -90,8 +90,9 @@ def test_a_saved_checkpoint_is_the_trained_policy(flags, small_base: Path, use_l
         {"use_lora": True, "lora_rank": 4, "lora_dropout": 0.1, "grad_accumulation_steps": 2, "batch_size": 2},
         {"save_latest_checkpoint_only": True},
         {"use_lora": True, "lora_rank": 4, "pruner": "lightvla_star:site=llama,layer=1,queries=6"},
+        {"use_lora": True, "lora_rank": 4, "pruner": "grids:tokens=4"},
     ],
-    ids=["full", "lora", "dropout", "latest", "queries"],
+    ids=["full", "lora", "dropout", "latest", "queries", "points"],
 )
 def test_a_resumed_run_ends_where_an_unbroken_one_does(flags, overrides):
     whole = finetune(flags(run_id_override="whole", **overrides))
@@ -339,6 +340,26 @@ def test_queries_are_saved_beside_an_adapter_that_is_not_merged(flags):
     stored = load_file(folder / "lora_adapter" / "adapter_model.safetensors")
     trained = load_training_state(folder)["parameters"]["model.pruner.queries"]
     assert torch.equal(stored["base_model.model.pruner.queries"], trained)
+
+
+@torch.no_grad()
+def test_sampled_points_are_saved_with_the_policy(flags):
+    """What a run goes on with acts as the policy that it saved."""
+    config = flags(use_lora=True, lora_rank=4, pruner="grids:tokens=4", save_freq=2, max_steps=3)
+    folder = stop_after(config, 2)
+    policy = Policy.from_pretrained(folder, dtype="float32")
+    assert str(policy.model.config.pruner_spec) == "grids:tokens=4"
+    trained = build(config, Ranks(0, 1, torch.device("cpu"))).module.eval()
+    rng = np.random.default_rng(0)
+    images = {name: rng.integers(0, 255, (64, 64, 3), np.uint8) for name in ("full_image", "wrist_image")}
+    inputs = policy.model_inputs({**images, "state": np.zeros(8)}, "turn on the stove")
+    batch = collate([inputs], policy.transform.pad_token_id)
+    encoded = trained.model.encode(**batch, proprio_projector=trained.proprio_projector)
+    normalized, hidden = trained.action_head.predict(trained.model, encoded)
+    output = policy.act_batch([{**images, "state": np.zeros(8)}], ["turn on the stove"])
+    assert torch.equal(output.selection.index, hidden.selection.index) and output.selection.tokens.shape[1] == 4
+    expected = policy.transform.unnormalize_actions(normalized.numpy())
+    np.testing.assert_allclose(output.actions, expected, atol=1e-5)
 
 
 def test_validation_computes_what_inference_computes(flags):

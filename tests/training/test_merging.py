@@ -34,6 +34,7 @@ def lora(**overrides) -> dict:
         pytest.param(
             {"pruner": "lightvla_star:site=llama,layer=1,queries=6"}, id="with learnt queries", marks=pytest.mark.slow
         ),
+        pytest.param({"pruner": "grids:tokens=4"}, id="with sampled points", marks=pytest.mark.slow),
     ],
 )
 def test_merging_afterwards_gives_the_same_checkpoint(flags, reference_directory: Path, overrides):

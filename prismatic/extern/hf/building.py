@@ -8,9 +8,10 @@ from prismatic.models.vision_backbone import PrismaticVisionBackbone
 
 
 def model_sizes(config: OpenVLAConfig, backbone: PrismaticVisionBackbone, num_images: int) -> ModelSizes:
-    """What pruners with parameters must know. The backbone may be on the meta device."""
+    """What pruners may have to know. The backbone may be on the meta device."""
     return ModelSizes(
-        num_visual=backbone.patches_per_image * num_images,
+        num_images=num_images,
+        grid=tuple(backbone.featurizer.patch_embed.grid_size),
         vision_dim=backbone.feature_dim,
         vision_blocks=min(len(vit.blocks) for vit in backbone.vits) - 1,
         llm_dim=config.llama.hidden_size,
@@ -19,8 +20,8 @@ def model_sizes(config: OpenVLAConfig, backbone: PrismaticVisionBackbone, num_im
 
 
 def check_pruner(config: OpenVLAConfig) -> None:
-    """Raises ValueError where the recorded pruner has parameters and does not fit the model. Reads no weights."""
-    if not (spec := config.pruner_spec).has_parameters:
+    """Raises ValueError where the recorded pruner does not fit the model. Reads no weights."""
+    if not (spec := config.pruner_spec).needs_sizes:
         return
     with torch.device("meta"):
         backbone = build_backbone(config)

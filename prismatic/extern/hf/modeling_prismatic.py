@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -18,21 +19,20 @@ from transformers import (
 
 from prismatic.extern.hf.building import build_backbone, model_sizes
 from prismatic.extern.hf.configuration_prismatic import OpenVLAConfig
-from prismatic.extern.hf.predict_arguments import check_both, checked_proprio, chosen_statistics
+from prismatic.extern.hf.predict_arguments import check_both, checked_proprio, chosen_statistics, head_for
 from prismatic.extern.hf.processing_prismatic import PrismaticImageProcessor, PrismaticProcessor
 from prismatic.extern.hf.stored_model import StoredModel
 from prismatic.models.action_heads import DiscreteActionHead
-from prismatic.models.autoregressive import AUTOREGRESSIVE, WITHOUT_FILES, AutoregressiveActionHead, check_decodable
+from prismatic.models.autoregressive import AutoregressiveActionHead, check_decodable
 from prismatic.models.batch import ActionHidden, Call, EncodedBatch
 from prismatic.models.contract import ActionHead
-from prismatic.models.diffusion import DiffusionActionHead
 from prismatic.models.film import apply_film, has_film
-from prismatic.models.llama import decode_greedily, run_llama, run_llama_pruning
+from prismatic.models.llama import decode_greedily, run_llama, run_llama_pruning, run_llama_reusing
 from prismatic.models.projectors import VisionProjector
-from prismatic.models.pruners.learnable_queries import LearnableQueries
+from prismatic.models.pruners.kind import TrainedPruner
 from prismatic.models.pruners.registry import PrunerSpec
 from prismatic.models.sequence import Context, build_context, complete_prompt, lay_out, tail_ids
-from prismatic.models.sites import LlamaLayer, ModelSizes, Projector, Site, VisionBlock
+from prismatic.models.sites import LlamaKeys, LlamaLayer, ModelSizes, Projector, Site, VisionBlock
 from prismatic.models.token_pruner import TokenSelection, keep_all
 from prismatic.models.vision_backbone import VisionPruning
 from prismatic.vla import normalization
@@ -82,7 +82,7 @@ class OpenVLAForActionPrediction(StoredModel):
         # timm, Llama and the projector initialise themselves when built; only buffers that no file holds are left.
         if "RotaryEmbedding" in type(module).__name__:
             super()._init_weights(module)
-        elif isinstance(module, LearnableQueries):
+        elif isinstance(module, TrainedPruner):
             module.reset_parameters()
 
     @property
@@ -183,12 +183,18 @@ class OpenVLAForActionPrediction(StoredModel):
         context_mask: torch.Tensor | None = None,
         *,
         call: Call,
+        known: Mapping[str, Any] | None = None,
+        **there: Any,
     ) -> TokenSelection:
-        """What the pruner keeps of (B, V, D) tokens, at its site; counted as the stage `pruner`."""
+        """What the pruner keeps of (B, V, D) tokens, at its site; counted as the stage `pruner`.
+
+        Of what is `known` beside tokens and context, or `there` at the site alone, it is given what it `needs`.
+        """
         noise = (call.score_noise,) if getattr(self.pruner, "needs_noise", False) else ()
-        seeds = {"seeds": call.pruner_seeds} if getattr(self.pruner, "needs_seeds", False) else {}
+        offered = {"seeds": call.pruner_seeds, **(known or {}), **there}
         with call.stage("pruner"):
-            return self.pruner(tokens, context, context_mask, *noise, **seeds)
+            needed = {name: offered[name] for name in getattr(self.pruner, "needs", ())}
+            return self.pruner(tokens, context, context_mask, *noise, **needed)
 
     def _checked_pixels(self, pixel_values: torch.Tensor) -> torch.Tensor:
         expected = self.num_images_in_input * self.vision_backbone.channels_per_image
@@ -250,7 +256,9 @@ class OpenVLAForActionPrediction(StoredModel):
         tail = tail_ids(encoded.input_ids, encoded.attention_mask, num_actions, ids)
         context = build_context(embed, tail, encoded.state_token, timestep_token, action_tokens)
         context_mask = context.mask if mask_padding else None
-        prune = partial(self.prune, context_mask=context_mask, call=encoded.call)
+        memories = encoded.call.memories
+        known = {"prompt_mask": context.prompt_mask(), "memories": memories}
+        prune = partial(self.prune, context_mask=context_mask, call=encoded.call, known=known)
         site, llama, selection = self.site, self.language_model.model, encoded.visual
         if isinstance(site, Projector):
             selection = prune(selection.tokens, context.embeddings)
@@ -258,6 +266,10 @@ class OpenVLAForActionPrediction(StoredModel):
         with encoded.call.stage("llm"):
             if isinstance(site, LlamaLayer):
                 hidden, sequence, selection = run_llama_pruning(llama, sequence, site.layer, prune)
+            elif isinstance(site, LlamaKeys) and memories is not None:
+                selection = prune(selection.tokens, context.embeddings)
+                hidden, sequence, memories = run_llama_reusing(llama, sequence, selection, memories, site.layer)
+                encoded.call.remember(memories)
             else:
                 hidden = run_llama(llama, sequence.embeddings, sequence.position_ids, sequence.key_bias)
         rows = sequence.action_rows(hidden, num_actions + further_rows, self.config.action_readout)
@@ -353,7 +365,7 @@ class OpenVLAForActionPrediction(StoredModel):
         if pixel_values is None:
             raise ValueError("predict_action needs pixel_values; make them with the processor")
         check_both(proprio, proprio_projector)
-        head = self._head_for(action_head, noisy_action_projector)
+        head = head_for(self, action_head, noisy_action_projector)
         statistics = chosen_statistics(self.norm_stats, unnorm_key, self.robot)
         input_ids, mask = complete_prompt(input_ids, attention_mask, self.config.special_tokens)
         state = None
@@ -362,30 +374,6 @@ class OpenVLAForActionPrediction(StoredModel):
         normalized, hidden = head.predict(self, self.encode(input_ids, mask, pixel_values, state, proprio_projector))
         actions = normalization.unnormalize(normalized.cpu().numpy(), statistics, self.robot.normalization)
         return (actions[0] if len(actions) == 1 else actions), hidden.rows
-
-    def _head_for(self, head: ActionHead | None, noisy_action_projector: nn.Module | None) -> ActionHead:
-        """What decodes: the given head, else the LM head. Raises ValueError where the checkpoint records another."""
-        recorded = self.config.action_head
-        if head is None and recorded not in (None, *WITHOUT_FILES):
-            raise ValueError(
-                f"the checkpoint has an action head of kind {recorded!r}, and predict_action got none: pass "
-                "action_head (Policy.from_pretrained(...).action_head), or set config.action_head to 'discrete'"
-            )
-        if head is None and recorded is None:
-            logger.warning(
-                "no action_head is given and config.json records none: a chunk of tokens is decoded at once; load an "
-                "original OpenVLA checkpoint by Policy.from_pretrained or from a local folder"
-            )
-        if head is None:
-            head = self.autoregressive_head() if recorded == AUTOREGRESSIVE else self.discrete_head()
-        if noisy_action_projector is None:
-            return head
-        if not isinstance(head, DiffusionActionHead):
-            raise ValueError(
-                f"noisy_action_projector belongs to a diffusion head, but action_head is of kind {head.kind!r}; pass "
-                "a DiffusionActionHead, or leave the projector out"
-            )
-        return head.with_projector(noisy_action_projector)
 
 
 AutoConfig.register("openvla", OpenVLAConfig)

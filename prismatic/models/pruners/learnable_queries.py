@@ -3,13 +3,14 @@
 import torch
 from torch import nn
 
-from prismatic.models.sites import Site
+from prismatic.models.pruners.kind import NOISE, OneOf, Options, PrunerKind, TrainedPruner, Whole
+from prismatic.models.sites import LlamaLayer, ModelSizes, Projector, Site, VisionBlock, check_site, site_width
 from prismatic.models.token_pruner import Multiplicity, TokenSelection, rms_normalize, select_tokens
 
 INITIAL_STD = 0.02
 
 
-class LearnableQueries(nn.Module):
+class LearnableQueries(TrainedPruner):
     """Each of Q trained queries scores all visual tokens at its site and picks one; the union of the picks stays.
 
     The paper gives the idea and no code. As LightVLA does, score = r(q) r(P)^T / sqrt(D), and in training a pick is a
@@ -74,3 +75,47 @@ def score_by_queries(queries: torch.Tensor, patches: torch.Tensor) -> torch.Tens
     """(Q, D), (B, V, D) -> (B, Q, V): how much each query wants each token."""
     keys = rms_normalize(patches)
     return rms_normalize(queries) @ keys.transpose(1, 2) * patches.shape[-1] ** -0.5
+
+
+def _site(options: Options) -> Site:
+    site, layer = options["site"], options.get("layer")
+    if site == "projector":
+        if layer is not None:
+            raise ValueError(f"pruner option layer={layer}: give the site too, site=vision or site=llama")
+        return Projector()
+    if layer is None:
+        raise ValueError(f"pruner option site={site}: give the layer too, site={site},layer=2")
+    return VisionBlock(layer) if site == "vision" else LlamaLayer(layer)
+
+
+def _check(options: Options, sizes: ModelSizes) -> None:
+    check_site(_site(options), sizes)
+    if (queries := options["queries"]) > sizes.num_visual:
+        raise ValueError(
+            f"{queries} queries cannot pick more than the {sizes.num_visual} visual tokens there are; set "
+            f"queries={sizes.num_visual} or fewer"
+        )
+
+
+def _build(options: Options, sizes: ModelSizes | None) -> nn.Module:
+    assert sizes is not None
+    site = _site(options)
+    return LearnableQueries(site, options["queries"], site_width(site, sizes), options["min_tokens"])
+
+
+KIND = PrunerKind(
+    "lightvla_star",
+    _build,
+    {
+        "site": OneOf(("projector", "vision", "llama")),
+        "layer": Whole(),
+        "queries": Whole(1),
+        "noise": NOISE,
+        "min_tokens": Whole(),
+    },
+    {"site": "projector", "queries": 128, "min_tokens": 0, "noise": "uniform"},
+    site=_site,
+    parameters=lambda options: (options["queries"], "queries"),
+    trainable=True,
+    check=_check,
+)

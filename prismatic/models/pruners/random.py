@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from prismatic.models.pruners.kind import MULTIPLICITY, PrunerKind, Whole
 from prismatic.models.token_pruner import Multiplicity, TokenPruner, TokenSelection, gather_tokens
 
 
@@ -20,7 +21,7 @@ class RandomTokens(TokenPruner):
     """
 
     needs_noise = False
-    needs_seeds = True
+    needs = ("seeds",)
 
     def __init__(self, seed: int = 0, multiplicity: Multiplicity = "weighted", min_tokens: int = 0) -> None:
         super().__init__(multiplicity, min_tokens=min_tokens)
@@ -58,3 +59,11 @@ class RandomTokens(TokenPruner):
         # A sequence in which each number counts by itself: sums and xors meet, and so do numbers of varying width.
         words = ((int(number) >> shift) % 2**32 for number in (self.seed, *numbers) for shift in (0, 32))
         return np.random.default_rng(list(words))
+
+
+KIND = PrunerKind(
+    "random",
+    lambda options, sizes: RandomTokens(options["seed"], options["multiplicity"], options.get("min_tokens", 0)),
+    {"seed": Whole(), "multiplicity": MULTIPLICITY, "min_tokens": Whole()},
+    {"seed": 0, "multiplicity": "weighted"},
+)

@@ -1,19 +1,42 @@
 """The names of pruners, and the flag grammar `name:key=value,key=value`."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from torch import nn
 
-from prismatic.models.pruners.learnable_queries import LearnableQueries
-from prismatic.models.pruners.random import RandomTokens
-from prismatic.models.sites import LlamaLayer, ModelSizes, Projector, Site, VisionBlock, check_site, site_width
+from prismatic.models.pruners import (
+    divprune,
+    fastv,
+    grid,
+    grids,
+    learnable_queries,
+    random,
+    static_reuse,
+    text_similarity,
+)
+from prismatic.models.pruners.kind import MULTIPLICITY, NOISE, PrunerKind, Whole
+from prismatic.models.sites import ModelSizes, Site
 from prismatic.models.token_pruner import KeepAllTokens, TokenPruner
 
-NOISE_KINDS = ("uniform", "gumbel", "none")
-STAR = "lightvla_star"
+_LIGHTVLA = PrunerKind(
+    "lightvla",
+    lambda options, sizes: TokenPruner(options["multiplicity"], min_tokens=options.get("min_tokens", 0)),
+    {"multiplicity": MULTIPLICITY, "noise": NOISE, "min_tokens": Whole()},
+    {"multiplicity": "weighted", "noise": "uniform"},
+    trainable=True,
+)
+_NONE = PrunerKind("none", lambda options, sizes: KeepAllTokens(), trainable=True)
+_MODULES = (learnable_queries, grids, random, grid, text_similarity, divprune, fastv, static_reuse)
+"""Each declares its pruner as `KIND`."""
+_PRUNERS = {kind.name: kind for kind in (_LIGHTVLA, _NONE, *(module.KIND for module in _MODULES))}
+
+_SHARED = ("multiplicity", "site", "layer", "queries", "min_tokens", "tokens", "keep")
+"""Options that inference must have as training had them."""
+_PUBLISHED = {"multiplicity": "set"}
+"""How checkpoints without a record are meant."""
 
 
 @dataclass(frozen=True)
@@ -21,8 +44,8 @@ class PrunerSpec:
     """A pruner by name with its options, as flags and `config.json` carry it.
 
     Options of `lightvla`: `multiplicity` (weighted, set), `noise` (uniform, gumbel, none: training only),
-    `min_tokens` (fewest tokens that stay). Options of `random`: `seed`, `multiplicity`, `min_tokens`. Options of
-    `lightvla_star`: `site` (projector, or vision and llama with their `layer`), `queries`, `noise`, `min_tokens`.
+    `min_tokens` (fewest tokens that stay). Each of the others says its options in its own module, as `KIND`; those that
+    keep a given number of tokens call it `tokens`, or `keep` as a share of those there are.
     """
 
     name: str
@@ -65,76 +88,87 @@ class PrunerSpec:
         """Raises ValueError on an unknown name, option or value."""
         if not isinstance(self.name, str) or self.name not in _PRUNERS:
             raise ValueError(f"unknown pruner {self.name!r}; known: {', '.join(sorted(_PRUNERS))}")
-        known = _PRUNERS[self.name].choices
+        known = self._kind.choices
         for key, value in self.options.items():
             if key not in known:
                 raise ValueError(f"pruner {self.name!r} has no option {key!r}; it has: {', '.join(known) or 'none'}")
-            if known[key] is None and not (type(value) is int and value >= 0):
-                raise ValueError(f"pruner option {key}={value}: expected a whole number, 0 or more")
-            if (allowed := known[key]) is not None and value not in allowed:
-                raise ValueError(f"pruner option {key}={value} is not one of {', '.join(map(str, allowed))}")
-        if self.options.get("queries") == 0:
-            raise ValueError("pruner option queries=0: expected at least 1")
+            if (objection := known[key].objection(value)) is not None:
+                raise ValueError(f"pruner option {key}={value}{objection}")
+        if {"tokens", "keep"} <= set(self.options):
+            raise ValueError(f"pruner {self}: tokens and keep say the same thing; give one of them")
         _ = self.site
 
     @property
+    def _kind(self) -> PrunerKind:
+        return _PRUNERS[self.name]
+
+    @property
+    def _complete(self) -> dict[str, Any]:
+        return {**self._kind.defaults, **self.options}
+
+    @property
     def site(self) -> Site:
-        """Where it prunes. Raises ValueError for a site without its layer, or a layer without its site."""
-        site, layer = self.option("site", "projector"), self.options.get("layer")
-        if site == "projector":
-            if layer is not None:
-                raise ValueError(f"pruner option layer={layer}: give the site too, site=vision or site=llama")
-            return Projector()
-        if layer is None:
-            raise ValueError(f"pruner option site={site}: give the layer too, site={site},layer=2")
-        return VisionBlock(layer) if site == "vision" else LlamaLayer(layer)
+        """Where it prunes. Raises ValueError for options that contradict each other."""
+        return self._kind.site(self._complete)
 
     @property
     def has_parameters(self) -> bool:
         """Whether the pruner is trained itself, and so part of a checkpoint's weights."""
-        return self.name == STAR
+        return self._kind.parameters is not None
+
+    @property
+    def needs_sizes(self) -> bool:
+        """Whether it depends on the model's sizes if the pruner fits, and how it is built."""
+        return self._kind.check is not None
 
     @property
     def num_queries(self) -> int | None:
-        """Number of learnable queries; None: every visual token is one."""
-        return int(self.option("queries")) if self.name == STAR else None
+        """Number of learnable queries; None: every visual token is one, or the pruner knows no queries."""
+        return int(self.option("queries")) if "queries" in self._kind.choices else None
+
+    @property
+    def parameters_text(self) -> str | None:
+        """What the pruner trains: "128 queries"; None where it trains nothing."""
+        return None if self._kind.parameters is None else "{} {}".format(*self._kind.parameters(self._complete))
+
+    def tokens(self, num_visual: int) -> int | None:
+        """How many of `num_visual` tokens stay, where the options alone say it. Raises ValueError where K is more."""
+        return None if self._kind.tokens is None else self._kind.tokens(self._complete, num_visual)
 
     def shares_parameters(self, other: "PrunerSpec") -> bool:
         """Whether the other's parameters are meant for this one."""
-        ours, theirs = (spec.has_parameters and (spec.site, spec.num_queries) for spec in (self, other))
-        return ours == theirs
+        return self.parameters_text == other.parameters_text and (
+            not self.has_parameters or (self.name, self.site) == (other.name, other.site)
+        )
 
     def check_fits(self, sizes: ModelSizes) -> None:
-        """Raises ValueError for a site that the model does not have, or for more queries than visual tokens."""
+        """Raises ValueError for a site that the model does not have, or for more tokens than there are."""
         try:
-            check_site(self.site, sizes)
+            if self._kind.check is not None:
+                self._kind.check(self._complete, sizes)
         except ValueError as error:
             raise ValueError(f"pruner {self}: {error}") from error
-        if self.num_queries is not None and self.num_queries > sizes.num_visual:
-            raise ValueError(
-                f"pruner {self}: {self.num_queries} queries cannot pick more than the {sizes.num_visual} visual tokens "
-                f"there are; set queries={sizes.num_visual} or fewer"
-            )
 
     def build(self, sizes: ModelSizes | None = None) -> nn.Module:
         """The pruner as a module; parameters are new.
 
         Args:
-            sizes: of the model, which a pruner with parameters needs.
+            sizes: of the model, where the pruner needs them (`needs_sizes`).
 
         Raises ValueError where the pruner does not fit the model.
         """
         if sizes is not None:
             self.check_fits(sizes)
-        elif self.has_parameters:
-            raise ValueError(f"pruner {self} has parameters; build it with the model's sizes")
-        return _PRUNERS[self.name].build(self, sizes)
+        elif self.needs_sizes:
+            raise ValueError(f"pruner {self} depends on the model's sizes; build it with the model's sizes")
+        return self._kind.build(self._complete, sizes)
 
     def over(self, options: Mapping[str, Any]) -> "PrunerSpec":
-        """This pruner with further options where it says nothing itself; site and layer go together."""
-        unsaid = {key: value for key, value in options.items() if key in _PRUNERS[self.name].choices}
-        if "site" in self.options:
-            unsaid = {key: value for key, value in unsaid.items() if key not in ("site", "layer")}
+        """This pruner with further options where it says nothing itself; those that say one thing go together."""
+        unsaid = {key: value for key, value in options.items() if key in self._kind.choices}
+        for together in (("site", "layer"), ("tokens", "keep")):
+            if any(key in self.options for key in together):
+                unsaid = {key: value for key, value in unsaid.items() if key not in together}
         return PrunerSpec(self.name, {**unsaid, **self.options})
 
     @property
@@ -144,12 +178,14 @@ class PrunerSpec:
 
     def option(self, key: str, otherwise: Any = 0) -> Any:
         """The value of an option, where it is not given the pruner's default, and `otherwise` where it has none."""
-        return self.options.get(key, _PRUNERS[self.name].defaults.get(key, otherwise))
+        return self._complete.get(key, otherwise)
 
 
 def _parse_value(value: str) -> Any:
     if value.lower() in ("true", "false"):
         return value.lower() == "true"
+    if re.fullmatch(r"-?[0-9]{0,18}\.[0-9]{1,18}", value):
+        return float(value)
     return int(value) if re.fullmatch(r"-?[0-9]{1,18}", value) else value
 
 
@@ -172,68 +208,14 @@ def resolve_pruner(
     given = PrunerSpec.parse(flag) if isinstance(flag, str) else flag
     if purpose == "training":
         spec = given or trained or PrunerSpec("lightvla")
-        if spec.name == "random":
-            raise ValueError(
-                "pruner 'random' is a control for evaluation; train with --pruner lightvla or --pruner none"
-            )
+        kind = _PRUNERS[spec.name]
+        if not kind.trainable:
+            names = sorted(name for name, other in _PRUNERS.items() if other.trainable)
+            raise ValueError(f"pruner {spec.name!r} is for evaluation; train with one of --pruner {', '.join(names)}")
         inherited = trained.options if trained is not None and trained.name == spec.name else {}
-        return spec.over(PrunerSpec(spec.name, inherited).over(_PRUNERS[spec.name].defaults).options)
+        return spec.over(PrunerSpec(spec.name, inherited).over(kind.defaults).options)
     if given is None:
         return trained or PrunerSpec("lightvla", dict(_PUBLISHED))
     # Settings of another kind mean nothing here.
     of_kind = trained.options if trained is not None and trained.has_parameters == given.has_parameters else {}
     return given.over(_PUBLISHED | {key: of_kind[key] for key in _SHARED if key in of_kind})
-
-
-def _lightvla(spec: PrunerSpec, sizes: ModelSizes | None) -> nn.Module:
-    return TokenPruner(spec.option("multiplicity"), min_tokens=spec.option("min_tokens"))
-
-
-def _random(spec: PrunerSpec, sizes: ModelSizes | None) -> nn.Module:
-    return RandomTokens(spec.option("seed"), spec.option("multiplicity"), spec.option("min_tokens"))
-
-
-def _star(spec: PrunerSpec, sizes: ModelSizes | None) -> nn.Module:
-    assert sizes is not None and spec.num_queries is not None
-    return LearnableQueries(spec.site, spec.num_queries, site_width(spec.site, sizes), spec.option("min_tokens"))
-
-
-@dataclass(frozen=True)
-class _Kind:
-    """A pruner's name stands for this.
-
-    Attributes:
-        build: makes the module.
-        choices: its options with the values they may have; None: whole numbers.
-        defaults: what training records where neither a flag nor the checkpoint says it.
-    """
-
-    build: Callable[[PrunerSpec, ModelSizes | None], nn.Module]
-    choices: Mapping[str, tuple[Any, ...] | None] = field(default_factory=dict)
-    defaults: Mapping[str, Any] = field(default_factory=dict)
-
-
-_SHARED = ("multiplicity", "site", "layer", "queries", "min_tokens")
-"""Options that inference must have as training had them."""
-_PUBLISHED = {"multiplicity": "set"}
-"""How checkpoints without a record are meant."""
-_MULTIPLICITY = ("weighted", "set")
-_SITES = ("projector", "vision", "llama")
-_PRUNERS = {
-    "lightvla": _Kind(
-        _lightvla,
-        {"multiplicity": _MULTIPLICITY, "noise": NOISE_KINDS, "min_tokens": None},
-        {"multiplicity": "weighted", "noise": "uniform"},
-    ),
-    STAR: _Kind(
-        _star,
-        {"site": _SITES, "layer": None, "queries": None, "noise": NOISE_KINDS, "min_tokens": None},
-        {"site": "projector", "queries": 128, "min_tokens": 0, "noise": "uniform"},
-    ),
-    "none": _Kind(lambda spec, sizes: KeepAllTokens()),
-    "random": _Kind(
-        _random,
-        {"seed": None, "multiplicity": _MULTIPLICITY, "min_tokens": None},
-        {"seed": 0, "multiplicity": "weighted"},
-    ),
-}

@@ -293,6 +293,8 @@ def _kept_tokens(config: FinetuneConfig, num_visual: int, parts: Parts) -> tuple
     spec = parts.checkpoint.model.config.pruner_spec
     if spec.name == "none":
         return num_visual, "no pruner"
+    if (fixed := spec.tokens(num_visual)) is not None:
+        return fixed, "as the pruner's options say"
     if not getattr(parts.checkpoint.model.pruner, "compact", True):
         return num_visual, "a row per query"
     if (measured := _measured_kept(config.run_dir / "metrics.jsonl")) is not None:

@@ -39,6 +39,7 @@ VARIANTS = {
     "a row per query": {"compact_training": False},
     "gradient checkpointing": {"gradient_checkpointing": True, "use_lora": True},
     "all weights, in the LLM": {"pruner": "lightvla_star:site=llama,layer=1,queries=8"},
+    "sampled points": {"pruner": "grids:tokens=4", "use_lora": True, "lora_rank": 4},
     "diffusion": {"use_diffusion": True, "use_l1_regression": False},
     "discrete, FiLM": {"use_l1_regression": False, "use_film": True},
 }
