@@ -18,6 +18,7 @@ from typing import Any
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.server import ServerConnection, serve
 
+from prismatic.models.batch import Session
 from prismatic.policy import Policy
 from prismatic.serving.wire import pack, unpack
 
@@ -80,11 +81,14 @@ def policy_metadata(policy: Policy) -> dict[str, Any]:
 def policy_infer(policy: Policy) -> Infer:
     """One policy query of the convention `lightvla` at a time."""
     lock = threading.Lock()
+    sessions: dict[str, Session] = {}
 
     def infer(message: dict[str, Any]) -> dict[str, Any]:
-        instruction, seed = message.pop("prompt"), message.pop("seed")
+        instruction, seed, asker = message.pop("prompt"), message.pop("seed"), message.pop("session")
+        if message.pop("query") == 0 or asker not in sessions:
+            sessions[asker] = policy.new_session()
         with lock:
-            output = policy.act_batch([message], [instruction], seeds=[seed])
+            output = policy.act_batch([message], [instruction], [sessions[asker]], seeds=[seed])
         return {"actions": output.actions[0], "kept": output.selection.kept().cpu().numpy()[0]}
 
     return infer

@@ -30,12 +30,17 @@ class PolicyQuery:
         seed: of whatever is random about the actions (diffusion's starting noise, randomly chosen tokens), so that
             they do not depend on what else was asked, or when.
         suite: of the task, whose statistics scale state and actions where an agent has several.
+        session: who asks, one episode after another; a policy with a memory keeps one for each. Empty: a query that
+            stands for itself.
+        number: how many queries came before it in its episode; with 0 another one begins.
     """
 
     observation: Observation
     instruction: str
     seed: int = 0
     suite: str = ""
+    session: str = ""
+    number: int = 0
 
 
 @dataclass(frozen=True)

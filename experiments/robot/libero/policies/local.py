@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from experiments.robot.libero.policies.contract import ActionChunk, PolicyQuery
+from prismatic.models.batch import Session
 from prismatic.policy import Policy
 
 
@@ -26,6 +27,7 @@ class PolicyAgent:
         self.policy = policy
         self._by_suite = dict(by_suite or {})
         self._fingerprint = fingerprint
+        self._sessions: dict[str, Session] = {}
         self.robot = policy.robot
         self.cameras = policy.robot.cameras[: policy.transform.num_images]
         self.center_crop = policy.transform.center_crop
@@ -55,11 +57,19 @@ class PolicyAgent:
             found.update(zip(together, chunks, strict=True))
         return [found[place] for place in range(len(queries))]
 
-    @staticmethod
-    def _act(policy: Policy, queries: Sequence[PolicyQuery]) -> list[ActionChunk]:
+    def _session(self, query: PolicyQuery) -> Session | None:
+        """The memory of the episode that is asked about, where the policy keeps any; of each asker the last one's."""
+        if not query.session or not self.policy.uses_sessions:
+            return None
+        if query.number == 0 or query.session not in self._sessions:
+            self._sessions[query.session] = self.policy.new_session()
+        return self._sessions[query.session]
+
+    def _act(self, policy: Policy, queries: Sequence[PolicyQuery]) -> list[ActionChunk]:
         output = policy.act_batch(
             [query.observation for query in queries],
             [query.instruction for query in queries],
+            [self._session(query) for query in queries],
             seeds=[query.seed for query in queries],
         )
         selection, stage_ms = output.selection, {k: round(1000 * v, 3) for k, v in output.timing.items()}

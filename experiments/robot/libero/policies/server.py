@@ -60,8 +60,13 @@ def openpi_observation(query: PolicyQuery) -> dict[str, Any]:
 
 
 def lightvla_observation(query: PolicyQuery) -> dict[str, Any]:
-    """The observation as `Policy` takes it, with the instruction as `prompt` and the policy query's random `seed`."""
-    return {**query.observation, "prompt": query.instruction, "seed": query.seed}
+    """The observation as `Policy` takes it, with the instruction as `prompt` and the policy query's random `seed`.
+
+    `session` names who asks, one episode after another, and `query` is the number of the query in its episode: with 0
+    a policy with a memory takes another one.
+    """
+    asked = {"prompt": query.instruction, "seed": query.seed, "session": query.session, "query": query.number}
+    return {**query.observation, **asked}
 
 
 def to_policy_gripper(actions: ArrayLike) -> NDArray[np.float64]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import os
+import platform
 import time
 import traceback
 from collections.abc import Sequence
@@ -189,7 +191,8 @@ def _query(
 
     where = (start.task.suite, start.task.index, start.initial_state, start.trial, len(record.latency_ms))
     began = time.perf_counter()
-    asked = PolicyQuery(observation, start.instruction, query_seed(start.seed, *where), start.task.suite)
+    seed, session = query_seed(start.seed, *where), f"{platform.node()}-{os.getpid()}"
+    asked = PolicyQuery(observation, start.instruction, seed, start.task.suite, session, len(record.latency_ms))
     (chunk,) = timed_query(agent, [asked])
     record.latency_ms.append(round(1000 * (time.perf_counter() - began), 3))
     assert chunk.policy_ms is not None  # timed_query's
