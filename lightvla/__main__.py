@@ -64,6 +64,11 @@ COMMANDS = {
     "report": Command(
         "make the report of evaluations, HTML and Markdown", "lightvla.flags:report_parser", "lightvla.commands.report"
     ),
+    "benchmark": Command(
+        "measure what an action costs: engines, pruners and dtypes side by side",
+        "prismatic.benchmark.config:BenchmarkConfig",
+        "lightvla.commands.benchmark",
+    ),
     "inspect": Command(
         "say what a checkpoint holds and what is wrong with it",
         "lightvla.flags:inspect_parser",

@@ -30,6 +30,7 @@ PATHS = {
     "scripts/collect_libero_demos.py": "collect",
     "scripts/compare_results.py": "compare",
     "scripts/report_results.py": "report",
+    "scripts/benchmark.py": "benchmark",
     "scripts/inspect_checkpoint.py": "inspect",
     "scripts/push_to_hub.py": "push",
     "scripts/visualize_pruning.py": "visualize",

@@ -30,6 +30,7 @@ FLOORS = {
     "prismatic.policy": 4,
     "prismatic.pictures": 4,
     "prismatic.report": 4,
+    "prismatic.benchmark": 5,
     "prismatic.serving": 5,
     "prismatic.training": 5,
     "experiments": 6,

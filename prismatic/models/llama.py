@@ -239,7 +239,8 @@ def attention_mask(key_bias: torch.Tensor, embeddings: torch.Tensor) -> torch.Te
     positions means packed sequences.
     """
     device = embeddings.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else embeddings.dtype
+    autocast = device != "meta" and torch.is_autocast_enabled(device)  # which knows no meta device
+    dtype = torch.get_autocast_dtype(device) if autocast else embeddings.dtype
     bias = key_bias.clamp(min=torch.finfo(dtype).min).to(dtype)[:, None, None, :]
     return bias.expand(-1, 1, embeddings.shape[1], -1)
 

@@ -1,0 +1,71 @@
+"""Measure what an action costs: work, latency, memory, launches, cold start; engines, pruners and dtypes side by side.
+
+    lightvla benchmark --checkpoint FOLDER
+    lightvla benchmark --preset small --random_weights True --tokens 77 --dtypes float32,bfloat16 --threads 1,2
+
+Writes benchmark.json, benchmark.md and benchmark.png into `--output_dir`, and shows the table. Ends with 0, with 1
+where formula and counter of an arm's work disagree, or with 2 when flags or checkpoint cannot be used.
+"""
+
+import shlex
+import sys
+from typing import Literal
+
+import torch
+from rich import box
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from prismatic.benchmark.config import BenchmarkConfig
+from prismatic.benchmark.device import describe_machine
+from prismatic.benchmark.measure import check, measure
+from prismatic.benchmark.summary import Summary, summarize
+from prismatic.benchmark.table import ARM_COLUMNS, explanations, main_table, write_all
+from prismatic.command_status import STOPPED, UNUSABLE, UNWANTED, print_error
+from prismatic.models.precision import check_device
+
+
+def command(config: BenchmarkConfig) -> int:
+    """What the command line runs; returns the exit status."""
+    console = Console()
+    try:
+        device = check_device(config.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        config.device = str(device)
+        check(config)
+        machine = describe_machine(device)
+        with _progress(Console(stderr=True)) as progress:
+            task = progress.add_task("")
+            rows = summarize(measure(config, lambda what: progress.update(task, description=what)), config.tokens)
+        words = f"lightvla benchmark {shlex.join(sys.argv[1:])}"
+        written = write_all(rows, config, machine, words)
+    except (ValueError, OSError, RuntimeError) as error:
+        print_error(error)
+        return UNUSABLE
+    except KeyboardInterrupt:
+        print_error("stopped; nothing was written")
+        return STOPPED
+    _show(rows, config, machine, console)
+    console.print(", ".join(str(path) for path in written.values()), soft_wrap=True)
+    return 0 if all(row.counter_agrees or not row.flops_counted for row in rows) else UNWANTED
+
+
+def _progress(console: Console) -> Progress:
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    return Progress(*columns, console=console, transient=True)
+
+
+def _show(rows: list[Summary], config: BenchmarkConfig, machine: dict[str, object], console: Console) -> None:
+    """The table, and what it means."""
+    data = main_table(rows, machine)
+    table = Table(title=data.note, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for place, name in enumerate(data.columns):
+        justify: Literal["left", "right"] = "left" if place < len(ARM_COLUMNS) else "right"
+        table.add_column(name.replace(" ", "\n"), justify=justify, no_wrap=True)
+    for row in data.cells:
+        table.add_row(*(cell.text for cell in row))
+    # Whole whatever the window's width: a table cut off at the right says too little.
+    width = console.measure(table, options=console.options.update(max_width=1000)).maximum
+    Console(width=max(width, console.width)).print(table)
+    for line in explanations(rows, config, machine):
+        console.print(line, markup=False, highlight=False)
