@@ -3,6 +3,7 @@
 A multiply-add counts two operations, and only matrix products and convolutions count, as in `prismatic.models.flops`.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,9 +13,7 @@ from torch import nn
 from torch.autograd import DeviceType
 from torch.utils.flop_counter import FlopCounterMode
 
-from prismatic.models.autoregressive import AutoregressiveActionHead
 from prismatic.models.contract import ActionHead, ActionModel
-from prismatic.models.diffusion import DiffusionActionHead
 from prismatic.models.flops import count_flops
 
 AGREEMENT = 0.01
@@ -50,9 +49,13 @@ class Prompted:
 
 
 def eager_flops(asked: Prompted) -> dict[str, int]:
-    """Of the eager engine, by component: `count_flops`."""
+    """Of the eager engine, by component."""
+    return _flops(asked, only_read_rows=False)
+
+
+def _flops(asked: Prompted, only_read_rows: bool) -> dict[str, int]:
     count = count_flops(
-        asked.model, asked.action_head, asked.proprio_projector, asked.kept, asked.prompt_tokens
+        asked.model, asked.action_head, asked.proprio_projector, asked.kept, asked.prompt_tokens, only_read_rows
     ).to_json()
     projector = count["projector"] + count["proprio"]
     return {name: projector if name == "projector" else count.get(name, 0) for name in COMPONENTS}
@@ -71,21 +74,12 @@ def reference_flops(asked: Prompted) -> dict[str, int]:
 
 
 def needed_flops(asked: Prompted) -> dict[str, int]:
-    """The least for the same action: of Llama's last layer only keys and values of all rows, the rest of those read.
+    """The least for the same action, and what the compiled engine computes on a CPU: of Llama's last layer keys and
+    values of all rows, the rest only of those that are read.
 
     As eager, where tokens are decoded one after another.
     """
-    flops, head = eager_flops(asked), asked.action_head
-    if isinstance(head, AutoregressiveActionHead):
-        return flops
-    diffusion = isinstance(head, DiffusionActionHead)
-    layer: Any = asked.model.language_model.model.layers[-1]
-    unread = asked.sequence_length + diffusion - asked.model.robot.num_action_tokens
-    every_row = _weights(layer.self_attn.k_proj) + _weights(layer.self_attn.v_proj)
-    attention = 4 * unread * (asked.sequence_length + diffusion) * layer.self_attn.q_proj.out_features
-    saved = 2 * unread * (_weights(layer) - every_row) + attention
-    flops["llm"] -= saved * (head.num_inference_steps if isinstance(head, DiffusionActionHead) else 1)
-    return flops
+    return _flops(asked, only_read_rows=True)
 
 
 def _weights(module: nn.Module) -> int:
@@ -139,16 +133,24 @@ def floor_seconds(flops: dict[str, int], read: dict[str, int], peak: float, band
 
 
 def counted_flops(work: Callable[[], Any]) -> int:
-    """What torch's counter sees of a call; 0 where all runs inside compiled code, into which it does not look.
+    """What torch's counter sees of a call; 0 where all runs inside CUDA graphs, into which it does not look.
 
-    Attention is taken apart into its matrix products, since the counter knows not every fused form. What older
+    Attention is taken apart into its matrix products, since the counter knows not every fused form, and oneDNN's linear
+    layers are told to it. What older
     transformers compute of rotary angles by a matrix product is left out, as in the formula.
     """
-    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+    further: Any = {torch.ops.aten.mkldnn_linear: _onednn_linear_flops}
+    counter = FlopCounterMode(display=False, custom_mapping=further)
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH), counter:
         work()
     names = ("LlamaModel.rotary_emb", "LlamaForCausalLM.model.rotary_emb", "LlamaRotaryEmbedding")
     rotary = sum(sum(found.values()) for name, found in counter.get_flop_counts().items() if name in names)
     return counter.get_total_flops() - rotary
+
+
+def _onednn_linear_flops(rows: Any, weight: Any, *_: Any, **__: Any) -> int:
+    """Shapes (..., I) and (O, I)."""
+    return 2 * math.prod(rows) * weight[0]
 
 
 def agree(formula: int, counted: int) -> bool:

@@ -130,6 +130,11 @@ def check_words(config: BenchmarkConfig, engines: tuple[str, ...]) -> None:
     for flag, found in (("engines", names(config.engines)), ("pruners", pruner_names(config.pruners))):
         if not found:
             raise ValueError(f"--{flag} names none; give at least one")
+    if config.tokens and not any(word.partition(":")[0] == "lightvla" for word in pruner_names(config.pruners)):
+        raise ValueError(
+            f"--tokens {config.tokens} is how many lightvla keeps, but --pruners names {config.pruners}: add lightvla, "
+            "or leave --tokens out"
+        )
     if odd := [word for word in names(config.threads) if not word.isdecimal() or int(word) == 0]:
         raise ValueError(f"--threads {', '.join(odd)}: expected whole numbers from 1, such as 1,2")
     least = {"repeats": LEAST_REPEATS, "warm_up": 1, "cold_starts": 0, "tokens": 0, "camera_size": 8}

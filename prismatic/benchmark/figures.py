@@ -9,7 +9,7 @@ from prismatic.benchmark.config import REFERENCE
 from prismatic.benchmark.subject import Subject
 
 _FORMULAS = {REFERENCE: accounting.reference_flops, "eager": accounting.eager_flops}
-"""By engine; others compute what the action needs."""
+"""By what ran; others compute what the action needs."""
 
 
 def asked_of(subject: Subject, place: int) -> accounting.Prompted:
@@ -26,10 +26,12 @@ def asked_of(subject: Subject, place: int) -> accounting.Prompted:
 def account(subject: Subject, place: int) -> dict[str, Any]:
     """Operations by the formula, by component and by torch's counter; the least there are; bytes; launches."""
     engine, asked = subject.job.setting.engine, asked_of(subject, place)
-    flops = _FORMULAS.get(engine, accounting.needed_flops)(asked)
+    ran = subject.ran(place)  # known once it has acted
+    flops = _FORMULAS.get(ran["name"], accounting.needed_flops)(asked)
     launched = accounting.count_launches(lambda: subject.act(place, 0), subject.device)
     read = accounting.weight_bytes(asked, engine == REFERENCE)
     return {
+        "engine": ran,
         "prompt_tokens": asked.prompt_tokens,
         "flops": flops,
         "flops_counted": accounting.counted_flops(lambda: subject.act(place, 0)),

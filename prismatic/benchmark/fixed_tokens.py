@@ -2,7 +2,14 @@
 
 import torch
 
-from prismatic.models.token_pruner import Multiplicity, TokenPruner, TokenSelection, score_tokens, select_tokens
+from prismatic.models.token_pruner import (
+    Multiplicity,
+    TokenPruner,
+    TokenSelection,
+    count_picks,
+    score_tokens,
+    select_tokens,
+)
 
 FORCING = 1000.0
 """Added to the scores of the picks that are wanted; no score comes near."""
@@ -25,8 +32,17 @@ class KeepExactly(TokenPruner):
         score_noise: torch.Tensor | None = None,
     ) -> TokenSelection:
         """As `TokenPruner.forward` at inference."""
-        scores = score_tokens(patches.float(), context.float(), context_mask) + self.forced
-        return select_tokens(patches, scores, multiplicity=self.multiplicity)
+        return select_tokens(patches, self._scores(patches, context, context_mask), multiplicity=self.multiplicity)
+
+    def count(
+        self, patches: torch.Tensor, context: torch.Tensor, context_mask: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """As `TokenPruner.count`."""
+        scores = self._scores(patches, context, context_mask)
+        return count_picks(scores), scores.amax(1)
+
+    def _scores(self, patches: torch.Tensor, context: torch.Tensor, context_mask: torch.Tensor | None) -> torch.Tensor:
+        return score_tokens(patches.float(), context.float(), context_mask) + self.forced
 
 
 def forced_picks(number: int, num_visual: int, device: torch.device) -> torch.Tensor:

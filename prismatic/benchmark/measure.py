@@ -30,9 +30,10 @@ from prismatic.benchmark.random_policy import SIZES, meta_parts
 from prismatic.benchmark.subject import Job
 from prismatic.checkpoints.files import check_complete, read_config, resolve
 from prismatic.extern.hf.building import build_backbone, model_sizes
+from prismatic.inference.engine import ENGINES
 from prismatic.models.pruners.registry import PrunerSpec
 
-ENGINES = (REFERENCE, "eager")
+KNOWN_ENGINES = (REFERENCE, *ENGINES)
 Tell = Callable[[str], None]
 """Told what is being done, in a line."""
 
@@ -126,7 +127,7 @@ def check(config: BenchmarkConfig) -> None:
 
     Raises FileNotFoundError and ValueError.
     """
-    check_words(config, ENGINES)
+    check_words(config, KNOWN_ENGINES)
     for pruner in pruner_names(config.pruners):
         PrunerSpec.parse(pruner)
     directory = None

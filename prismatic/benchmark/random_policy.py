@@ -84,8 +84,9 @@ def random_parts(
 ) -> tuple[OpenVLAForActionPrediction, Any, ProprioProjector]:
     """Model, L1 head and proprio projector with random weights, made on the device: no copy of them is elsewhere."""
     parts = meta_parts(sizes)
+    modules: tuple[Any, ...] = parts
     generator = torch.Generator(device).manual_seed(0)
-    for module in parts:
+    for module in modules:
         fill(module.to(dtype).to_empty(device=device).eval(), generator)
     model = parts[0]
     # Its frequencies are computed, not stored, and rounded to bfloat16 they would turn late positions astray. Computed
@@ -140,4 +141,4 @@ def random_checkpoint(sizes: Sizes, device: torch.device, dtype: torch.dtype) ->
 
 def policy_of(checkpoint: Checkpoint) -> Policy:
     """The eager policy of a checkpoint with made-up statistics."""
-    return Policy(checkpoint, checkpoint.transform(_STATISTICS, center_crop=True), _STATISTICS)
+    return Policy(checkpoint, checkpoint.transform(_STATISTICS, center_crop=True), _STATISTICS, "eager")

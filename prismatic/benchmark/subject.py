@@ -58,23 +58,23 @@ def open_policy(job: Job) -> Policy:
     device = check_device(job.device)
     dtype = inference_dtype(job.setting.dtype or None, device)
     if not job.preset:
-        return Policy.from_pretrained(job.checkpoint, device=device, dtype=dtype)
+        return Policy.from_pretrained(job.checkpoint, device=device, dtype=dtype, engine="eager")
     from prismatic.benchmark.random_policy import SIZES, policy_of, random_checkpoint
 
     return policy_of(random_checkpoint(SIZES[job.preset], device, dtype))
 
 
 def as_engine(policy: Policy, engine: str) -> Acting:
-    """What computes a policy's actions by that engine, over the same weights."""
-    if engine != REFERENCE:
-        return policy
-    from prismatic.benchmark.reference import ReferencePolicy
+    """What computes an eager policy's actions by that engine, over the same weights."""
+    if engine == REFERENCE:
+        from prismatic.benchmark.reference import ReferencePolicy
 
-    return ReferencePolicy(policy)
+        return ReferencePolicy(policy)
+    return policy if engine == "eager" else Policy(policy.checkpoint, policy.transform, policy.unnorm_key, engine)
 
 
 def with_pruner(policy: Policy, pruner: str, tokens: int) -> Policy:
-    """A policy over the same weights that prunes so; with `tokens`, LightVLA keeps exactly as many.
+    """An eager policy over the same weights that prunes so; with `tokens`, LightVLA keeps exactly as many.
 
     Raises ValueError for a pruner that does not fit, and for more tokens than there are.
     """
@@ -82,7 +82,7 @@ def with_pruner(policy: Policy, pruner: str, tokens: int) -> Policy:
     from prismatic.benchmark.reference import sharing_copy
 
     model = sharing_copy(policy.model)
-    other = Policy(dataclasses.replace(policy.checkpoint, model=model), policy.transform, policy.unnorm_key)
+    other = Policy(dataclasses.replace(policy.checkpoint, model=model), policy.transform, policy.unnorm_key, "eager")
     other.set_pruner(pruner)
     if tokens > model.num_visual_tokens:
         raise ValueError(
@@ -145,6 +145,17 @@ class Subject:
     def observations(self) -> list[dict[str, np.ndarray]]:
         """What the calls are shown, the same in every process."""
         return made_up_observations(self.policy, OBSERVATIONS, self.job.camera_size)
+
+    def prepare(self, place: int) -> None:
+        """What an engine does before its first action; those that prepare nothing do nothing."""
+        acting = self.acting(place)
+        if self.job.setting.engine not in (REFERENCE, "eager") and isinstance(acting, Policy):
+            acting.warm_up(self.instruction)
+
+    def ran(self, place: int) -> dict[str, Any]:
+        """What runs the arm in truth, as `Policy.description` tells it."""
+        acting = self.acting(place)
+        return acting.description()["engine"] if isinstance(acting, Policy) else {"name": self.job.setting.engine}
 
     def act(self, place: int, number: int) -> PolicyOutput:
         """Call `number` of an arm."""

@@ -92,9 +92,13 @@ def explanations(rows: Sequence[Summary], config: BenchmarkConfig, machine: dict
         )
     if load is not None and load > 0.5 * machine["cores"]:
         lines.append(f"The machine's load was {load:.1f} on {machine['cores']} cores: trust ratios, not times.")
+    for row in rows:
+        asked, ran = row.measured.arm.setting.engine, row.measured.account["engine"]
+        if ran["name"] != asked and asked != "auto":
+            lines.append(f"(!) {title(row.measured.arm)}: ran {ran['name']}: {ran.get('instead_of_compiled', ran)}")
     lines += [
         f"(!) {title(row.measured.arm)}: the formula says {row.flops / 1e9:.4g} GFLOP and torch's counter "
-        f"{row.flops_counted / 1e9:.4g}, more than 1 % apart (the counter does not see into compiled code)."
+        f"{row.flops_counted / 1e9:.4g}, more than 1 % apart (the counter does not see into CUDA graphs)."
         for row in rows
         if not row.counter_agrees
     ]
@@ -152,7 +156,7 @@ def write_all(
         Section(
             "Milliseconds by stage",
             [stage_table(rows)],
-            "Medians. `computing` is what all threads of the process computed in a whole call, images included: other "
+            "Medians. Computing is what all threads of the process computed in a whole call, images included: other "
             "processes do not lengthen it by taking the cores.",
         ),
     ]
@@ -184,7 +188,7 @@ def draw(rows: Sequence[Summary], path: Path) -> Path | None:
         axes.set_yticks(range(len(rows)), [f"{title(row.measured.arm)}, {kept_text(row)}" for row in rows])
         axes.invert_yaxis()
         axes.set_xlim(0, 1.1e3 * max(row.p95 for row in rows))
-        axes.set_xlabel("milliseconds of the model: median, and line to the 95 % quantile", color=INK)
+        axes.set_xlabel("milliseconds of the model: median, line to p95", color=INK)
         axes.grid(visible=False, axis="y")
         axes.figure.savefig(path, dpi=150)
     return path

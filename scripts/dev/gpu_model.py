@@ -1,4 +1,4 @@
-"""A policy with random weights made on the device, its inputs, and a pruner that keeps a given number of tokens."""
+"""A policy with random weights made on the device, and its inputs."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -8,29 +8,18 @@ from typing import Any
 import numpy as np
 import torch
 from reference_checkpoint import reference_image, write_reference_checkpoint
-from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from prismatic.checkpoints.components import new_head
+from prismatic.benchmark.fixed_tokens import KeepExactly
+from prismatic.benchmark.random_policy import SIZES, Sizes, random_parts
 from prismatic.checkpoints.directory import load_checkpoint
 from prismatic.checkpoints.options import LoadOptions
-from prismatic.extern.hf.configuration_prismatic import OpenVLAConfig
 from prismatic.extern.hf.modeling_prismatic import OpenVLAForActionPrediction
 from prismatic.inference.compiled import CompiledEngine
 from prismatic.inference.engine import Parts as EngineParts
 from prismatic.models.projectors import ProprioProjector
 from prismatic.models.pruners.registry import PrunerSpec
-from prismatic.models.token_pruner import (
-    KeepAllTokens,
-    TokenPruner,
-    TokenSelection,
-    count_picks,
-    score_tokens,
-    select_tokens,
-)
+from prismatic.models.token_pruner import KeepAllTokens, TokenPruner
 from prismatic.policy import Policy
-
-FORCING = 1000.0  # added to the scores of the picks that are wanted; no score comes near
-TABLES = ("embed_tokens.weight", "pos_embed", "cls_token", "reg_token", "latent")
 
 
 @dataclass(frozen=True)
@@ -69,58 +58,10 @@ class Preset:
 PRESETS = {
     "7b": Preset(),
     "tiny": Preset(
-        text={"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 2,
-              "num_key_value_heads": 2},
-        vits=[{"embed_dim": 32, "depth": 3, "num_heads": 2}, {"embed_dim": 32, "depth": 3, "num_heads": 2}],
+        text=SIZES["tiny"].text, vits=SIZES["tiny"].vits,
         batches=(2, 3), train_batches=(1, 2), steps=1, repeats=3, observations=3, samples=2, matmul=256, copied=2**20,
     ),
 }  # fmt: skip
-
-
-class KeepExactly(TokenPruner):
-    """LightVLA with all of its work, but whose queries agree on a given number of tokens, evenly spread."""
-
-    def __init__(self, number: int, num_visual: int, device: torch.device) -> None:
-        super().__init__("weighted")
-        self.forced = forced_picks(number, num_visual, device)
-
-    def forward(
-        self,
-        patches: torch.Tensor,
-        context: torch.Tensor,
-        context_mask: torch.Tensor | None = None,
-        score_noise: torch.Tensor | None = None,
-    ) -> TokenSelection:
-        """As `TokenPruner.forward` at inference."""
-        scores = score_tokens(patches.float(), context.float(), context_mask) + self.forced
-        return select_tokens(patches, scores, multiplicity=self.multiplicity)
-
-    def count(
-        self, patches: torch.Tensor, context: torch.Tensor, context_mask: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """As `TokenPruner.count`."""
-        scores = score_tokens(patches.float(), context.float(), context_mask) + self.forced
-        return count_picks(scores), scores.amax(1)
-
-
-def forced_picks(number: int, num_visual: int, device: torch.device) -> torch.Tensor:
-    """(V, V) to add to scores, so that the queries together pick `number` tokens, each about equally often."""
-    chosen = torch.linspace(0, num_visual - 1, number, device=device).long()
-    forced = torch.zeros(num_visual, num_visual, device=device)
-    queries = torch.arange(num_visual, device=device)
-    forced[queries, chosen[queries % number]] = FORCING
-    return forced
-
-
-@torch.no_grad()
-def fill(module: torch.nn.Module, generator: torch.Generator) -> None:
-    """Random weights under which features stay of order one: norms and scales 1, biases 0, matrices by their inputs."""
-    for name, parameter in module.named_parameters():
-        if parameter.ndim > 1:
-            deviation = 0.02 if name.endswith(TABLES) else parameter[0].numel() ** -0.5
-            parameter.normal_(0, deviation, generator=generator)
-        else:
-            parameter.fill_(0.0 if name.endswith("bias") else 1.0)
 
 
 @dataclass
@@ -135,26 +76,8 @@ class Parts:
     @classmethod
     def build(cls, preset: Preset, device: torch.device) -> "Parts":
         """Made on the device: no copy of the weights is anywhere else."""
-        config = OpenVLAConfig(
-            text_config={"pad_token_id": 32000, "vocab_size": 32064, "rms_norm_eps": 1e-6, **preset.text},
-            timm_model_kwargs=preset.vits, pruner={"name": "lightvla", "multiplicity": "weighted"},
-            num_images_in_input=2, action_head="l1", center_crop=True,
-        )  # fmt: skip
-        with torch.device("meta"):
-            model = OpenVLAForActionPrediction(config)
-            head: Any = new_head(model, "l1")
-            projector = ProprioProjector(int(model.config.text_config.hidden_size), model.robot.proprio_dim)  # type: ignore[union-attr]
-        modules: tuple[Any, ...] = (model, head, projector)
-        generator = torch.Generator(device).manual_seed(0)
-        for module in modules:
-            fill(module.to(torch.bfloat16).to_empty(device=device).eval(), generator)
-        # Its frequencies are computed, not stored, and rounded to bfloat16 they would turn late positions astray.
-        llama = model.language_model.model
-        # Computed on the CPU, as when a checkpoint is loaded: a GPU's powers may differ in the last bit.
-        llama.rotary_emb = LlamaRotaryEmbedding(llama.config).to(device)
-        others = [name for name, _ in model.named_buffers() if not name.startswith("language_model.model.rotary_emb.")]
-        if others or llama.rotary_emb.inv_freq.dtype != torch.float32:
-            raise RuntimeError(f"buffers {others} hold nothing yet; fill them as the rotary frequencies are")
+        sizes = Sizes(preset.text, preset.vits)
+        model, head, projector = random_parts(sizes, device, torch.bfloat16)
         model.language_model.set_attn_implementation("sdpa")
         return cls(model, head, projector, preset.prompt)
 

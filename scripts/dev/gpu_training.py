@@ -8,12 +8,13 @@ from typing import Any
 
 import torch
 
+from prismatic.benchmark.fixed_tokens import forced_picks
 from prismatic.models.lora import attach_lora
 from prismatic.models.token_pruner import KeepAllTokens, TokenPruner
 from prismatic.training.config import FinetuneConfig
 from prismatic.training.step import TrainableVLA, choose_trained, make_optimizer
 from scripts.dev.gpu_figures import Section, allocated_gb, fits, free_memory, quantile, synchronize
-from scripts.dev.gpu_model import Card, Parts, forced_picks
+from scripts.dev.gpu_model import Card, Parts
 
 RANK = 32
 FORMS = ("none", "compact", "duplicated")

@@ -50,6 +50,7 @@ TINY = {"preset": "tiny", "random_weights": True}
         ({**TINY, "threads": "0"}, "--threads 0: expected whole numbers from 1"),
         ({**TINY, "repeats": 4}, "--repeats 4: expected at least 5"),
         ({**TINY, "tokens": 513}, "--tokens 513: the policy has 512 visual tokens"),
+        ({**TINY, "tokens": 77, "pruners": "none"}, "--tokens 77 is how many lightvla keeps, but --pruners names none"),
         ({"checkpoint": str(ROOT / "docs")}, "config.json"),
         ({**TINY, "device": "abacus"}, "device 'abacus' is unknown"),
     ],
