@@ -102,10 +102,11 @@ def test_one_command_started_again_whenever_it_ends_trains_the_undisturbed_run(f
         [(signal.SIGTERM, None)],
     ]
     for interruptions in plan:
-        with subprocess.Popen(
-            [sys.executable, *launch, *command(config)], env=environment, stdout=subprocess.DEVNULL,
-            stderr=(tmp_path / "log").open("a"),
-        ) as run:  # fmt: skip
+        started = [sys.executable, *launch, *command(config)]
+        with (
+            (tmp_path / "log").open("a") as log,
+            subprocess.Popen(started, env=environment, stdout=subprocess.DEVNULL, stderr=log) as run,
+        ):
             for number, rank in interruptions:
                 begin = killed_runs.steps_done(config)
                 while killed_runs.steps_done(config) in (0, begin):

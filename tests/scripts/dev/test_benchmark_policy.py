@@ -26,7 +26,7 @@ def test_every_call_is_measured_and_shown(small_policy_directory):
 def test_the_whole_command(small_policy_directory, tmp_path):
     output = tmp_path / "times.json"
     flags = ["--checkpoint", str(small_policy_directory), "--calls", "2", "--rounds", "1", "--output", str(output)]
-    subprocess.run([sys.executable, str(ROOT / "scripts" / "benchmark_policy.py"), *flags], check=True)
+    subprocess.run([sys.executable, str(ROOT / "scripts" / "dev" / "benchmark_policy.py"), *flags], check=True)
     assert {way: len(times) for way, times in json.loads(output.read_text()).items()} == {
         "defaults": 2, "OMP_WAIT_POLICY=PASSIVE": 2, "one thread": 2,
     }  # fmt: skip
