@@ -64,7 +64,7 @@ def test_an_error_ends_its_section_alone():
 
 
 def test_sections_are_chosen_by_name():
-    assert choose_sections(CheckConfig()) == ["right", "ceilings", "latency", "batch", "memory", "train"]
+    assert choose_sections(CheckConfig()) == ["right", "ceilings", "latency", "fp8", "batch", "memory", "train"]
     assert choose_sections(CheckConfig(only="train, load")) == ["load", "train"]
     with pytest.raises(ValueError, match="names speed; known: right, ceilings"):
         choose_sections(CheckConfig(only="right,speed"))
