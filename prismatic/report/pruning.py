@@ -90,7 +90,7 @@ class PatchSums:
         """
         if self.scores is None:
             raise ValueError(
-                "no scores: the pruner gave none (none, random, grid, divprune and others that do not score patches)"
+                "no scores: pruners other than LightVLA's and LightVLA*'s, text_similarity, fastv give none"
             )
         return self.scores / self.queries
 

@@ -192,9 +192,14 @@ class CollapseDetector:
 
 
 class Signs:
-    """Reads the lines of metrics, and warns."""
+    """Reads the lines of metrics, and warns.
 
-    def __init__(self) -> None:
+    Args:
+        may_collapse: whether the pruner itself finds how many tokens stay.
+    """
+
+    def __init__(self, may_collapse: bool = True) -> None:
+        self._may_collapse = may_collapse
         self._spikes = SpikeDetector()
         self._collapse = CollapseDetector()
 
@@ -202,7 +207,7 @@ class Signs:
         """What a line with `loss` and `tokens_kept` says further: `loss_spike`, 1 where its loss is one."""
         if (usual := self._spikes.usual(values["loss"])) is not None:
             log.warning("step %d: the loss is %.4f, of late it was %.4f: a spike", step, values["loss"], usual)
-        if self._collapse.has_collapsed(values["tokens_kept"]):
+        if self._may_collapse and self._collapse.has_collapsed(values["tokens_kept"]):
             log.warning(
                 "step %d: the pruner keeps %.1f tokens per sample, fewer than %g for %d lines of metrics: it has "
                 "collapsed. Fine-tune with --pruner none first and prune from that checkpoint, lower --learning_rate, "

@@ -202,17 +202,17 @@ def make_sinks(config: FinetuneConfig, resume_step: int) -> list[tuple[int, Sink
 class RunLog:
     """Collects the metrics of every step and passes them on when they are due.
 
-    Used as a context manager; every process makes one, the main process writes.
+    Used as a context manager; every process makes one, the main process writes. `may_collapse` as in `Signs`.
     """
 
-    def __init__(self, config: FinetuneConfig, ranks: Ranks, start_step: int) -> None:
+    def __init__(self, config: FinetuneConfig, ranks: Ranks, start_step: int, may_collapse: bool = True) -> None:
         self.config = config
         self.ranks = ranks
         frequencies = {config.log_freq, config.tensorboard_log_freq}
         frequencies |= {config.wandb_log_freq} if config.use_wandb else set()
         self._windows = {frequency: Window() for frequency in sorted(frequencies)}
         self._sinks = make_sinks(config, start_step) if ranks.is_main else []
-        self._signs = Signs()
+        self._signs = Signs(may_collapse)
         self._started = dict.fromkeys(self._windows, (start_step, time.perf_counter()))
         self._waited = dict.fromkeys(self._windows, 0.0)
         self._last_line = 0.0

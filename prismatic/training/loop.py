@@ -106,7 +106,9 @@ def train(run: Run) -> Path:
         count = sum(parameter.numel() for parameter in training.trained.values())
         precision = "bf16" if run.module.bf16 else "fp32"
         log.info("training %.2f M parameters on %d x %s in %s", count / 1e6, *place, precision)
-    with RunLog(config, run.ranks, training.step) as run_log:
+    model = training.checkpoint.model
+    fixed_number = model.config.pruner_spec.tokens(model.num_visual_tokens)
+    with RunLog(config, run.ranks, training.step, may_collapse=fixed_number is None) as run_log:
         try:
             # Closed at once, with the processes that read, which else live until the error is forgotten.
             with run.stop.listening(), closing(train_batches(run)) as batches:

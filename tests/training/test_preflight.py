@@ -32,7 +32,7 @@ from prismatic.training.preflight import preflight
         ({"precision": "fp16"}, "'fp16' is unknown; choose auto, bf16 or fp32"),
         ({"device": "tpu"}, "'tpu' is unknown; choose auto, cpu or cuda"),
         ({"pruner": "lightvla:nois=uniform"}, "no option 'nois'"),
-        ({"pruner": "random"}, "control for evaluation"),
+        ({"pruner": "random"}, "is for evaluation"),
         ({"resume_step": 3, "resume": "False"}, "--resume_step 3 with --resume False"),
         ({"resume": "3"}, r"--resume 3: the run in .* has no checkpoint of that step \(none\)"),
         ({"run_id_override": ".."}, "the run's name '..' is no name of one folder"),
