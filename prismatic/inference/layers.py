@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import LlamaModel
 
+from prismatic.models.sequence import take_rows
 from prismatic.models.vision_backbone import PrismaticVisionBackbone
 
 Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
@@ -116,7 +117,11 @@ def llama_layer(
     k = _rotate(_heads(multiply(attention.k_proj, x), attention.head_dim), *rotary)
     v = _heads(multiply(attention.v_proj, x), attention.head_dim)
     if rows is not None:
-        x, hidden, rotary = take(x, rows), take(hidden, rows), (take(rotary[0], rows), take(rotary[1], rows))
+        x, hidden, rotary = (
+            take_rows(x, rows),
+            take_rows(hidden, rows),
+            (take_rows(rotary[0], rows), take_rows(rotary[1], rows)),
+        )
     q = _rotate(_heads(multiply(attention.q_proj, x), attention.head_dim), *rotary)
     y = kernels.llm_attention(q, k, v, bias).transpose(1, 2).reshape(*x.shape[:2], -1)
     hidden = hidden + multiply(attention.o_proj, y)
@@ -148,11 +153,6 @@ def think(
     for module in model.layers[:-1]:
         hidden = layer(module, hidden, rotary, bias, kernels)
     return model.norm(layer(model.layers[-1], hidden, rotary, bias, kernels, rows))
-
-
-def take(x: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-    """Rows (B, A) of (B, S, D) -> (B, A, D)."""
-    return x.gather(1, rows[..., None].expand(-1, -1, x.shape[-1]))
 
 
 def _heads(x: torch.Tensor, head_dim: int) -> torch.Tensor:

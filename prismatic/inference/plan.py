@@ -225,7 +225,7 @@ class Plan:
         model, kernels = self.parts.model, self.how.kernels
         context = Context(self._result(self._context), self._mask, self._prefix, self._length)
         sequence = lay_out(self._bos, selection, context)
-        rows = sequence.read_out(model.robot.num_action_tokens, model.config.action_readout)
+        rows = sequence.action_places(model.robot.num_action_tokens, model.config.action_readout)
         bias = None
         if self.shape.padded or type(model.pruner) is not KeepAllTokens:
             lowest = torch.finfo(model.dtype).min

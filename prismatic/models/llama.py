@@ -10,10 +10,12 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 from transformers import DynamicCache, LlamaForCausalLM, LlamaModel
-from transformers.models.llama.modeling_llama import repeat_kv, rotate_half
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.llama.modeling_llama import eager_attention_forward, repeat_kv, rotate_half
 
-from prismatic.models.sequence import Sequence
+from prismatic.models.sequence import Sequence, take_rows
 from prismatic.models.token_pruner import TokenSelection
 
 _CACHE = "cache" if "cache" in inspect.signature(LlamaModel.forward).parameters else "past_key_values"
@@ -45,6 +47,7 @@ def run_llama_pruning(
     sequence: Sequence,
     layer: int,
     select: Callable[..., TokenSelection],
+    places: Callable[[Sequence], torch.Tensor] | None = None,
 ) -> tuple[torch.Tensor, Sequence, TokenSelection]:
     """As `run_llama`, but visual rows are dropped before layer `layer` (0, 1, ...).
 
@@ -55,16 +58,27 @@ def run_llama_pruning(
         select: hidden rows of the visual tokens (B, V, D) and of the context (B, C, D) -> the tokens that stay. It is
             also given `attention`, which computes what the layer before gave each visual token
             (`attention_received`).
+        places: (B, R) of the rows that are read in the sequence that is left; None: all are.
 
     Returns:
-        Hidden rows (B, S', D) after the final norm, the sequence that they belong to, and the selection.
+        Hidden rows (B, S' or R, D) after the final norm, the sequence that they belong to, and the selection.
     """
     before = dataclasses.replace(sequence, embeddings=_run_layers(model, model.layers[: layer - 1], sequence))
     hidden = _run_layers(model, model.layers[layer - 1 : layer], before)
     _, visual, context = sequence.split(hidden)
     selection = select(visual, context, attention=partial(attention_received, model, layer - 1, before))
     narrowed = sequence.narrow(hidden, selection)
+    if places is not None:
+        return _run_reading(model, layer, narrowed, places(narrowed)), narrowed, selection
     return model.norm(_run_layers(model, model.layers[layer:], narrowed)), narrowed, selection
+
+
+def run_llama_reading(model: LlamaModel, sequence: Sequence, places: torch.Tensor) -> torch.Tensor:
+    """As `run_llama`, but only the rows at places (B, R) leave the last layer: (B, R, D).
+
+    The other rows are its keys and values alone: no query, MLP or norm is computed that nobody reads.
+    """
+    return _run_reading(model, 0, sequence, places)
 
 
 @dataclass
@@ -238,18 +252,111 @@ def attention_mask(key_bias: torch.Tensor, embeddings: torch.Tensor) -> torch.Te
     A 4-D float mask is the only form that transformers adds as it is: 2-D means causal, None with gaps in the
     positions means packed sequences.
     """
-    device = embeddings.device.type
-    autocast = device != "meta" and torch.is_autocast_enabled(device)  # which knows no meta device
-    dtype = torch.get_autocast_dtype(device) if autocast else embeddings.dtype
+    dtype = compute_dtype(embeddings)
     bias = key_bias.clamp(min=torch.finfo(dtype).min).to(dtype)[:, None, None, :]
     return bias.expand(-1, 1, embeddings.shape[1], -1)
+
+
+def compute_dtype(values: torch.Tensor) -> torch.dtype:
+    """What products of `values` are computed in: under autocast its dtype."""
+    device = values.device.type
+    autocast = device != "meta" and torch.is_autocast_enabled(device)  # which knows no meta device
+    return torch.get_autocast_dtype(device) if autocast else values.dtype
+
+
+def plain_attention(
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor,
+    scaling: float,
+    **_: object,
+) -> tuple[torch.Tensor, None]:
+    """transformers' eager attention without its copies: scaled before the product, softmax in the values' own dtype.
+
+    (torch's softmax of bfloat16 computes in float32 inside.) In bfloat16 on CPUs the quickest one: half of all casts of
+    a training step were those of the scores.
+
+    Args:
+        module: its `num_key_value_groups`.
+        query: (B, heads, Q, d).
+        key: (B, key heads, S, d).
+        value: as `key`.
+        attention_mask: (B, 1, Q, S), float.
+        scaling: of the scores.
+
+    Returns:
+        (B, Q, heads, d), and no weights.
+    """
+    if (groups := module.num_key_value_groups) != 1:
+        key, value = (states.repeat_interleave(groups, dim=1) for states in (key, value))
+    scores = (query * scaling) @ key.transpose(2, 3)
+    scores += attention_mask  # a product needs its outcome no more
+    return (scores.softmax(-1) @ value).transpose(1, 2).contiguous(), None
+
+
+PLAIN = "plain"
+"""The name under which transformers knows `plain_attention`."""
+ALL_ATTENTION_FUNCTIONS.register(PLAIN, plain_attention)
+
+
+def share_casts(model: LlamaModel) -> None:
+    """Have autocast round what a norm returns once, instead of once for each of the two or three layers that take it.
+
+    Nothing changes without autocast, nor where norms return bfloat16 already.
+    """
+
+    def rounded(_: nn.Module, __: object, output: torch.Tensor) -> torch.Tensor:
+        return output.to(compute_dtype(output))
+
+    layers: Any = model.layers
+    for layer in layers:
+        for norm in (layer.input_layernorm, layer.post_attention_layernorm):
+            norm.register_forward_hook(rounded)
+
+
+def _rotary(model: LlamaModel, sequence: Sequence) -> tuple[torch.Tensor, torch.Tensor]:
+    cos, sin = model.rotary_emb(sequence.embeddings, position_ids=sequence.position_ids)
+    dtype = compute_dtype(sequence.embeddings)  # as a model that holds bfloat16 has them
+    return cos.to(dtype), sin.to(dtype)
 
 
 def _run_layers(model: LlamaModel, layers: Iterable[nn.Module], sequence: Sequence) -> torch.Tensor:
     """What `LlamaModel.forward` does with its layers; gradient checkpointing is each layer's own."""
     hidden = sequence.embeddings
     mask = attention_mask(sequence.key_bias, hidden)
-    rotary = model.rotary_emb(hidden, position_ids=sequence.position_ids)
+    rotary = _rotary(model, sequence)
     for decoder_layer in layers:
         hidden = decoder_layer(hidden, attention_mask=mask, position_embeddings=rotary)
     return hidden
+
+
+def _run_reading(model: LlamaModel, first: int, sequence: Sequence, places: torch.Tensor) -> torch.Tensor:
+    hidden = _run_layers(model, model.layers[first:-1], sequence)
+    layer: Any = model.layers[-1]
+    mask = attention_mask(sequence.key_bias, hidden)[:, :, : places.shape[1]]
+    last = partial(_last_layer, layer, places=places, mask=mask, rotary=_rotary(model, sequence))
+    repeats = layer.gradient_checkpointing and layer.training
+    return model.norm(checkpoint(last, hidden, use_reentrant=False) if repeats else last(hidden))
+
+
+def _last_layer(
+    layer: Any,
+    hidden: torch.Tensor,
+    places: torch.Tensor,
+    mask: torch.Tensor,
+    rotary: tuple[torch.Tensor, torch.Tensor],
+) -> torch.Tensor:
+    """What `LlamaDecoderLayer.forward` does, for the queries at places (B, R) alone."""
+    attention = layer.self_attn
+    normed = layer.input_layernorm(hidden)
+
+    in_places = (take_rows(rotary[0], places), take_rows(rotary[1], places))
+    queries = _heads(attention, attention.q_proj(take_rows(normed, places)), in_places)
+    keys = _heads(attention, attention.k_proj(normed), rotary)
+    values = attention.v_proj(normed).unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)
+    attend = ALL_ATTENTION_FUNCTIONS.get_interface(attention.config._attn_implementation, eager_attention_forward)
+    read, _ = attend(attention, queries, keys, values, mask, scaling=attention.scaling)
+    rows = take_rows(hidden, places) + attention.o_proj(read.flatten(2))
+    return rows + layer.mlp(layer.post_attention_layernorm(rows))

@@ -115,8 +115,8 @@ class Sequence:
     action_start: torch.Tensor
     num_visual: int
 
-    def read_out(self, num_actions: int, readout: str) -> torch.Tensor:
-        """Which rows predict the actions, (B, num_actions).
+    def action_places(self, num_actions: int, readout: str) -> torch.Tensor:
+        """Where in the sequence the rows stand that predict the actions, (B, num_actions).
 
         `aligned` reads the row before each action token: last prompt row, a0 .. a54. `tail` reads the last rows of the
         sequence, a1 .. stop, as the LightVLA research code does at inference. Raises ValueError for any other.
@@ -127,9 +127,8 @@ class Sequence:
         return first[:, None] + torch.arange(num_actions, device=first.device)
 
     def action_rows(self, hidden: torch.Tensor, num_actions: int, readout: str) -> torch.Tensor:
-        """Rows of hidden (B, S, D) that predict the actions, (B, num_actions, D); see `read_out`."""
-        rows = self.read_out(num_actions, readout)
-        return hidden.gather(1, rows[..., None].expand(-1, -1, hidden.shape[-1]))
+        """Rows of hidden (B, S, D) that predict the actions, (B, num_actions, D). As `action_places`."""
+        return take_rows(hidden, self.action_places(num_actions, readout))
 
     def split(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Rows (B, S, ...) of BOS, of the visual tokens and of the context behind them."""
@@ -149,6 +148,11 @@ class Sequence:
             action_start=self.action_start - self.num_visual + kept,
             num_visual=kept,
         )
+
+
+def take_rows(hidden: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    """Of hidden (B, S, D) the rows at places (B, R): (B, R, D)."""
+    return hidden.gather(1, places[..., None].expand(-1, -1, hidden.shape[-1]))
 
 
 def lay_out(bos: torch.Tensor, selection: TokenSelection, context: Context) -> Sequence:

@@ -23,6 +23,7 @@ from prismatic.training.loading import BadSamples
 from prismatic.training.parts import assemble
 from prismatic.training.planning.text import tell_plan
 from prismatic.training.preemption import StopRequest
+from prismatic.training.runs.computing import Computing, agreed_computing
 from prismatic.training.runs.folder import RunFolder
 from prismatic.training.runs.identity import ANNOUNCED, Change
 from prismatic.training.runs.resuming import Resumption, base_of, check_agreement, check_data, find_resumption
@@ -69,13 +70,15 @@ class Run:
     changes: list[Change]
 
 
-def open_run(config: FinetuneConfig, ranks: Ranks, resumption: Resumption | None) -> tuple[str, Path, TrainingData]:
+def open_run(
+    config: FinetuneConfig, ranks: Ranks, resumption: Resumption | None
+) -> tuple[str, Path, TrainingData, Computing]:
     """Open the data, see that they and the flags are the run's, and tell the plan; all processes call it.
 
     That is all that `--dry_run True` does.
 
     Returns:
-        The run's base (`base_of`), the folder that weights are loaded from, and the data.
+        The run's base (`base_of`), the folder that weights are loaded from, the data, and how to compute.
 
     Raises ValueError and FileNotFoundError as `build` does.
     """
@@ -88,8 +91,10 @@ def open_run(config: FinetuneConfig, ranks: Ranks, resumption: Resumption | None
     check_agreement(config, data.fingerprints, ranks)
     if resumption is not None:
         check_data(data.fingerprints, resumption)
-    tell_plan(config, ranks, folder, data, resumption.step if resumption else 0)
-    return base, folder, data
+    with ranks.together(ValueError, OSError):
+        computing = agreed_computing(config, folder, ranks, resumption)
+    tell_plan(config, ranks, folder, data, resumption.step if resumption else 0, computing)
+    return base, folder, data, computing
 
 
 def build(config: FinetuneConfig, ranks: Ranks, resumption: Resumption | None = None) -> Run:
@@ -98,11 +103,12 @@ def build(config: FinetuneConfig, ranks: Ranks, resumption: Resumption | None = 
     Raises:
         ValueError, FileNotFoundError: for checkpoints or data that do not fit, with the remedy.
     """
-    base, folder, data = open_run(config, ranks, resumption)
+    base, folder, data, computing = open_run(config, ranks, resumption)
     torch.manual_seed(config.seed)
-    parts = assemble(config, folder, ranks.device, data.robot)
+    parts = assemble(config, folder, ranks.device, data.robot, computing=computing)
     checkpoint, lora, module, trained = parts.checkpoint, parts.lora, parts.module, parts.trained
     facts = _facts(config, ranks, base, resumption.state if resumption else None, data)
+    facts.computing = computing.to_json()
     checkpoint.model.config.base_fingerprint = facts.base_fingerprint if lora else None
     checkpoint.dataset_statistics = data.statistics
     train_data, val_data = data.frames(

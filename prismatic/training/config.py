@@ -8,6 +8,9 @@ from prismatic.checkpoints.places import CHECKPOINTS, checkpoint_name
 from prismatic.command_line import find_home
 from prismatic.training.runs.identity import run_id
 
+RECOMPUTED = {"False": (False, False), "vits": (True, False), "llm": (False, True), "True": (True, True)}
+"""By `--gradient_checkpointing`: whether the ViTs' activations are computed twice, and the language model's."""
+
 
 @dataclass
 class FinetuneConfig:
@@ -81,7 +84,7 @@ class FinetuneConfig:
     val_fraction: float = 0.05  # of train's episodes, held out where the dataset has no split `val` or `validation`
     seed: int = 7  # of data order, augmentation, noise and new weights
     device: str = "auto"  # auto, cpu or cuda
-    gradient_checkpointing: bool = False  # compute activations twice instead of storing them: slower, less memory
+    gradient_checkpointing: str = "False"  # compute activations twice, not store them: vits, llm, True (both) or False
     precision: str = "auto"  # bf16 (autocast) or fp32; auto: bf16 where the processor computes in it
     keep_last: int = 0  # so many checkpoints stay, beside the one being written; 0: all
     keep_best: bool = False  # the one with the lowest validation loss stays, too; each save is validated; `best` is it
@@ -95,7 +98,7 @@ class FinetuneConfig:
     save_timeout_minutes: int = 360  # how long the other processes wait while one writes a checkpoint
 
     def __post_init__(self) -> None:
-        self.resume = str(self.resume)
+        self.resume, self.gradient_checkpointing = str(self.resume), str(self.gradient_checkpointing)
         find_home(self)
 
     @property

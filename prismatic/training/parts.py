@@ -15,14 +15,14 @@ from prismatic.checkpoints.directory import Checkpoint, load_checkpoint
 from prismatic.checkpoints.options import LoadOptions
 from prismatic.models.diffusion import NUM_TRAIN_STEPS
 from prismatic.models.lora import attach_lora
-from prismatic.models.precision import computes_in_bf16
 from prismatic.models.projectors import ProprioProjector
 from prismatic.models.pruners.registry import resolve_pruner
 from prismatic.models.token_pruner import TokenPruner
 from prismatic.stored_files import component_file, read_json
-from prismatic.training.config import FinetuneConfig
+from prismatic.training.config import RECOMPUTED, FinetuneConfig
 from prismatic.training.heads import wanted_head
 from prismatic.training.pruning import compact_form
+from prismatic.training.runs.computing import Computing, choose_computing
 from prismatic.training.step import TrainableVLA, choose_trained
 from prismatic.vla.robots import RobotSpec, misfits
 
@@ -46,13 +46,13 @@ class Parts:
     trained: dict[str, nn.Parameter]
 
 
-def uses_bf16(config: FinetuneConfig, device: torch.device) -> bool:
-    """Whether to compute under bfloat16 autocast. `auto`: on GPUs, and on CPUs with instructions for it."""
-    return computes_in_bf16(device) if config.precision == "auto" else config.precision == "bf16"
-
-
 def assemble(
-    config: FinetuneConfig, folder: Path, device: torch.device, robot: RobotSpec, on_meta: bool = False
+    config: FinetuneConfig,
+    folder: Path,
+    device: torch.device,
+    robot: RobotSpec,
+    on_meta: bool = False,
+    computing: Computing | None = None,
 ) -> Parts:
     """Load a checkpoint and make of it what the flags ask for.
 
@@ -62,14 +62,15 @@ def assemble(
         device: to train on.
         robot: of the data.
         on_meta: leave the weights where they are: everything is as it would be on `device`, but on the meta device.
+        computing: how the run computes; None: what is quickest here.
 
     Raises ValueError where checkpoint, data and flags do not fit.
     """
     place = torch.device("meta") if on_meta else device
+    computing = computing or choose_computing(config, folder, device)
     with place if on_meta else nullcontext():
-        checkpoint = _load(config, folder, device, robot, place)
-        if config.gradient_checkpointing:
-            checkpoint.model.enable_gradient_checkpointing()
+        checkpoint = _load(config, folder, computing, robot, place)
+        checkpoint.model.enable_gradient_checkpointing(*RECOMPUTED[config.gradient_checkpointing])
         lora = attach_lora(checkpoint.model, config.lora_rank, config.lora_dropout) if config.use_lora else None
     pruner = checkpoint.model.pruner
     if isinstance(pruner, TokenPruner):
@@ -77,18 +78,18 @@ def assemble(
         if config.compact_training and not pruner.compact:
             log.info("--lora_dropout > 0: duplicates of a token differ, so training keeps one row per query (slower)")
     assert checkpoint.action_head is not None  # _load has made one
-    module = TrainableVLA(
-        checkpoint.model, checkpoint.action_head, checkpoint.proprio_projector, uses_bf16(config, device)
-    ).to(place)
+    module = TrainableVLA(checkpoint.model, checkpoint.action_head, checkpoint.proprio_projector, computing.bf16).to(
+        place
+    )
     return Parts(checkpoint, lora, module, choose_trained(module))
 
 
 def _load(
-    config: FinetuneConfig, folder: Path, device: torch.device, data_robot: RobotSpec, place: torch.device
+    config: FinetuneConfig, folder: Path, computing: Computing, data_robot: RobotSpec, place: torch.device
 ) -> Checkpoint:
     """Model, head and projector, in the dtype that training needs; missing parts are new."""
     recorded = read_json(folder / "config.json")
-    keep_stored = config.use_lora and uses_bf16(config, device)  # frozen weights may stay small
+    keep_stored = config.use_lora and computing.bf16  # frozen weights may stay small
     options = LoadOptions(
         dtype=None if keep_stored else torch.float32,
         pruner=resolve_pruner(config.pruner, recorded.get("pruner"), "training"),
@@ -98,15 +99,13 @@ def _load(
         action_readout="aligned",
         new_pruner=True,
         device=place,
-        attention="eager" if device.type == "cpu" else None,
         num_diffusion_steps_train=config.num_diffusion_steps_train if config.use_diffusion else None,
     )
     checkpoint = load_checkpoint(folder, options)
     _check_robot(checkpoint.model.robot, data_robot, config)
     _add_new_parts(config, checkpoint, folder)
     checkpoint.model.config.center_crop = config.image_aug
-    if device.type == "cpu":
-        _prefer_plain_attention(checkpoint)
+    computing.apply(checkpoint.model)
     return checkpoint
 
 
@@ -157,11 +156,3 @@ def _check_robot(recorded: RobotSpec, data: RobotSpec, config: FinetuneConfig) -
             f"{config.vla_path} was made for robot {recorded.name!r} ({name} {ours}), but dataset "
             f"{config.dataset_name!r} is of {data.name!r} ({name} {theirs}); take another checkpoint"
         )
-
-
-def _prefer_plain_attention(checkpoint: Checkpoint) -> None:
-    """torch's fused attention in the ViTs is the slower one on CPUs, above all backwards."""
-    for vit in checkpoint.model.vision_backbone.vits:
-        for module in vit.modules():
-            if hasattr(module, "fused_attn"):
-                setattr(module, "fused_attn", False)  # noqa: B010 - an attribute that nn.Module does not know

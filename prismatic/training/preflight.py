@@ -12,7 +12,7 @@ from prismatic.checkpoints.files import read_config, resolve
 from prismatic.extern.hf.building import check_pruner
 from prismatic.models.pruners.registry import resolve_pruner
 from prismatic.stored_files import read_json
-from prismatic.training.config import FinetuneConfig
+from prismatic.training.config import RECOMPUTED, FinetuneConfig
 from prismatic.training.data import dataset_specs
 from prismatic.training.distributed import resolve_device
 from prismatic.training.health import ON_NAN
@@ -87,6 +87,11 @@ def _check_method(config: FinetuneConfig) -> None:
         raise ValueError(f"--noise_schedule {config.noise_schedule!r} is unknown; choose one of {known}")
     if config.on_nan not in ON_NAN:
         raise ValueError(f"--on_nan {config.on_nan!r} is unknown; choose one of {', '.join(ON_NAN)}")
+    if config.gradient_checkpointing not in RECOMPUTED:
+        known = ", ".join(RECOMPUTED)
+        raise ValueError(
+            f"--gradient_checkpointing {config.gradient_checkpointing!r} is unknown; choose one of {known}"
+        )
     if config.precision not in ("auto", "bf16", "fp32"):
         raise ValueError(f"--precision {config.precision!r} is unknown; choose auto, bf16 or fp32")
 

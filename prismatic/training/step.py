@@ -11,6 +11,7 @@ from torch import nn
 from prismatic.extern.hf.modeling_prismatic import OpenVLAForActionPrediction
 from prismatic.models.batch import Call, EncodedBatch
 from prismatic.models.contract import ActionHead
+from prismatic.models.llama import share_casts
 from prismatic.models.lora import has_lora, unused_modules
 from prismatic.models.projectors import ProprioProjector
 from prismatic.training.config import FinetuneConfig
@@ -60,6 +61,8 @@ class TrainableVLA(nn.Module):
         self.action_head = action_head
         self.proprio_projector = proprio_projector
         self.bf16 = bf16
+        if bf16:
+            share_casts(model.language_model.model)
 
     def forward(self, batch: Mapping[str, Any], noise: torch.Tensor | None = None) -> tuple[torch.Tensor, StepMetrics]:
         """Loss and metrics of one collated batch; `noise` (B, Q, V) is added to the pruner's scores when training."""

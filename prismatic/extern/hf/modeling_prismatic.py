@@ -27,7 +27,13 @@ from prismatic.models.autoregressive import AutoregressiveActionHead, check_deco
 from prismatic.models.batch import ActionHidden, Call, EncodedBatch
 from prismatic.models.contract import ActionHead
 from prismatic.models.film import apply_film, has_film
-from prismatic.models.llama import decode_greedily, run_llama, run_llama_pruning, run_llama_reusing
+from prismatic.models.llama import (
+    decode_greedily,
+    run_llama,
+    run_llama_pruning,
+    run_llama_reading,
+    run_llama_reusing,
+)
 from prismatic.models.projectors import VisionProjector
 from prismatic.models.pruners.kind import TrainedPruner
 from prismatic.models.pruners.registry import PrunerSpec
@@ -142,13 +148,14 @@ class OpenVLAForActionPrediction(StoredModel):
             apply_film(self.vision_backbone, self.config.llama.hidden_size)
         self.config.use_film = True
 
-    def enable_gradient_checkpointing(self) -> None:
+    def enable_gradient_checkpointing(self, vits: bool = True, llm: bool = True) -> None:
         """Compute the activations of every LLM layer and ViT block anew in the backward pass: less memory, slower."""
         llama: Any = self.language_model.model  # the method's name changed during transformers 5
-        enable = getattr(llama, "activation_checkpointing_enable", None) or llama.gradient_checkpointing_enable
-        enable({"use_reentrant": False})
+        if llm:
+            enable = getattr(llama, "activation_checkpointing_enable", None) or llama.gradient_checkpointing_enable
+            enable({"use_reentrant": False})
         for vit in self.vision_backbone.vits:
-            vit.set_grad_checkpointing()
+            vit.set_grad_checkpointing(vits)
 
     def discrete_head(self) -> DiscreteActionHead:
         """The head that reads actions off this model's own LM head, all at once."""
@@ -263,16 +270,21 @@ class OpenVLAForActionPrediction(StoredModel):
         if isinstance(site, Projector):
             selection = prune(selection.tokens, context.embeddings)
         sequence = lay_out(embed(encoded.input_ids[:, :1]), selection, context)
+        read = (num_actions + further_rows, self.config.action_readout)
+        places = (lambda of: of.action_places(*read)) if self.training else None
         with encoded.call.stage("llm"):
             if isinstance(site, LlamaLayer):
-                hidden, sequence, selection = run_llama_pruning(llama, sequence, site.layer, prune)
-            elif isinstance(site, LlamaKeys) and memories is not None:
+                rows, sequence, selection = run_llama_pruning(llama, sequence, site.layer, prune, places)
+            elif isinstance(site, LlamaKeys) and memories is not None:  # of sessions, which training has none of
                 selection = prune(selection.tokens, context.embeddings)
-                hidden, sequence, memories = run_llama_reusing(llama, sequence, selection, memories, site.layer)
+                rows, sequence, memories = run_llama_reusing(llama, sequence, selection, memories, site.layer)
                 encoded.call.remember(memories)
+            elif places is not None:
+                rows = run_llama_reading(llama, sequence, places(sequence))
             else:
-                hidden = run_llama(llama, sequence.embeddings, sequence.position_ids, sequence.key_bias)
-        rows = sequence.action_rows(hidden, num_actions + further_rows, self.config.action_readout)
+                rows = run_llama(llama, sequence.embeddings, sequence.position_ids, sequence.key_bias)
+        if places is None:
+            rows = sequence.action_rows(rows, *read)
         return ActionHidden(rows, selection, sequence.position_ids)
 
     def decode(self, encoded: EncodedBatch, num_tokens: int) -> tuple[torch.Tensor, torch.Tensor, ActionHidden]:

@@ -21,6 +21,7 @@ from prismatic.training.data import SampleCounts, TrainingData
 from prismatic.training.distributed import Ranks
 from prismatic.training.parts import Parts, assemble
 from prismatic.training.planning.memory import StepCost, StepShape, StepSimulator, nbytes
+from prismatic.training.runs.computing import Computing
 from prismatic.training.runs.folder import RunFolder
 from prismatic.vla.prompt import prompt_ids
 
@@ -198,7 +199,14 @@ def gigabytes(size: int) -> str:
     return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
 
 
-def make_plan(config: FinetuneConfig, ranks: Ranks, folder: Path, data: TrainingData, done: int = 0) -> Plan:
+def make_plan(
+    config: FinetuneConfig,
+    ranks: Ranks,
+    folder: Path,
+    data: TrainingData,
+    done: int = 0,
+    computing: Computing | None = None,
+) -> Plan:
     """Everything that can be said before weights are read.
 
     Args:
@@ -207,12 +215,13 @@ def make_plan(config: FinetuneConfig, ranks: Ranks, folder: Path, data: Training
         folder: checkpoint that the weights come from.
         data: opened.
         done: steps that the run has finished before.
+        computing: how the run computes; None: what is quickest here.
 
     Raises ValueError where checkpoint, data and flags do not fit.
     """
     process = resident_bytes() if ranks.device.type == "cpu" else 0
     with _quiet():  # the same is said when the weights are loaded
-        parts = assemble(config, folder, ranks.device, data.robot, on_meta=True)
+        parts = assemble(config, folder, ranks.device, data.robot, True, computing)
     state = nbytes(parts.trained.values()) * (3 + (config.ema_decay > 0))  # weights, AdamW's averages, and theirs
     largest = max(parameter.numel() for parameter in parts.module.parameters())
     trained, frozen = _count_parameters(parts)

@@ -13,20 +13,23 @@ from prismatic.training.data import TrainingData
 from prismatic.training.distributed import Ranks
 from prismatic.training.planning.memory import StepCost
 from prismatic.training.planning.plan import MemoryPlan, Plan, gigabytes, make_plan
+from prismatic.training.runs.computing import Computing
 
 log = logging.getLogger(__name__)
 
 Row = tuple[str, str]
 
 
-def tell_plan(config: FinetuneConfig, ranks: Ranks, folder: Path, data: TrainingData, done: int = 0) -> None:
+def tell_plan(
+    config: FinetuneConfig, ranks: Ranks, folder: Path, data: TrainingData, done: int, computing: Computing
+) -> None:
     """The main process makes the plan, shows it and warns of what it finds; all processes call it.
 
     Raises ValueError where the disk is too small, and as `make_plan`.
     """
     with ranks.together(ValueError, OSError):
         if ranks.is_main:
-            plan = make_plan(config, ranks, folder, data, done)
+            plan = make_plan(config, ranks, folder, data, done, computing)
             show(plan)
             for words in plan.warnings():
                 log.warning("%s", words)

@@ -5,7 +5,7 @@ import shutil
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,7 @@ class Facts:
         data: dataset -> fingerprint.
         schedule_steps: `max_steps` of the first command: length of the schedules of noise and rate.
         samples_per_step: of all processes together.
+        computing: dtype and attention that were chosen for speed (`computing.py`).
     """
 
     base: str
@@ -51,6 +52,7 @@ class Facts:
     data: Mapping[str, str]
     schedule_steps: int
     samples_per_step: int
+    computing: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass
