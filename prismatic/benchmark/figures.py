@@ -13,7 +13,8 @@ _FORMULAS = {REFERENCE: accounting.reference_flops, "eager": accounting.eager_fl
 
 
 def asked_of(subject: Subject, place: int) -> accounting.Prompted:
-    """The eager parts of an arm, and what its first observation asks of them."""
+    """The eager parts of an arm, and what its first observation asks of them; shown twice, for those with a memory."""
+    subject.act(place, 0)
     policy, output = subject.eager(place), subject.act(place, 0)
     model = policy.model
     kept: list[int] | None = None

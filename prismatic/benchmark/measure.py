@@ -24,7 +24,6 @@ from prismatic.benchmark.config import (
     arms_of,
     check_words,
     pruner_names,
-    settings_of,
 )
 from prismatic.benchmark.random_policy import SIZES, meta_parts
 from prismatic.benchmark.subject import Job
@@ -32,6 +31,7 @@ from prismatic.checkpoints.files import check_complete, read_config, resolve
 from prismatic.extern.hf.building import build_backbone, model_sizes
 from prismatic.inference.engine import ENGINES
 from prismatic.models.pruners.registry import PrunerSpec
+from prismatic.models.sites import Projector
 
 KNOWN_ENGINES = (REFERENCE, *ENGINES)
 Tell = Callable[[str], None]
@@ -148,6 +148,11 @@ def _num_visual(preset: str, directory: Path | None) -> int:
     return model_sizes(read, backbone, read.num_images_in_input or 2).num_visual
 
 
+def runs(arm: Arm) -> bool:
+    """Whether the engine runs that pruner: the research code has one behind the projector only."""
+    return arm.setting.engine != REFERENCE or isinstance(PrunerSpec.parse(arm.pruner).site, Projector)
+
+
 def job_of(config: BenchmarkConfig, setting: Setting, pruners: list[str]) -> Job:
     """What a process is told to hold."""
     return Job(
@@ -161,7 +166,9 @@ def measure(config: BenchmarkConfig, tell: Tell) -> list[Measured]:
 
     Raises ValueError as loading a policy does, RuntimeError where a process dies.
     """
-    found = [Measured(arm) for arm in arms_of(config)]
+    found = [Measured(arm) for arm in arms_of(config) if runs(arm)]
+    if not found:
+        raise ValueError(f"--pruners {config.pruners}: engine 'reference' runs none of them; add eager to --engines")
     for each in found:
         for _ in range(config.cold_starts):
             tell(f"cold start: {title(each.arm)}")
@@ -171,7 +178,7 @@ def measure(config: BenchmarkConfig, tell: Tell) -> list[Measured]:
             each.memory.append(answer["memory"])
     processes: dict[Setting, Process] = {}
     try:
-        for setting in settings_of(config):
+        for setting in dict.fromkeys(each.arm.setting for each in found):
             tell(f"loading: {setting_title(setting)}")
             processes[setting] = Process(job_of(config, setting, pruner_names(config.pruners)))
             dtype = processes[setting].hear()["dtype"]

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from prismatic.benchmark.config import REFERENCE, Setting
+from prismatic.models.batch import Session
 from prismatic.models.precision import check_device, inference_dtype
 from prismatic.policy import Policy, PolicyOutput
 
@@ -109,6 +110,7 @@ class Subject:
         self.policy = open_policy(job)
         self._eager: dict[int, Policy] = {}
         self._acting: dict[int, Acting] = {}
+        self._sessions: dict[int, Session] = {}
 
     @property
     def device(self) -> torch.device:
@@ -159,8 +161,11 @@ class Subject:
 
     def act(self, place: int, number: int) -> PolicyOutput:
         """Call `number` of an arm."""
-        look = self.observations[number % len(self.observations)]
-        return self.acting(place).act_batch([look], [self.instruction])
+        look, acting = self.observations[number % len(self.observations)], self.acting(place)
+        if isinstance(acting, Policy) and acting.uses_sessions:
+            session = self._sessions.setdefault(place, acting.new_session())
+            return acting.act_batch([look], [self.instruction], [session])
+        return acting.act_batch([look], [self.instruction])
 
     def call(self, place: int, number: int) -> dict[str, Any]:
         """As `act`: seconds by stage, kept tokens and actions as plain data.
@@ -181,17 +186,25 @@ class Subject:
 
 
 def made_up_observations(policy: Policy, number: int, side: int) -> list[dict[str, np.ndarray]]:
-    """Coloured squares of eight pixels, and states between the first and last percentile of the training data's."""
+    """As in a rollout: pictures of coloured squares, the same in all but for a patch of them that moves on.
+
+    States lie between the first and last percentile of the training data's.
+    """
     draw, robot = np.random.default_rng(0), policy.robot
     proprio = policy.transform.statistics.get("proprio")
     low, high = (np.array(proprio[key]) for key in ("q01", "q99")) if proprio else (-np.ones(robot.proprio_dim), 1.0)
     coarse = -(-side // 8)
 
-    def picture() -> np.ndarray:
-        blocks = draw.integers(256, size=(coarse, coarse, 3), dtype=np.uint8)
+    scenes = {camera: draw.integers(256, size=(coarse, coarse, 3), dtype=np.uint8) for camera in robot.cameras}
+    moving = draw.integers(256, size=(4, 4, 3), dtype=np.uint8)
+
+    def picture(camera: str, step: int) -> np.ndarray:
+        blocks = scenes[camera].copy()
+        shape = blocks[:4, step : step + 4].shape
+        blocks[:4, step : step + 4] = moving[: shape[0], : shape[1]]
         return blocks.repeat(8, 0).repeat(8, 1)[:side, :side].copy()
 
     return [
-        {**{camera: picture() for camera in robot.cameras}, robot.state_key: draw.uniform(low, high)}
-        for _ in range(number)
+        {**{camera: picture(camera, step) for camera in robot.cameras}, robot.state_key: draw.uniform(low, high)}
+        for step in range(number)
     ]

@@ -22,6 +22,8 @@ class Ratio:
     high: float
 
     def __str__(self) -> str:
+        if self.low == self.high == 1:
+            return "1"
         return f"{self.value:.2f} ({self.low:.2f}–{self.high:.2f})"
 
 
@@ -56,14 +58,15 @@ class Summary:
         preparing: median seconds of making the inputs.
         kept: visual tokens, fewest and most over the calls.
         tokens_set: whether their number was given.
-        than_first_engine: how many times as fast as the command's first engine at equal pruner, dtype and threads.
+        than_first_engine: how many times as fast as the command's first engine at equal pruner, dtype and threads;
+            None where that does not run this pruner.
         than_first_arm: as the first engine with the first pruner, at equal dtype and threads.
         flops, flops_counted: by the formula, and by torch's counter.
         weight_bytes: that an action reads.
         floor: seconds in which the device could compute the action.
         memory: bytes at the peak, or None.
         cold: seconds from process start to first action by part, medians, or None.
-        off: largest difference of actions from the first engine's, in the robot's units.
+        off: largest difference of actions from the first engine's, in the robot's units, or None.
     """
 
     measured: Measured
@@ -76,14 +79,14 @@ class Summary:
     kept: tuple[int, int]
     tokens_set: bool
     than_first_engine: Ratio | None
-    than_first_arm: Ratio | None
+    than_first_arm: Ratio
     flops: int
     flops_counted: int
     weight_bytes: int
     floor: float
     memory: int | None
     cold: dict[str, float] | None
-    off: float
+    off: float | None
 
     @property
     def counter_agrees(self) -> bool:
@@ -92,7 +95,10 @@ class Summary:
 
     def to_json(self) -> dict[str, Any]:
         """Plain data, without what `Measured` holds already."""
-        ratios = {name: getattr(self, name) for name in ("than_first_engine", "than_first_arm")}
+        ratios: dict[str, Ratio | None] = {
+            "than_first_engine": self.than_first_engine,
+            "than_first_arm": self.than_first_arm,
+        }
         plain = {name: value for name, value in self.__dict__.items() if name not in ("measured", *ratios)}
         return {
             **plain,
@@ -115,13 +121,10 @@ def summarize(found: Sequence[Measured], tokens: int) -> list[Summary]:
 def _summary(each: Measured, found: Sequence[Measured], tokens: int) -> Summary:
     setting = each.arm.setting
     group = [m for m in found if (m.arm.setting.threads, m.arm.setting.dtype) == (setting.threads, setting.dtype)]
-    same = next(m for m in group if m.arm.place == each.arm.place)
+    engine = found[0].arm.setting.engine
+    same = next((m for m in group if (m.arm.place, m.arm.setting.engine) == (each.arm.place, engine)), None)
     times, kept = seconds_of(each), [call["kept"] for call in each.calls]
     account = each.account
-    differences = [
-        np.abs(np.subtract(ours["actions"], theirs["actions"])).max()
-        for ours, theirs in zip(each.calls, same.calls, strict=True)
-    ]
     floor = floor_seconds(
         account["flops_needed"], account["weight_bytes_needed"], each.ceilings["flops"], each.ceilings["bytes"]
     )
@@ -131,17 +134,23 @@ def _summary(each: Measured, found: Sequence[Measured], tokens: int) -> Summary:
         p95=float(np.quantile(times, 0.95)),
         fastest=min(times),
         computing=median(seconds_of(each, "cpu")),
-        computing_ratio=None if same is each else median(seconds_of(same, "cpu")) / median(seconds_of(each, "cpu")),
+        computing_ratio=median(seconds_of(same, "cpu")) / median(seconds_of(each, "cpu")) if same else None,
         preparing=median(seconds_of(each, "preprocessing")),
         kept=(min(kept), max(kept)),
         tokens_set=bool(tokens) and each.arm.pruner.partition(":")[0] == "lightvla",
-        than_first_engine=None if same is each else ratio_of(seconds_of(same), times),
-        than_first_arm=None if group[0] is each else ratio_of(seconds_of(group[0]), times),
+        than_first_engine=ratio_of(seconds_of(same), times) if same else None,
+        than_first_arm=ratio_of(seconds_of(group[0]), times),
         flops=sum(account["flops"].values()),
         flops_counted=account["flops_counted"],
         weight_bytes=sum(account["weight_bytes"].values()),
         floor=floor,
         memory=int(median(m["peak"] for m in each.memory)) if each.memory else None,
         cold={name: median(c[name] for c in each.cold) for name in each.cold[0]} if each.cold else None,
-        off=float(max(differences)),
+        off=_difference(each, same) if same else None,
     )
+
+
+def _difference(ours: Measured, theirs: Measured) -> float:
+    """The largest of their actions, over all calls."""
+    pairs = zip(ours.calls, theirs.calls, strict=True)
+    return float(max(np.abs(np.subtract(a["actions"], b["actions"])).max() for a, b in pairs))

@@ -7,7 +7,7 @@ from typing import Any
 
 from prismatic.atomic_files import write_atomically
 from prismatic.benchmark.accounting import COMPONENTS
-from prismatic.benchmark.config import BenchmarkConfig
+from prismatic.benchmark.config import BenchmarkConfig, arms_of
 from prismatic.benchmark.measure import title
 from prismatic.benchmark.summary import Summary
 from prismatic.report.data import Notes, ReportData, Section, Table, counted
@@ -40,8 +40,8 @@ def _cells(row: Summary) -> list[str]:
         str(arm.setting.threads or "all"),
         f"{1e3 * row.p50:.1f}",
         f"{1e3 * row.p95:.1f}",
-        "1" if row.than_first_engine is None else str(row.than_first_engine),
-        "1" if row.than_first_arm is None else str(row.than_first_arm),
+        "–" if row.than_first_engine is None else str(row.than_first_engine),
+        str(row.than_first_arm),
         f"{row.flops / 1e9:.4g}{'' if row.counter_agrees else ' (!)'}",
         f"{row.weight_bytes / 1e6:.0f}",
         "–" if row.memory is None else f"{row.memory / 1e6:.0f}",
@@ -49,7 +49,7 @@ def _cells(row: Summary) -> list[str]:
         f"{100 * row.floor / row.p50:.0f} %",
         "–" if row.cold is None else f"{row.cold['total']:.1f}",
         f"{1e3 * row.preparing:.1f}",
-        f"{row.off:.1g}",
+        "–" if row.off is None else f"{row.off:.1g}",
     ]
 
 
@@ -92,6 +92,9 @@ def explanations(rows: Sequence[Summary], config: BenchmarkConfig, machine: dict
         )
     if load is not None and load > 0.5 * machine["cores"]:
         lines.append(f"The machine's load was {load:.1f} on {machine['cores']} cores: trust ratios, not times.")
+    measured = {row.measured.arm for row in rows}
+    if left_out := {arm.pruner for arm in arms_of(config) if arm not in measured}:
+        lines.append(f"reference does not run {', '.join(sorted(left_out))}: the research code has no pruner there.")
     for row in rows:
         asked, ran = row.measured.arm.setting.engine, row.measured.account["engine"]
         if ran["name"] != asked and asked != "auto":
@@ -135,7 +138,7 @@ def stage_table(rows: Sequence[Summary]) -> Table:
         calls = [call["seconds"] for call in row.measured.calls]
         medians = [sorted(call.get(stage, 0.0) for call in calls)[len(calls) // 2] for stage in stages]
         values = (*medians, row.fastest, row.computing)
-        ratio = "1" if row.computing_ratio is None else f"{row.computing_ratio:.2f}"
+        ratio = "–" if row.computing_ratio is None else f"{row.computing_ratio:.2f}"
         lines.append([title(row.measured.arm), *(f"{1e3 * value:.1f}" for value in values), ratio])
     first = rows[0].measured.arm.setting.engine
     return Table("", ("arm", *stages, "model, quickest", "computing", f"computing, x {first}"), lines)

@@ -15,21 +15,32 @@ from prismatic.benchmark.accounting import (
     needed_flops,
     weight_bytes,
 )
+from prismatic.benchmark.config import Setting
 from prismatic.benchmark.device import copy_bandwidth, peak_flops, peak_memory, release_memory
+from prismatic.benchmark.figures import asked_of
 from prismatic.benchmark.random_policy import PROMPT_TOKENS, instruction_of
-from prismatic.benchmark.subject import made_up_observations, with_pruner
+from prismatic.benchmark.subject import Job, Subject, made_up_observations, with_pruner
 from prismatic.models.flops import count_flops
 
 CPU = torch.device("cpu")
 
 
-@pytest.mark.parametrize(("pruner", "kept"), [("none", None), ("lightvla", 40)])
+@pytest.mark.parametrize(("pruner", "kept"), [("none", None), ("lightvla", 40), ("grid:tokens=40", 40)])
 def test_eager(tiny_policy, pruner, kept):
     policy = with_pruner(tiny_policy, pruner, kept or 0)
     look, sentence = made_up_observations(policy, 1, 64), [instruction_of(PROMPT_TOKENS)]
     asked = Prompted(policy.model, policy.action_head, policy.proprio_projector, kept, PROMPT_TOKENS)
     assert counted_flops(lambda: policy.act_batch(look, sentence)) == sum(eager_flops(asked).values())
     assert set(eager_flops(asked)) == set(weight_bytes(asked)) == set(COMPONENTS)
+
+
+def test_a_pruner_with_a_memory_is_shown_an_episode():
+    """The second time the same pictures come, only the K tokens that the text attends to are computed anew."""
+    setting = Setting("eager", "float32", 0)
+    subject = Subject(Job(setting, ("static_reuse:tokens=9",), preset="tiny", camera_size=64))
+    assert subject.call(0, 0)["kept"] == 512
+    asked = asked_of(subject, 0)
+    assert asked.kept is not None and sum(asked.kept) == subject.call(0, 0)["kept"] == 9
 
 
 def test_the_least_work_leaves_out_rows_that_nobody_reads(tiny_policy):

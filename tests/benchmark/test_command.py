@@ -10,7 +10,7 @@ import pytest
 
 from lightvla.commands.benchmark import command
 from prismatic.benchmark.config import Arm, BenchmarkConfig, Setting, arms_of, check_words, pruner_names
-from prismatic.benchmark.measure import check
+from prismatic.benchmark.measure import check, runs
 from prismatic.benchmark.summary import ratio_of
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -33,6 +33,13 @@ def test_arms_of_one_dtype_and_number_of_threads_stand_together():
         Arm(Setting("reference", "float32", 1), "lightvla", 1),
     ]
     assert len(arms) == 8 and [arm.setting.threads for arm in arms] == [1] * 4 + [2] * 4
+
+
+def test_the_reference_is_measured_with_pruners_that_the_research_code_could_have():
+    config = BenchmarkConfig(engines="reference,eager", pruners="none,grid:tokens=9,fastv:tokens=9", dtypes="float32")
+    assert [(arm.setting.engine, arm.pruner) for arm in arms_of(config) if not runs(arm)] == [
+        ("reference", "fastv:tokens=9")
+    ]
 
 
 TINY = {"preset": "tiny", "random_weights": True}
