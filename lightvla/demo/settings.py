@@ -146,7 +146,7 @@ def _finetune_commands(config: DemoConfig, paths: Paths) -> list[list[str]]:
         --data_root_dir {quote(paths.data)} --dataset_name {DATASET} --run_root_dir {quote(paths.run.parent)}
         --use_lora False --use_l1_regression True --num_images_in_input 2 --use_proprio True --image_aug False
         --state_noise 0.05 --batch_size {config.batch_size} --lr_schedule cosine --lr_warmup_steps 100
-        --weight_decay 0.02 --adam_beta2 0.98 --max_grad_norm 1.0 --ema_decay 0.99 --precision bf16 --num_workers 1
+        --weight_decay 0.02 --adam_beta2 0.98 --max_grad_norm 1.0 --ema_decay 0.99 --precision auto --num_workers 1
         --num_threads 2 --use_val_set True --val_freq 500 --save_freq 1000 --save_latest_checkpoint_only True
         --seed {config.seed}"""
     unpruned = f"""--vla_path {quote(paths.base)} --run_id_override {paths.unpruned_run.name} --pruner none

@@ -16,12 +16,14 @@ from typing import Any
 
 import torch
 from torch.nn import functional as F
+from transformers import LlamaConfig
 
 from prismatic.extern.hf.building import build_backbone
 from prismatic.extern.hf.configuration_prismatic import OpenVLAConfig
 from prismatic.extern.hf.modeling_prismatic import OpenVLAForActionPrediction
 from prismatic.models.llama import PLAIN, plain_attention
 from prismatic.models.precision import computes_in_bf16
+from prismatic.models.vision_backbone import PrismaticVisionBackbone
 from prismatic.stored_files import read_json
 from prismatic.training.config import FinetuneConfig
 from prismatic.training.distributed import Ranks
@@ -82,17 +84,20 @@ def choose_computing(config: FinetuneConfig, folder: Path, device: torch.device)
     recorded = read_json(folder / "config.json")
     model = OpenVLAConfig(**{name: value for name, value in recorded.items() if name != "model_type"})
     with torch.device("meta"):
-        vit: Any = build_backbone(model).featurizer
-    attention, patches, heads = vit.blocks[0].attn, vit.patch_embed.num_patches, model.llama.num_attention_heads
-    head_dim = model.llama.hidden_size // heads
-    images, dtype = config.batch_size * config.num_images_in_input, torch.bfloat16 if bf16 else torch.float32
-    rows = config.num_images_in_input * patches + _CONTEXT
-    return Computing(
-        device.type,
-        bf16,
-        quicker_attention((config.batch_size, heads, rows, head_dim), dtype),
-        quicker_attention((images, attention.num_heads, patches, attention.head_dim), dtype),
-    )
+        backbone = build_backbone(model)
+    return measured_computing(backbone, model.llama, config.batch_size, config.num_images_in_input, bf16)
+
+
+def measured_computing(
+    backbone: PrismaticVisionBackbone, llama: LlamaConfig, batch_size: int, num_images: int, bf16: bool
+) -> Computing:
+    """The quicker attention of a CPU for both parts of such a model; its weights may be on the meta device."""
+    vit: Any = backbone.featurizer
+    attention, patches, heads = vit.blocks[0].attn, backbone.patches_per_image, llama.num_attention_heads
+    in_llm = (batch_size, heads, num_images * patches + _CONTEXT, llama.hidden_size // heads)
+    in_vit = (batch_size * num_images, attention.num_heads, patches, attention.head_dim)
+    dtype = torch.bfloat16 if bf16 else torch.float32
+    return Computing("cpu", bf16, quicker_attention(in_llm, dtype), quicker_attention(in_vit, dtype))
 
 
 def agreed_computing(config: FinetuneConfig, folder: Path, ranks: Ranks, resumption: Resumption | None) -> Computing:
