@@ -22,6 +22,7 @@ import sys
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -148,7 +149,8 @@ class Split:
 
     def __init__(self, module: TrainableVLA) -> None:
         model, self.marks = module.model, dict[str, float]()
-        first, head = model.vision_backbone, module.action_head.model
+        head: Any = module.action_head
+        first, head = model.vision_backbone, head.model
         self._hooks = [
             first.register_forward_pre_hook(lambda *_: self._mark("begin")),
             first.register_forward_hook(lambda _, __, out: self._leave("ViTs", out)),
@@ -175,7 +177,7 @@ class Split:
         back = ["head", *(f"{part} back" for part in reversed(PARTS[:-1])), "end"]
         ahead = [self.marks[b] - self.marks[a] for a, b in itertools.pairwise(forward)]
         behind = [self.marks[b] - self.marks[a] for a, b in itertools.pairwise(back)]
-        return {part: pair for part, *pair in zip(PARTS, ahead, reversed(behind), strict=True)}
+        return {part: (a, b) for part, a, b in zip(PARTS, ahead, reversed(behind), strict=True)}
 
     def leave(self) -> None:
         """Take the hooks off."""

@@ -205,7 +205,7 @@ def test_inference_follows_what_training_recorded():
 def test_flag_record_and_purpose_say_which_pruner_runs(flag, recorded, trained, run):
     assert str(resolve_pruner(flag, recorded, "inference")) == run
     if trained is None:
-        with pytest.raises(ValueError, match="a control for evaluation"):
+        with pytest.raises(ValueError, match="is for evaluation; train with one of"):
             resolve_pruner(flag, recorded, "training")
     else:
         assert str(resolve_pruner(flag, recorded, "training")) == trained

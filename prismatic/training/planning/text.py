@@ -11,8 +11,9 @@ from rich.table import Table
 from prismatic.training.config import FinetuneConfig
 from prismatic.training.data import TrainingData
 from prismatic.training.distributed import Ranks
+from prismatic.training.planning.disk import gigabytes
 from prismatic.training.planning.memory import StepCost
-from prismatic.training.planning.plan import MemoryPlan, Plan, gigabytes, make_plan
+from prismatic.training.planning.plan import MemoryPlan, Plan, make_plan
 from prismatic.training.runs.computing import Computing
 
 log = logging.getLogger(__name__)

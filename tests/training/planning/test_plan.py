@@ -1,5 +1,6 @@
 """What a plan says, beside the run that it is about."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,9 +13,9 @@ from prismatic.training.distributed import Ranks
 from prismatic.training.loading import train_batches
 from prismatic.training.loop import BadInput, finetune
 from prismatic.training.parts import assemble
-from prismatic.training.planning import plan as plan_module
+from prismatic.training.planning.disk import DiskPlan, count_checkpoints
 from prismatic.training.planning.memory import Ledger, StepShape, StepSimulator, nbytes
-from prismatic.training.planning.plan import DiskPlan, Plan, count_checkpoints, make_plan
+from prismatic.training.planning.plan import Plan, make_plan
 from prismatic.training.planning.text import groups
 from prismatic.training.pruning import score_noise
 
@@ -133,8 +134,8 @@ def test_the_number_of_checkpoints(flags):
 def test_a_disk_that_is_too_small_is_refused(flags, monkeypatch):
     config = flags(max_steps=10, save_freq=1)
     size = planned(config).disk.checkpoint
-    free = plan_module.shutil.disk_usage(".")._replace(free=5 * size)
-    monkeypatch.setattr(plan_module.shutil, "disk_usage", lambda _: free)
+    free = shutil.disk_usage(".")._replace(free=5 * size)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: free)
     with pytest.raises(BadInput, match=r"10 checkpoints .* take .* free: keep fewer \(--keep_last n"):
         finetune(config)
     DiskPlan(size, 10, 5, 5 * size, Path()).check()
