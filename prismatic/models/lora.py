@@ -44,7 +44,8 @@ class _LeanForward:
         low = a(layer.lora_dropout[ADAPTER](x))
         if (scale := layer.scaling[ADAPTER]) != 1:
             low = low * scale
-        return (result + b(low)).to(result.dtype)
+        result += b(low)  # no layer needs its outcome in the backward pass
+        return result
 
 
 class AdaptedLinear(_LeanForward, peft_lora.Linear):

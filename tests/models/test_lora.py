@@ -1,8 +1,11 @@
+import copy
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from peft import PeftModel
+from torch import nn
 
 from prismatic.checkpoints.directory import load_checkpoint
 from prismatic.checkpoints.options import LoadOptions
@@ -48,6 +51,43 @@ def test_adapters_start_as_the_identity_and_are_all_that_trains(small_base: Path
     assert torch.equal(rows(model), before)
     assert config.lora_alpha == 4 and attach_lora(load(small_base), rank=32).lora_alpha == 16
     assert all(("lora_" in name) == parameter.requires_grad for name, parameter in model.named_parameters())
+
+
+KINDS = {"linear": (nn.Linear(6, 5), (3, 4, 6)), "convolution": (nn.Conv2d(2, 5, 2, 2), (3, 2, 8, 8))}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_adapted_layer_is_pefts_with_fewer_copies(kind):
+    """rank 32 scales by 0.5, which is exact: the rows are PEFT's own to the bit, in bfloat16, too."""
+    layer, shape = KINDS[kind]
+    ours = nn.Sequential(copy.deepcopy(layer))
+    ours.config, ours.vision_backbone = SimpleNamespace(action_head="discrete"), SimpleNamespace(unused_modules=list)
+    attach_lora(ours, rank=32)
+    nn.init.normal_(ours[0].lora_B["default"].weight)
+    theirs = copy.deepcopy(ours)
+    theirs[0].__class__ = type(ours[0]).__mro__[2]
+    assert type(theirs[0]).__module__.startswith("peft.") and type(ours[0]) is not type(theirs[0])
+
+    def run(model: nn.Module, x: torch.Tensor, bf16: bool) -> tuple[torch.Tensor, bool]:
+        kept: list[torch.Tensor] = []
+
+        def keep(tensor: torch.Tensor) -> torch.Tensor:
+            kept.append(tensor)
+            return tensor
+
+        hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
+        with hooks, torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            rows = model(x)
+        wide = [tensor.data_ptr() for tensor in kept if tensor.shape[-1] == shape[-1] and tensor.numel() == x.numel()]
+        return rows, bool(wide) and set(wide) == {x.data_ptr()}
+
+    x = torch.randn(shape)
+    exact, _ = run(ours, x, False)
+    torch.testing.assert_close(exact, run(theirs, x, False)[0], rtol=1e-5, atol=1e-6)
+    half = x.bfloat16().requires_grad_()
+    (rows, shares), (expected, copies) = run(ours, half, True), run(theirs, half, True)
+    assert torch.equal(rows, expected) and rows.dtype == torch.bfloat16
+    assert shares and not copies, "what the backward pass keeps is the input, and PEFT's a copy of it"
 
 
 def test_merging_keeps_the_outputs_and_gives_everything_back(small_base: Path):

@@ -1,6 +1,7 @@
 """Every head trains, is saved, goes on and acts, with one command each."""
 
 import json
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -130,6 +131,23 @@ def test_gradient_checkpointing_changes_no_gradient(flags, use_lora, compact):
         gradients.append({name: parameter.grad for name, parameter in run.training.trained.items()})
     for name, gradient in gradients[0].items():
         torch.testing.assert_close(gradients[1][name], gradient, atol=1e-7, rtol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize(("parts", "runs"), {"vits": (2, 1), "llm": (1, 2), "True": (2, 2), "False": (1, 1)}.items())
+def test_activations_are_computed_twice_where_the_flag_says(flags, parts, runs):
+    run = build(flags(gradient_checkpointing=parts, use_lora=True, lora_rank=2), ALONE)
+    run.module.train()
+    calls: Counter[str] = Counter()
+    model = run.module.model
+    layers = {
+        "vit": model.vision_backbone.vits[0].blocks[0].attn,
+        "llm": model.language_model.model.layers[0].self_attn,
+    }
+    for name, layer in layers.items():
+        layer.register_forward_hook(lambda *_, name=name: calls.update([name]))
+    loss, _ = run.module(next(train_batches(run)))
+    loss.backward()
+    assert (calls["vit"], calls["llm"]) == runs
 
 
 def test_an_original_checkpoint_is_a_base_like_any_other(flags, original_directory):

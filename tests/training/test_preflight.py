@@ -43,6 +43,7 @@ from prismatic.training.preflight import preflight
         ({"run_id_override": "x" * 201}, "has 201 bytes and may have 200"),
         ({"resume": "soon"}, "choose auto, True, False or a step"),
         ({"keep_best": True}, "--keep_best True needs a validation loss"),
+        ({"gradient_checkpointing": "vit"}, "choose one of False, vits, llm, True"),
         ({"save_in_background": "no"}, "choose auto, True or False"),
         ({"keep_last": -1}, "--keep_last -1: expected 0 or more"),
         ({"dataset_name": "bridge"}, "unknown dataset 'bridge'.*libero_goal_no_noops"),
