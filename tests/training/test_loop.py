@@ -342,7 +342,6 @@ def test_queries_are_saved_beside_an_adapter_that_is_not_merged(flags):
     assert torch.equal(stored["base_model.model.pruner.queries"], trained)
 
 
-@torch.no_grad()
 def test_sampled_points_are_saved_with_the_policy(flags):
     """What a run goes on with acts as the policy that it saved."""
     config = flags(use_lora=True, lora_rank=4, pruner="grids:tokens=4", save_freq=2, max_steps=3)
@@ -354,8 +353,9 @@ def test_sampled_points_are_saved_with_the_policy(flags):
     images = {name: rng.integers(0, 255, (64, 64, 3), np.uint8) for name in ("full_image", "wrist_image")}
     inputs = policy.model_inputs({**images, "state": np.zeros(8)}, "turn on the stove")
     batch = collate([inputs], policy.transform.pad_token_id)
-    encoded = trained.model.encode(**batch, proprio_projector=trained.proprio_projector)
-    normalized, hidden = trained.action_head.predict(trained.model, encoded)
+    with torch.no_grad():
+        encoded = trained.model.encode(**batch, proprio_projector=trained.proprio_projector)
+        normalized, hidden = trained.action_head.predict(trained.model, encoded)
     output = policy.act_batch([{**images, "state": np.zeros(8)}], ["turn on the stove"])
     assert torch.equal(output.selection.index, hidden.selection.index) and output.selection.tokens.shape[1] == 4
     expected = policy.transform.unnormalize_actions(normalized.numpy())
