@@ -133,7 +133,7 @@ def floor_seconds(flops: dict[str, int], read: dict[str, int], peak: float, band
 
 
 def counted_flops(work: Callable[[], Any]) -> int:
-    """What torch's counter sees of a call; 0 where all runs inside CUDA graphs, into which it does not look.
+    """What torch's counter sees of a call.
 
     Attention is taken apart into its matrix products, since the counter knows not every fused form, and oneDNN's linear
     layers are told to it. What older

@@ -61,7 +61,7 @@ class Summary:
         than_first_engine: how many times as fast as the command's first engine at equal pruner, dtype and threads;
             None where that does not run this pruner.
         than_first_arm: as the first engine with the first pruner, at equal dtype and threads.
-        flops, flops_counted: by the formula, and by torch's counter.
+        flops, flops_counted: by the formula, and by torch's counter; None where it sees nothing, inside CUDA graphs.
         weight_bytes: that an action reads.
         floor: seconds in which the device could compute the action.
         memory: bytes at the peak, or None.
@@ -81,7 +81,7 @@ class Summary:
     than_first_engine: Ratio | None
     than_first_arm: Ratio
     flops: int
-    flops_counted: int
+    flops_counted: int | None
     weight_bytes: int
     floor: float
     memory: int | None
@@ -90,8 +90,8 @@ class Summary:
 
     @property
     def counter_agrees(self) -> bool:
-        """Whether formula and counter tell the same work."""
-        return agree(self.flops, self.flops_counted)
+        """Whether formula and counter tell the same work; true where nothing could be counted."""
+        return self.flops_counted is None or agree(self.flops, self.flops_counted)
 
     def to_json(self) -> dict[str, Any]:
         """Plain data, without what `Measured` holds already."""

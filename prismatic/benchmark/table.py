@@ -101,10 +101,12 @@ def explanations(rows: Sequence[Summary], config: BenchmarkConfig, machine: dict
             lines.append(f"(!) {title(row.measured.arm)}: ran {ran['name']}: {ran.get('instead_of_compiled', ran)}")
     lines += [
         f"(!) {title(row.measured.arm)}: the formula says {row.flops / 1e9:.4g} GFLOP and torch's counter "
-        f"{row.flops_counted / 1e9:.4g}, more than 1 % apart (the counter does not see into CUDA graphs)."
+        f"{row.flops_counted / 1e9:.4g}, more than 1 % apart."
         for row in rows
-        if not row.counter_agrees
+        if row.flops_counted is not None and not row.counter_agrees
     ]
+    if graphs := [title(row.measured.arm) for row in rows if row.flops_counted is None]:
+        lines.append(f"Not counted by torch's counter, which does not see into CUDA graphs: {'; '.join(graphs)}.")
     return lines
 
 
