@@ -132,7 +132,9 @@ def _add_new_parts(config: FinetuneConfig, checkpoint: Checkpoint, folder: Path)
         model.enable_film()
     for name, found in origin.items():
         log.info("%s: %s", name, f"loaded from {folder}" if found else "new")
-    if held is None and not checkpoint.dataset_statistics and model.config.pruner_spec.name != "none":
+    spec = model.config.pruner_spec
+    finds_number = spec.name != "none" and spec.tokens(model.num_visual_tokens) is None
+    if held is None and not checkpoint.dataset_statistics and finds_number:
         log.warning(
             "%s was never tuned to act, and a pruner that starts so keeps too few tokens: first fine-tune with "
             "--pruner none, then with the pruner from that run, or set --pruner lightvla:min_tokens=64",

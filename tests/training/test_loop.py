@@ -343,12 +343,13 @@ def test_queries_are_saved_beside_an_adapter_that_is_not_merged(flags):
 
 
 def test_sampled_points_are_saved_with_the_policy(flags):
-    """What a run goes on with acts as the policy that it saved."""
-    config = flags(use_lora=True, lora_rank=4, pruner="grids:tokens=4", save_freq=2, max_steps=3)
-    folder = stop_after(config, 2)
+    """What has been trained, adapters included, acts as the policy that was saved."""
+    run = build(
+        flags(use_lora=True, lora_rank=4, pruner="grids:tokens=4", max_steps=2), Ranks(0, 1, torch.device("cpu"))
+    )
+    folder, trained = train(run), run.module.eval()
     policy = Policy.from_pretrained(folder, dtype="float32")
     assert str(policy.model.config.pruner_spec) == "grids:tokens=4"
-    trained = build(config, Ranks(0, 1, torch.device("cpu"))).module.eval()
     rng = np.random.default_rng(0)
     images = {name: rng.integers(0, 255, (64, 64, 3), np.uint8) for name in ("full_image", "wrist_image")}
     inputs = policy.model_inputs({**images, "state": np.zeros(8)}, "turn on the stove")
