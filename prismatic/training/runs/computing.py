@@ -37,8 +37,8 @@ _ROUNDS = 4
 """Measurements of each kind, by turns; the first does not count."""
 _CONTEXT = 90
 """Rows behind the visual tokens, about: state, prompt, action tokens."""
-_LARGEST = 2**24
-"""Scores of one measurement, at most: a few hundredths of a second."""
+_LARGEST = 2**22
+"""Scores of one measurement, at most: a few hundredths of a second, and more than a cache holds."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,9 @@ def agreed_computing(config: FinetuneConfig, folder: Path, ranks: Ranks, resumpt
 
 @functools.cache
 def quicker_attention(shape: tuple[int, int, int, int], dtype: torch.dtype) -> str:
-    """`sdpa` or `plain`, whichever takes this process less time, forward and back.
+    """`sdpa` or `plain`, whichever takes a thread less time of its own, forward and back.
+
+    By one thread's processor time, since beside other work the clock says more about that than about the kernels.
 
     Args:
         shape: B, heads, S, d; of a large batch a part is measured.
@@ -134,17 +136,22 @@ def quicker_attention(shape: tuple[int, int, int, int], dtype: torch.dtype) -> s
 
     kinds = {FUSED: fused, PLAIN: plain}
     best = dict.fromkeys(kinds, math.inf)
-    for number in range(_ROUNDS):
-        for name, attend in kinds.items():
-            seconds = _seconds(attend, states)
-            best[name] = min(best[name], seconds) if number else math.inf
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        for number in range(_ROUNDS):
+            for name, attend in kinds.items():
+                seconds = _seconds(attend, states)
+                best[name] = min(best[name], seconds) if number else math.inf
+    finally:
+        torch.set_num_threads(threads)
     told = ", ".join(f"{name} {1000 * seconds:.1f} ms" for name, seconds in best.items())
     log.debug("attention over %s in %s: %s", (batch, *shape[1:]), dtype, told)
     return min(best, key=lambda name: best[name])
 
 
 def _seconds(attend: Callable[[], torch.Tensor], states: list[torch.Tensor]) -> float:
-    began = time.perf_counter()
+    began = time.thread_time()
     outcome = attend()
     torch.autograd.grad(outcome, states, torch.ones_like(outcome))
-    return time.perf_counter() - began
+    return time.thread_time() - began
