@@ -22,6 +22,8 @@ FLOORS = {
     "prismatic.flag_help": 0,
     "prismatic.lazy_tensors": 0,
     "prismatic.stored_files": 0,
+    "prismatic.deferred_imports": 0,
+    "prismatic.libraries": 0,
     "prismatic.vla.datasets": 1,
     "prismatic.models": 1,
     "prismatic.extern": 2,

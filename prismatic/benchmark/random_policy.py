@@ -7,14 +7,13 @@ from typing import Any
 import numpy as np
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast
-from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from prismatic.checkpoints.components import new_head
 from prismatic.checkpoints.directory import Checkpoint
 from prismatic.extern.hf.configuration_prismatic import OpenVLAConfig
 from prismatic.extern.hf.modeling_prismatic import OpenVLAForActionPrediction
 from prismatic.extern.hf.processing_prismatic import PrismaticImageProcessor, PrismaticProcessor
+from prismatic.libraries import LlamaRotaryEmbedding, PreTrainedTokenizerFast
 from prismatic.models.projectors import ProprioProjector
 from prismatic.policy import Policy
 from prismatic.vla.normalization import fit_statistics

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from timm.models.vision_transformer import Block
 
 from prismatic.inference.buckets import Buckets
 from prismatic.inference.engine import Answer, EagerEngine, Parts
@@ -24,6 +23,7 @@ from prismatic.inference.self_check import (
     rounded_once_more,
     scores_of,
 )
+from prismatic.libraries import Block
 from prismatic.models.batch import Call
 from prismatic.models.film import has_film
 from prismatic.models.sites import Projector

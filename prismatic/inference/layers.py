@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 from torch.nn import functional as F
-from transformers import LlamaModel
 
+from prismatic.libraries import LlamaModel, VisionTransformer
 from prismatic.models.sequence import take_rows
 from prismatic.models.vision_backbone import PrismaticVisionBackbone
 

@@ -9,8 +9,8 @@ from typing import Any, Protocol
 
 import torch
 from torch import nn
-from transformers import LlamaForCausalLM
 
+from prismatic.libraries import LlamaForCausalLM
 from prismatic.models.batch import ActionHidden, EncodedBatch
 from prismatic.models.projectors import VisionProjector
 from prismatic.models.sites import Site

@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from typing import cast
 
 import torch
-from timm.models.vision_transformer import Block
 from torch import nn
 
+from prismatic.libraries import Block
 from prismatic.models.vision_backbone import PrismaticVisionBackbone
 
 PUBLISHED_RANK = 32

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import nn
-from transformers import LlamaForCausalLM, LlamaModel
 
+from prismatic.libraries import LlamaForCausalLM, LlamaModel
 from prismatic.models.autoregressive import AutoregressiveActionHead
 from prismatic.models.contract import ActionHead, ActionModel
 from prismatic.models.diffusion import DiffusionActionHead

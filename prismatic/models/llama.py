@@ -11,10 +11,16 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
-from transformers import DynamicCache, LlamaForCausalLM, LlamaModel
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.models.llama.modeling_llama import eager_attention_forward, repeat_kv, rotate_half
 
+from prismatic.libraries import (
+    ALL_ATTENTION_FUNCTIONS,
+    DynamicCache,
+    LlamaForCausalLM,
+    LlamaModel,
+    eager_attention_forward,
+    repeat_kv,
+    rotate_half,
+)
 from prismatic.models.sequence import Sequence, take_rows
 from prismatic.models.token_pruner import TokenSelection
 

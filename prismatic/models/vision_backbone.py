@@ -6,12 +6,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import timm
 import torch
-from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from prismatic.libraries import VisionTransformer, create_model
 from prismatic.models.token_pruner import TokenSelection
 
 
@@ -36,7 +35,7 @@ def create_vit(timm_id: str, image_size: int, timm_kwargs: dict[str, Any]) -> Vi
     Raises ValueError where timm does not know the id.
     """
     try:
-        vit: Any = timm.create_model(timm_id, pretrained=False, num_classes=0, img_size=image_size, **timm_kwargs)
+        vit: Any = create_model(timm_id, pretrained=False, num_classes=0, img_size=image_size, **timm_kwargs)
     except RuntimeError as error:
         raise ValueError(f"timm has no model {timm_id!r} (config.json: timm_model_ids): {error}") from error
     for block in vit.blocks:

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-from transformers import LlamaConfig, PreTrainedConfig
 
+from prismatic.libraries import LlamaConfig, PreTrainedConfig
 from prismatic.models.autoregressive import WITHOUT_FILES
 from prismatic.models.pruners.registry import PrunerSpec, resolve_pruner
 from prismatic.stored_files import foreign_code_only, read_json

@@ -9,19 +9,19 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from transformers import (
-    AutoConfig,
-    AutoImageProcessor,
-    AutoModelForImageTextToText,
-    AutoProcessor,
-    LlamaForCausalLM,
-)
 
 from prismatic.extern.hf.building import build_backbone, model_sizes
 from prismatic.extern.hf.configuration_prismatic import OpenVLAConfig
 from prismatic.extern.hf.predict_arguments import check_both, checked_proprio, chosen_statistics, head_for
 from prismatic.extern.hf.processing_prismatic import PrismaticImageProcessor, PrismaticProcessor
 from prismatic.extern.hf.stored_model import StoredModel
+from prismatic.libraries import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    LlamaForCausalLM,
+)
 from prismatic.models.action_heads import DiscreteActionHead
 from prismatic.models.autoregressive import AutoregressiveActionHead, check_decodable
 from prismatic.models.batch import ActionHidden, Call, EncodedBatch

@@ -8,10 +8,15 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from transformers import BatchFeature, PreTrainedTokenizerBase, PreTrainedTokenizerFast, ProcessorMixin
-from transformers.image_processing_utils import BaseImageProcessor
-from transformers.utils.hub import cached_file
 
+from prismatic.libraries import (
+    BaseImageProcessor,
+    BatchFeature,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+    ProcessorMixin,
+    cached_file,
+)
 from prismatic.stored_files import BYTE_ORDER_MARK, foreign_code_only, read_json
 from prismatic.vla.transform import PixelSpec, normalize_pixels
 
