@@ -97,12 +97,14 @@ def load_head(
     """The head of that kind, in `dtype` or as stored; None where there is none. Raises ValueError on misfits."""
     if kind is None:
         return None
-    head = new_head(model, kind)
     if (file := component_file(directory, "action_head")) is None:
-        return head
+        return new_head(model, kind)
+    with torch.device("meta"):  # what would be drawn here is not what it becomes
+        head = new_head(model, kind)
     if isinstance(head, DiffusionActionHead):
         projector_file = component_file(directory, "noisy_action_projector")
         assert projector_file is not None  # head_kind has seen it
+        head.restore_schedule()
         _fill(head.noise_predictor, file, model.device, dtype, prefix="noise_predictor.")
         _fill(head.noisy_action_projector, projector_file, model.device, dtype)
         return head.eval()
@@ -115,7 +117,8 @@ def load_proprio(
     """The proprio projector, in `dtype` or as stored; None where there is none. Raises ValueError on misfits."""
     if (file := component_file(directory, "proprio_projector")) is None:
         return None
-    projector = ProprioProjector(model.config.llama.hidden_size, model.robot.proprio_dim)
+    with torch.device("meta"):
+        projector = ProprioProjector(model.config.llama.hidden_size, model.robot.proprio_dim)
     return _fill(projector, file, model.device, dtype)
 
 
@@ -129,10 +132,10 @@ def _fill(module: Module, file: Path, device: torch.device, dtype: torch.dtype |
             f"{file}: {name!r} has shape {found.get(name)}, a {type(module).__name__} of this checkpoint needs "
             f"{expected.get(name)}; the head was made for another robot or kind of head"
         )
-    if not any(parameter.is_meta for parameter in module.parameters()):
-        module.load_state_dict(state)
-    stored = next(iter(state.values())).dtype
-    return module.to(device=device, dtype=dtype or stored).eval()
+    dtype = dtype or next(iter(state.values())).dtype
+    if device.type != "meta":
+        module.load_state_dict({name: value.to(device, dtype) for name, value in state.items()}, assign=True)
+    return module.to(dtype).eval()
 
 
 def component_states(

@@ -11,18 +11,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedTokenizerFast
 
 from prismatic.checkpoints.atomic_folder import reading
 from prismatic.checkpoints.components import diffusion_steps, head_kind, load_head, load_proprio
 from prismatic.checkpoints.files import check_complete, read_config, read_statistics, resolve
 from prismatic.checkpoints.options import LoadOptions, checked_options
 from prismatic.checkpoints.weight_checks import check_weights, without_new_pruner
+from prismatic.checkpoints.weight_files import read_ahead, tensor_reader
 from prismatic.extern.hf.building import check_pruner
 from prismatic.extern.hf.configuration_prismatic import OpenVLAConfig
+from prismatic.extern.hf.filling import fill, outline
 from prismatic.extern.hf.modeling_prismatic import OpenVLAForActionPrediction
 from prismatic.extern.hf.original import as_original
 from prismatic.extern.hf.processing_prismatic import PrismaticProcessor
+from prismatic.libraries import PreTrainedTokenizerFast
 from prismatic.models.autoregressive import AUTOREGRESSIVE, check_decodable
 from prismatic.models.contract import ActionHead
 from prismatic.models.diffusion import NUM_TRAIN_STEPS
@@ -108,6 +110,8 @@ def load_checkpoint(path_or_hub_id: str | Path, options: LoadOptions | None = No
 
 def _load(directory: Path, options: LoadOptions) -> Checkpoint:
     weight_files = check_complete(directory)
+    if torch.device(options.device).type != "meta":
+        read_ahead(weight_files)
     config_json, config = read_config(directory)
     kind = config.action_head = _check_components(directory, options, config_json)
     assumptions = _apply(options, config, config_json)
@@ -115,21 +119,12 @@ def _load(directory: Path, options: LoadOptions) -> Checkpoint:
         check_decodable(config.pruner_spec.name, bool(options.use_proprio), config.action_readout)
     check_pruner(config)
     new_pruner = without_new_pruner(weight_files, config, options)
-    check_weights(weight_files, config)
+    outlined = check_weights(weight_files, config)
     statistics = read_statistics(directory, config_json)
     processor = load_processor(directory, config)
-    arguments: dict[str, Any] = {"config": config, "dtype": options.dtype or stored_dtype(config_json)}
-    on_meta = torch.device(options.device).type == "meta"
-    if options.quantization is not None:
-        check_quantization(options.quantization)
-    if options.quantization not in (None, "fp8"):
-        arguments |= {"quantization_config": quantization_config(options.quantization), "device_map": options.device}
-    load: Any = _model_on_meta if on_meta else OpenVLAForActionPrediction.from_pretrained
-    model = load(directory, **arguments)
+    model = _load_model(directory, weight_files, outlined, options.dtype or stored_dtype(config_json), options)
     if new_pruner is not None:
         model.set_pruner(new_pruner)
-    if options.quantization in (None, "fp8"):
-        model.to(options.device)
     if options.quantization == "fp8":
         convert_to_fp8(model.language_model.model.layers)
     on_cpu = torch.device(options.device).type == "cpu"
@@ -140,14 +135,32 @@ def _load(directory: Path, options: LoadOptions) -> Checkpoint:
     return Checkpoint(directory, config_json, model, head, projector, processor, statistics, assumptions)
 
 
-def _model_on_meta(directory: Path, config: OpenVLAConfig, dtype: torch.dtype) -> OpenVLAForActionPrediction:
-    """The model as it would be loaded, on the meta device: names, shapes and dtypes."""
-    with torch.device("meta"):
-        model: Any = OpenVLAForActionPrediction(config)
-        model.to(dtype)
-        config.use_film = component_file(directory, "vision_backbone") is not None
-        if config.use_film:
-            model.enable_film()
+def _load_model(
+    directory: Path,
+    weight_files: list[Path],
+    model: OpenVLAForActionPrediction,
+    dtype: torch.dtype,
+    options: LoadOptions,
+) -> OpenVLAForActionPrediction:
+    """The model with its weights; for the device "meta" all but the weights. `model` is on the meta device."""
+    device = torch.device(options.device)
+    if options.quantization is not None:
+        check_quantization(options.quantization)
+    if options.quantization not in (None, "fp8"):
+        quantized: Any = OpenVLAForActionPrediction.from_pretrained(
+            directory,
+            config=model.config,
+            dtype=dtype,
+            quantization_config=quantization_config(options.quantization),
+            device_map=options.device,
+        )
+        return quantized
+    film = component_file(directory, "vision_backbone")
+    if device.type == "meta":
+        outline(model, dtype, film)
+        return model
+    with tensor_reader(weight_files) as read:
+        fill(model, read, dtype, device, film)
     return model
 
 

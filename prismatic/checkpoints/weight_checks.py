@@ -5,11 +5,10 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
-
 from prismatic.checkpoints.options import LoadOptions
 from prismatic.checkpoints.weight_files import StoredTensor, stored_tensors
 from prismatic.extern.hf.configuration_prismatic import OpenVLAConfig
+from prismatic.extern.hf.filling import build_on_meta
 from prismatic.extern.hf.modeling_prismatic import OpenVLAForActionPrediction
 from prismatic.models.pruners.registry import PrunerSpec
 
@@ -37,23 +36,41 @@ def without_new_pruner(files: list[Path], config: OpenVLAConfig, options: LoadOp
     return spec
 
 
-def check_weights(files: list[Path], config: OpenVLAConfig) -> None:
-    if problems := weight_problems(stored_tensors(files), config):
+def check_weights(files: list[Path], config: OpenVLAConfig) -> OpenVLAForActionPrediction:
+    """Returns the model that the configuration describes, on the meta device; ValueError where weights do not fit."""
+    model = described_model(config)
+    if problems := [model] if isinstance(model, str) else misfits(stored_tensors(files), shapes(model)):
         raise ValueError(f"{files[0].parent}: {problems[0]}")
+    assert not isinstance(model, str)
+    return model
 
 
 def expected_tensors(config: OpenVLAConfig) -> dict[str, tuple[int, ...]]:
     """Name -> shape of every tensor that the model of a configuration has."""
-    with torch.device("meta"):
-        return {name: tuple(value.shape) for name, value in OpenVLAForActionPrediction(config).state_dict().items()}
+    return shapes(build_on_meta(config))
+
+
+def shapes(model: OpenVLAForActionPrediction) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of every tensor of a model."""
+    return {name: tuple(value.shape) for name, value in model.state_dict().items()}
+
+
+def described_model(config: OpenVLAConfig) -> OpenVLAForActionPrediction | str:
+    """The model on the meta device, or a sentence that says why there is none."""
+    try:
+        return build_on_meta(config)
+    except Exception as error:  # timm and transformers raise many kinds for sizes that do not go together
+        return f"config.json describes no model that can be built: {' '.join(str(error).split())}"
 
 
 def weight_problems(stored: Mapping[str, StoredTensor], config: OpenVLAConfig) -> list[str]:
     """In what stored weights do not fit the configuration, a sentence each; empty where they fit."""
-    try:
-        expected = expected_tensors(config)
-    except Exception as error:  # timm and transformers raise many kinds for sizes that do not go together
-        return [f"config.json describes no model that can be built: {' '.join(str(error).split())}"]
+    model = described_model(config)
+    return [model] if isinstance(model, str) else misfits(stored, shapes(model))
+
+
+def misfits(stored: Mapping[str, StoredTensor], expected: Mapping[str, tuple[int, ...]]) -> list[str]:
+    """In what stored tensors differ from the expected ones, a sentence each."""
     problems = []
     if missing := sorted(set(expected) - set(stored)):
         problems.append(f"weights lack {len(missing)} tensors that config.json implies, first {missing[0]!r}")

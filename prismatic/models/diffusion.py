@@ -67,6 +67,10 @@ class DiffusionActionHead(nn.Module):
         self.scheduler = DDIMScheduler(num_train_timesteps=num_train_steps, beta_schedule="squaredcos_cap_v2")
         self.num_inference_steps = num_train_steps
 
+    def restore_schedule(self) -> None:
+        """Compute the schedule's tables anew: they are no buffers, and without values in a head built on "meta"."""
+        self.scheduler = self.scheduler.from_config(self.scheduler.config)
+
     @property
     def num_train_steps(self) -> int:
         """Steps from clean actions to noise."""

@@ -111,8 +111,9 @@ def choose_trained(module: TrainableVLA) -> dict[str, nn.Parameter]:
     module.model.pruner.requires_grad_(True)
     trained = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
     for parameter in trained.values():
-        # Small updates vanish in bfloat16 weights; autocast still computes in bfloat16.
-        parameter.data = parameter.data.float()
+        # Small updates vanish in bfloat16 weights; autocast still computes in bfloat16. A copy in any case: what was
+        # loaded may be the checkpoint's file, mapped into memory.
+        parameter.data = parameter.data.to(torch.float32, copy=True)
     return trained
 
 

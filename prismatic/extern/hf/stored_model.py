@@ -6,10 +6,10 @@ from typing import Any
 import torch
 from huggingface_hub import snapshot_download
 from safetensors import SafetensorError
-from transformers import PreTrainedModel
 
 from prismatic.extern.hf.configuration_prismatic import OpenVLAConfig
 from prismatic.extern.hf.original import original_config
+from prismatic.libraries import PreTrainedModel
 from prismatic.models.film import has_film, merge_published_state, split_state
 from prismatic.stored_files import component_file, component_files, component_name, load_component, make_readable
 
@@ -89,10 +89,14 @@ class StoredModel(PreTrainedModel):
     def load_film(self, file: Path) -> None:
         """Put a FiLM component in the place of the whole vision backbone. Raises ValueError where it does not fit."""
         self.enable_film()
+        self.vision_backbone.load_state_dict(self.film_state(file))
+
+    def film_state(self, file: Path) -> dict[str, torch.Tensor]:
+        """What a component holds for the vision backbone, which has FiLM. Raises ValueError where it does not fit."""
         state = merge_published_state(load_component(file))
         expected = {name: value.shape for name, value in self.vision_backbone.state_dict().items()}
         if odd := sorted(
             name for name in {*expected, *state} if expected.get(name) != getattr(state.get(name), "shape", 0)
         ):
             raise ValueError(f"{file} does not fit the vision backbone that config.json describes, e.g. {odd[0]!r}")
-        self.vision_backbone.load_state_dict(state)
+        return state

@@ -242,7 +242,7 @@ class StepSimulator:
 
     def __init__(self, module: TrainableVLA, on_gpu: bool) -> None:
         if isinstance(head := module.action_head, DiffusionActionHead):  # its tables are no buffers
-            head.scheduler = head.scheduler.from_config(head.scheduler.config)
+            head.restore_schedule()
         self._answers: dict[str, int] = {}
         self._ledger = ValuelessLedger(self._answers)
         with self._ledger:
