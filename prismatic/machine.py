@@ -26,14 +26,18 @@ class Machine:
     memory_bytes: int | None = None
 
 
+def available_cores() -> int:
+    """Cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def read_machine(root: Path = Path("/")) -> Machine:
     """What the system says now; `root` holds `proc` and `sys`."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quotas = [quota for group in _groups(root, "cpu") if (quota := _cpu_quota(group)) is not None]
     free = [left for group in _groups(root, "memory") if (left := _memory_left(group)) is not None]
     if (available := _field(root / "proc/meminfo", "MemAvailable:")) is not None:
         free.append(available * 2**10)
-    return Machine(cores, min(quotas, default=None), min(free, default=None))
+    return Machine(available_cores(), min(quotas, default=None), min(free, default=None))
 
 
 def _groups(root: Path, controller: str) -> Iterator[Path]:

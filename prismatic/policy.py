@@ -16,6 +16,7 @@ from prismatic.checkpoints.components import NO_HEAD
 from prismatic.checkpoints.directory import Checkpoint, load_checkpoint
 from prismatic.checkpoints.files import check_complete, check_statistics, read_config, resolve
 from prismatic.checkpoints.options import LoadOptions, assumed_original, choose_unnorm_key, either, load_options
+from prismatic.checkpoints.weight_files import num_values
 from prismatic.extern.hf.configuration_prismatic import check_action_readout, check_switch
 from prismatic.inference.choice import build_engine
 from prismatic.inference.engine import Engine, Parts, check_engine
@@ -23,13 +24,13 @@ from prismatic.models.autoregressive import AUTOREGRESSIVE, check_decodable
 from prismatic.models.batch import Call, Session
 from prismatic.models.contract import ActionHead
 from prismatic.models.diffusion import DiffusionActionHead
-from prismatic.models.precision import check_device, inference_dtype
+from prismatic.models.precision import check_device, choose_dtype
 from prismatic.models.pruners.registry import PrunerSpec, resolve_pruner
 from prismatic.models.stage_clock import StageClock
 from prismatic.models.token_pruner import TokenSelection
 from prismatic.stored_files import component_file
 from prismatic.vla.datasets.collate import collate
-from prismatic.vla.observation import ObservationDoubts, read_observation
+from prismatic.vla.preparation import Preparation
 from prismatic.vla.request import Observation, read_request
 from prismatic.vla.robots import RobotSpec
 from prismatic.vla.transform import PolicyTransform
@@ -79,8 +80,8 @@ class Policy:
         self.norm_stats = checkpoint.dataset_statistics
         self.transform = transform
         self.unnorm_key = unnorm_key
-        statistics = transform.statistics.get("proprio") if transform.use_proprio else None
-        self._doubts = ObservationDoubts(self.robot.state_key, statistics)
+        self._preparation = Preparation(transform)
+        self._dtype_reason = "as the parts came"
         _warn_of_spinning_threads(self.model.device)
 
     @classmethod
@@ -101,8 +102,8 @@ class Policy:
         Args:
             path_or_hub_id: what to load.
             device: where to run.
-            dtype: a dtype or its name, "bfloat16", "float16" or "float32"; None or "auto": bfloat16 on a GPU and on a
-                CPU that computes in it (as training decides), else float32.
+            dtype: a dtype or its name, "bfloat16", "float16" or "float32"; None or "auto": bfloat16 on a GPU, and on a
+                CPU where that is clearly faster (measured) or float32 weights would not fit, else float32.
             unnorm_key: dataset whose statistics apply; may be left out where there is only one.
             pruner: overrides the checkpoint's, e.g. "none", "lightvla:multiplicity=set".
             action_readout: "aligned" (as trained) or "tail" (as the LightVLA research code infers).
@@ -125,20 +126,25 @@ class Policy:
         """
         hub = {key: options.pop(key) for key in ("revision", "token") if key in options}
         device = check_device(device)
-        dtype = inference_dtype(either(dtype, options.pop("torch_dtype", None)), device)
+        wanted = either(dtype, options.pop("torch_dtype", None))
+        choose_dtype(wanted, "cuda")  # raises for an unknown one
         load = load_options(options)
         spec = PrunerSpec.parse(pruner) if isinstance(pruner, str) else pruner
         _check_choices(engine, action_readout, center_crop)
         directory = resolve(path_or_hub_id, **hub)
         key, original = _check_folder(directory, unnorm_key, load)
-        logger.info("running in %s on %s; dtype chooses another", str(dtype).removeprefix("torch."), device)
-        load_as = LoadOptions(device, dtype, spec, action_readout, **load)
+        chosen = choose_dtype(wanted, device, num_values(check_complete(directory)))
+        name = str(chosen.dtype).removeprefix("torch.")
+        logger.info("running in %s on %s (%s); dtype chooses another", name, device, chosen.reason)
+        load_as = LoadOptions(device, chosen.dtype, spec, action_readout, **load)
         checkpoint = load_checkpoint(directory, load_as)
         if original is not None:
             checkpoint.assumptions.insert(0, original)
             logger.warning("%s: %s", directory, original)
         _warn_of_unused_steps(checkpoint, load_as)
-        return cls(checkpoint, checkpoint.transform(key, _crop_in_force(checkpoint, center_crop)), key, engine)
+        policy = cls(checkpoint, checkpoint.transform(key, _crop_in_force(checkpoint, center_crop)), key, engine)
+        policy._dtype_reason = chosen.reason
+        return policy
 
     @property
     def robot(self) -> RobotSpec:
@@ -186,7 +192,8 @@ class Policy:
     ) -> PolicyOutput:
         """Several observations at once; samples do not influence each other.
 
-        Images are prepared on the calling thread alone; the model takes as many threads as torch is given.
+        Images of several observations are prepared at once, on as many threads as the process may use cores, those of
+        one on the calling thread; the model takes as many threads as torch is given.
 
         Args:
             observations: each with the robot's camera keys, uint8 (H, W, 3), and its state key, (P,): arrays, tensors,
@@ -204,7 +211,7 @@ class Policy:
         """
         observations, instructions, seeds = read_request(observations, instructions, sessions, seeds)
         start = time.perf_counter()
-        samples = [self.model_inputs(o, i) for o, i in zip(observations, instructions, strict=True)]
+        samples = self._preparation.samples(self.transform, observations, instructions)
         batch = collate(samples, self.transform.pad_token_id)
         prepared = time.perf_counter()
         clock = StageClock(self.model.device)
@@ -269,16 +276,7 @@ class Policy:
 
     def model_inputs(self, observation: Observation, instruction: str | bytes) -> dict[str, Any]:
         """One observation as the model takes it; the same keys as a training sample, without actions."""
-        transform = self.transform
-        read = read_observation(observation, self.robot, transform.num_images, transform.use_proprio)
-        inputs: dict[str, Any] = {
-            "input_ids": transform.input_ids(instruction),
-            "pixel_values": transform.pixel_values(transform.prepare_images(read.images)),
-        }
-        if read.state is not None:
-            inputs["proprio"] = transform.proprio(read.state)
-        self._doubts.look(read)
-        return inputs
+        return self._preparation.samples(self.transform, [observation], [instruction])[0]
 
     def set_pruner(self, spec: str | PrunerSpec) -> None:
         """Run with another pruner from now on (`none`, `random:seed=3`); what it leaves unsaid is as in training.
@@ -323,6 +321,7 @@ class Policy:
             "parameters": sum(p.numel() for p in self.model.parameters()),
             "robot": self.robot.to_json(),
             "dtype": str(self.model.dtype).removeprefix("torch."),
+            "dtype_reason": self._dtype_reason,
             "device": str(self.model.device),
             "device_name": _device_name(self.model.device),
             "assumptions": list(self.checkpoint.assumptions),

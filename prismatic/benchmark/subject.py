@@ -11,7 +11,7 @@ import torch
 
 from prismatic.benchmark.config import REFERENCE, Setting
 from prismatic.models.batch import Session
-from prismatic.models.precision import check_device, inference_dtype
+from prismatic.models.precision import check_device, choose_dtype
 from prismatic.policy import Policy, PolicyOutput
 
 OBSERVATIONS = 8
@@ -57,7 +57,7 @@ def open_policy(job: Job) -> Policy:
     Raises FileNotFoundError and ValueError as `Policy.from_pretrained`.
     """
     device = check_device(job.device)
-    dtype = inference_dtype(job.setting.dtype or None, device)
+    dtype = choose_dtype(job.setting.dtype or None, device).dtype
     if not job.preset:
         return Policy.from_pretrained(job.checkpoint, device=device, dtype=dtype, engine="eager")
     from prismatic.benchmark.random_policy import SIZES, policy_of, random_checkpoint

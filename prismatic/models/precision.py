@@ -1,11 +1,21 @@
-"""In which dtype to compute: by name, or what the device computes in."""
+"""In which dtype to compute: by name, or in what the device computes faster."""
 
+import functools
+import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.nn import functional as F
+
+from prismatic.machine import read_machine
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+CLEARLY_FASTER = 1.25
+"""So many times as fast bfloat16 must be on a CPU: less does not pay for eight bits of precision."""
+_ROWS, _WIDTH, _ROUNDS = 128, 1024, 4  # of the matrix product that is timed
+_SPARE = 2 * 2**30  # bytes that a process takes beside a large model's weights
 
 
 def check_device(device: torch.device | str | int) -> torch.device:
@@ -19,10 +29,45 @@ def check_device(device: torch.device | str | int) -> torch.device:
     return found
 
 
+def bf16_speedup() -> float:
+    """How many times as fast as in float32 this CPU multiplies matrices in bfloat16, with the present threads.
+
+    Measured as torch would run a linear layer, some ten milliseconds, once per process and number of threads. What a
+    CPU's flags list does not tell: with the same instructions one is four times as fast, another half as fast.
+    """
+    return _measured_speedup(torch.get_num_threads())
+
+
+@functools.lru_cache
+def _measured_speedup(num_threads: int) -> float:
+    layers = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        layers[dtype] = torch.ones(_ROWS, _WIDTH, dtype=dtype), torch.ones(_WIDTH, _WIDTH, dtype=dtype)
+    seconds = dict.fromkeys(layers, float("inf"))
+    with torch.inference_mode():
+        for number in range(_ROUNDS + 1):
+            for dtype, (rows, weight) in layers.items():  # in turn, so that what else the machine does meets both
+                start = time.perf_counter()
+                F.linear(rows, weight)
+                if number:  # the first call prepares
+                    seconds[dtype] = min(seconds[dtype], time.perf_counter() - start)
+    return seconds[torch.float32] / seconds[torch.bfloat16]
+
+
 def computes_in_bf16(device: torch.device | str) -> bool:
-    """Whether a GPU, or a CPU by instructions of its own, computes in bfloat16 instead of emulating it."""
+    """Whether a GPU computes in bfloat16 instead of emulating it, or a CPU is clearly faster in it than in float32."""
     if torch.device(device).type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
+    return bf16_speedup() >= CLEARLY_FASTER
+
+
+def lists_bf16(device: torch.device | str) -> bool:
+    """Whether a GPU computes in bfloat16, or a CPU lists instructions for it, however fast they are.
+
+    What runs went by whose checkpoints record no precision.
+    """
+    if torch.device(device).type == "cuda":
+        return computes_in_bf16(device)
     capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
@@ -36,19 +81,39 @@ def stored_dtype(config_json: Mapping[str, Any]) -> torch.dtype:
     return parse_dtype(str(recorded), "torch_dtype")
 
 
-def inference_dtype(wanted: torch.dtype | str | None, device: torch.device | str) -> torch.dtype:
+@dataclass(frozen=True)
+class DtypeChoice:
+    """A dtype, and in words why it is that one."""
+
+    dtype: torch.dtype
+    reason: str
+
+
+def choose_dtype(
+    wanted: torch.dtype | str | None, device: torch.device | str, num_parameters: int | None = None
+) -> DtypeChoice:
     """The dtype to run a policy in.
 
     Args:
-        wanted: a dtype or its name; "auto" or None: bfloat16 on a GPU and where the CPU computes in it, else float32.
+        wanted: a dtype or its name; "auto" or None: bfloat16 on a GPU; on a CPU bfloat16 where it is clearly faster or
+            float32 weights would not fit into the memory that is left, else float32.
         device: where to run.
+        num_parameters: of the policy; None where nobody knows, then they count as fitting.
 
     Raises ValueError listing the choices.
     """
-    if wanted is None or wanted == "auto":
-        on_gpu = torch.device(device).type == "cuda"
-        return torch.bfloat16 if on_gpu or computes_in_bf16(device) else torch.float32
-    return parse_dtype(wanted, "dtype", ("auto",))
+    if not (wanted is None or wanted == "auto"):
+        return DtypeChoice(parse_dtype(wanted, "dtype", ("auto",)), "asked for")
+    if torch.device(device).type == "cuda":
+        return DtypeChoice(torch.bfloat16, "the device is a GPU")
+    needed, left = torch.float32.itemsize * (num_parameters or 0), read_machine().memory_bytes
+    if left is not None and needed + _SPARE > left and needed > _SPARE:
+        words = f"float32 weights would take {needed / 2**30:.1f} GiB of the {left / 2**30:.1f} GiB of memory left"
+        return DtypeChoice(torch.bfloat16, words)
+    speedup = bf16_speedup()
+    threads = torch.get_num_threads()
+    words = f"bfloat16 runs at {speedup:.2f} times the speed of float32 on {threads} thread{'s' * (threads > 1)}"
+    return DtypeChoice(torch.bfloat16 if speedup >= CLEARLY_FASTER else torch.float32, words)
 
 
 def parse_dtype(value: torch.dtype | str, label: str, further: tuple[str, ...] = ()) -> torch.dtype:

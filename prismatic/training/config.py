@@ -85,7 +85,7 @@ class FinetuneConfig:
     seed: int = 7  # of data order, augmentation, noise and new weights
     device: str = "auto"  # auto, cpu or cuda
     gradient_checkpointing: str = "False"  # compute activations twice, not store them: vits, llm, True (both) or False
-    precision: str = "auto"  # bf16 (autocast) or fp32; auto: bf16 where the processor is quicker in it
+    precision: str = "auto"  # bf16 (autocast) or fp32; auto: bf16 on GPUs that can, on CPUs where it is clearly faster
     keep_last: int = 0  # so many checkpoints stay, beside the one being written; 0: all
     keep_best: bool = False  # the one with the lowest validation loss stays, too; each save is validated; `best` is it
     save_minutes: float = 0.0  # save also whenever so many minutes have passed since the last time; 0: off

@@ -1,8 +1,8 @@
 """Decoding, JPEG round trip, lanczos3 and crop: equal to the TensorFlow pipeline of published policies, without it.
 
 Published checkpoints were trained and evaluated on pixels that TensorFlow resized. These functions give the same
-uint8 values. What inference needs is NumPy on the calling thread: threads of torch that wait for each other would stall
-a policy beside a busy process.
+uint8 values. What inference needs is NumPy, each image on one thread: threads of torch that wait for each other would
+stall a policy beside a busy process.
 """
 
 import functools

@@ -1,5 +1,6 @@
 """From an observation and a sentence to model inputs: the one path that the dataset and the policy both take."""
 
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,6 +14,8 @@ from prismatic.vla.prompt import TokenIds, as_instruction, prompt_ids
 from prismatic.vla.robots import RobotSpec
 
 _SENTENCES_KEPT = 1024
+_TOKENIZING = threading.Lock()
+"""Fast tokenizers are set up anew by every call, and refuse that while another thread uses them."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,8 @@ class PolicyTransform:
         sentence = as_instruction(instruction)
         ids = self._ids.get(sentence)
         if ids is None:
-            ids = np.asarray(prompt_ids(self.tokenize, sentence, self.token_ids), np.int64)
+            with _TOKENIZING:
+                ids = np.asarray(prompt_ids(self.tokenize, sentence, self.token_ids), np.int64)
             if self.max_prompt_tokens is not None and len(ids) > self.max_prompt_tokens:
                 raise ValueError(
                     f"the instruction takes {len(ids)} tokens with the prompt around it, but the model has room for "

@@ -9,20 +9,20 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch.nn import functional as F
-from transformers import LlamaConfig
 
 from prismatic.extern.hf.building import build_backbone
 from prismatic.extern.hf.configuration_prismatic import OpenVLAConfig
 from prismatic.extern.hf.modeling_prismatic import OpenVLAForActionPrediction
+from prismatic.libraries import LlamaConfig
 from prismatic.models.llama import PLAIN, plain_attention
-from prismatic.models.precision import computes_in_bf16
+from prismatic.models.precision import computes_in_bf16, lists_bf16
 from prismatic.models.vision_backbone import PrismaticVisionBackbone
 from prismatic.stored_files import read_json
 from prismatic.training.config import FinetuneConfig
@@ -105,7 +105,10 @@ def agreed_computing(config: FinetuneConfig, folder: Path, ranks: Ranks, resumpt
     recorded: Mapping[str, Any] | None = resumption.state.get("computing") if resumption else None
     if recorded is not None and recorded["device"] == ranks.device.type:
         return Computing(**recorded)
-    return ranks.gather(choose_computing(config, folder, ranks.device) if ranks.is_main else None)[0]
+    chosen = choose_computing(config, folder, ranks.device) if ranks.is_main else None
+    if chosen is not None and resumption is not None and recorded is None and config.precision == "auto":
+        chosen = replace(chosen, bf16=lists_bf16(ranks.device))  # a run of an earlier version began so
+    return ranks.gather(chosen)[0]
 
 
 @functools.cache

@@ -79,7 +79,10 @@ def test_a_cpu_computes_in_what_training_would_choose(small_policy_directory, ca
     auto = "bfloat16" if computes_in_bf16("cpu") else "float32"
     assert [policy.description()["dtype"] for policy in policies] == [auto, auto, "float32"]
     told = [record.getMessage() for record in caplog.records if "running in" in record.getMessage()]
-    assert told == [f"running in {dtype} on cpu; dtype chooses another" for dtype in (auto, auto, "float32")]
+    reasons = [policy.description()["dtype_reason"] for policy in policies]
+    assert "times the speed of float32" in reasons[0] and reasons[2] == "asked for"
+    chosen = zip((auto, auto, "float32"), reasons, strict=True)
+    assert told == [f"running in {dtype} on cpu ({reason}); dtype chooses another" for dtype, reason in chosen]
 
 
 def test_bfloat16_and_float32_act_alike(small_policy_directory):

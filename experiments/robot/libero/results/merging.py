@@ -14,7 +14,9 @@ from experiments.robot.libero.results.naming import policy_name
 from experiments.robot.libero.results.results import EpisodeRecord, Results
 from experiments.robot.libero.settings.flags import FREE_FLAGS, parse_shard
 
-_OF_THE_MACHINE = frozenset({"checkpoint", "device", "device_name", "engine", "policy_url", "server_metadata"})
+_OF_THE_MACHINE = frozenset(
+    {"checkpoint", "device", "device_name", "dtype_reason", "engine", "policy_url", "server_metadata"}
+)
 """Parts of a policy's description that may differ between machines; its name may not."""
 
 
