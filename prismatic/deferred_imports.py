@@ -8,7 +8,7 @@ So an unforeseen use costs the time that it always cost, and gives what it alway
 import importlib
 import importlib.util
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
@@ -82,6 +82,37 @@ class _RealParents(MetaPathFinder):
         if not isinstance(sys.modules.get(parent), StandIn):
             return None
         return PathFinder.find_spec(name, real_module(parent).__path__, target)
+
+
+class AfterImport(MetaPathFinder):
+    """In `sys.meta_path`: `then` is called with a module as soon as it is imported, before anybody else sees it."""
+
+    def __init__(self, module: str, then: Callable[[ModuleType], None]) -> None:
+        self._module, self._then = module, then
+
+    def find_spec(self, name: str, path: Any, target: Any = None) -> ModuleSpec | None:
+        if name != self._module or (spec := PathFinder.find_spec(name, path, target)) is None:
+            return None
+        loader: Any = spec.loader
+        execute = loader.exec_module
+
+        def execute_first(module: ModuleType) -> None:
+            execute(module)
+            self._then(module)
+
+        loader.exec_module = execute_first
+        return spec
+
+
+@contextmanager
+def after_import(module: str, then: Callable[[ModuleType], None]) -> Iterator[None]:
+    """`AfterImport` for a block."""
+    finder = AfterImport(module, then)
+    sys.meta_path.insert(0, finder)
+    try:
+        yield
+    finally:
+        sys.meta_path.remove(finder)
 
 
 @contextmanager

@@ -7,17 +7,16 @@ torchvision, timm and transformers), wandb (timm), scipy, scikit-learn, accelera
 
 import functools
 import gc
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib.abc import MetaPathFinder
-from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 from typing import Any
 
 import torch  # noqa: F401 - first, and without stand-ins
 
-from prismatic.deferred_imports import Contents, Deferred, deferred, real_module
+from prismatic.deferred_imports import AfterImport, Contents, Deferred, after_import, deferred, real_module
 
 Function = Callable[..., Any]
 _COMPILER = "torch._dynamo"
@@ -52,22 +51,20 @@ def _allow_in_graph(function: Function) -> Function:
 _allowed_in_graph: list[Function] = []
 
 
-class _WhenCompilerComes(MetaPathFinder):
-    """Lets `torch._dynamo`, whoever imports it, know what was allowed in its graphs before."""
+def _tell_compiler(compiler: ModuleType) -> None:
+    """Let `torch._dynamo`, whoever imports it, know what was allowed in its graphs before."""
+    while _allowed_in_graph:
+        compiler.allow_in_graph(_allowed_in_graph.pop())
 
-    def find_spec(self, name: str, path: Any, target: Any = None) -> ModuleSpec | None:
-        if name != _COMPILER or (spec := PathFinder.find_spec(name, path, target)) is None:
-            return None
-        loader: Any = spec.loader
-        execute = loader.exec_module
 
-        def execute_and_tell(module: ModuleType) -> None:
-            execute(module)
-            while _allowed_in_graph:
-                module.allow_in_graph(_allowed_in_graph.pop())
-
-        loader.exec_module = execute_and_tell
-        return spec
+def _scan_once(utils: ModuleType) -> None:
+    """transformers reads the 1,700 files of its models for the names in them, once by the folder, once by a file."""
+    name = "create_import_structure_from_path"
+    found: Any = getattr(utils, name, None)
+    if not hasattr(found, "__wrapped__"):
+        return  # another version
+    scan = functools.cache(found.__wrapped__)
+    setattr(utils, name, lambda path: scan(os.path.dirname(path) if os.path.isfile(path) else path))
 
 
 class _GuardOnDataDependentSymNode(RuntimeError):
@@ -109,18 +106,24 @@ _NOT_NEEDED_TO_ACT: dict[str, Contents] = {
 
 @contextmanager
 def _without_collections() -> Iterator[None]:
-    """Imports make few cycles and very many objects, which the collector of cycles looks through again and again."""
+    """Imports make few cycles and very many objects, which the collector of cycles looks through again and again.
+
+    Behind the block they count as old ones, which are looked through seldom.
+    """
     was_on = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
+        if was_on and not gc.get_freeze_count():
+            gc.freeze()
+            gc.unfreeze()
         if was_on:
             gc.enable()
 
 
-sys.meta_path.insert(0, _WhenCompilerComes())
-with _without_collections(), deferred(_NOT_NEEDED_TO_ACT):
+sys.meta_path.insert(0, AfterImport(_COMPILER, _tell_compiler))
+with _without_collections(), after_import("transformers.utils.import_utils", _scan_once), deferred(_NOT_NEEDED_TO_ACT):
     from timm import create_model as create_model
     from timm.models.vision_transformer import Block as Block
     from timm.models.vision_transformer import VisionTransformer as VisionTransformer

@@ -36,6 +36,10 @@ from transformers.loss.loss_for_object_detection import linear_sum_assignment
 import scipy.optimize
 assert linear_sum_assignment([[1, 0], [0, 1]])[1].tolist() == [1, 0]
 """
+NAMES = """
+import transformers
+print(sorted(dir(transformers)), sorted(dir(transformers.models)), transformers.BertModel)
+"""
 
 
 def run(program: str, *arguments: str) -> str:
@@ -52,3 +56,8 @@ def test_a_first_action_imports_no_compiler_and_no_trainer(small_policy_director
 @pytest.mark.slow
 def test_what_was_deferred_is_there_when_it_is_used():
     run(USED_LATER)
+
+
+@pytest.mark.slow
+def test_transformers_offers_what_it_offers_without():
+    assert run("import prismatic.libraries" + NAMES) == run(NAMES)
