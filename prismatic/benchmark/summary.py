@@ -54,7 +54,7 @@ class Summary:
         p50, p95: seconds of the model's part of a call, from prepared inputs to actions on the CPU.
         fastest: seconds of the quickest call, which a busy machine changes least.
         computing: median seconds that the process's threads computed in a whole call.
-        computing_ratio: how many times as little that is as the first engine's.
+        computing_than_first_engine, computing_than_first_arm: as the two ratios below, of `computing`.
         preparing: median seconds of making the inputs.
         kept: visual tokens, fewest and most over the calls.
         tokens_set: whether their number was given.
@@ -74,7 +74,8 @@ class Summary:
     p95: float
     fastest: float
     computing: float
-    computing_ratio: float | None
+    computing_than_first_engine: Ratio | None
+    computing_than_first_arm: Ratio
     preparing: float
     kept: tuple[int, int]
     tokens_set: bool
@@ -95,10 +96,7 @@ class Summary:
 
     def to_json(self) -> dict[str, Any]:
         """Plain data, without what `Measured` holds already."""
-        ratios: dict[str, Ratio | None] = {
-            "than_first_engine": self.than_first_engine,
-            "than_first_arm": self.than_first_arm,
-        }
+        ratios = {name: value for name, value in self.__dict__.items() if "than_first" in name}
         plain = {name: value for name, value in self.__dict__.items() if name not in ("measured", *ratios)}
         return {
             **plain,
@@ -134,7 +132,8 @@ def _summary(each: Measured, found: Sequence[Measured], tokens: int) -> Summary:
         p95=float(np.quantile(times, 0.95)),
         fastest=min(times),
         computing=median(seconds_of(each, "cpu")),
-        computing_ratio=median(seconds_of(same, "cpu")) / median(seconds_of(each, "cpu")) if same else None,
+        computing_than_first_engine=ratio_of(seconds_of(same, "cpu"), seconds_of(each, "cpu")) if same else None,
+        computing_than_first_arm=ratio_of(seconds_of(group[0], "cpu"), seconds_of(each, "cpu")),
         preparing=median(seconds_of(each, "preprocessing")),
         kept=(min(kept), max(kept)),
         tokens_set=bool(tokens) and each.arm.pruner.partition(":")[0] == "lightvla",

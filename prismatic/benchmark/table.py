@@ -140,10 +140,14 @@ def stage_table(rows: Sequence[Summary]) -> Table:
         calls = [call["seconds"] for call in row.measured.calls]
         medians = [sorted(call.get(stage, 0.0) for call in calls)[len(calls) // 2] for stage in stages]
         values = (*medians, row.fastest, row.computing)
-        ratio = "–" if row.computing_ratio is None else f"{row.computing_ratio:.2f}"
-        lines.append([title(row.measured.arm), *(f"{1e3 * value:.1f}" for value in values), ratio])
-    first = rows[0].measured.arm.setting.engine
-    return Table("", ("arm", *stages, "model, quickest", "computing", f"computing, x {first}"), lines)
+        ratios = [
+            "–" if ratio is None else str(ratio)
+            for ratio in (row.computing_than_first_engine, row.computing_than_first_arm)
+        ]
+        lines.append([title(row.measured.arm), *(f"{1e3 * value:.1f}" for value in values), *ratios])
+    first = rows[0].measured.arm
+    compared = (f"x {first.setting.engine}", f"x {first.setting.engine} {first.pruner}")
+    return Table("", ("arm", *stages, "model, quickest", "computing", *compared), lines)
 
 
 def write_all(
@@ -162,7 +166,7 @@ def write_all(
             "Milliseconds by stage",
             [stage_table(rows)],
             "Medians. Computing is what all threads of the process computed in a whole call, images included: other "
-            "processes do not lengthen it by taking the cores.",
+            "processes do not lengthen it by taking the cores. The ratios are of it.",
         ),
     ]
     if (cold := cold_table(rows)) is not None:
