@@ -21,7 +21,8 @@ CLEARLY = 1.25
 """How many times as fast as torch's own choice another kernel must be to take its place."""
 
 _ROUNDS = 5
-_ROWS, _IN, _OUT = 176, 512, 1536
+_ROWS, _MOST_IN, _MOST_OUT = 176, 2048, 4096
+"""Of the product that linear layers are judged by: the model's largest, as far as it can be had in milliseconds."""
 _KEPT_SHARE = 0.25
 """Of the memory that is available, what float32 copies of weights may take."""
 
@@ -94,9 +95,12 @@ def choose_kernels(model: nn.Module, dtype: torch.dtype) -> Kernels:
 
 
 def _linear(model: nn.Module, dtype: torch.dtype) -> tuple[str, Multiply]:
-    copies = 4 * sum(m.weight.numel() for m in model.modules() if type(m) is nn.Linear)
+    layers = [module for module in model.modules() if type(module) is nn.Linear]
+    copies = 4 * sum(layer.weight.numel() for layer in layers)
     keep = copies < _KEPT_SHARE * (read_machine().memory_bytes or 0)
-    name = _fastest_linear(dtype, keep, torch.get_num_threads())
+    largest = max(layers, key=lambda layer: layer.weight.numel())  # widening it at every call must pay, too
+    sides = min(largest.in_features, _MOST_IN), min(largest.out_features, _MOST_OUT)
+    name = _fastest_linear(dtype, keep, sides, torch.get_num_threads())
     makers: dict[str, Callable[[], Multiply]] = {"onednn": OneDNN, "float32": partial(Widened, keep)}
     multiply = makers[name]() if name in makers else multiply_as_torch
     return f"float32, weights widened {'once' if keep else 'at every call'}" if name == "float32" else name, multiply
@@ -104,9 +108,9 @@ def _linear(model: nn.Module, dtype: torch.dtype) -> tuple[str, Multiply]:
 
 @lru_cache
 @torch.inference_mode()
-def _fastest_linear(dtype: torch.dtype, keep: bool, threads: int) -> str:
+def _fastest_linear(dtype: torch.dtype, keep: bool, sides: tuple[int, int], threads: int) -> str:
     """With `threads`, which only tell measurements apart."""
-    linear, x = nn.Linear(_IN, _OUT, dtype=dtype), torch.randn(1, _ROWS, _IN, dtype=dtype)
+    linear, x = nn.Linear(*sides, dtype=dtype), torch.randn(1, _ROWS, sides[0], dtype=dtype)
     candidates: dict[str, Multiply] = {"torch": multiply_as_torch}
     if dtype == torch.float32 and torch.backends.mkldnn.is_available():
         candidates["onednn"] = OneDNN()
