@@ -10,11 +10,15 @@ import gc
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import ModuleType
 from typing import Any
 
 import torch  # noqa: F401 - first, and without stand-ins
+
+with suppress(ImportError):  # torch has it on Linux alone
+    # Before any simulator: Mesa brings an LLVM of its own, and triton's, loaded behind that one, ends the process.
+    import triton._C.libtriton  # noqa: F401
 
 from prismatic.deferred_imports import AfterImport, Contents, Deferred, after_import, deferred, real_module
 

@@ -17,7 +17,7 @@ policy.act({**observation, policy.robot.state_key: np.zeros(policy.robot.proprio
 print(json.dumps(sorted(sys.modules)))
 """
 NOT_NEEDED = {
-    "torch._dynamo", "torch._inductor", "torch.distributed.fsdp", "sympy", "triton", "wandb", "scipy", "sklearn",
+    "torch._dynamo", "torch._inductor", "torch.distributed.fsdp", "sympy", "wandb", "scipy", "sklearn",
     "pandas", "matplotlib", "accelerate", "peft", "diffusers", "bitsandbytes", "torchao", "tensorflow", "tensorboard",
     "prismatic.training",
 }  # fmt: skip
@@ -36,6 +36,18 @@ from transformers.loss.loss_for_object_detection import linear_sum_assignment
 import scipy.optimize
 assert linear_sum_assignment([[1, 0], [0, 1]])[1].tolist() == [1, 0]
 """
+BEHIND_A_SIMULATOR = """
+from prismatic import libraries
+from experiments.robot.libero.simulator.backend import choose_backend
+choose_backend()
+from experiments.robot.libero.simulator.environment import LiberoEnvironment
+from experiments.robot.libero.simulator.tasks import load_task
+with LiberoEnvironment(load_task("libero_goal", 1), 64) as environment:
+    environment.reset(0)
+    assert environment.frame().std() > 5
+    import torch._dynamo
+    print("fine")
+"""
 NAMES = """
 import transformers
 print(sorted(dir(transformers)), sorted(dir(transformers.models)), transformers.BertModel)
@@ -51,6 +63,11 @@ def test_a_first_action_imports_no_compiler_and_no_trainer(small_policy_director
     imported = set(json.loads(run(FIRST_ACTION, str(small_policy_directory)).splitlines()[-1]))
     assert sorted(NOT_NEEDED & imported) == []
     assert {"torch", "timm", "transformers"} <= imported
+
+
+def test_the_compiler_may_come_behind_a_simulator():
+    """Mesa's LLVM and triton's in one process: the second one to be loaded must not be triton's."""
+    assert run(BEHIND_A_SIMULATOR).splitlines()[-1] == "fine"
 
 
 @pytest.mark.slow

@@ -13,8 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
 import prismatic
 from prismatic.benchmark.config import (
     REFERENCE,
@@ -28,7 +26,7 @@ from prismatic.benchmark.config import (
 from prismatic.benchmark.random_policy import SIZES, meta_parts
 from prismatic.benchmark.subject import Job
 from prismatic.checkpoints.files import check_complete, read_config, resolve
-from prismatic.extern.hf.building import build_backbone, model_sizes
+from prismatic.extern.hf.building import NoValues, build_backbone, model_sizes
 from prismatic.inference.engine import ENGINES
 from prismatic.models.pruners.registry import PrunerSpec
 from prismatic.models.sites import Projector
@@ -143,7 +141,7 @@ def _num_visual(preset: str, directory: Path | None) -> int:
     if directory is None:
         return meta_parts(SIZES[preset])[0].num_visual_tokens
     _, read = read_config(directory)
-    with torch.device("meta"):
+    with NoValues():
         backbone = build_backbone(read)
     return model_sizes(read, backbone, read.num_images_in_input or 2).num_visual
 

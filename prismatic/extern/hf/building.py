@@ -1,10 +1,34 @@
 """From a configuration to the parts that a model is built of, and whether its pruner fits them. Reads no weights."""
 
+from typing import Any
+
 import torch
+from torch.overrides import TorchFunctionMode
 
 from prismatic.extern.hf.configuration_prismatic import OpenVLAConfig
 from prismatic.models.sites import ModelSizes
 from prismatic.models.vision_backbone import PrismaticVisionBackbone
+
+_ALLOCATING = {torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn}
+_INITIALISING = {"uniform_", "normal_", "erfinv_", "mul_", "add_", "clamp_", "fill_", "zero_"}
+
+
+class NoValues(TorchFunctionMode):
+    """What parameters are made of is on the meta device, and nothing is drawn for it.
+
+    Small tables (`arange`) are computed as ever: buffers that no file holds. `torch.device("meta")` would take them
+    along, and have torch import its compiler to work out their shapes.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in _ALLOCATING and kwargs.get("device") is None:
+            return func(*args, **{**kwargs, "device": "meta"})
+        if getattr(func, "__name__", None) in _INITIALISING:
+            target = args[0] if args else kwargs["tensor"]  # `torch.nn.init` passes it by name
+            if target.is_meta:
+                return target
+        return func(*args, **kwargs)
 
 
 def model_sizes(config: OpenVLAConfig, backbone: PrismaticVisionBackbone, num_images: int) -> ModelSizes:
@@ -23,7 +47,7 @@ def check_pruner(config: OpenVLAConfig) -> None:
     """Raises ValueError where the recorded pruner does not fit the model. Reads no weights."""
     if not (spec := config.pruner_spec).needs_sizes:
         return
-    with torch.device("meta"):
+    with NoValues():
         backbone = build_backbone(config)
     spec.check_fits(model_sizes(config, backbone, config.num_images_in_input or 2))
 

@@ -2,42 +2,21 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
-from torch.overrides import TorchFunctionMode
 
+from prismatic.extern.hf.building import NoValues
 from prismatic.extern.hf.configuration_prismatic import OpenVLAConfig
 from prismatic.extern.hf.modeling_prismatic import OpenVLAForActionPrediction
 from prismatic.models.film import has_film
 
 _FILM_REPLACES = "vision_backbone."
-_ALLOCATING = {torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn}
-_INITIALISING = {"uniform_", "normal_", "erfinv_", "mul_", "add_", "clamp_", "fill_", "zero_"}
-
-
-class _NoValues(TorchFunctionMode):
-    """What parameters are made of is on the meta device, and nothing is drawn for it.
-
-    Small tables (`arange`) are computed as ever: buffers that no file holds. `torch.device("meta")` would take them
-    along, and have torch import its compiler to work out their shapes.
-    """
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func in _ALLOCATING and kwargs.get("device") is None:
-            return func(*args, **{**kwargs, "device": "meta"})
-        if getattr(func, "__name__", None) in _INITIALISING:
-            target = args[0] if args else kwargs["tensor"]  # `torch.nn.init` passes it by name
-            if target.is_meta:
-                return target
-        return func(*args, **kwargs)
 
 
 def build_on_meta(config: OpenVLAConfig) -> OpenVLAForActionPrediction:
     """The model with parameters on the meta device: names, shapes, dtypes, and no values."""
-    with _NoValues():
+    with NoValues():
         return OpenVLAForActionPrediction(config)
 
 
@@ -86,7 +65,7 @@ def _record(model: OpenVLAForActionPrediction, dtype: torch.dtype, film: Path | 
     config.dtype = config.llama.dtype = dtype
     config.use_film = film is not None
     if film is not None and not has_film(model.vision_backbone):
-        with _NoValues():
+        with NoValues():
             model.enable_film()
 
 

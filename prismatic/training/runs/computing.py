@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from prismatic.extern.hf.building import build_backbone
+from prismatic.extern.hf.building import NoValues, build_backbone
 from prismatic.extern.hf.configuration_prismatic import OpenVLAConfig
 from prismatic.extern.hf.modeling_prismatic import OpenVLAForActionPrediction
 from prismatic.libraries import LlamaConfig
@@ -83,7 +83,7 @@ def choose_computing(config: FinetuneConfig, folder: Path, device: torch.device)
         return Computing(device.type, bf16)
     recorded = read_json(folder / "config.json")
     model = OpenVLAConfig(**{name: value for name, value in recorded.items() if name != "model_type"})
-    with torch.device("meta"):
+    with NoValues():
         backbone = build_backbone(model)
     return measured_computing(backbone, model.llama, config.batch_size, config.num_images_in_input, bf16)
 

@@ -123,6 +123,7 @@ def test_scores_are_the_best_that_any_patch_query_gave(policy: Policy) -> None:
         )
         for words in ("lift it", "put the red bowl on the plate")
     ]
+    policy = Policy(policy.checkpoint, policy.transform, policy.unnorm_key, "eager")  # whose modules are called
     given: list[Any] = []
     handle = policy.model.pruner.register_forward_pre_hook(lambda module, args: given.append(args))
     chunks = PolicyAgent(policy).query(queries)
