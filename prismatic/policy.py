@@ -231,6 +231,8 @@ class Policy:
         An engine prepares for prompts as long as this one's and for as many observations at once: under `compiled` on
         a GPU all graphs are captured here, which the log follows. Returns the seconds it took.
         """
+        if not isinstance(batch_size, int) or batch_size < 1:
+            raise ValueError(f"batch_size {batch_size!r}: expected a whole number of observations, at least 1")
         began, transform = time.perf_counter(), self.transform
         draw = np.random.default_rng(0)  # pictures that nobody warns of
         cameras, size = self.robot.cameras[: transform.num_images], (256, 256, 3)
@@ -238,7 +240,8 @@ class Policy:
         observation: dict[str, Any] = {camera: draw.integers(256, size=size, dtype=np.uint8) for camera in cameras}
         observation[self.robot.state_key] = np.array(proprio.get("mean", np.zeros(self.robot.proprio_dim)))
         with self.engine.warming_up():
-            self.act_batch([observation] * batch_size, [instruction] * batch_size)
+            seeds = list(range(batch_size))  # so that nothing is drawn from torch's generator
+            self.act_batch([observation] * batch_size, [instruction] * batch_size, seeds=seeds)
         return time.perf_counter() - began
 
     def _begin(

@@ -18,7 +18,7 @@ class BenchmarkConfig:
     checkpoint: str = ""  # folder or hub id of a policy
     preset: str = ""  # instead: sizes of a policy with random weights: tiny, small or 7b
     random_weights: bool = False  # True with --preset: weights are made on the device, in the dtype that is measured
-    engines: str = "reference,eager"  # with commas; reference computes all that the public research code computes
+    engines: str = "reference,eager,compiled"  # with commas; reference does all work that the research code does
     pruners: str = "none,lightvla"  # with commas, such as none,lightvla:multiplicity=set
     tokens: int = 0  # make lightvla keep exactly so many visual tokens; 0: as many as it picks
     dtypes: str = ""  # with commas: float32, bfloat16, float16; empty: what a policy chooses on the device

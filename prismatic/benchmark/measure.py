@@ -25,11 +25,13 @@ from prismatic.benchmark.config import (
 )
 from prismatic.benchmark.random_policy import SIZES, meta_parts
 from prismatic.benchmark.subject import Job
+from prismatic.checkpoints.components import head_kind
 from prismatic.checkpoints.files import check_complete, read_config, resolve
 from prismatic.extern.hf.building import NoValues, build_backbone, model_sizes
 from prismatic.inference.engine import ENGINES
 from prismatic.models.pruners.registry import PrunerSpec
 from prismatic.models.sites import Projector
+from prismatic.stored_files import component_file
 
 KNOWN_ENGINES = (REFERENCE, *ENGINES)
 Tell = Callable[[str], None]
@@ -128,6 +130,10 @@ def check(config: BenchmarkConfig) -> None:
     check_words(config, KNOWN_ENGINES)
     for pruner in pruner_names(config.pruners):
         PrunerSpec.parse(pruner)
+    try:
+        config.output_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"--output_dir {config.output_dir} cannot be a folder for the results: {error}") from error
     directory = None
     if config.checkpoint:
         directory = resolve(config.checkpoint)
@@ -151,6 +157,17 @@ def runs(arm: Arm) -> bool:
     return arm.setting.engine != REFERENCE or isinstance(PrunerSpec.parse(arm.pruner).site, Projector)
 
 
+def why_no_reference(checkpoint: str) -> str | None:
+    """Why the research code's work cannot be done for a checkpoint, in words; None: it can, and for presets."""
+    if not checkpoint:
+        return None
+    directory = resolve(checkpoint)
+    if component_file(directory, "vision_backbone") is not None:
+        return "it computes no FiLM"
+    kind = head_kind(directory, read_config(directory)[0])
+    return None if kind == "l1" else f"it computes the L1 head, not {kind or 'action tokens'}"
+
+
 def job_of(config: BenchmarkConfig, setting: Setting, pruners: list[str]) -> Job:
     """What a process is told to hold."""
     return Job(
@@ -164,9 +181,13 @@ def measure(config: BenchmarkConfig, tell: Tell) -> list[Measured]:
 
     Raises ValueError as loading a policy does, RuntimeError where a process dies.
     """
-    found = [Measured(arm) for arm in arms_of(config) if runs(arm)]
+    arms = [arm for arm in arms_of(config) if runs(arm)]
+    if (reason := why_no_reference(config.checkpoint)) is not None:
+        tell(f"engine reference is left out: {reason}")
+        arms = [arm for arm in arms if arm.setting.engine != REFERENCE]
+    found = [Measured(arm) for arm in arms]
     if not found:
-        raise ValueError(f"--pruners {config.pruners}: engine 'reference' runs none of them; add eager to --engines")
+        raise ValueError(f"engine 'reference' runs nothing of --pruners {config.pruners}; add eager to --engines")
     for each in found:
         for _ in range(config.cold_starts):
             tell(f"cold start: {title(each.arm)}")

@@ -104,8 +104,8 @@ class ReferenceModel:
         context = build_context(
             embed, tail_ids(ids, batch["attention_mask"], actions, model.config.special_tokens), state
         )
-        with call.stage("pruner"):
-            selection = model.pruner(patches, context.embeddings, context.mask)
+        known = {"prompt_mask": context.prompt_mask(), "memories": None}
+        selection = model.prune(patches, context.embeddings, context.mask, call=call, known=known)
         sequence = lay_out(embed(ids[:, :1]), selection, context)
         with call.stage("llm"):
             hidden = self.hidden(sequence)

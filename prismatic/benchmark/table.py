@@ -1,6 +1,7 @@
 """The table of a benchmark and what goes with it: for the terminal, as Markdown, as JSON, as a picture."""
 
 import json
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -138,7 +139,7 @@ def stage_table(rows: Sequence[Summary]) -> Table:
     lines = []
     for row in rows:
         calls = [call["seconds"] for call in row.measured.calls]
-        medians = [sorted(call.get(stage, 0.0) for call in calls)[len(calls) // 2] for stage in stages]
+        medians = [statistics.median(call.get(stage, 0.0) for call in calls) for stage in stages]
         values = (*medians, row.fastest, row.computing)
         ratios = [
             "–" if ratio is None else str(ratio)

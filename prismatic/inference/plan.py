@@ -167,6 +167,7 @@ class Plan:
         keys = [prompt.key for prompt in prompts]
         if keys == self._keys:
             return
+        self._keys = []  # whatever interrupts the filling leaves nothing that could be taken for filled
         every = [*prompts, *[prompts[0]] * (self.shape.batch - rows)]
         self._text.zero_()
         self._mask.zero_()

@@ -16,11 +16,11 @@ def check_quantization(kind: str) -> None:
     """Raises ValueError for an unknown kind, or where its library or a GPU that can do it is missing."""
     if kind not in KINDS:
         raise ValueError(f"unknown quantization {kind!r}; known: {', '.join(KINDS)}")
+    if not torch.cuda.is_available():
+        raise ValueError(f"loading in {kind} needs a CUDA device, and torch finds none; leave the flag out")
     library = "torchao" if kind == "fp8" else "bitsandbytes"
     if importlib.util.find_spec(library) is None:
         raise ValueError(f"loading in {kind} needs {library}: pip install {library}, or leave the flag out")
-    if not torch.cuda.is_available():
-        raise ValueError(f"loading in {kind} needs a CUDA device, and torch finds none; leave the flag out")
     if kind == "fp8" and (found := torch.cuda.get_device_capability()) < _FP8_CAPABILITY:
         raise ValueError(
             f"loading in fp8 needs a GPU of compute capability {_version(_FP8_CAPABILITY)} or newer, and "

@@ -33,6 +33,8 @@ def read_request(
 
 
 def _check_sessions(sessions: Sequence[object] | None, number: int) -> None:
+    if sessions is not None and not (isinstance(sessions, Sequence) and all(map(_is_session, sessions))):
+        raise ValueError(f"sessions {sessions!r}: expected a list with a session of policy.new_session() or None each")
     if sessions is not None and len(sessions) != number:
         raise ValueError(f"{number} observations came with {len(sessions)} sessions; give one each, None for none")
     theirs = [id(session) for session in sessions or () if session is not None]
@@ -47,3 +49,7 @@ def _as_list(values: Iterable[Any], name: str) -> list[Any]:
         return list(values)
     except TypeError:
         raise ValueError(f"{name} is {values!r}, a {type(values).__name__}; act_batch takes a list of them") from None
+
+
+def _is_session(value: object) -> bool:
+    return value is None or hasattr(value, "begin_query")

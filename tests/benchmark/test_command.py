@@ -71,7 +71,7 @@ def test_bad_input_is_one_sentence(flags, said, capsys):
 def test_tokens_of_a_checkpoint_are_looked_up_before_it_is_loaded(small_policy_directory):
     with pytest.raises(ValueError, match=r"--tokens 1000: the policy has 32 visual tokens"):
         check(BenchmarkConfig(checkpoint=str(small_policy_directory), tokens=1000))
-    check_words(BenchmarkConfig(checkpoint=str(small_policy_directory), tokens=7), ("reference", "eager"))
+    check_words(BenchmarkConfig(checkpoint=str(small_policy_directory), tokens=7), ("reference", "eager", "compiled"))
 
 
 def test_a_ratio_of_medians_lies_in_its_interval_and_rounds_are_drawn_together():

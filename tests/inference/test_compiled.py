@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -197,3 +198,29 @@ def test_the_count_of_operations_is_torchs(eager, pruner):
     formula = count_flops(*parts, given, batch["input_ids"].shape[1], only_read_rows=True)
     assert counter.get_total_flops() == pytest.approx(formula.total, rel=0.002)
     assert formula.total < 0.99 * count_flops(*parts, given, batch["input_ids"].shape[1]).total
+
+
+def test_an_interrupted_filling_is_not_taken_for_filled(eager):
+    """Ctrl-C or want of memory while the text of another instruction is put into its place."""
+    eager.set_pruner("lightvla")
+    policy = run_by(eager, False)
+    wanted = policy.act(observation(0), SENTENCES[0])
+    (plan,) = policy.engine._plans.values()
+    other = policy.model_inputs(observation(0), "turn off the stove")
+    prompt = policy.engine._prompts(torch.as_tensor(other["input_ids"]))
+    broken = replace(prompt, embeddings=prompt.embeddings[:, :1].expand(-1, 3))
+    with pytest.raises(RuntimeError):
+        plan._fill(torch.zeros(1), None, [broken])
+    assert np.array_equal(policy.act(observation(0), SENTENCES[0]), wanted)
+
+
+def test_what_was_found_out_about_one_pruner_is_not_held_against_another(eager):
+    eager.set_pruner("lightvla")
+    policy = run_by(eager, False)
+    policy.act(observation(0), SENTENCES[0])
+    policy.engine._give_up("a test")
+    policy.act(observation(0), SENTENCES[0])
+    assert policy.description()["engine"]["instead_of_compiled"] == "a test"
+    policy.set_pruner("none")
+    policy.act(observation(0), SENTENCES[0])
+    assert policy.description()["engine"]["name"] == "compiled"
