@@ -25,7 +25,7 @@ from prismatic.models.batch import Call, Session
 from prismatic.models.contract import ActionHead
 from prismatic.models.diffusion import DiffusionActionHead
 from prismatic.models.precision import check_device, choose_dtype
-from prismatic.models.pruners.registry import PrunerSpec, resolve_pruner
+from prismatic.models.pruners.registry import PrunerSpec, as_spec, resolve_pruner
 from prismatic.models.stage_clock import StageClock
 from prismatic.models.token_pruner import TokenSelection
 from prismatic.stored_files import component_file
@@ -129,7 +129,7 @@ class Policy:
         wanted = either(dtype, options.pop("torch_dtype", None))
         choose_dtype(wanted, "cuda")  # raises for an unknown one
         load = load_options(options)
-        spec = PrunerSpec.parse(pruner) if isinstance(pruner, str) else pruner
+        spec = as_spec(pruner)
         _check_choices(engine, action_readout, center_crop)
         directory = resolve(path_or_hub_id, **hub)
         key, original = _check_folder(directory, unnorm_key, load)

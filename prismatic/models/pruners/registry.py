@@ -189,6 +189,15 @@ def _parse_value(value: str) -> Any:
     return int(value) if re.fullmatch(r"-?[0-9]{1,18}", value) else value
 
 
+def as_spec(pruner: str | PrunerSpec | None) -> PrunerSpec | None:
+    """From the flag grammar, or as it is. Raises ValueError for what is no pruner."""
+    if pruner is None or isinstance(pruner, PrunerSpec):
+        return pruner
+    if not isinstance(pruner, str):
+        raise ValueError(f"pruner {pruner!r}: expected a name with options, such as 'lightvla:multiplicity=set'")
+    return PrunerSpec.parse(pruner)
+
+
 def resolve_pruner(
     flag: str | PrunerSpec | None, recorded: Mapping[str, Any] | None, purpose: Literal["training", "inference"]
 ) -> PrunerSpec:
@@ -205,7 +214,7 @@ def resolve_pruner(
     Raises ValueError for what is no pruner, and for one that cannot be trained.
     """
     trained = PrunerSpec.from_json(recorded) if recorded is not None else None
-    given = PrunerSpec.parse(flag) if isinstance(flag, str) else flag
+    given = as_spec(flag)
     if purpose == "training":
         spec = given or trained or PrunerSpec("lightvla")
         kind = _PRUNERS[spec.name]

@@ -38,6 +38,7 @@ def observation() -> dict[str, np.ndarray]:
         ({"device": "gpu"}, ValueError, "device 'gpu' is unknown; known: cpu, cuda, cuda:0"),
         ({"device": "cuda:99"}, ValueError, r"device 'cuda:99': torch sees \d+ GPUs"),
         ({"engine": "fast"}, ValueError, "engine 'fast' is unknown; known: auto, eager, compiled"),
+        ({"pruner": 5}, ValueError, "pruner 5: expected a name with options, such as 'lightvla:multiplicity=set'"),
         ({"head": "l2"}, ValueError, "'l2'; known: l1, diffusion, discrete"),
         ({"use_proprio": "no"}, ValueError, "use_proprio 'no' should be True or False"),
         ({"use_film": "no"}, ValueError, "use_film 'no' should be True or False"),
