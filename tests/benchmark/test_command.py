@@ -96,8 +96,8 @@ def test_the_whole_command(policy, small_policy_directory, tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads((tmp_path / "benchmark.json").read_text())
     assert [(arm["arm"]["setting"]["engine"], arm["arm"]["pruner"]) for arm in found["arms"]] == [
-        ("reference", "none"), ("eager", "none"), ("reference", "lightvla"), ("eager", "lightvla"),
-    ]  # fmt: skip
+        (engine, pruner) for pruner in ("none", "lightvla") for engine in ("reference", "eager", "compiled")
+    ]
     for arm in found["arms"]:
         summary = arm["summary"]
         assert summary["counter_agrees"] and summary["off"] < 1e-5 and len(arm["calls"]) == 5
