@@ -23,7 +23,7 @@ def test_every_section_comes_to_its_end(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     assert "sections that failed: none" in done.stdout and "wrong figures: none" in done.stdout
     sections = json.loads(output.read_text())["sections"]
-    assert list(sections) == ["right", "ceilings", "latency", "batch", "memory", "load", "train"]
+    assert list(sections) == ["right", "ceilings", "latency", "fp8", "batch", "memory", "load", "train"]
     for name, section in sections.items():
         assert section["error"] is None and section["figures"] and 0 <= section["seconds"] <= section["limit_s"], name
         for label, figure in section["figures"].items():
