@@ -2,14 +2,7 @@
 
 import torch
 
-from prismatic.models.token_pruner import (
-    Multiplicity,
-    TokenPruner,
-    TokenSelection,
-    count_picks,
-    score_tokens,
-    select_tokens,
-)
+from prismatic.models.token_pruner import Multiplicity, TokenPruner
 
 FORCING = 1000.0
 """Added to the scores of the picks that are wanted; no score comes near."""
@@ -23,26 +16,13 @@ class KeepExactly(TokenPruner):
     ) -> None:
         super().__init__(multiplicity)
         self.forced = forced_picks(number, num_visual, device)
+        self.eval()  # for timing actions, in a model that was told so before this came into it
 
-    def forward(
-        self,
-        patches: torch.Tensor,
-        context: torch.Tensor,
-        context_mask: torch.Tensor | None = None,
-        score_noise: torch.Tensor | None = None,
-    ) -> TokenSelection:
-        """As `TokenPruner.forward` at inference."""
-        return select_tokens(patches, self._scores(patches, context, context_mask), multiplicity=self.multiplicity)
+    count = TokenPruner.count  # part of the compiled engine's graphs, as LightVLA itself
 
-    def count(
-        self, patches: torch.Tensor, context: torch.Tensor, context_mask: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """As `TokenPruner.count`."""
-        scores = self._scores(patches, context, context_mask)
-        return count_picks(scores), scores.amax(1)
-
-    def _scores(self, patches: torch.Tensor, context: torch.Tensor, context_mask: torch.Tensor | None) -> torch.Tensor:
-        return score_tokens(patches.float(), context.float(), context_mask) + self.forced
+    def score(self, patches: torch.Tensor, context: torch.Tensor, context_mask: torch.Tensor | None) -> torch.Tensor:
+        """As `TokenPruner.score`, where the wanted picks win."""
+        return super().score(patches, context, context_mask) + self.forced
 
 
 def forced_picks(number: int, num_visual: int, device: torch.device) -> torch.Tensor:

@@ -235,24 +235,28 @@ class TokenPruner(nn.Module):
         score_noise: torch.Tensor | None = None,
     ) -> TokenSelection:
         """Select tokens of (B, V, D) `patches`; `score_noise` (B, V, V) is added to the scores in training only."""
-        # Scored in float32 whatever the model computes in: bfloat16 rows tie, and training (autocast) and inference
-        # (bfloat16 weights) would pick differently.
-        exact = torch.promote_types(patches.dtype, torch.float32)
         with torch.autocast(patches.device.type, enabled=False):
-            scores = score_tokens(patches.to(exact), context.to(exact), context_mask)
+            scores = self.score(patches, context, context_mask)
             if self.training and score_noise is not None:
                 scores = scores + score_noise
             if self.training and not self.compact:
-                return self._duplicated(patches.to(exact), scores)
+                return self._duplicated(patches.to(scores.dtype), scores)
             return select_tokens(patches, scores, self.min_tokens, self.multiplicity, self.training)
 
     def count(
         self, patches: torch.Tensor, context: torch.Tensor, context_mask: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """At inference, with fixed shapes: how often each token is picked, and the best score it was given, (B, V)."""
-        exact = torch.promote_types(patches.dtype, torch.float32)
-        scores = score_tokens(patches.to(exact), context.to(exact), context_mask)
+        scores = self.score(patches, context, context_mask)
         return count_picks(scores, self.min_tokens), scores.amax(1).float()
+
+    def score(self, patches: torch.Tensor, context: torch.Tensor, context_mask: torch.Tensor | None) -> torch.Tensor:
+        """(B, V, V) by `score_tokens`, in float32 at least, whatever the model computes in.
+
+        bfloat16 rows tie, and training (autocast) and inference (bfloat16 weights) would pick differently.
+        """
+        exact = torch.promote_types(patches.dtype, torch.float32)
+        return score_tokens(patches.to(exact), context.to(exact), context_mask)
 
     def _duplicated(self, patches: torch.Tensor, scores: torch.Tensor) -> TokenSelection:
         """One row per pick, duplicates staying, as the paper trains (equation 4)."""

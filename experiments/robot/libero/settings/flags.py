@@ -74,7 +74,7 @@ class EvaluationConfig:
     renderer: str = "robosuite"  # robosuite or fast
     control: str = "none"  # none, blank_images, swapped_instruction or random_tokens
     device: str = "auto"  # auto, cpu or cuda
-    dtype: str | None = None  # bfloat16, float16, float32; None: bfloat16 on a GPU and a CPU that computes in it
+    dtype: str | None = None  # bfloat16, float16, float32; None: bfloat16 on GPUs and CPUs that are faster in it
     load_in_fp8: bool = False  # the language model in fp8 by torchao: faster, on GPUs of compute capability 8.9 and up
     engine: str = "auto"  # eager, compiled; auto: compiled where the policy allows it
     max_videos_per_task: int | None = None  # None: all
