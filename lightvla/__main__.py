@@ -46,6 +46,11 @@ COMMANDS = {
         "experiments.robot.libero.settings.flags:EvaluationConfig",
         "experiments.robot.libero.evaluation.command",
     ),
+    "serve": Command(
+        "serve a policy to robots: WebSocket, HTTP, metrics, a page to watch",
+        "prismatic.serving.settings:ServerConfig",
+        "lightvla.commands.deploy",
+    ),
     "collect": Command(
         "collect demonstrations of LIBERO tasks as an RLDS dataset",
         "experiments.robot.libero.demonstrations.config:CollectionConfig",

@@ -1,25 +1,18 @@
-"""A small policy server that speaks openpi's websocket protocol, for tests; as a program it serves a checkpoint.
+"""A small server of openpi's websocket protocol, for tests of its clients: it answers, or misbehaves, as it is told.
 
-    python tests/policy_server.py CHECKPOINT [UNNORM_KEY]
-
-It prints its address and serves until its standard input ends.
+The real one is in `prismatic/serving/server/`; `served_policy.py` starts it.
 """
 
-import argparse
-import sys
 import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.server import ServerConnection, serve
 
-from prismatic.models.batch import Session
-from prismatic.policy import Policy
 from prismatic.serving.wire import pack, unpack
 
 Infer = Callable[[dict[str, Any]], dict[str, Any] | None]
@@ -65,45 +58,3 @@ def serving(infer: Infer, metadata: Any = None, port: int = 0) -> Iterator[str]:
             for connection in connections:
                 connection.close(1001)  # older websockets leave them open
             thread.join()
-
-
-def policy_metadata(policy: Policy) -> dict[str, Any]:
-    """What a server of this project says about itself."""
-    return {
-        "convention": "lightvla",
-        "robot": policy.robot.to_json(),
-        "cameras": list(policy.robot.cameras[: policy.transform.num_images]),
-        "center_crop": policy.transform.center_crop,
-        "policy": policy.description(),
-    }
-
-
-def policy_infer(policy: Policy) -> Infer:
-    """One policy query of the convention `lightvla` at a time."""
-    lock = threading.Lock()
-    sessions: dict[str, Session] = {}
-
-    def infer(message: dict[str, Any]) -> dict[str, Any]:
-        instruction, seed, asker = message.pop("prompt"), message.pop("seed"), message.pop("session")
-        if message.pop("query") == 0 or asker not in sessions:
-            sessions[asker] = policy.new_session()
-        with lock:
-            output = policy.act_batch([message], [instruction], [sessions[asker]], seeds=[seed])
-        return {"actions": output.actions[0], "kept": output.selection.kept().cpu().numpy()[0]}
-
-    return infer
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("checkpoint", type=Path)
-    parser.add_argument("unnorm_key", nargs="?")
-    arguments = parser.parse_args()
-    policy = Policy.from_pretrained(arguments.checkpoint, unnorm_key=arguments.unnorm_key)
-    with serving(policy_infer(policy), policy_metadata(policy)) as url:
-        print(url, flush=True)
-        sys.stdin.read()
-
-
-if __name__ == "__main__":
-    main()

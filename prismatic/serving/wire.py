@@ -16,6 +16,9 @@ import numpy as np
 _ARRAY, _SCALAR, _DATA, _DTYPE, _SHAPE = b"__ndarray__", b"__npgeneric__", b"data", b"dtype", b"shape"
 _DTYPE_WORDS = re.compile(r"[<>=|]?(\?|b1|[iu][1248]|f[248]|[SU][1-9]\d{0,8})", re.ASCII)
 """How NumPy names what means the same on every machine: booleans, whole numbers, floats, byte strings, text."""
+_MOST_ITEMS, _MOST_CONTAINERS, _MOST_VALUES = 16_384, 250_000, 1_000_000
+"""Items of one list or dict, lists and dicts of a message, and all items of its lists together. An empty list is a byte
+of a message and a hundred bytes of memory: without limits, 16 MB of them are more than a gigabyte."""
 
 
 def pack(message: Any) -> bytes:
@@ -32,12 +35,46 @@ def unpack(data: bytes) -> Any:
     """Inverse of `pack`; tuples come back as lists, arrays may be written to.
 
     Raises:
-        ValueError: for bytes that are no such message, and for arrays of a kind that `pack` refuses.
+        ValueError: for bytes that are no such message, for arrays of a kind that `pack` refuses, for msgpack's
+            extensions, and for more lists, dicts and items than policies and servers have to say.
     """
+    count = _Count()
     try:
-        return msgpack.unpackb(data, object_hook=_decode)
-    except (ValueError, TypeError, KeyError, OverflowError, msgpack.UnpackException) as error:
+        return msgpack.unpackb(
+            data,
+            object_hook=count.decode_dict,
+            list_hook=count.look_at_list,
+            ext_hook=_refuse_extension,
+            max_array_len=_MOST_ITEMS,
+            max_map_len=_MOST_ITEMS,
+        )
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError, msgpack.UnpackException) as error:
         raise ValueError(f"not a message in msgpack with NumPy arrays ({type(error).__name__}: {error})") from error
+
+
+class _Count:
+    """How many lists, dicts and items of lists one message has had so far."""
+
+    def __init__(self) -> None:
+        self._containers = self._values = 0
+
+    def decode_dict(self, found: dict[Any, Any]) -> Any:
+        self._add(0)
+        return _decode(found)
+
+    def look_at_list(self, found: list[Any]) -> list[Any]:
+        self._add(len(found))
+        return found
+
+    def _add(self, values: int) -> None:
+        self._containers += 1
+        self._values += values
+        if self._containers > _MOST_CONTAINERS or self._values > _MOST_VALUES:
+            raise ValueError("more lists, dicts or items than a message has; send numbers as NumPy arrays")
+
+
+def _refuse_extension(code: int, _: bytes) -> Any:
+    raise ValueError(f"msgpack's extension {code} has no meaning here")
 
 
 def _encode(value: Any) -> Any:
@@ -52,7 +89,7 @@ def _encode(value: Any) -> Any:
 
 def _decode(found: dict[Any, Any]) -> Any:
     if _ARRAY in found:
-        dtype, shape = _read_dtype(found[_DTYPE]), tuple(found[_SHAPE])
+        dtype, shape = read_dtype(found[_DTYPE]), tuple(found[_SHAPE])
         size = math.prod(shape) * dtype.itemsize
         if len(found[_DATA]) != size:
             raise ValueError(f"{len(found[_DATA])} bytes for {dtype} {shape}, which takes {size}")
@@ -60,7 +97,7 @@ def _decode(found: dict[Any, Any]) -> Any:
     if _SCALAR in found:
         if not isinstance(found[_DATA], bool | int | float | str | bytes):
             raise ValueError(f"a scalar whose value is a {type(found[_DATA]).__name__}")
-        return _read_dtype(found[_DTYPE]).type(found[_DATA])
+        return read_dtype(found[_DTYPE]).type(found[_DATA])
     return found
 
 
@@ -70,6 +107,7 @@ def _check(words: str) -> str:
     return words
 
 
-def _read_dtype(words: str) -> np.dtype[Any]:
+def read_dtype(words: str) -> np.dtype[Any]:
+    """The dtype of that name. Raises ValueError for anything but booleans, numbers and text."""
     # NumPy's own reader takes more than names: a small language, in which an element may also have no bytes at all.
     return np.dtype(_check(words))

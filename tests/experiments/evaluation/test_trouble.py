@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from rich.console import Console
+from served_policy import serving_process
 from wandering_agent import Kills, Wanders, already_done, children, plan_into
 
 from experiments.robot.libero.evaluation.command import main, roll_out
@@ -71,10 +72,7 @@ def test_a_server_that_dies_ends_the_command(
     run = tmp_path / "run"
     flags: dict[str, Any] = {"task_suite_name": "libero_goal", "task_ids": "1", "initial_states": "10-49"}
     flags |= {"renderer": "fast", "env_img_res": 64, "num_envs": 1, "report": False, "output_dir": str(run)}
-    command = [sys.executable, str(ROOT / "tests" / "policy_server.py"), str(untrained_checkpoint)]
-    with subprocess.Popen(command, env=ENVIRONMENT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
-        assert server.stdout is not None
-        url = server.stdout.readline().strip()
+    with serving_process(untrained_checkpoint) as (server, url):
 
         def strike() -> None:
             while not read_journals(run) and server.poll() is None:

@@ -2,19 +2,17 @@
 
 import json
 import socket
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 import msgpack
 import numpy as np
-import policy_server
 import pytest
 from PIL import Image
-from policy_server import policy_infer, policy_metadata, serving
+from policy_server import serving
+from served_policy import served, serving_process
 
 from experiments.robot.libero.evaluation.checks import check_flags
 from experiments.robot.libero.evaluation.command import UNUSABLE, main
@@ -142,7 +140,7 @@ def test_a_policy_behind_a_server_acts_as_it_does_here(
     settings = RolloutSettings(max_steps=16, open_loop_steps=4)
     local = PolicyAgent(policy)
     here = run_episode(environment, local, start, settings)
-    with remote(policy_infer(policy), policy_metadata(policy)) as agent:
+    with served(policy) as server, closing(RemoteAgent(server.url)) as agent:
         assert (agent.robot, agent.cameras, agent.center_crop) == (local.robot, local.cameras, local.center_crop)
         there = run_episode(environment, agent, start, settings)
         description = agent.description()
@@ -160,18 +158,6 @@ def test_a_policy_behind_a_server_acts_as_it_does_here(
     assert description["server_metadata"]["policy"]["unnorm_key"] == "libero_goal_no_noops"
 
 
-@contextmanager
-def serving_process(checkpoint: Path) -> Iterator[str]:
-    command = [sys.executable, str(Path(policy_server.__file__)), str(checkpoint)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None and process.stdin is not None
-        try:
-            yield process.stdout.readline().strip()
-        finally:
-            process.stdin.close()
-            process.wait(20)
-
-
 @pytest.mark.slow
 def test_an_evaluation_through_a_server_process_repeats_the_local_one(
     untrained_checkpoint: Path, tmp_path: Path
@@ -180,7 +166,7 @@ def test_an_evaluation_through_a_server_process_repeats_the_local_one(
     flags |= {"renderer": "fast", "num_open_loop_steps": 4}
     local = config(**flags, pretrained_checkpoint=str(untrained_checkpoint), output_dir=str(tmp_path / "local"))
     assert main(local, ["eval"]) == 0
-    with serving_process(untrained_checkpoint) as url:
+    with serving_process(untrained_checkpoint) as (_, url):
         assert main(config(**flags, policy_url=url, output_dir=str(tmp_path / "remote")), ["eval"]) == 0
     here, there = (Results.load(tmp_path / name).episodes for name in ("local", "remote"))
     assert len(here) == len(there) == 2

@@ -1,0 +1,261 @@
+"""Who may ask: the key, foreign web pages, and how much a request may bring."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+import json
+import logging
+from collections.abc import MutableMapping
+from http.cookies import CookieError, SimpleCookie
+from typing import Any
+from urllib.parse import parse_qsl, urlencode, urlsplit
+
+from starlette.datastructures import Headers
+from starlette.requests import HTTPConnection
+from starlette.responses import JSONResponse, RedirectResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.websockets import WebSocket
+
+from prismatic.serving.server.payloads import Refusal
+from prismatic.serving.settings import Secrets, ServerConfig
+
+logger = logging.getLogger(__name__)
+
+STATUSES = {"bad_request": 400, "unauthorized": 401, "too_large": 413, "too_many": 429, "policy": 500, "shutdown": 503}
+"""HTTP's status for each code of a refusal."""
+OPEN_PATHS = ("/healthz",)
+_COOKIE, _PARAMETER = "lightvla_key", "key"
+_BODY_PAUSE_S = 20.0
+"""How long a request's body may stand still."""
+_HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+}
+
+
+class Unauthorized(Refusal):
+    """A refusal before anything was read. Its status is 401 where a key would help, else 403."""
+
+    def __init__(self, reason: str, status: int) -> None:
+        super().__init__("unauthorized", reason)
+        self.status = status
+
+
+class Gate:
+    """Stands before every route: an ASGI application around another one.
+
+    Where there is a key, every request but those to `OPEN_PATHS` must bring it as `Authorization: Api-Key KEY`. A
+    browser, which cannot, opens a page once with `?key=KEY`; it gets a cookie instead, which scripts cannot read and
+    other sites' pages cannot use, and the address without the key. Without a key the server is this machine's alone,
+    and asks that it be called by a name of this machine (else a page whose name points here could ask). Pages of other
+    origins are refused in either case.
+    """
+
+    def __init__(self, application: ASGIApp, config: ServerConfig, secrets: Secrets) -> None:
+        self._application, self._secrets = application, secrets
+        self._most_bytes = int(config.max_message_mb * 2**20)
+        self._uses_tls = config.ssl_certfile is not None
+        named = {name.strip().lower() for name in config.allowed_hosts.split(",") if name.strip()}
+        self._hosts = {"localhost", "127.0.0.1", "::1", config.host.lower(), *named}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] not in ("http", "websocket"):
+            await self._application(scope, receive, send)
+            return
+        connection = HTTPConnection(scope)
+        try:
+            response = self._check(connection)
+        except Unauthorized as refusal:
+            logger.warning("%s %s: %s", _client(connection), scope["path"], refusal.reason)
+            await _refuse(refusal, scope, receive, send)
+            return
+        if scope["type"] == "websocket":
+            await self._application(scope, receive, send)
+        elif response is not None:
+            await response(scope, receive, _with_headers(send))
+        else:
+            await self._pass_on(scope, receive, _with_headers(send))
+
+    def _check(self, connection: HTTPConnection) -> Response | None:
+        """What is answered instead of the route; None: the route answers. Raises Unauthorized."""
+        if connection.scope["path"] in OPEN_PATHS:
+            return None
+        self._check_origin(connection.headers)
+        if self._secrets.api_key is None:
+            host = _host_name(connection.headers.get("host", ""))
+            if host and host not in self._hosts:
+                names = ", ".join(sorted(self._hosts))
+                raise Unauthorized(
+                    f"{host[:60]!r} is no name of this server; expected {names}, or one of --allowed_hosts", 403
+                )
+            return None
+        return self._check_key(connection, self._secrets.api_key)
+
+    def _check_origin(self, headers: Headers) -> None:
+        origin = headers.get("origin")
+        if origin is None:
+            return
+        theirs, ours = _netloc(origin), headers.get("host", "").lower()
+        if not theirs or (theirs != ours and _host_name(theirs) not in self._named_elsewhere()):
+            raise Unauthorized(f"a page of {origin[:60]!r} may not ask this server; open its own page", 403)
+
+    def _named_elsewhere(self) -> set[str]:
+        """Names by which a proxy is called that passes requests on under another one."""
+        return self._hosts - {"localhost", "127.0.0.1", "::1"}
+
+    def _check_key(self, connection: HTTPConnection, key: str) -> Response | None:
+        given = connection.headers.get("authorization", "")
+        if given:
+            scheme, _, value = given.partition(" ")
+            if scheme.lower() == "api-key" and _same(value.strip(), key):
+                return None
+            raise Unauthorized("the key is not the server's; send it as `Authorization: Api-Key KEY`", 401)
+        if _same(_cookie(connection), self._cookie_value(key)):
+            return None
+        query = parse_qsl(connection.scope.get("query_string", b"").decode("latin-1"))
+        offered = [value for name, value in query if name == _PARAMETER]
+        if connection.scope["type"] == "http" and connection.scope["method"] == "GET" and offered:
+            if not _same(offered[0], key):
+                raise Unauthorized("the key in the address is not the server's", 401)
+            rest = urlencode([(name, value) for name, value in query if name != _PARAMETER])
+            path = connection.scope["path"].lstrip("/\\")
+            response = RedirectResponse(f"/{path}{'?' if rest else ''}{rest}", status_code=303)
+            response.set_cookie(
+                _COOKIE, self._cookie_value(key), httponly=True, samesite="strict", secure=self._uses_tls, path="/"
+            )
+            return response
+        raise Unauthorized(
+            "a key is needed: send `Authorization: Api-Key KEY`, or open a page once with ?key=KEY behind its address",
+            401,
+        )
+
+    def _cookie_value(self, key: str) -> str:
+        """Stands for the key in a browser, which need not hold the key itself."""
+        return hmac.new(key.encode(), b"a browser that has shown the key", hashlib.sha256).hexdigest()
+
+    async def _pass_on(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Let the route answer, with a body of so many bytes at most, which must not stand still."""
+        body = _Body(receive, self._most_bytes)
+        answer = _Answering(send)
+        try:
+            body.check_length(Headers(scope=scope))
+            await self._application(scope, body.receive, answer.send)
+        except Refusal as refusal:
+            if answer.began:
+                raise
+            await refusal_response(refusal)(scope, receive, send)
+
+
+class _Body:
+    """A request's body, counted."""
+
+    def __init__(self, receive: Receive, most: int) -> None:
+        self._receive, self._most = receive, most
+        self._bytes, self._is_whole = 0, False
+
+    def check_length(self, headers: Headers) -> None:
+        declared = headers.get("content-length", "0")
+        if declared.isdecimal() and int(declared) > self._most:
+            raise self._too_large()
+
+    async def receive(self) -> Message:
+        if self._is_whole:
+            return await self._receive()  # until the client has gone
+        try:
+            message = await asyncio.wait_for(self._receive(), _BODY_PAUSE_S)
+        except asyncio.TimeoutError:
+            raise Refusal("bad_request", f"the request's body stood still for {_BODY_PAUSE_S:g} s") from None
+        self._bytes += len(message.get("body", b""))
+        self._is_whole = not message.get("more_body", False)
+        if self._bytes > self._most:
+            raise self._too_large()
+        return message
+
+    def _too_large(self) -> Refusal:
+        return Refusal("too_large", f"a body of more than {self._most / 2**20:g} MB (--max_message_mb)")
+
+
+class _Answering:
+    """Notes whether an answer has begun."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self.began = False
+
+    async def send(self, message: Message) -> None:
+        self.began = True
+        await self._send(message)
+
+
+def refusal_response(refusal: Refusal, request_id: str = "") -> Response:
+    """`{"error": ..., "request_id": ...}` with the refusal's status."""
+    status = getattr(refusal, "status", STATUSES[refusal.code])
+    headers = {"WWW-Authenticate": "Api-Key"} if status == 401 else {"Retry-After": "1"} if status in (429, 503) else {}
+    content = {"error": refusal.reason, **({"request_id": request_id} if request_id else {})}
+    return JSONResponse(content, status, headers={**headers, **({"X-Request-ID": request_id} if request_id else {})})
+
+
+async def deny(websocket: WebSocket, refusal: Refusal) -> None:
+    """Refuse a handshake by HTTP's status and the sentence."""
+    await websocket.send_denial_response(refusal_response(refusal))
+
+
+async def _refuse(refusal: Refusal, scope: Scope, receive: Receive, send: Send) -> None:
+    if scope["type"] == "http":
+        await refusal_response(refusal)(scope, receive, _with_headers(send))
+    else:
+        websocket = WebSocket(scope, receive, send)
+        await receive()  # the handshake
+        await deny(websocket, refusal)
+
+
+def _with_headers(send: Send) -> Send:
+    async def send_with_headers(message: MutableMapping[str, Any]) -> None:
+        if message["type"] == "http.response.start":
+            given = {name.lower() for name, _ in message.get("headers", [])}
+            ours = [(name.lower().encode(), value.encode()) for name, value in _HEADERS.items()]
+            message["headers"] = [*message.get("headers", []), *(pair for pair in ours if pair[0] not in given)]
+        await send(message)
+
+    return send_with_headers
+
+
+def _cookie(connection: HTTPConnection) -> str:
+    try:
+        found = SimpleCookie(connection.headers.get("cookie", "")).get(_COOKIE)
+    except CookieError:
+        return ""
+    return "" if found is None else found.value
+
+
+def _same(one: str, other: str) -> bool:
+    """In a time that does not tell where they differ."""
+    return hmac.compare_digest(one.encode(errors="replace"), other.encode())
+
+
+def _netloc(origin: str) -> str:
+    try:
+        return urlsplit(origin).netloc.lower()
+    except ValueError:
+        return ""
+
+
+def _host_name(netloc: str) -> str:
+    """Without the port, which a proxy or a tunnel may have changed."""
+    try:
+        return (urlsplit(f"//{netloc}").hostname or "").lower()
+    except ValueError:
+        return netloc.lower()
+
+
+def _client(connection: HTTPConnection) -> str:
+    return "unknown" if connection.client is None else connection.client.host
+
+
+def json_error(status: int, reason: str) -> Response:
+    """The same form for what the framework refuses: no such path, another method."""
+    return Response(json.dumps({"error": reason}), status, media_type="application/json")

@@ -1,0 +1,115 @@
+"""The HTTP routes: POST /act in OpenVLA-OFT's payload, and what says how the server is."""
+
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
+from pydantic import BaseModel
+
+from prismatic.serving import json_arrays
+from prismatic.serving.server.access import refusal_response
+from prismatic.serving.server.payloads import Names, Question, Refusal
+from prismatic.serving.server.service import Exchange, Pace, Service
+
+logger = logging.getLogger(__name__)
+
+_CLIENTS_KEPT = 1024
+_METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+
+class Error(BaseModel):
+    """Why there are no actions."""
+
+    error: str
+    request_id: str | None = None
+
+
+def build_router(service: Service) -> APIRouter:
+    """The routes of a service."""
+    router = APIRouter()
+    paces = _Paces(service.config.max_rate)
+
+    @router.get("/healthz", response_class=PlainTextResponse, responses={503: {"description": "shutting down"}})
+    async def healthz() -> PlainTextResponse:
+        """OK while questions are taken."""
+        ending = service.ending.is_set()
+        return PlainTextResponse("shutting down\n" if ending else "OK\n", 503 if ending else 200)
+
+    @router.get("/info")
+    async def info() -> JSONResponse:
+        """What this server is: policy, robot, cameras, bounds of actions, limits, versions."""
+        return JSONResponse(service.served.info())
+
+    @router.get("/metrics", response_class=PlainTextResponse)
+    async def metrics() -> Response:
+        """For Prometheus."""
+        return Response(service.metrics.text(), media_type=_METRICS_TYPE)
+
+    @router.post("/act", **_description_of_act(service.served.reader.http))
+    async def act(request: Request) -> Response:
+        """An observation and its instruction; the answer is the action chunk, a list of arrays of one action each."""
+        host = "unknown" if request.client is None else request.client.host
+        exchange = Exchange("http", f"http {host}")
+        with service.at_work(exchange):
+            try:
+                return await _act(service, paces, exchange, await request.body())
+            except Refusal as refusal:
+                service.refused(exchange, refusal)
+                return refusal_response(refusal, exchange.request_id)
+
+    return router
+
+
+async def _act(service: Service, paces: _Paces, exchange: Exchange, body: bytes) -> Response:
+    paces.of(exchange.connection).take()
+    encoded = False
+
+    def read() -> Question:
+        nonlocal encoded
+        message, encoded = _decode(body)
+        reader = service.served.reader
+        return reader.read(message, reader.http, exchange.connection, remembers=False)
+
+    question, answer = await service.ask(exchange, read, len(body))
+    text = json_arrays.dumps(list(answer.actions))
+    headers = {"X-Request-ID": exchange.request_id}
+    content = json_arrays.dumps(text) if encoded else text
+    service.answered(exchange, question, answer, answer.actions)
+    return Response(content, media_type="application/json", headers=headers)
+
+
+def _decode(body: bytes) -> tuple[Any, bool]:
+    """The question; whether it came as `{"encoded": "<JSON>"}`, OpenVLA-OFT's form for clients without json_numpy."""
+    try:
+        message = json_arrays.loads(body)
+        if isinstance(message, dict) and "encoded" in message:
+            if not isinstance(inner := message["encoded"], str) or len(message) > 1:
+                raise ValueError('"encoded" stands alone and holds JSON as text')
+            return json_arrays.loads(inner), True
+        return message, False
+    except ValueError as error:
+        raise Refusal("bad_request", f"the body is no question: {error}") from error
+
+
+class _Paces:
+    """Those of HTTP's clients by their address, the latest ones."""
+
+    def __init__(self, rate: float) -> None:
+        self._rate = rate
+        self._known: OrderedDict[str, Pace] = OrderedDict()
+
+    def of(self, client: str) -> Pace:
+        pace = self._known.pop(client, None) or Pace(self._rate)
+        self._known[client] = pace
+        if len(self._known) > _CLIENTS_KEPT:
+            self._known.popitem(last=False)
+        return pace
+
+
+def _description_of_act(names: Names) -> dict[str, Any]:
+    """What OpenAPI says about POST /act beside its docstring."""
+    return {}
