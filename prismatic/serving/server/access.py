@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import hmac
-import json
-import logging
-from collections.abc import MutableMapping
+import time
+from collections.abc import Callable, Mapping, MutableMapping
 from http.cookies import CookieError, SimpleCookie
 from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit
@@ -21,14 +20,15 @@ from starlette.websockets import WebSocket
 from prismatic.serving.server.payloads import Refusal
 from prismatic.serving.settings import Secrets, ServerConfig
 
-logger = logging.getLogger(__name__)
-
 STATUSES = {"bad_request": 400, "unauthorized": 401, "too_large": 413, "too_many": 429, "policy": 500, "shutdown": 503}
 """HTTP's status for each code of a refusal."""
 OPEN_PATHS = ("/healthz",)
+MOST_HEADER_BYTES = 32 * 1024
 _COOKIE, _PARAMETER = "lightvla_key", "key"
-_BODY_PAUSE_S = 20.0
-"""How long a request's body may stand still."""
+_BODY_S = 60.0
+"""How long a request's body may take to come."""
+Noting = Callable[[str, str, Refusal], None]
+
 _HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
@@ -38,10 +38,10 @@ _HEADERS = {
 
 
 class Unauthorized(Refusal):
-    """A refusal before anything was read. Its status is 401 where a key would help, else 403."""
+    """A refusal before anything was read. Its status is 401 where a key would help, else 403 (or 431)."""
 
-    def __init__(self, reason: str, status: int) -> None:
-        super().__init__("unauthorized", reason)
+    def __init__(self, reason: str, status: int, code: str = "unauthorized") -> None:
+        super().__init__(code, reason)
         self.status = status
 
 
@@ -53,14 +53,19 @@ class Gate:
     other sites' pages cannot use, and the address without the key. Without a key the server is this machine's alone,
     and asks that it be called by a name of this machine (else a page whose name points here could ask). Pages of other
     origins are refused in either case.
+
+    Args:
+        application: what stands behind the gate.
+        config, secrets: limits, names and key.
+        refused: told of every refusal here: protocol, address, refusal.
     """
 
-    def __init__(self, application: ASGIApp, config: ServerConfig, secrets: Secrets) -> None:
-        self._application, self._secrets = application, secrets
-        self._most_bytes = int(config.max_message_mb * 2**20)
+    def __init__(self, application: ASGIApp, config: ServerConfig, secrets: Secrets, refused: Noting) -> None:
+        self._application, self._secrets, self._refused = application, secrets, refused
+        self._most_mb = config.max_message_mb
         self._uses_tls = config.ssl_certfile is not None
-        named = {name.strip().lower() for name in config.allowed_hosts.split(",") if name.strip()}
-        self._hosts = {"localhost", "127.0.0.1", "::1", config.host.lower(), *named}
+        self._elsewhere = {name.strip().lower() for name in config.allowed_hosts.split(",") if name.strip()}
+        self._hosts = {"localhost", "127.0.0.1", "::1", config.host.lower(), *self._elsewhere}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket"):
@@ -70,7 +75,7 @@ class Gate:
         try:
             response = self._check(connection)
         except Unauthorized as refusal:
-            logger.warning("%s %s: %s", _client(connection), scope["path"], refusal.reason)
+            self._refused(scope["type"], client_address(connection), refusal)
             await _refuse(refusal, scope, receive, send)
             return
         if scope["type"] == "websocket":
@@ -82,6 +87,8 @@ class Gate:
 
     def _check(self, connection: HTTPConnection) -> Response | None:
         """What is answered instead of the route; None: the route answers. Raises Unauthorized."""
+        if sum(len(name) + len(value) for name, value in connection.scope["headers"]) > MOST_HEADER_BYTES:
+            raise Unauthorized(f"headers of more than {MOST_HEADER_BYTES} bytes", 431, "too_large")
         if connection.scope["path"] in OPEN_PATHS:
             return None
         self._check_origin(connection.headers)
@@ -100,12 +107,8 @@ class Gate:
         if origin is None:
             return
         theirs, ours = _netloc(origin), headers.get("host", "").lower()
-        if not theirs or (theirs != ours and _host_name(theirs) not in self._named_elsewhere()):
+        if not theirs or (theirs != ours and _host_name(theirs) not in self._elsewhere):
             raise Unauthorized(f"a page of {origin[:60]!r} may not ask this server; open its own page", 403)
-
-    def _named_elsewhere(self) -> set[str]:
-        """Names by which a proxy is called that passes requests on under another one."""
-        return self._hosts - {"localhost", "127.0.0.1", "::1"}
 
     def _check_key(self, connection: HTTPConnection, key: str) -> Response | None:
         given = connection.headers.get("authorization", "")
@@ -138,8 +141,8 @@ class Gate:
         return hmac.new(key.encode(), b"a browser that has shown the key", hashlib.sha256).hexdigest()
 
     async def _pass_on(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Let the route answer, with a body of so many bytes at most, which must not stand still."""
-        body = _Body(receive, self._most_bytes)
+        """Let the route answer, with a body of so many bytes at most, which comes in time."""
+        body = _Body(receive, self._most_mb)
         answer = _Answering(send)
         try:
             body.check_length(Headers(scope=scope))
@@ -151,11 +154,12 @@ class Gate:
 
 
 class _Body:
-    """A request's body, counted."""
+    """A request's body, counted and timed."""
 
-    def __init__(self, receive: Receive, most: int) -> None:
-        self._receive, self._most = receive, most
+    def __init__(self, receive: Receive, most_mb: float) -> None:
+        self._receive, self._most_mb, self._most = receive, most_mb, int(most_mb * 2**20)
         self._bytes, self._is_whole = 0, False
+        self._until = time.monotonic() + _BODY_S
 
     def check_length(self, headers: Headers) -> None:
         declared = headers.get("content-length", "0")
@@ -166,9 +170,9 @@ class _Body:
         if self._is_whole:
             return await self._receive()  # until the client has gone
         try:
-            message = await asyncio.wait_for(self._receive(), _BODY_PAUSE_S)
+            message = await asyncio.wait_for(self._receive(), max(self._until - time.monotonic(), 0.0))
         except asyncio.TimeoutError:
-            raise Refusal("bad_request", f"the request's body stood still for {_BODY_PAUSE_S:g} s") from None
+            raise Refusal("bad_request", f"the request's body took more than {_BODY_S:g} s") from None
         self._bytes += len(message.get("body", b""))
         self._is_whole = not message.get("more_body", False)
         if self._bytes > self._most:
@@ -176,7 +180,7 @@ class _Body:
         return message
 
     def _too_large(self) -> Refusal:
-        return Refusal("too_large", f"a body of more than {self._most / 2**20:g} MB (--max_message_mb)")
+        return Refusal("too_large", f"a body of more than {self._most_mb:g} MB (--max_message_mb)")
 
 
 class _Answering:
@@ -252,10 +256,11 @@ def _host_name(netloc: str) -> str:
         return netloc.lower()
 
 
-def _client(connection: HTTPConnection) -> str:
-    return "unknown" if connection.client is None else connection.client.host
+def client_address(connection: HTTPConnection) -> str:
+    """Where a client calls from: its host and port."""
+    return "unknown" if connection.client is None else f"{connection.client.host}:{connection.client.port}"
 
 
-def json_error(status: int, reason: str) -> Response:
+def json_error(status: int, reason: str, headers: Mapping[str, str] | None = None) -> Response:
     """The same form for what the framework refuses: no such path, another method."""
-    return Response(json.dumps({"error": reason}), status, media_type="application/json")
+    return JSONResponse({"error": reason}, status, headers=headers)

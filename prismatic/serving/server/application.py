@@ -13,8 +13,9 @@ import prismatic
 from prismatic.serving.server.access import Gate, json_error
 from prismatic.serving.server.events import Watcher
 from prismatic.serving.server.http import build_router
+from prismatic.serving.server.payloads import Refusal
 from prismatic.serving.server.served import ServedPolicy
-from prismatic.serving.server.service import Service
+from prismatic.serving.server.service import Exchange, Service
 from prismatic.serving.server.websocket import converse
 from prismatic.serving.settings import Secrets, ServerConfig
 
@@ -64,11 +65,14 @@ def build_application(
 
     @application.exception_handler(HTTPException)
     async def refuse(_: Request, error: HTTPException) -> Response:
-        return json_error(error.status_code, str(error.detail))
+        return json_error(error.status_code, str(error.detail), error.headers)
 
     @application.exception_handler(RequestValidationError)
     async def refuse_values(_: Request, error: RequestValidationError) -> Response:
         return json_error(422, "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()[:5]))
 
-    application.add_middleware(Gate, config=config, secrets=secrets)
+    def refused(protocol: str, address: str, refusal: Refusal) -> None:
+        service.refused(Exchange(protocol, address), refusal)
+
+    application.add_middleware(Gate, config=config, secrets=secrets, refused=refused)
     return application

@@ -2,26 +2,36 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import signal
 import socket
 import threading
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
+import h11
 import uvicorn
 from fastapi import FastAPI
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from prismatic.serving.server.access import MOST_HEADER_BYTES
 from prismatic.serving.server.service import Service
 from prismatic.serving.settings import ServerConfig
 
 logger = logging.getLogger(__name__)
 
 _PING_S, _PONG_S = 20.0, 60.0
-_MOST_HEADER_BYTES = 32 * 1024
-_START_S = 30.0
+_SPARE_CONNECTIONS = 64
+"""Connections beside those that ask: HTTP's, pages'."""
+_REQUEST_S = 20.0
+"""How long a connection may take to bring a whole request line and headers."""
+_HANDSHAKE_HEADERS, _HANDSHAKE_HEADER_BYTES = 100, 8000
+"""More or longer ones are an error inside websockets, which uvicorn does not expect."""
+_START_S, _LET_GO_S = 30.0, 0.3
 
 
 def take_address(config: ServerConfig) -> socket.socket:
@@ -115,7 +125,18 @@ class _Server(uvicorn.Server):
         for server in self.servers:
             server.close()
         await self._service.finish()
+        # uvicorn says goodbye to every connection, and fails over one that a client is closing just now.
+        await self._let_go(lambda connection: connection.transport.is_closing())
         await super().shutdown(sockets)
+        await self._let_go(lambda connection: True)
+
+    async def _let_go(self, unwanted: Callable[[Any], bool]) -> None:
+        connections = [one for one in self.server_state.connections if unwanted(one)]
+        for connection in connections:
+            connection.transport.abort()
+        until = time.monotonic() + _LET_GO_S
+        while time.monotonic() < until and not self.server_state.connections.isdisjoint(connections):
+            await asyncio.sleep(0.002)
 
     @contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
@@ -136,11 +157,56 @@ class _Server(uvicorn.Server):
         super().handle_exit(sig, frame)
 
 
+def _http_protocol(most_connections: int) -> type[H11Protocol]:
+    """uvicorn's, which lets go of connections that are too many, or that open and bring no request."""
+
+    class Http(H11Protocol):
+        _patience: asyncio.TimerHandle | None = None
+
+        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+            super().connection_made(transport)
+            if len(self.connections) > most_connections:
+                logger.warning("%d connections are open, as many as may be; one more is closed", most_connections)
+                transport.abort()
+            else:
+                self._wait()
+
+        def on_response_complete(self) -> None:
+            super().on_response_complete()
+            self._wait()
+
+        def handle_websocket_upgrade(self, event: h11.Request) -> None:
+            longest = max((len(name) + len(value) for name, value in self.headers), default=0)
+            if len(self.headers) > _HANDSHAKE_HEADERS or longest > _HANDSHAKE_HEADER_BYTES:
+                self.send_400_response("Too many or too long headers.")
+            else:
+                super().handle_websocket_upgrade(event)
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self._stop_waiting()
+            super().connection_lost(exc)
+
+        def _wait(self) -> None:
+            self._stop_waiting()
+            self._patience = self.loop.call_later(_REQUEST_S, self._let_go)
+
+        def _stop_waiting(self) -> None:
+            if self._patience is not None:
+                self._patience.cancel()
+
+        def _let_go(self) -> None:
+            is_answering = self.cycle is not None and not self.cycle.response_complete
+            if not is_answering and self.transport.get_protocol() is self:
+                self.transport.close()
+
+    return Http
+
+
 def _uvicorn_config(application: FastAPI, config: ServerConfig) -> uvicorn.Config:
     return uvicorn.Config(
         application,
         loop="asyncio",
-        http="h11",
+        http=_http_protocol(config.max_connections + _SPARE_CONNECTIONS),
         ws="websockets-sansio",
         ws_max_size=int(config.max_message_mb * 2**20),
         ws_ping_interval=_PING_S,
@@ -154,6 +220,6 @@ def _uvicorn_config(application: FastAPI, config: ServerConfig) -> uvicorn.Confi
         server_header=False,
         ssl_certfile=config.ssl_certfile,
         ssl_keyfile=config.ssl_keyfile,
-        h11_max_incomplete_event_size=_MOST_HEADER_BYTES,
-        timeout_graceful_shutdown=5,
+        h11_max_incomplete_event_size=MOST_HEADER_BYTES,
+        timeout_graceful_shutdown=1,  # what was begun is answered by then; over TLS, goodbyes may be waited for
     )

@@ -7,7 +7,7 @@ from typing import Any
 
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from prismatic.serving.server.access import deny
+from prismatic.serving.server.access import client_address, deny
 from prismatic.serving.server.payloads import Question, Refusal, reply_of
 from prismatic.serving.server.service import Exchange, Pace, Service
 from prismatic.serving.wire import pack, unpack
@@ -22,14 +22,14 @@ async def converse(websocket: WebSocket, service: Service) -> None:
     text, and whoever misunderstood once is not believed the second time.
     """
     try:
-        with service.connected(_address(websocket)) as name:
+        with service.connected(client_address(websocket)) as name:
             await websocket.accept()
             await websocket.send_bytes(pack(service.served.info()))
             conversation = _Conversation(websocket, service, name)
             while await conversation.answer_next():
                 pass
     except Refusal as refusal:
-        service.refused(Exchange("websocket", _address(websocket)), refusal)
+        service.refused(Exchange("websocket", client_address(websocket)), refusal)
         await deny(websocket, refusal)
     except WebSocketDisconnect:
         pass
@@ -98,7 +98,3 @@ class _Conversation:
         finally:
             receiving.cancel()
             ending.cancel()
-
-
-def _address(websocket: WebSocket) -> str:
-    return "unknown" if websocket.client is None else f"{websocket.client.host}:{websocket.client.port}"
