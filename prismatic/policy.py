@@ -146,6 +146,13 @@ class Policy:
         policy._dtype_reason = chosen.reason
         return policy
 
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """What `copy` and `pickle` ask for. Raises TypeError: locks, graphs and kernels are of this object alone."""
+        raise TypeError(
+            f"a Policy is neither copied nor pickled; load it once more where it is needed: "
+            f"Policy.from_pretrained({str(self.checkpoint.path)!r}, ...)"
+        )
+
     @property
     def robot(self) -> RobotSpec:
         """The robot this policy drives."""
@@ -290,14 +297,7 @@ class Policy:
         loaded, trained = self._trained_pruner
         if self.action_head.kind == AUTOREGRESSIVE:
             check_decodable(spec.name)
-        if spec.has_parameters and not spec.shares_parameters(loaded):
-            raise ValueError(
-                f"pruner {spec} needs trained parameters, but {loaded} was loaded; load the policy with it"
-            )
-        if spec.name == "random" and loaded.has_parameters:
-            raise ValueError(
-                f"pruner 'random' keeps as many tokens as LightVLA would, which is no control for {loaded}"
-            )
+        spec.check_runs_beside(loaded)
         self.model.set_pruner(spec)
         self.model.pruner.load_state_dict(trained.state_dict() if spec.has_parameters else {})
 

@@ -1,6 +1,8 @@
 """`Policy` as an integrator uses it."""
 
+import copy
 import json
+import pickle
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 
@@ -354,6 +356,24 @@ def test_a_checkpoint_without_a_head_says_so(small_policy_directory, tmp_path):
 def test_a_checkpoint_without_statistics_says_so(small_base):
     with pytest.raises(ValueError, match="known: none: dataset_statistics.json, which .* is empty"):
         Policy.from_pretrained(small_base)
+
+
+@pytest.mark.parametrize("engine", ["eager", "compiled"])
+@pytest.mark.parametrize("attempt", [copy.copy, copy.deepcopy, pickle.dumps], ids=lambda function: function.__name__)
+def test_a_policy_is_neither_copied_nor_pickled(small_policy_directory, engine, attempt):
+    policy = Policy.from_pretrained(small_policy_directory, engine=engine)
+    with pytest.raises(TypeError, match=f"neither copied nor pickled; load it once more .*{small_policy_directory}"):
+        attempt(policy)
+
+
+@pytest.mark.parametrize(
+    ("device", "said"), [("meta", "holds no values"), ("mps", "is not there"), ("gpu", "is unknown")]
+)
+def test_a_device_that_computes_nothing_is_refused(small_policy_directory, device, said):
+    if device == "mps" and torch.backends.mps.is_available():
+        pytest.skip("it is there")
+    with pytest.raises(ValueError, match=f"device '{device}' {said}"):
+        Policy.from_pretrained(small_policy_directory, device=device)
 
 
 def test_too_many_images(small_policy_directory):

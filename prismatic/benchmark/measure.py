@@ -27,10 +27,13 @@ from prismatic.benchmark.random_policy import SIZES, meta_parts
 from prismatic.benchmark.subject import Job
 from prismatic.checkpoints.components import head_kind
 from prismatic.checkpoints.files import check_complete, read_config, resolve
+from prismatic.checkpoints.options import assumed_original
 from prismatic.extern.hf.building import NoValues, build_backbone, model_sizes
+from prismatic.extern.hf.original import as_original
 from prismatic.inference.engine import ENGINES
-from prismatic.models.pruners.registry import PrunerSpec
-from prismatic.models.sites import Projector
+from prismatic.models.autoregressive import AUTOREGRESSIVE, check_decodable
+from prismatic.models.pruners.registry import PrunerSpec, resolve_pruner
+from prismatic.models.sites import ModelSizes, Projector
 from prismatic.stored_files import component_file
 
 KNOWN_ENGINES = (REFERENCE, *ENGINES)
@@ -128,8 +131,7 @@ def check(config: BenchmarkConfig) -> None:
     Raises FileNotFoundError and ValueError.
     """
     check_words(config, KNOWN_ENGINES)
-    for pruner in pruner_names(config.pruners):
-        PrunerSpec.parse(pruner)
+    specs = [PrunerSpec.parse(pruner) for pruner in pruner_names(config.pruners)]
     try:
         config.output_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -138,18 +140,31 @@ def check(config: BenchmarkConfig) -> None:
     if config.checkpoint:
         directory = resolve(config.checkpoint)
         check_complete(directory)
-    if config.tokens and config.tokens > (visual := _num_visual(config.preset, directory)):
-        raise ValueError(f"--tokens {config.tokens}: the policy has {visual} visual tokens; give as many or fewer")
+    sizes, recorded, decodes = _policy_of(config.preset, directory)
+    if config.tokens > sizes.num_visual:
+        raise ValueError(
+            f"--tokens {config.tokens}: the policy has {sizes.num_visual} visual tokens; give as many or fewer"
+        )
+    for spec in (resolve_pruner(spec, recorded, "inference") for spec in specs):
+        spec.check_fits(sizes)
+        spec.check_runs_beside(resolve_pruner(None, recorded, "inference"))
+        if decodes:
+            check_decodable(spec.name)
 
 
-def _num_visual(preset: str, directory: Path | None) -> int:
-    """V of the policy of that preset, or in that folder."""
+def _policy_of(preset: str, directory: Path | None) -> tuple[ModelSizes, dict[str, Any] | None, bool]:
+    """Of the policy of that preset, or in that folder: its sizes, its recorded pruner, whether it decodes tokens."""
     if directory is None:
-        return meta_parts(SIZES[preset])[0].num_visual_tokens
-    _, read = read_config(directory)
+        model = meta_parts(SIZES[preset])[0]
+        return model.sizes, model.config.pruner_spec.to_json(), False
+    config_json, config = read_config(directory)
+    head: dict[str, Any] = {}
+    assumed_original(directory, config_json, head)  # says it where there is no head at all
+    if decodes := AUTOREGRESSIVE in (head.get("head"), config_json.get("action_head")):
+        as_original(config)
     with NoValues():
-        backbone = build_backbone(read)
-    return model_sizes(read, backbone, read.num_images_in_input or 2).num_visual
+        backbone = build_backbone(config)
+    return model_sizes(config, backbone, config.num_images_in_input or 2), config_json.get("pruner"), decodes
 
 
 def runs(arm: Arm) -> bool:

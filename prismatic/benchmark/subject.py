@@ -159,6 +159,13 @@ class Subject:
         acting = self.acting(place)
         return acting.description()["engine"] if isinstance(acting, Policy) else {"name": self.job.setting.engine}
 
+    def begin(self, place: int) -> None:
+        """Let the next call of an arm be a session's second one, where its pruner has sessions."""
+        acting = self.acting(place)
+        if isinstance(acting, Policy) and acting.uses_sessions:
+            self._sessions.pop(place, None)
+            self.act(place, 0)
+
     def act(self, place: int, number: int) -> PolicyOutput:
         """Call `number` of an arm."""
         look, acting = self.observations[number % len(self.observations)], self.acting(place)

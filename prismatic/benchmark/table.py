@@ -11,6 +11,8 @@ from prismatic.benchmark.accounting import COMPONENTS
 from prismatic.benchmark.config import BenchmarkConfig, arms_of
 from prismatic.benchmark.measure import title
 from prismatic.benchmark.summary import Summary
+from prismatic.models.pruners.registry import PrunerSpec
+from prismatic.models.sites import LlamaKeys
 from prismatic.report.data import Notes, ReportData, Section, Table, counted
 from prismatic.report.markdown import write_markdown
 
@@ -55,10 +57,17 @@ def _cells(row: Summary) -> list[str]:
 
 
 def kept_text(row: Summary) -> str:
-    """`77 set`, `44 to 80 picked`, `512`."""
+    """`77 set`, `44 to 80 picked`, `512`, and where nothing is dropped `90 to 97 anew`."""
     fewest, most = row.kept
     number = str(fewest) if fewest == most else f"{fewest} to {most}"
-    return f"{number} set" if row.tokens_set else number if row.measured.arm.pruner == "none" else f"{number} picked"
+    if row.measured.arm.pruner == "none":
+        return number
+    return f"{number} {'set' if row.tokens_set else 'anew' if _reuses(row) else 'picked'}"
+
+
+def _reuses(row: Summary) -> bool:
+    """Whether the arm's pruner drops nothing, and computes anew what changed."""
+    return isinstance(PrunerSpec.parse(row.measured.arm.pruner).site, LlamaKeys)
 
 
 def explanations(rows: Sequence[Summary], config: BenchmarkConfig, machine: dict[str, Any]) -> list[str]:
@@ -87,6 +96,11 @@ def explanations(rows: Sequence[Summary], config: BenchmarkConfig, machine: dict
     ]
     if any(row.tokens_set for row in rows):
         lines.append(f"lightvla was made to keep exactly {config.tokens} tokens (set), after all of its work.")
+    if any(_reuses(row) for row in rows):
+        lines.append(
+            "anew: visual tokens whose keys and values are computed; those of the others are the last call's, and all "
+            "are attended to. The calls are one session, whose first computes all; GFLOP is of the second."
+        )
     if config.preset:
         lines.append(
             f"Preset {config.preset}, random weights: times and work mean something, actions and picks do not."

@@ -19,13 +19,27 @@ _SPARE = 2 * 2**30  # bytes that a process takes beside a large model's weights
 
 
 def check_device(device: torch.device | str | int) -> torch.device:
-    """The device of that name. Raises ValueError for a name that torch does not know, and a GPU that is not there."""
+    """The device of that name.
+
+    Raises ValueError for a name that torch does not know, a device that is not there, and one without values (meta).
+    """
     try:
         found = torch.device(device)
     except (RuntimeError, TypeError) as error:
         raise ValueError(f"device {device!r} is unknown; known: cpu, cuda, cuda:0, cuda:1 and so on") from error
     if found.type == "cuda" and (found.index or 0) >= (count := torch.cuda.device_count()):
         raise ValueError(f"device {device!r}: torch sees {count} GPUs; give another device, cpu for example")
+    if found.type == "meta":
+        raise ValueError(
+            f"device {device!r} holds no values, so nothing acts there; give another device, cpu for example"
+        )
+    if found.type not in ("cpu", "cuda"):
+        try:
+            torch.empty(0, device=found)
+        except (RuntimeError, AssertionError) as error:  # each kind has its own way to say that it is missing
+            raise ValueError(
+                f"device {device!r} is not there ({str(error).splitlines()[0]}); give another device, cpu for example"
+            ) from error
     return found
 
 

@@ -11,7 +11,10 @@ import pytest
 from lightvla.commands.benchmark import command
 from prismatic.benchmark.config import Arm, BenchmarkConfig, Setting, arms_of, check_words, pruner_names
 from prismatic.benchmark.measure import check, runs
+from prismatic.benchmark.subject import SENTENCE, made_up_observations
 from prismatic.benchmark.summary import ratio_of
+from prismatic.models.flops import count_flops
+from prismatic.policy import Policy
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -57,6 +60,11 @@ TINY = {"preset": "tiny", "random_weights": True}
         ({**TINY, "threads": "0"}, "--threads 0: expected whole numbers from 1"),
         ({**TINY, "repeats": 4}, "--repeats 4: expected at least 5"),
         ({**TINY, "tokens": 513}, "--tokens 513: the policy has 512 visual tokens"),
+        ({**TINY, "pruners": "none,grid:tokens=513"}, "pruner grid:tokens=513: tokens=513 is more than the 512 visual"),
+        ({**TINY, "pruners": "static_reuse:tokens=999"}, "tokens=999 is more than the 512 visual tokens there are"),
+        ({**TINY, "pruners": "fastv:layer=7"}, "has layers 0 to 1; choose layer 1 to 1"),
+        ({**TINY, "pruners": "grids:tokens=4"}, "pruner grids:tokens=4 needs trained parameters, but lightvla"),
+        ({**TINY, "device": "meta"}, "device 'meta' holds no values"),
         ({**TINY, "tokens": 77, "pruners": "none"}, "--tokens 77 is how many lightvla keeps, but --pruners names none"),
         ({"checkpoint": str(ROOT / "docs")}, "config.json"),
         ({**TINY, "device": "abacus"}, "device 'abacus' is unknown"),
@@ -68,9 +76,13 @@ def test_bad_input_is_one_sentence(flags, said, capsys):
     assert error.startswith("error: ") and said in error and "\n" not in error
 
 
-def test_tokens_of_a_checkpoint_are_looked_up_before_it_is_loaded(small_policy_directory):
+def test_tokens_of_a_checkpoint_are_looked_up_before_it_is_loaded(small_policy_directory, original_directory):
     with pytest.raises(ValueError, match=r"--tokens 1000: the policy has 32 visual tokens"):
         check(BenchmarkConfig(checkpoint=str(small_policy_directory), tokens=1000))
+    with pytest.raises(ValueError, match=r"pruner divprune:tokens=33: tokens=33 is more than the 32 visual tokens"):
+        check(BenchmarkConfig(checkpoint=str(small_policy_directory), pruners="none,divprune:tokens=33"))
+    with pytest.raises(ValueError, match="over all visual tokens, but the pruner is 'grid'; set pruner to none"):
+        check(BenchmarkConfig(checkpoint=str(original_directory), pruners="none,grid:tokens=4"))
     check_words(BenchmarkConfig(checkpoint=str(small_policy_directory), tokens=7), ("reference", "eager", "compiled"))
 
 
@@ -81,6 +93,29 @@ def test_a_ratio_of_medians_lies_in_its_interval_and_rounds_are_drawn_together()
     assert ratio.value == ratio.low == ratio.high == 2
     apart = ratio_of(list(2 * rng.lognormal(0, 0.1, 200)), list(rng.lognormal(0, 0.1, 200)))
     assert apart.low < 2 < apart.high and apart.high - apart.low < 0.2
+
+
+@pytest.mark.slow
+def test_reused_tokens_are_counted_of_a_second_observation_and_said_to_be_none_that_were_dropped(
+    small_policy_directory, tmp_path
+):
+    config = BenchmarkConfig(
+        checkpoint=str(small_policy_directory), engines="eager", pruners="static_reuse:tokens=2", dtypes="float32",
+        threads="1", repeats=5, warm_up=1, cold_starts=0, device="cpu", output_dir=tmp_path,
+    )  # fmt: skip
+    assert command(config) == 0
+    [arm] = json.loads((tmp_path / "benchmark.json").read_text())["arms"]
+    assert arm["summary"]["counter_agrees"]
+    # The second of a session's observations, asked of a policy that knows no benchmark.
+    policy = Policy.from_pretrained(small_policy_directory, dtype="float32", engine="eager", pruner=config.pruners)
+    session = policy.new_session()
+    for look in made_up_observations(policy, 2, config.camera_size):
+        kept = policy.act_batch([look], [SENTENCE], [session]).selection.kept()[0].unflatten(0, (2, -1)).sum(1)
+    parts = policy.model, policy.action_head, policy.proprio_projector
+    prompt = len(policy.transform.input_ids(SENTENCE))
+    assert arm["summary"]["flops"] == count_flops(*parts, kept.tolist(), prompt).total
+    page = (tmp_path / "benchmark.md").read_text()
+    assert " anew |" in page and "picked" not in page and "GFLOP is of the second" in page
 
 
 @pytest.mark.slow

@@ -141,6 +141,17 @@ class PrunerSpec:
             not self.has_parameters or (self.name, self.site) == (other.name, other.site)
         )
 
+    def check_runs_beside(self, loaded: "PrunerSpec") -> None:
+        """Raises ValueError where a policy that was loaded with the other pruner cannot be switched to this one."""
+        if self.has_parameters and not self.shares_parameters(loaded):
+            raise ValueError(
+                f"pruner {self} needs trained parameters, but {loaded} was loaded; load a policy trained with it"
+            )
+        if self.name == "random" and loaded.has_parameters:
+            raise ValueError(
+                f"pruner 'random' keeps as many tokens as LightVLA would, which is no control for {loaded}"
+            )
+
     def check_fits(self, sizes: ModelSizes) -> None:
         """Raises ValueError for a site that the model does not have, or for more tokens than there are."""
         try:
