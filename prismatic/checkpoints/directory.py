@@ -118,7 +118,7 @@ def _load(directory: Path, options: LoadOptions) -> Checkpoint:
     if kind == AUTOREGRESSIVE:
         check_decodable(config.pruner_spec.name, bool(options.use_proprio), config.action_readout)
     check_pruner(config)
-    new_pruner = without_new_pruner(weight_files, config, options)
+    new_pruner = without_new_pruner(weight_files, config, options, config_json.get("pruner"))
     outlined = check_weights(weight_files, config)
     statistics = read_statistics(directory, config_json)
     processor = load_processor(directory, config)

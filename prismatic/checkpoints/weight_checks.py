@@ -4,6 +4,7 @@ import logging
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from prismatic.checkpoints.options import LoadOptions
 from prismatic.checkpoints.weight_files import StoredTensor, stored_tensors
@@ -18,20 +19,36 @@ UNNEEDED = re.compile(r"^pruner\.|\.rotary_emb\.inv_freq$")
 """Tensors that are not loaded: of a pruner that does not run, and what older versions of transformers stored."""
 
 
-def without_new_pruner(files: list[Path], config: OpenVLAConfig, options: LoadOptions) -> PrunerSpec | None:
+def without_new_pruner(
+    files: list[Path], config: OpenVLAConfig, options: LoadOptions, recorded: Mapping[str, Any] | None
+) -> PrunerSpec | None:
     """The pruner whose parameters are not among the weights, taken out of `config`; None where nothing is missing.
+
+    Args:
+        files: the weights.
+        config: with the pruner that is to run.
+        options: say whether new parameters are wanted.
+        recorded: the pruner that the checkpoint was trained with, as in `config.json`.
 
     Raises ValueError where new parameters are not wanted.
     """
-    spec = config.pruner_spec
-    if not spec.has_parameters or any(name.startswith("pruner.") for name in stored_tensors(files)):
+    spec, folder = config.pruner_spec, files[0].parent
+    trained = PrunerSpec.from_json(recorded) if recorded is not None else spec
+    stored = any(name.startswith("pruner.") for name in stored_tensors(files))
+    if not spec.has_parameters or (stored and spec.shares_parameters(trained)):
         return None
     if not options.new_pruner:
-        raise ValueError(
-            f"{files[0].parent} holds no trained parameters (tensors 'pruner.*') for pruner {spec}; fine-tune with "
-            f"--pruner {spec}, or run the checkpoint with another pruner (lightvla, none)"
-        )
+        remedy = f"fine-tune with --pruner {spec}, or run the checkpoint with another pruner (lightvla, none)"
+        if stored:
+            raise ValueError(
+                f"{folder} was trained with pruner {trained} ({trained.parameters_text}), and {spec} "
+                f"({spec.parameters_text}) is asked for, whose parameters it does not hold; leave the pruner out, or "
+                f"{remedy}"
+            )
+        raise ValueError(f"{folder} holds no trained parameters (tensors 'pruner.*') for pruner {spec}; {remedy}")
     logger.info("pruner %s: %s are new, with random weights", spec, spec.parameters_text)
+    if stored:
+        logger.warning("the parameters of pruner %s, which %s was trained with, are left out", trained, folder)
     config.pruner = {"name": "none"}
     return spec
 

@@ -99,8 +99,29 @@ def test_a_policy_has_only_the_queries_it_loaded(trained):
         policy.set_pruner("random")
     with pytest.raises(ValueError, match="needs trained parameters, but none was loaded"):
         Policy.from_pretrained(folder, pruner="none").set_pruner("lightvla_star")
-    with pytest.raises(ValueError, match=r"'pruner.queries' has shape \(5, 32\), config.json implies \(6, 32\)"):
+    with pytest.raises(
+        ValueError, match=r"trained with pruner .*queries=5 \(5 queries\), and .*queries=6.* \(6 queries\) is asked for"
+    ):
         Policy.from_pretrained(folder, pruner="lightvla_star:queries=6")
+    with pytest.raises(ValueError, match="leave the pruner out, or fine-tune with --pruner .*site=projector, or run"):
+        Policy.from_pretrained(folder, pruner="lightvla_star:site=projector")
+
+
+def test_another_number_of_trained_points_is_refused_and_new_in_training(trained, caplog):
+    _, folder = trained("grids:tokens=4")
+    with pytest.raises(ValueError) as refused:
+        Policy.from_pretrained(folder, pruner="grids:tokens=6")
+    assert str(refused.value) == (
+        f"{folder} was trained with pruner grids:tokens=4 (4 sampled points), and grids:tokens=6 (6 sampled points) is "
+        "asked for, whose parameters it does not hold; leave the pruner out, or fine-tune with --pruner "
+        "grids:tokens=6, or run the checkpoint with another pruner (lightvla, none)"
+    )
+    caplog.clear()
+    for spec in (PrunerSpec("grids", {"tokens": 6}), PrunerSpec("lightvla_star", {"queries": 5})):
+        model = load_checkpoint(folder, LoadOptions(pruner=spec, new_pruner=True)).model
+        assert model.config.pruner_spec == spec and len(model.pruner.queries) == spec.option("tokens", 5)
+        assert "the parameters of pruner grids:tokens=4" in caplog.text and "left out" in caplog.text
+        caplog.clear()
 
 
 @pytest.mark.parametrize(
