@@ -72,7 +72,18 @@ def _scan_once(utils: ModuleType) -> None:
 
 
 class _GuardOnDataDependentSymNode(RuntimeError):
-    """Stands in an `except` clause, which takes no deferred class; what is raised there is the real one."""
+    """Stands in an `except` clause, which takes no deferred class; what is raised there is the real one.
+
+    `except` looks its class up when something is raised, so the real one takes this one's place as soon as it is there.
+    """
+
+
+def _give_real_class(shapes: ModuleType) -> None:
+    """Put the real exception where modules hold the stand-in (torch's `DTensor`), whoever imports `shapes`."""
+    name = "GuardOnDataDependentSymNode"
+    for module in list(sys.modules.values()):
+        if getattr(module, "__dict__", {}).get(name) is _GuardOnDataDependentSymNode:
+            setattr(module, name, getattr(shapes, name))
 
 
 _NOT_NEEDED_TO_ACT: dict[str, Contents] = {
@@ -127,6 +138,7 @@ def _without_collections() -> Iterator[None]:
 
 
 sys.meta_path.insert(0, AfterImport(_COMPILER, _tell_compiler))
+sys.meta_path.insert(0, AfterImport(_SHAPES, _give_real_class))
 with _without_collections(), after_import("transformers.utils.import_utils", _scan_once), deferred(_NOT_NEEDED_TO_ACT):
     from timm import create_model as create_model
     from timm.models.vision_transformer import Block as Block

@@ -32,6 +32,9 @@ from torch._dynamo.trace_rules import is_callable_allowed
 assert told and all(map(is_callable_allowed, told)), "what transformers allowed while it was imported"
 assert torch._dynamo.utils.is_compile_supported("cpu") in (True, False)
 assert modeling.extract_model_from_parallel(model := torch.nn.Linear(1, 1)) is model
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
+import torch.distributed.tensor._decompositions as decompositions
+assert decompositions.GuardOnDataDependentSymNode is GuardOnDataDependentSymNode, "what `except` there looks for"
 from transformers.loss.loss_for_object_detection import linear_sum_assignment
 import scipy.optimize
 assert linear_sum_assignment([[1, 0], [0, 1]])[1].tolist() == [1, 0]
