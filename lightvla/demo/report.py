@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from experiments.robot.libero.results.results import Results
+from experiments.robot.libero.settings.flags import parse_indices
 from experiments.robot.libero.simulator.environment import LiberoEnvironment
 from experiments.robot.libero.simulator.tasks import load_task
 from experiments.robot.libero.simulator.wide_starts import Displacement
@@ -183,7 +184,7 @@ def success_rows(results: dict[str, Results]) -> list[SuccessRow]:
 def measure_cost(config: DemoConfig, policy: Policy, results: Results) -> dict[str, Any]:
     """What is kept at held-out initial states, FLOPs, and latency with and without pruning (alternating calls)."""
     pictures = []
-    first = int(config.held_out_states.split("-")[0])
+    first = parse_indices(config.held_out_states, "held_out_states")[0]
     for index in map(int, TASKS.split(",")):
         task = load_task(SUITE, index)
         with LiberoEnvironment(

@@ -21,6 +21,8 @@ import transformers
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+from experiments.robot.libero.settings.flags import parse_indices
+from lightvla.demo.checks import check_flags
 from lightvla.demo.report import write_report
 from lightvla.demo.settings import STAGES, TASKS, DemoConfig, Paths, evaluations, stage_commands
 from prismatic.atomic_files import write_atomically
@@ -135,8 +137,7 @@ def _run_evaluations(config: DemoConfig, commands: list[list[str]]) -> None:
         for evaluation, command in zip(evaluations(config), commands, strict=True)
         if not _is_complete(paths.evaluation(evaluation.name))
     ]
-    first, last = map(int, config.held_out_states.split("-"))
-    trials = len(TASKS.split(",")) * (last - first + 1)
+    trials = len(TASKS.split(",")) * len(parse_indices(config.held_out_states, "held_out_states"))
     running: dict[str, tuple[subprocess.Popen, list[str], Path]] = {}
     columns = (
         TextColumn("{task.description:<42}"),
@@ -183,8 +184,10 @@ def _show(progress: Progress, bar: TaskID, directory: Path) -> None:
 
 def command(config: DemoConfig) -> int:
     """What the command line runs; returns the exit status."""
-    if config.stage not in ("all", *STAGES):
-        print_error(f"unknown stage {config.stage!r}; known: all, {', '.join(STAGES)}")
+    try:
+        check_flags(config)
+    except ValueError as error:
+        print_error(error)
         return UNUSABLE
     chosen = STAGES if config.stage == "all" else (config.stage,)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # schedulers stop jobs so

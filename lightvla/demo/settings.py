@@ -18,8 +18,8 @@ class DemoConfig:
     output_dir: Path = Path("demo")  # everything the demo makes lies below it
     num_processes: int = 2  # simulator processes in collection and evaluation
     num_demos_per_task: str = "62"  # from training initial states; evaluation has others
-    train_states: str = "0-29"  # initial states to collect from
-    held_out_states: str = "30-41"  # initial states to evaluate on
+    train_states: str = "0-29"  # initial states to collect from, like 0-29 or 0,4-9
+    held_out_states: str = "30-41"  # initial states to evaluate on, like 30-41 or 30,35; none of those trained on
     wide_starts_m: float = 0.06  # evaluation: objects are moved anywhere free within so many metres
     wide_starts_train_m: float = 0.07  # collection goes further, or what lies at the edge is never learnt well
     wide_starts_share: float = 0.7  # of the demonstrations; the others begin at LIBERO's own initial states

@@ -1,6 +1,7 @@
 """The demo's commands are ones that the project's command lines understand, and stages are skipped when done."""
 
 import contextlib
+import dataclasses
 import json
 import os
 import signal
@@ -16,11 +17,14 @@ from experiments.robot.libero.demonstrations.config import CollectionConfig
 from experiments.robot.libero.evaluation.checks import check_flags
 from experiments.robot.libero.settings.flags import EvaluationConfig
 from lightvla.demo import run as demo
+from lightvla.demo.checks import _EXPECTED
+from lightvla.demo.checks import check_flags as check_demo
 from lightvla.demo.settings import DemoConfig, Paths, evaluations, stage_commands
 from lightvla.demo.small_model import SmallModelConfig
 from prismatic.models.pruners.registry import PrunerSpec
 from prismatic.training.config import FinetuneConfig
 from prismatic.training.data import dataset_specs
+from prismatic.training.preflight import check_flags as check_training
 from prismatic.vla.gripper import GRIPPERS
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -58,6 +62,57 @@ def test_every_command_is_understood_and_the_stages_fit_together():
     assert collection.canonical_quaternion == model.canonical_quaternion
     first, last = map(int, config.held_out_states.split("-"))
     assert first > int(config.train_states.split("-")[1]) and last - first + 1 == 12
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ({"stage": "train"}, "--stage train: expected one of all, collect, build, finetune, evaluate, report"),
+        ({"held_out_states": "41-30"}, "--held_out_states '41-30': expected numbers and ranges such as"),
+        ({"held_out_states": "all"}, "--held_out_states 'all': expected numbers and ranges"),
+        ({"held_out_states": "30-60"}, "--held_out_states 30-60: LIBERO's tasks have initial states 0 to 49"),
+        ({"held_out_states": "25-41"}, "--held_out_states 25-41 and --train_states 0-29 share state 25"),
+        ({"train_states": "0-99"}, "--train_states 0-99: LIBERO's tasks have initial states 0 to 49"),
+        ({"num_demos_per_task": "62,62"}, "--num_demos_per_task 62,62: expected a number from 1 on, or three of them"),
+        ({"num_demos_per_task": "0"}, "--num_demos_per_task 0: expected"),
+        ({"num_processes": 0}, "--num_processes 0: expected 1 or more"),
+        ({"wide_starts_m": 0.0}, "--wide_starts_m 0.0: expected more than 0, up to 0.3"),
+        ({"wide_starts_train_m": float("nan")}, "--wide_starts_train_m nan: expected 0 "),
+        ({"wide_starts_share": 1.5}, "--wide_starts_share 1.5: expected 0 to 1"),
+        ({"resolution": 8}, "--resolution 8: expected 16 to 4096"),
+        ({"unpruned_steps": 0}, "--unpruned_steps 0: expected 1 or more"),
+        ({"max_steps": -1}, "--max_steps -1: expected 1 or more"),
+        ({"batch_size": 0}, "--batch_size 0: expected 1 or more"),
+        ({"seed": -1}, "--seed -1: expected 0 to"),
+        ({"starts_seed": 2**31}, "--starts_seed 2147483648: expected 0 to 2147483647"),
+        ({"suffix": "/x"}, "--suffix /x: expected letters, digits"),
+        ({"output_dir": Path("pyproject.toml/demo")}, "--output_dir pyproject.toml/demo: no folder that can be"),
+    ],
+)
+def test_bad_flags_are_refused_before_anything_is_made(flags, said, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    assert demo.command(DemoConfig(**{"output_dir": tmp_path / "demo", **flags})) == 2
+    error = capsys.readouterr().err.strip()
+    assert error.startswith("error: ") and said in error and "\n" not in error
+    assert not (tmp_path / "demo").exists()
+
+
+@pytest.mark.parametrize("states", ["30", "30,35", "30,33-40"])
+def test_any_list_of_held_out_states_is_evaluated(states):
+    config = DemoConfig(held_out_states=states, wide_starts_m=0.3, wide_starts_train_m=0.0, suffix="-8")
+    check_demo(config)
+    for run in parsed(config, "evaluate"):
+        check_flags(run)
+        assert run.initial_states == states
+    [collection] = parsed(config, "collect")
+    collection.validate()
+    for training in parsed(config, "finetune"):
+        check_training(training)
+
+
+def test_every_flag_of_the_demo_is_checked():
+    others = {"train_states", "held_out_states", "output_dir"}
+    assert set(_EXPECTED) | others == {field.name for field in dataclasses.fields(DemoConfig)}
 
 
 def test_a_finished_stage_is_skipped_unless_its_command_changed(tmp_path):
