@@ -28,10 +28,12 @@ from prismatic.benchmark.subject import Job
 from prismatic.checkpoints.components import head_kind
 from prismatic.checkpoints.files import check_complete, read_config, resolve
 from prismatic.checkpoints.options import assumed_original
+from prismatic.checkpoints.weight_files import num_values
 from prismatic.extern.hf.building import NoValues, build_backbone, model_sizes
 from prismatic.extern.hf.original import as_original
 from prismatic.inference.engine import ENGINES
 from prismatic.models.autoregressive import AUTOREGRESSIVE, check_decodable
+from prismatic.models.precision import choose_dtype
 from prismatic.models.pruners.registry import PrunerSpec, resolve_pruner
 from prismatic.models.sites import ModelSizes, Projector
 from prismatic.stored_files import component_file
@@ -165,6 +167,12 @@ def _policy_of(preset: str, directory: Path | None) -> tuple[ModelSizes, dict[st
     with NoValues():
         backbone = build_backbone(config)
     return model_sizes(config, backbone, config.num_images_in_input or 2), config_json.get("pruner"), decodes
+
+
+def own_dtype(config: BenchmarkConfig) -> str:
+    """What a policy chooses on the device: once, since what is measured may turn out another way in each process."""
+    parameters = num_values(check_complete(resolve(config.checkpoint))) if config.checkpoint else None
+    return str(choose_dtype(None, config.device, parameters).dtype).removeprefix("torch.")
 
 
 def runs(arm: Arm) -> bool:

@@ -191,28 +191,30 @@ def write_all(
         "json": write_atomically(folder / "benchmark.json", json.dumps(found, indent=1) + "\n"),
         "md": write_markdown(data, folder / "benchmark.md"),
     }
-    if (picture := draw(rows, folder / "benchmark.png")) is not None:
+    if (picture := draw(rows, main_table(rows, machine).note, folder / "benchmark.png")) is not None:
         written["png"] = picture
     return written
 
 
-def draw(rows: Sequence[Summary], path: Path) -> Path | None:
-    """Bars of p50 with a line to p95; None, and nothing is written, without matplotlib."""
+def draw(rows: Sequence[Summary], device: str, path: Path) -> Path | None:
+    """Bars of p50 with a line to p95, below the device's name; None, and nothing is written, without matplotlib."""
     try:
         from prismatic.report.figures import COLOURS, INK, chart_axes
     except ImportError:
         return None
     engines = list(dict.fromkeys(row.measured.arm.setting.engine for row in rows))
-    with chart_axes(7.0, 0.8 + 0.3 * len(rows)) as axes:
+    with chart_axes(9.0, 0.8 + 0.3 * len(rows)) as axes:
         for place, row in enumerate(rows):
             colour = COLOURS[engines.index(row.measured.arm.setting.engine) % len(COLOURS)]
             axes.barh(place, 1e3 * row.p50, 0.7, color=colour, alpha=0.8)
             axes.hlines(place, 1e3 * row.p50, 1e3 * row.p95, color=INK, linewidth=1.3)
-            axes.text(1e3 * row.p95, place, f" {1e3 * row.p50:.0f}", va="center", fontsize=9, color=INK)
+            both = f" {1e3 * row.p50:.3g} – {1e3 * row.p95:.3g}"
+            axes.text(1e3 * row.p95, place, both, va="center", fontsize=9, color=INK)
         axes.set_yticks(range(len(rows)), [f"{title(row.measured.arm)}, {kept_text(row)}" for row in rows])
         axes.invert_yaxis()
-        axes.set_xlim(0, 1.1e3 * max(row.p95 for row in rows))
-        axes.set_xlabel("milliseconds of the model: median, line to p95", color=INK)
+        axes.set_xlim(0, 1.3e3 * max(row.p95 for row in rows))
+        axes.set_title(device, color=INK, fontsize=10, loc="right")
+        axes.set_xlabel("milliseconds of the model: median – p95", color=INK)
         axes.grid(visible=False, axis="y")
         axes.figure.savefig(path, dpi=150)
     return path

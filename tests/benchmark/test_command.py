@@ -1,5 +1,6 @@
 """Flags, what is said against them, ratios, and the whole command."""
 
+import io
 import json
 import subprocess
 import sys
@@ -7,14 +8,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 
-from lightvla.commands.benchmark import command
+from lightvla.commands.benchmark import columns_to_leave_out, command
 from prismatic.benchmark.config import Arm, BenchmarkConfig, Setting, arms_of, check_words, pruner_names
-from prismatic.benchmark.measure import check, runs
+from prismatic.benchmark.measure import check, own_dtype, runs
 from prismatic.benchmark.subject import SENTENCE, made_up_observations
 from prismatic.benchmark.summary import ratio_of
+from prismatic.benchmark.table import ARM_COLUMNS
 from prismatic.models.flops import count_flops
+from prismatic.models.precision import choose_dtype
 from prismatic.policy import Policy
+from prismatic.report.data import Table
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -84,6 +89,24 @@ def test_tokens_of_a_checkpoint_are_looked_up_before_it_is_loaded(small_policy_d
     with pytest.raises(ValueError, match="over all visual tokens, but the pruner is 'grid'; set pruner to none"):
         check(BenchmarkConfig(checkpoint=str(original_directory), pruners="none,grid:tokens=4"))
     check_words(BenchmarkConfig(checkpoint=str(small_policy_directory), tokens=7), ("reference", "eager", "compiled"))
+
+
+@pytest.mark.parametrize(("width", "left_out"), [(200, 0), (120, 8), (60, 10)])
+def test_a_narrow_window_goes_without_what_says_least(width, left_out):
+    columns = (*ARM_COLUMNS, "p50 ms", "p95 ms", "x reference", "x reference none", "GFLOP", "weights MB", "memory MB",
+               "aten calls", "of floor", "cold start s", "images ms", "off by")  # fmt: skip
+    row = ["reference", "static_reuse:tokens=14", "16 to 33 anew", "bfloat16", "all", "27.3", "46.8"]
+    row += ["0.64 (0.56–0.86)"] * 2 + ["0.5376", "10", "51", "522", "11 %", "3.3", "4.8", "0.02"]
+    data = Table("", columns, [row])
+    found = columns_to_leave_out(data, Console(force_terminal=True, width=width))
+    assert len(found) == left_out
+    assert not set(found) & {"engine", "pruner", "tokens", "p50 ms", "x reference", "x reference none", "GFLOP"}
+    assert columns_to_leave_out(data, Console(width=width, file=io.StringIO())) == []
+
+
+def test_all_processes_compute_in_one_dtype(small_policy_directory):
+    config = BenchmarkConfig(checkpoint=str(small_policy_directory), device="cpu")
+    assert own_dtype(config) == str(choose_dtype(None, "cpu").dtype).removeprefix("torch.")
 
 
 def test_a_ratio_of_medians_lies_in_its_interval_and_rounds_are_drawn_together():
