@@ -186,13 +186,18 @@ def load_policy(arguments: argparse.Namespace) -> Any:
 
 
 def image_frames(arguments: argparse.Namespace) -> list[np.ndarray]:
-    """The pictures of `--images`, uint8 (H, W, 3) each."""
+    """The pictures of `--images`, uint8 (H, W, 3) each. Raises ValueError for a file that is none."""
     from PIL import Image
 
     pictures = []
     for path in arguments.images:
-        with Image.open(path) as picture:
-            pictures.append(np.asarray(picture.convert("RGB")))
+        try:
+            with Image.open(path) as picture:
+                pictures.append(np.asarray(picture.convert("RGB")))
+        except FileNotFoundError as error:
+            raise ValueError(f"--images {path}: there is no such file; give one picture per camera") from error
+        except OSError as error:
+            raise ValueError(f"--images {path}: no picture that can be read, such as PNG or JPEG ({error})") from error
     return pictures
 
 

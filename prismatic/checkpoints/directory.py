@@ -190,7 +190,9 @@ def _apply(options: LoadOptions, config: OpenVLAConfig, config_json: dict[str, A
         trained = resolve_pruner(PrunerSpec(given.name), recorded, "inference")
         if recorded and recorded["name"] != "none" and {**given.options, **trained.options} != given.options:
             logger.warning(
-                "trained with pruner %s, run with %s: other tokens, or other weights of them", recorded, given
+                "trained with pruner %s, run with %s: other tokens, or other weights of them",
+                PrunerSpec.from_json(recorded),
+                given,
             )
         config.pruner = given.to_json()
     elif recorded is None and config.action_head != AUTOREGRESSIVE:

@@ -171,7 +171,7 @@ class CompiledEngine:
     def _prepared(self, shape: Shape, buckets: Buckets, pixels: torch.Tensor) -> Plan:
         """A plan for that shape; without fusing where torch.compile fails, as where no compiler is installed."""
         how = self._chosen()
-        logger.info("preparing %d rows with %d tokens behind the visual ones", shape.batch, shape.width)
+        logger.info("preparing a batch of %d with %d tokens behind the visual ones", shape.batch, shape.width)
         try:
             return Plan(self.parts, shape, buckets, how, pixels)
         except Exception as error:  # whatever a compiler says

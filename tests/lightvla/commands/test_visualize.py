@@ -218,6 +218,9 @@ def test_single_pictures(small_policy_directory: Path, tmp_path: Path, capsys: p
     assert status == 0 and "assumed" not in output
     status, output = run([*command, *images, "--state", "0.1"], capsys)
     assert status == UNUSABLE and "--state: 1 numbers given; robot 'libero' has 8" in output
+    for name, words in (("nope.png", "there is no such file"), (__file__, "no picture that can be read, such as PNG")):
+        status, output = run([*command, "--images", name, str(files[1]), "--instruction", "x"], capsys)
+        assert status == UNUSABLE and f"error: --images {name}: {words}" in output
     images = ["--images", str(files[0]), "--instruction", "open the drawer"]
     status, output = run([*command, *images], capsys)
     assert status == UNUSABLE and "--images: 1 given; the policy reads 2: full_image, wrist_image" in output
