@@ -33,6 +33,7 @@ FLOORS = {
     "prismatic.pictures": 4,
     "prismatic.report": 4,
     "prismatic.benchmark": 5,
+    "prismatic.recordings": 5,
     "prismatic.serving": 5,
     "prismatic.training": 5,
     "experiments": 6,

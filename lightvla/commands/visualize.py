@@ -1,6 +1,6 @@
 """Draw what a policy saw: which image patches its pruner kept, at each policy query and on average.
 
-From recorded episodes (`lightvla eval --record True`), without loading any model:
+From recorded episodes (`lightvla eval --record True`, `lightvla serve --record`), without loading any model:
 
     lightvla visualize --record experiments/logs/RUN --output_dir pictures
 
@@ -30,6 +30,7 @@ from rich.markup import escape
 from rich.progress import track
 
 from lightvla.flags import visualize_parser
+from lightvla.recordings.traces import policy_text, record_traces
 from prismatic.command_status import UNUSABLE, print_error
 from prismatic.pictures.images import encode_png
 from prismatic.pictures.trace import PruningTrace
@@ -37,7 +38,6 @@ from prismatic.pictures.video import write_mp4
 from prismatic.report.data import counted
 
 if TYPE_CHECKING:
-    from experiments.robot.libero.rollouts.record import EpisodeRecording
     from prismatic.report.pruning import KeptTokens, PatchSums
 
 FPS = (0.1, 240)
@@ -90,70 +90,6 @@ def check(arguments: argparse.Namespace) -> None:
         raise ImportError("videos need imageio-ffmpeg: pip install 'imageio[ffmpeg]', or give --no_video")
 
 
-def record_files(paths: Sequence[Path]) -> list[Path]:
-    """The files themselves; of a folder its `.npz` files, or those in its folder `records`.
-
-    Raises:
-        FileNotFoundError: for a path that does not exist, or a folder without any.
-    """
-    from experiments.robot.libero.rollouts.record import FOLDER
-
-    files: list[Path] = []
-    for path in paths:
-        found = [path] if path.is_file() else sorted(path.glob("*.npz")) or sorted((path / FOLDER).glob("*.npz"))
-        if not found:
-            raise FileNotFoundError(
-                f"--record {path}: no recorded episode there; lightvla eval --record True writes {FOLDER}/*.npz"
-            )
-        files += found
-    return files
-
-
-def record_traces(paths: Sequence[Path]) -> Iterator[tuple[str, PruningTrace]]:
-    """Recorded episodes, each read when it is asked for, by the names of their files, each name once.
-
-    Raises:
-        ValueError: as `EpisodeRecording.load`, and for one without kept tokens.
-        FileNotFoundError: as `record_files`.
-    """
-    from experiments.robot.libero.rollouts.record import EpisodeRecording
-
-    names: set[str] = set()
-    files = record_files(paths)
-    for path in files:
-        recording = EpisodeRecording.load(path)
-        if recording.kept is None:
-            raise ValueError(f"{path}: the recorded agent did not say which tokens it kept; nothing can be drawn")
-        episode = recording.episode
-        numbered = (f"{path.stem}-{number}" for number in range(1, len(files)))
-        name = next(name for name in (path.stem, *numbered) if name not in names)
-        names.add(name)
-        yield (
-            name,
-            PruningTrace(
-                title=episode.instruction,
-                cameras=tuple(recording.images),
-                images=tuple(recording.images.values()),
-                kept=recording.kept,
-                steps=recording.query_steps,
-                center_crop=recording.center_crop,
-                control_rate_hz=recording.control_rate_hz,
-                scores=recording.scores,
-                success=episode.success if episode.other_task is None else episode.other_success,
-                source=source_text(recording),
-                start=f"initial state {episode.initial_state}, trial {episode.trial}",
-            ),
-        )
-
-
-def source_text(recording: EpisodeRecording) -> str:
-    """Suite, control and policy."""
-    episode, policy = recording.episode, recording.policy
-    control = f"control: {episode.control.replace('_', ' ')}" if episode.control != "none" else ""
-    name = policy_text(policy.get("checkpoint") or policy.get("policy_url"), policy.get("pruner"))
-    return " · ".join(filter(None, (episode.suite, control, name)))
-
-
 def policy_traces(arguments: argparse.Namespace, console: Console) -> list[tuple[str, PruningTrace]]:
     """The frames as the checkpoint's policy sees them, under a name."""
     frames = image_frames(arguments) if arguments.images else None  # early, before the policy is loaded
@@ -166,12 +102,6 @@ def policy_traces(arguments: argparse.Namespace, console: Console) -> list[tuple
         name, instructions, steps, observations = dataset_frames(policy, arguments)
     trace = run_policy(policy, observations, instructions, steps, console)
     return [(name, replace(trace, source=policy_text(arguments.checkpoint, str(policy.model.config.pruner_spec))))]
-
-
-def policy_text(checkpoint: object, pruner: object) -> str:
-    """`small (lightvla)`: the last part of a checkpoint's place, and its pruner."""
-    name = Path(str(checkpoint)).name if checkpoint else "unnamed policy"
-    return f"{name} ({pruner})" if pruner else name
 
 
 def load_policy(arguments: argparse.Namespace) -> Any:
@@ -325,9 +255,8 @@ def _frames(trace: PruningTrace, folder: Path, console: Console) -> Iterator[np.
     (folder / "queries").mkdir(exist_ok=True)
     for query in progress(range(trace.num_queries), f"drawing {escape(folder.name)}", console):
         frame = trace.frame(query)
-        (folder / "queries" / f"query{query:03d}_step{trace.steps[query]:03d}.png").write_bytes(
-            encode_png(frame, False)
-        )
+        step = f"_step{trace.steps[query]:03d}" if trace.unit == "step" else ""
+        (folder / "queries" / f"query{query:03d}{step}.png").write_bytes(encode_png(frame, False))
         yield frame
 
 
@@ -338,10 +267,12 @@ class Common:
     Args:
         sums: of all episodes of one task and source, and how many they are, by these two.
         kept: per episode the steps of its policy queries and the tokens kept there.
+        units: what those are counted in.
     """
 
     sums: dict[tuple[str, str], tuple[PatchSums, int]] = field(default_factory=dict)
     kept: dict[str, KeptTokens] = field(default_factory=dict)
+    units: set[str] = field(default_factory=set)
 
     def add(self, name: str, trace: PruningTrace, sums: PatchSums) -> None:
         """Raises ValueError for an episode that cannot share a map or the chart with those before."""
@@ -351,6 +282,7 @@ class Common:
             if other == key:
                 self.sums[key] = joined, count + 1
         self.sums.setdefault(key, (sums, 1))
+        self.units.add(trace.unit_name)
         self.kept[name] = trace.steps, trace.kept.sum(axis=1)
 
     def draw(self, folder: Path) -> None:
@@ -366,7 +298,8 @@ class Common:
             names.add(name)
             figure = keep_map(sums, map_title(task, source, count, sums.queries))
             (folder / f"{name}.png").write_bytes(figure_png(figure))
-        (folder / "tokens_kept.png").write_bytes(figure_png(compare_chart(self.kept, sums.kept.size)))
+        unit = " or ".join(sorted(self.units))
+        (folder / "tokens_kept.png").write_bytes(figure_png(compare_chart(self.kept, sums.kept.size, unit)))
 
 
 def parse(command: Sequence[str] | None = None) -> argparse.Namespace:

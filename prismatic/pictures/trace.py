@@ -27,6 +27,8 @@ class PruningTrace:
         source: Where the pictures come from and which policy kept what, for titles; episodes of one title and source
             share maps.
         start: Where the episode began, as text.
+        unit: Of `steps`: `step`, or `query` where nobody knows how many control steps were taken, and
+            `control_rate_hz` then counts policy queries.
 
     Raises:
         ValueError: when the numbers of policy queries or cameras differ, or V is not I squares.
@@ -43,6 +45,7 @@ class PruningTrace:
     success: bool | None = None
     source: str = ""
     start: str = ""
+    unit: str = "step"
 
     def __post_init__(self) -> None:
         queries = {len(part) for part in (*self.images, self.kept, self.steps, *self._scores)}
@@ -61,6 +64,11 @@ class PruningTrace:
     def num_queries(self) -> int:
         """L."""
         return len(self.steps)
+
+    @property
+    def unit_name(self) -> str:
+        """For axes: `control step` or `policy query`."""
+        return {"step": "control step", "query": "policy query"}[self.unit]
 
     @property
     def queries_per_second(self) -> float:
@@ -83,7 +91,7 @@ class PruningTrace:
     def frame(self, query: int) -> Picture:
         """One policy query as a captioned frame: the pictures, and beside them the same with pruned patches dimmed."""
         row = self.kept[query]
-        detail = f"step {self.steps[query]} · kept {row.sum()} of {row.size} visual tokens"
+        detail = f"{self.unit} {self.steps[query]} · kept {row.sum()} of {row.size} visual tokens"
         if len(self.cameras) > 1:
             counts = kept_grids(row, len(self.cameras)).sum(axis=(1, 2))
             detail += f" ({' + '.join(map(str, counts))})"
@@ -101,4 +109,4 @@ class PruningTrace:
         chosen = np.linspace(0, self.num_queries - 1, min(columns, self.num_queries)).round().astype(int)
         rows = list(zip(*(self.seen(query, size) for query in chosen), strict=True))
         title = " · ".join(filter(None, (self.title, self.context, "dark is pruned")))
-        return labelled_sheet(rows, title, [f"step {self.steps[query]}" for query in chosen], self.cameras, size)
+        return labelled_sheet(rows, title, [f"{self.unit} {self.steps[query]}" for query in chosen], self.cameras, size)

@@ -181,7 +181,7 @@ def kept_chart(trace: PruningTrace) -> Figure:
         panels[0].legend(drawn, list(lines), frameon=False, fontsize=9, ncols=len(lines), loc="upper left")
         if trace.scores is not None:
             _draw_scores(panels[1], trace.steps, trace.scores, trace.kept)
-        _style_axes(panels)
+        _style_axes(panels, trace.unit_name)
     return figure
 
 
@@ -204,7 +204,7 @@ KeptTokens = tuple[NDArray[np.int64], NDArray[np.int64]]
 """(L,) control steps taken at each policy query of an episode, and (L,) tokens kept there."""
 
 
-def compare_chart(episodes: Mapping[str, KeptTokens], num_tokens: int) -> Figure:
+def compare_chart(episodes: Mapping[str, KeptTokens], num_tokens: int, unit: str = "control step") -> Figure:
     """Tokens kept of `num_tokens` at each policy query, a line per episode, and their mean; few episodes are named."""
     few = len(episodes) <= MAX_NAMED
     mean = float(np.concatenate([kept for _, kept in episodes.values()]).mean())
@@ -225,15 +225,15 @@ def compare_chart(episodes: Mapping[str, KeptTokens], num_tokens: int) -> Figure
         # Labels are given: those that matplotlib gathers by itself lack all that begin with `_`.
         style = {"frameon": False, "fontsize": 9, "ncols": 2}
         figure.legend(list(entries.values()), list(entries), loc="outside lower center", **style)
-        _style_axes([axes])
+        _style_axes([axes], unit)
     return figure
 
 
-def _style_axes(panels: Sequence[Any]) -> None:
+def _style_axes(panels: Sequence[Any], unit: str) -> None:
     for axes in panels:
         axes.grid(alpha=0.25, linewidth=0.6)
         axes.spines[["top", "right"]].set_visible(False)
-    panels[-1].set_xlabel("control step")
+    panels[-1].set_xlabel(unit)
     panels[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
 
 

@@ -25,6 +25,8 @@ class Answered:
         actions: (chunk, action_dim) float64 in the robot's units, as they were sent (clipped, where that was chosen).
         kept: (V,) bool, the visual tokens that stayed; V counts image by image, inside an image row by row.
         picks, scores: (V,) float32 as in `TokenSelection`, or None.
+        executed: (n, action_dim) float64, the actions that the client says it has executed since its last question, in
+            the policy's convention; None where it does not say. With query 0 they are the last of the episode before.
         warnings: what was flagged, a sentence each: action dimensions outside the training data's bounds.
         timing: milliseconds: `queue` (waiting for the policy), `preprocessing`, `vision`, `pruner`, `llm`, `infer` (the
             policy's call) and `total` (from the question to the answer); `batch` is how many were answered together.
@@ -41,6 +43,7 @@ class Answered:
     kept: NDArray[np.bool_] | None = None
     picks: NDArray[np.float32] | None = None
     scores: NDArray[np.float32] | None = None
+    executed: NDArray[np.float64] | None = None
     warnings: tuple[str, ...] = ()
     timing: Mapping[str, float] = field(default_factory=dict)
 

@@ -1,8 +1,7 @@
 """Episodes on disk: all that a policy was shown, its action chunks, which tokens it kept, and what was then done.
 
-One `.npz` per episode, readable without pickle and without the model. Pictures are stored losslessly: the first as it
-is, every further one as its difference from the one before, modulo 256, which compresses a still camera's pictures
-about four times better.
+One `.npz` per episode (`prismatic.recordings.archive`), readable without pickle and without the model. Records of what
+a server or a robot saw, which know no simulator, are `prismatic.recordings.recording`'s; `load_any` reads both.
 """
 
 from __future__ import annotations
@@ -10,8 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import zipfile
-import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -26,14 +23,26 @@ from experiments.robot.libero.results.results import EpisodeRecord
 from experiments.robot.libero.rollouts.rollout import Moment, RolloutSettings
 from experiments.robot.libero.rollouts.start import Start
 from prismatic.atomic_files import replacing
+from prismatic.recordings.archive import (
+    IMAGES,
+    check_arrays,
+    differences,
+    packed,
+    read_arrays,
+    read_header,
+    refuse_objects,
+    stated_version,
+    undone,
+    unpacked,
+    unusable_header,
+)
+from prismatic.recordings.recording import FORMAT_VERSION as OUTSIDE_VERSION
+from prismatic.recordings.recording import Recording
 
 FORMAT_VERSION = 2
 _RENAMED = {"look_steps": "query_steps"}
 """Arrays of format version 1, which differs in nothing else -> what they are called now."""
-FOLDER = "records"
-"""Where an evaluation's output folder keeps them."""
 
-_IMAGES = "images_"  # array name: this and the camera's key
 _HEADER = ("episode", "settings", "environment", "center_crop", "control_rate_hz", "policy", "versions")
 _TOKEN_ARRAYS = ("kept", "picks", "scores")
 _ARRAYS = ("header", "start_state", "query_steps", "states", "qpos", "chunks", "actions")
@@ -96,11 +105,10 @@ class EpisodeRecording:
         arrays |= {name: value for name in _TOKEN_ARRAYS if (value := getattr(self, name)) is not None}
         if self.kept is not None:
             header["num_visual_tokens"] = self.kept.shape[1]
-            arrays["kept"] = np.packbits(self.kept, axis=1)
-        arrays |= {_IMAGES + camera: _differences(pictures) for camera, pictures in self.images.items()}
+            arrays["kept"] = packed(self.kept)
+        arrays |= {IMAGES + camera: differences(pictures) for camera, pictures in self.images.items()}
         arrays["header"] = np.array(json.dumps(header, default=_plain))
-        if objects := [name for name, array in arrays.items() if array.dtype == object]:
-            raise ValueError(f"{path}: the arrays {objects} hold Python objects, which only pickle could store")
+        refuse_objects(path, arrays)
         with replacing(path) as partial, partial.open("wb") as file:
             np.savez_compressed(file, **arrays)
 
@@ -113,23 +121,24 @@ class EpisodeRecording:
             ValueError: when it is no episode record, is damaged, lacks something, or was written in another format.
         """
         path = Path(path)
-        if not path.is_file():
-            raise FileNotFoundError(f"no episode record at {path}; lightvla eval --record True writes them")
-        arrays = _read_arrays(path)
+        return cls.from_arrays(path, read_arrays(path))
+
+    @classmethod
+    def from_arrays(cls, path: Path, arrays: dict[str, NDArray[Any]]) -> EpisodeRecording:
+        """What `load` makes of the arrays of a file; raises ValueError as it does."""
         header = _read_header(path, arrays)
         if header["format_version"] == 1:
             arrays = {_RENAMED.get(name, name): array for name, array in arrays.items()}
         cameras = header["settings"].cameras
-        if missing := [name for name in (*_ARRAYS, *(_IMAGES + c for c in cameras)) if name not in arrays]:
+        if missing := [name for name in (*_ARRAYS, *(IMAGES + c for c in cameras)) if name not in arrays]:
             raise ValueError(f"{path} lacks the arrays {missing}; it holds {sorted(arrays)}. Record the episode again")
-        _check_arrays(path, arrays)
+        check_arrays(path, arrays, _DIMENSIONS)
         if "kept" in arrays:
-            kept = np.unpackbits(arrays["kept"], axis=1, count=header["num_visual_tokens"])
-            arrays["kept"] = kept.astype(bool)
+            arrays["kept"] = unpacked(arrays["kept"], header["num_visual_tokens"])
         parts: dict[str, Any] = {name: header[name] for name in _HEADER}
         parts |= {name: arrays[name] for name in _ARRAYS[1:]}
         parts |= {name: arrays.get(name) for name in _TOKEN_ARRAYS}
-        parts["images"] = {c: np.cumsum(arrays[_IMAGES + c], axis=0, dtype=np.uint8) for c in cameras}
+        parts["images"] = {c: undone(arrays[IMAGES + c]) for c in cameras}
         recording = cls(**parts)
         recording.check(path)
         return recording
@@ -146,6 +155,35 @@ class EpisodeRecording:
                 f"{where}: its {len(self.actions)} actions are not the {self.episode.steps} that were executed "
                 "(another SHA-256). Record the episode again"
             )
+
+    def seen_from_outside(self) -> Recording:
+        """What a record of any source holds of it."""
+        episode, other = self.episode, self.episode.other_task is not None
+        return Recording(
+            source="evaluation",
+            instruction=episode.instruction,
+            success=episode.other_success if other else episode.success,
+            center_crop=self.center_crop,
+            control_rate_hz=self.control_rate_hz,
+            policy=self.policy,
+            versions=self.versions,
+            images=self.images,
+            states=self.states,
+            steps=self.query_steps,
+            chunks=self.chunks,
+            actions=self.actions,
+            kept=self.kept,
+            picks=self.picks,
+            scores=self.scores,
+        )
+
+
+def load_any(path: str | Path) -> Recording | EpisodeRecording:
+    """Read a record of an evaluation, a server or a robot; errors as of `EpisodeRecording.load`."""
+    path = Path(path)
+    arrays = read_arrays(path)
+    kind = Recording if stated_version(arrays) == OUTSIDE_VERSION else EpisodeRecording
+    return kind.from_arrays(path, arrays)
 
 
 def actions_sha256(actions: NDArray[np.float64]) -> str:
@@ -212,61 +250,20 @@ def _stacked(rows: list[Any]) -> NDArray[Any] | None:
     return None if any(row is None for row in rows) else np.stack(rows)
 
 
-def _differences(pictures: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """(L, H, W, 3) -> the same shape; `np.cumsum` over L modulo 256 gives the pictures back."""
-    differences = pictures.copy()
-    differences[1:] -= pictures[:-1]
-    return differences
-
-
 def _plain(value: Any) -> Any:
     """For JSON: what it does not know itself."""
     return asdict(value) if isinstance(value, EpisodeRecord | RolloutSettings) else str(value)
 
 
-def _read_arrays(path: Path) -> dict[str, NDArray[Any]]:
-    try:
-        with path.open("rb") as file:
-            content = np.load(file, allow_pickle=False)
-            if not isinstance(content, np.lib.npyio.NpzFile):
-                raise ValueError("a single array")
-            with content:
-                return dict(content)
-    except (ValueError, OSError, EOFError, TypeError, zipfile.BadZipFile, zlib.error) as error:
-        reason = str(error)
-        if not isinstance(error, OSError) and not zipfile.is_zipfile(path):
-            reason = "not a whole .npz archive"
-        elif "pickle" in reason:  # numpy's own message says how to load such a file, which might run code
-            reason = "it holds Python objects, which records never do"
-        raise ValueError(
-            f"{path} is no episode record, or is damaged ({reason}); expected an .npz file that lightvla eval "
-            "--record True wrote"
-        ) from error
-
-
-def _check_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
-    """Raises ValueError for arrays of other kinds or with other numbers of axes than are written."""
-    for name, array in arrays.items():
-        if name.startswith(_IMAGES):
-            fits, expected = array.dtype == np.uint8 and array.ndim == 4 and array.shape[3] == 3, "uint8 (L, H, W, 3)"
-        elif name in _DIMENSIONS:
-            kinds, expected = "u" if name == "kept" else "fiu", f"numbers with {_DIMENSIONS[name]} axes"
-            fits = array.dtype.kind in kinds and array.ndim == _DIMENSIONS[name]
-        else:
-            continue
-        if not fits:
-            found = f"{array.dtype} {array.shape}"
-            raise ValueError(f"{path}: {name} is {found}; expected {expected}. Record the episode again")
-
-
 def _read_header(path: Path, arrays: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
     """What is no array, with `episode` and `settings` as dataclasses. Raises ValueError for any header that is none."""
-    if "header" not in arrays:
-        raise ValueError(f"{path} is no episode record: it has no header, only the arrays {sorted(arrays)}")
+    header = read_header(path, arrays, (1, FORMAT_VERSION, OUTSIDE_VERSION))
+    if header["format_version"] == OUTSIDE_VERSION:
+        raise ValueError(
+            f"{path} was recorded by a {header.get('source')}, which knows neither the simulator's start nor its "
+            "positions, so it cannot be replayed; lightvla eval --record True writes records that can"
+        )
     try:
-        header = json.loads(str(arrays["header"]))
-        if (found := header.get("format_version")) not in (1, FORMAT_VERSION):
-            raise ValueError(f"it has format version {found}, this code reads 1 and {FORMAT_VERSION}")
         names = [*_HEADER, *(["num_visual_tokens"] if "kept" in arrays else [])]
         if missing := [name for name in names if name not in header]:
             raise ValueError(f"it lacks {missing}; it has {sorted(header)}")
@@ -275,8 +272,7 @@ def _read_header(path: Path, arrays: Mapping[str, NDArray[Any]]) -> dict[str, An
         header["settings"] = _dataclass_from(RolloutSettings, settings)
         _check_types(header)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        reason = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
-        raise ValueError(f"the header of {path} is unusable: {reason}. Record the episode again") from error
+        raise unusable_header(path, f"it lacks {error}" if isinstance(error, KeyError) else str(error)) from error
     return header
 
 

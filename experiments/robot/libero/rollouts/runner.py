@@ -11,12 +11,13 @@ from typing import Any
 
 from experiments.robot.libero.policies.contract import Queryable
 from experiments.robot.libero.results.results import EpisodeRecord
-from experiments.robot.libero.rollouts.record import FOLDER, EpisodeRecorder
+from experiments.robot.libero.rollouts.record import EpisodeRecorder
 from experiments.robot.libero.rollouts.rollout import RolloutSettings, new_record, run_episode
 from experiments.robot.libero.rollouts.start import Start
 from experiments.robot.libero.rollouts.video import RolloutRecorder
 from experiments.robot.libero.simulator.environment import LiberoEnvironment
 from experiments.robot.libero.simulator.tasks import LiberoTask
+from prismatic.recordings.archive import FOLDER
 
 
 @dataclass(frozen=True)

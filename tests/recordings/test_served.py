@@ -1,0 +1,161 @@
+"""What the server's recorder writes is what was answered, whoever asks how, and however it ends."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from experiments.robot.libero.rollouts.record import EpisodeRecording, load_any
+from prismatic.recordings.recording import Facts, Recording
+from prismatic.recordings.served import ServerRecorder, one_moment
+from prismatic.serving.server.events import Answered, ConnectionChanged
+
+Asked = Callable[..., Answered]
+
+
+def records(folder: Path) -> list[Recording]:
+    return [Recording.load(path) for path in sorted(folder.glob("*.npz"))]
+
+
+def assert_holds(recording: Recording, answers: list[Answered]) -> None:
+    """The record is these answers, to the last bit."""
+    assert len(recording) == len(answers)
+    assert recording.kept is not None and recording.picks is not None and recording.scores is not None
+    assert recording.chunks is not None and recording.numbers is not None and recording.times is not None
+    for row, answered in enumerate(answers):
+        for camera, pictures in recording.images.items():
+            np.testing.assert_array_equal(pictures[row], answered.observation[camera])
+        np.testing.assert_array_equal(recording.states[row], answered.observation["state"])
+        np.testing.assert_array_equal(recording.chunks[row], answered.actions)
+        for name in ("kept", "picks", "scores"):
+            np.testing.assert_array_equal(getattr(recording, name)[row], getattr(answered, name))
+        assert (recording.numbers[row], recording.times[row]) == (answered.query, answered.time)
+        assert recording.warnings[row] == list(answered.warnings)
+    assert {recording.instruction} == {answered.instruction for answered in answers}
+
+
+def test_episodes_end_with_the_next_query_0_and_hold_what_was_answered(
+    asked: Asked, facts: Facts, tmp_path: Path
+) -> None:
+    recorder = ServerRecorder(tmp_path / "records", facts)
+    first = [asked(query, warnings=("action 3 is beyond",) if query == 1 else ()) for query in range(3)]
+    second = [asked(query) for query in range(2)]
+    for answered in (*first, *second):
+        recorder.tell(answered)
+    recorder.close()
+    found = records(tmp_path / "records")
+    assert [len(recording) for recording in found] == [3, 2]
+    for recording, answers in zip(found, (first, second), strict=True):
+        assert_holds(recording, answers)
+        assert recording.source == "server" and recording.policy == facts.policy and recording.center_crop
+        assert recording.robot == facts.robot.to_json() and recording.versions == {"lightvla": "1"}
+        assert recording.success is recording.actions is recording.steps is None, "nobody has said it"
+    assert [path.name for path in sorted((tmp_path / "records").iterdir())] == [
+        "20270115T080000_0001_arm.npz",
+        "20270115T080000_0002_arm.npz",
+    ]
+
+
+def test_what_a_client_reports_as_executed_is_recorded(asked: Asked, facts: Facts, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    executed = [rng.normal(size=(count, 7)) for count in (4, 2, 5)]
+    recorder = ServerRecorder(tmp_path, facts)
+    for query in range(3):
+        recorder.tell(asked(query, executed=None if query == 0 else executed[query - 1]))
+    recorder.tell(asked(0, executed=executed[2]))  # the last ones of the episode before
+    recorder.tell(asked(2, executed=executed[0]))  # query 1 was missed, and with it what was executed behind query 0
+    recorder.close()
+    whole, missed = records(tmp_path)
+    assert whole.steps is not None and whole.steps.tolist() == [0, 4, 6]
+    np.testing.assert_array_equal(whole.actions, np.concatenate(executed))
+    assert missed.numbers is not None and missed.numbers.tolist() == [0, 2] and missed.actions is None
+
+
+def test_sessions_are_kept_apart_and_end_with_their_connection(asked: Asked, facts: Facts, tmp_path: Path) -> None:
+    recorder = ServerRecorder(tmp_path, facts, quiet_s=0.2)
+    answers = {name: [asked(query, name, connection=name) for query in range(2)] for name in ("a", "b")}
+    for query in range(2):
+        for name in ("a", "b"):
+            recorder.tell(answers[name][query])
+    recorder.tell(ConnectionChanged("a", "127.0.0.1", False, 0.0))
+    deadline = time.monotonic() + 20
+    while not list(tmp_path.glob("*_a.npz")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not list(tmp_path.glob("*_b.npz")), "b's connection is open"
+    recorder.tell(asked(0, "c", connection="b"))  # which turns to another session now
+    while not list(tmp_path.glob("*_b.npz")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    recorder.close()
+    assert_holds(Recording.load(next(tmp_path.glob("*_a.npz"))), answers["a"])
+    assert_holds(Recording.load(next(tmp_path.glob("*_b.npz"))), answers["b"])
+    assert len(list(tmp_path.glob("*.npz"))) == 3
+
+
+def test_sessions_that_share_connections_are_not_cut(asked: Asked, facts: Facts, tmp_path: Path) -> None:
+    """A client with a pool of connections asks for any session over any of them."""
+    recorder = ServerRecorder(tmp_path, facts, quiet_s=30)
+    for query in range(4):
+        for number, name in enumerate(("a", "b")):
+            recorder.tell(asked(query, name, connection=f"socket-{(query + number) % 2}"))
+    recorder.close()
+    assert [len(recording) for recording in records(tmp_path)] == [4, 4]
+
+
+def test_long_episodes_and_other_pictures_begin_another_part(asked: Asked, facts: Facts, tmp_path: Path) -> None:
+    recorder = ServerRecorder(tmp_path, facts, max_rows=2)
+    answers = [asked(query) for query in range(5)]
+    answers += [asked(5, size=32), asked(6, size=32, instruction="push it")]
+    for answered in answers:
+        recorder.tell(answered)
+    recorder.close()
+    found = records(tmp_path)
+    assert [len(recording) for recording in found] == [2, 2, 1, 1, 1]
+    assert [recording.part for recording in found] == [1, 2, 3, 4, 5]
+    assert_holds(found[1], answers[2:4])
+    assert_holds(found[4], answers[6:])
+
+
+def test_a_killed_server_loses_no_finished_episode_and_the_next_one_finishes_the_last(
+    asked: Asked, facts: Facts, tmp_path: Path
+) -> None:
+    code = (
+        "import pickle, sys, time; from pathlib import Path; from prismatic.recordings.served import ServerRecorder\n"
+        "folder, facts, answers = pickle.load(sys.stdin.buffer); recorder = ServerRecorder(folder, facts, 30)\n"
+        "for answered in answers: recorder.tell(answered)\n"
+        "while not list(folder.glob('*_0001_*.npz')): time.sleep(0.02)\n"
+        "print('ready', flush=True); time.sleep(60)"
+    )
+    import pickle
+
+    answers = [asked(0), asked(1), asked(0), asked(1), asked(2)]
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as server:
+        assert server.stdin is not None and server.stdout is not None
+        server.stdin.write(pickle.dumps((tmp_path, facts, answers)))
+        server.stdin.close()
+        assert server.stdout.readline() == b"ready\n"
+        (unfinished,) = tmp_path.glob(".*.unfinished")
+        ServerRecorder(tmp_path, facts).close()
+        assert unfinished.is_dir(), "it still goes on"
+        os.kill(server.pid, signal.SIGKILL)
+        server.wait()
+    assert_holds(records(tmp_path)[0], answers[:2])
+    (unfinished / "000003.partial").write_bytes(b"half of a row")
+    ServerRecorder(tmp_path, facts).close()
+    assert_holds(records(tmp_path)[1], answers[2:])
+    assert not unfinished.exists()
+
+
+def test_one_moment_is_a_record_of_its_own(asked: Asked, facts: Facts, tmp_path: Path) -> None:
+    answered = asked(7, warnings=("beyond",))
+    (tmp_path / "moment.npz").write_bytes(one_moment(answered, facts))
+    recording = load_any(tmp_path / "moment.npz")
+    assert isinstance(recording, Recording)
+    assert_holds(recording, [answered])
+    with pytest.raises(ValueError, match=r"recorded by a server, which knows neither .* cannot be replayed; lightvla"):
+        EpisodeRecording.load(tmp_path / "moment.npz")
