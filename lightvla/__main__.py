@@ -95,6 +95,16 @@ COMMANDS = {
         "lightvla.flags:replay_parser",
         "lightvla.commands.replay",
     ),
+    "records-to-rlds": Command(
+        "turn recorded episodes or folders of frames into an RLDS dataset",
+        "lightvla.flags:records_to_rlds_parser",
+        "lightvla.recordings.records_to_rlds",
+    ),
+    "replay-plot": Command(
+        "plot a policy's actions against recorded ones, without a robot",
+        "lightvla.flags:replay_plot_parser",
+        "lightvla.recordings.replay_plot",
+    ),
     "demo": Command(
         "collect, build, fine-tune, evaluate, report: a small policy from nothing",
         "lightvla.demo.settings:DemoConfig",

@@ -107,6 +107,54 @@ def replay_parser() -> argparse.ArgumentParser:
     add("record", type=Path, help=".npz file that `lightvla eval --record True` wrote")
     add("--video", type=Path, help="MP4 to draw on the way, with what the policy kept (default: none)")
     add("--every_steps", type=int, default=2, help="a frame each so many steps")
+    add(
+        "--record_steps", type=Path, metavar="DIR",
+        help="write a record of every control step here, which records-to-rlds takes (default: none)",
+    )  # fmt: skip
+    return parser
+
+
+def records_to_rlds_parser() -> argparse.ArgumentParser:
+    parser = _parser(
+        "Turn recorded episodes, or plain folders of frames, into an RLDS dataset that lightvla finetune reads.\n"
+        "A folder of frames holds a folder of PNG or JPEG files per camera (full_image/000000.png, ...), states.npy,\n"
+        "actions.npy, instruction.txt and, if you like, success.txt (true or false)."
+    )
+    add = parser.add_argument
+    add(
+        "sources", nargs="+", type=Path,
+        help="records of every control step (.npz), folders of them, or folders of frames",
+    )  # fmt: skip
+    add("--dataset_name", required=True, help="lower case words joined by underscores, such as kitchen_1")
+    add("--output_dir", type=Path, default=Path("datasets"), help="folder of datasets; finetune's --data_root_dir")
+    add("--robot", help="whose layout the dataset gets (default: libero where the name begins with libero_)")
+    add(
+        "--gripper",
+        help="how the actions.npy of folders of frames store the gripper; libero, open1, closed1, width:C,O",
+    )
+    add("--rotate", type=int, choices=(0, 90, 180, 270), default=0, help="degrees to turn the pictures by, to the left")
+    add("--val_fraction", type=float, default=0.0, help="share of the episodes that becomes the split val")
+    add("--only_success", action="store_true", help="leave out episodes that did not reach their goal")
+    add("--replace", action="store_true", help="replace a dataset of that name")
+    return parser
+
+
+def replay_plot_parser() -> argparse.ArgumentParser:
+    parser = _parser(
+        "Plot what a policy predicts over a recorded episode against what was done, per action dimension.\n"
+        "Nothing moves: the policy is asked about the recorded observations."
+    )
+    add = parser.add_argument
+    add("--checkpoint", required=True, help="folder or hub id of the policy")
+    add("--dataset_dir", type=Path, required=True, help="RLDS dataset, DATA/NAME")
+    add("--episode", type=int, default=0, help="which one, counted from 0")
+    add("--every", type=int, help="a policy query each so many steps of it (default: as in a rollout)")
+    add("--robot", help="layout of a dataset that the catalogue does not know (default: the catalogue's)")
+    add("--gripper", help="how such a dataset stores the gripper (default: the catalogue's)")
+    add("--pruner", help="such as lightvla:multiplicity=set (default: the checkpoint's)")
+    add("--unnorm_key", help="dataset whose statistics apply (default: the checkpoint's only one)")
+    add("--device", help="default: cuda where there is a GPU, else cpu")
+    add("--output", type=Path, default=Path("replay_plot.png"), help="PNG to write")
     return parser
 
 

