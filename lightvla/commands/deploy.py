@@ -11,13 +11,16 @@ with 2 where flags, address or checkpoint cannot be used.
 import logging
 import signal
 import socket
+from pathlib import Path
 
 import torch
 
+from experiments.robot.libero.results.provenance import collect_versions
 from prismatic.command_status import STOPPED, UNUSABLE, print_error
 from prismatic.models.precision import check_device
 from prismatic.models.quantization import KINDS, check_quantization
 from prismatic.policy import Policy
+from prismatic.recordings.served import ServerRecorder, facts_of
 from prismatic.serving.logs import set_up_logging
 from prismatic.serving.server.application import build_application
 from prismatic.serving.server.run import PolicyServer, take_address
@@ -72,7 +75,15 @@ def _build(config: ServerConfig, secrets: Secrets, bound: socket.socket) -> Poli
     """The server of a warm policy."""
     served = ServedPolicy(load_policy(config), config)
     logger.info("warm for batches of 1 to %d after %.1f s", config.max_batch_size, served.warm_up())
-    return PolicyServer(build_application(served, config, secrets=secrets), config, bound)
+    watchers = [] if config.record is None else [_recorder(config.record, served)]
+    return PolicyServer(build_application(served, config, watchers, secrets=secrets), config, bound)
+
+
+def _recorder(folder: Path, served: ServedPolicy) -> ServerRecorder:
+    """Raises OSError where the folder cannot be made."""
+    versions = collect_versions()
+    logger.info("what is answered is recorded in %s", folder)
+    return ServerRecorder(folder, lambda: facts_of(served.info(), versions))
 
 
 def _device(config: ServerConfig) -> str:

@@ -48,7 +48,7 @@ class Recording:
         source: who saw it: a `server`, a `robot`'s own side, or an `evaluation`.
         instruction: the sentence.
         images: camera -> (L, H, W, 3) uint8, turned as the policy is given them.
-        states: (L, P) the robot's state.
+        states: (L, P) the robot's state; P is 0 where a policy that reads none was not told.
         times: (L,) when each came, in seconds since 1970; None where nobody said.
         numbers: (L,) number of each policy query, or control step, in its episode; a gap is one that was missed.
         steps: (L,) how many of `actions` had been executed at each observation; None where `actions` is None.

@@ -7,9 +7,11 @@ import logging
 import re
 import threading
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +19,7 @@ from numpy.typing import NDArray
 from prismatic.recordings.recording import Facts, write_recording
 from prismatic.recordings.rows import Row, RowFolder, finish_leftovers
 from prismatic.serving.server.events import Answered, ConnectionChanged, Event
+from prismatic.vla.robots import RobotSpec
 
 logger = logging.getLogger(__name__)
 
@@ -47,17 +50,22 @@ class ServerRecorder:
 
     Args:
         folder: of the records; made where it is missing. What an earlier process left unfinished there is finished.
-        facts: what stands in every record.
+        facts: gives what stands in every record that begins; a pruner may be changed.
         quiet_s, idle_s: seconds, see above.
         max_rows: policy queries in one file.
     """
 
     def __init__(
-        self, folder: Path, facts: Facts, quiet_s: float = 5.0, idle_s: float = 600.0, max_rows: int = MAX_ROWS
+        self,
+        folder: Path,
+        facts: Callable[[], Facts],
+        quiet_s: float = 5.0,
+        idle_s: float = 600.0,
+        max_rows: int = MAX_ROWS,
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         finish_leftovers(folder)
-        self.folder, self.facts = folder, facts
+        self.folder, self._facts = folder, facts
         self._quiet_s, self._idle_s, self._max_rows = quiet_s, idle_s, max_rows
         self._open: dict[str, _Episode] = {}
         self._ended: list[tuple[RowFolder, NDArray[np.float64] | None]] = []
@@ -106,7 +114,7 @@ class ServerRecorder:
     def _begin(self, answered: Answered, part: int, now: float) -> _Episode:
         while len(self._open) >= MAX_OPEN:
             self._end(min(self._open, key=lambda session: self._open[session].heard))
-        header = self.facts.header("server", answered.instruction, answered.session, part)
+        header = self._facts().header("server", answered.instruction, answered.session, part)
         episode = _Episode(
             RowFolder.begin(self._new_path(answered, part), header), answered.instruction, answered.connection, now
         )
@@ -156,13 +164,18 @@ class ServerRecorder:
                 self._end(session)
 
 
+def facts_of(info: Mapping[str, Any], versions: Mapping[str, str]) -> Facts:
+    """What a server's `ServedPolicy.info()` says of its policy."""
+    return Facts(RobotSpec.from_json(info["robot"]), info["center_crop"], info["policy"], versions)
+
+
 def row_of(answered: Answered) -> Row:
     """An answer as a row of a record."""
     cameras = {key: value for key, value in answered.observation.items() if value.ndim == 3}
-    (state,) = [value for value in answered.observation.values() if value.ndim == 1]
+    states = [value for value in answered.observation.values() if value.ndim == 1]
     return Row(
         images=cameras,
-        state=state,
+        state=states[0] if states else np.zeros(0),  # a policy may read none
         time=answered.time,
         number=answered.query,
         executed=answered.executed,

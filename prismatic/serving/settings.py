@@ -65,6 +65,7 @@ class ServerConfig:
     shutdown_s: float = 30.0  # how long questions that were begun may take when the server is told to end
 
     # Watching
+    record: Path | None = None  # folder for episode records of all that is answered; None: nothing is recorded
     page: bool = True  # whether GET / shows the page on which to watch
     log_format: str = "text"  # text, or json: an object a line
     log_level: str = "info"  # debug (a line per answer), info, warning or error
@@ -148,6 +149,8 @@ def check(config: ServerConfig) -> None:
     for flag in ("max_message_mb", "max_rate", "idle_s", "shutdown_s"):
         if not 0 < (given := getattr(config, flag)) < float("inf"):
             raise ValueError(f"--{flag} {given}: expected a number above 0")
+    if config.record is not None and config.record.exists() and not config.record.is_dir():
+        raise ValueError(f"--record {config.record}: there is a file of that name; expected a folder")
     check_certificate(config)
 
 

@@ -1,6 +1,7 @@
 """What the server's recorder writes is what was answered, whoever asks how, and however it ends."""
 
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -10,10 +11,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from served_policy import served
 
 from experiments.robot.libero.rollouts.record import EpisodeRecording, load_any
+from prismatic.policy import Policy
 from prismatic.recordings.recording import Facts, Recording
 from prismatic.recordings.served import ServerRecorder, one_moment
+from prismatic.serving.client import PolicyClient
 from prismatic.serving.server.events import Answered, ConnectionChanged
 
 Asked = Callable[..., Answered]
@@ -43,7 +47,7 @@ def assert_holds(recording: Recording, answers: list[Answered]) -> None:
 def test_episodes_end_with_the_next_query_0_and_hold_what_was_answered(
     asked: Asked, facts: Facts, tmp_path: Path
 ) -> None:
-    recorder = ServerRecorder(tmp_path / "records", facts)
+    recorder = ServerRecorder(tmp_path / "records", lambda: facts)
     first = [asked(query, warnings=("action 3 is beyond",) if query == 1 else ()) for query in range(3)]
     second = [asked(query) for query in range(2)]
     for answered in (*first, *second):
@@ -65,7 +69,7 @@ def test_episodes_end_with_the_next_query_0_and_hold_what_was_answered(
 def test_what_a_client_reports_as_executed_is_recorded(asked: Asked, facts: Facts, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     executed = [rng.normal(size=(count, 7)) for count in (4, 2, 5)]
-    recorder = ServerRecorder(tmp_path, facts)
+    recorder = ServerRecorder(tmp_path, lambda: facts)
     for query in range(3):
         recorder.tell(asked(query, executed=None if query == 0 else executed[query - 1]))
     recorder.tell(asked(0, executed=executed[2]))  # the last ones of the episode before
@@ -78,7 +82,7 @@ def test_what_a_client_reports_as_executed_is_recorded(asked: Asked, facts: Fact
 
 
 def test_sessions_are_kept_apart_and_end_with_their_connection(asked: Asked, facts: Facts, tmp_path: Path) -> None:
-    recorder = ServerRecorder(tmp_path, facts, quiet_s=0.2)
+    recorder = ServerRecorder(tmp_path, lambda: facts, quiet_s=0.2)
     answers = {name: [asked(query, name, connection=name) for query in range(2)] for name in ("a", "b")}
     for query in range(2):
         for name in ("a", "b"):
@@ -99,7 +103,7 @@ def test_sessions_are_kept_apart_and_end_with_their_connection(asked: Asked, fac
 
 def test_sessions_that_share_connections_are_not_cut(asked: Asked, facts: Facts, tmp_path: Path) -> None:
     """A client with a pool of connections asks for any session over any of them."""
-    recorder = ServerRecorder(tmp_path, facts, quiet_s=30)
+    recorder = ServerRecorder(tmp_path, lambda: facts, quiet_s=30)
     for query in range(4):
         for number, name in enumerate(("a", "b")):
             recorder.tell(asked(query, name, connection=f"socket-{(query + number) % 2}"))
@@ -108,7 +112,7 @@ def test_sessions_that_share_connections_are_not_cut(asked: Asked, facts: Facts,
 
 
 def test_long_episodes_and_other_pictures_begin_another_part(asked: Asked, facts: Facts, tmp_path: Path) -> None:
-    recorder = ServerRecorder(tmp_path, facts, max_rows=2)
+    recorder = ServerRecorder(tmp_path, lambda: facts, max_rows=2)
     answers = [asked(query) for query in range(5)]
     answers += [asked(5, size=32), asked(6, size=32, instruction="push it")]
     for answered in answers:
@@ -126,13 +130,11 @@ def test_a_killed_server_loses_no_finished_episode_and_the_next_one_finishes_the
 ) -> None:
     code = (
         "import pickle, sys, time; from pathlib import Path; from prismatic.recordings.served import ServerRecorder\n"
-        "folder, facts, answers = pickle.load(sys.stdin.buffer); recorder = ServerRecorder(folder, facts, 30)\n"
+        "folder, facts, answers = pickle.load(sys.stdin.buffer); recorder = ServerRecorder(folder, lambda: facts, 30)\n"
         "for answered in answers: recorder.tell(answered)\n"
         "while not list(folder.glob('*_0001_*.npz')): time.sleep(0.02)\n"
         "print('ready', flush=True); time.sleep(60)"
     )
-    import pickle
-
     answers = [asked(0), asked(1), asked(0), asked(1), asked(2)]
     with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as server:
         assert server.stdin is not None and server.stdout is not None
@@ -140,13 +142,13 @@ def test_a_killed_server_loses_no_finished_episode_and_the_next_one_finishes_the
         server.stdin.close()
         assert server.stdout.readline() == b"ready\n"
         (unfinished,) = tmp_path.glob(".*.unfinished")
-        ServerRecorder(tmp_path, facts).close()
+        ServerRecorder(tmp_path, lambda: facts).close()
         assert unfinished.is_dir(), "it still goes on"
         os.kill(server.pid, signal.SIGKILL)
         server.wait()
     assert_holds(records(tmp_path)[0], answers[:2])
     (unfinished / "000003.partial").write_bytes(b"half of a row")
-    ServerRecorder(tmp_path, facts).close()
+    ServerRecorder(tmp_path, lambda: facts).close()
     assert_holds(records(tmp_path)[1], answers[2:])
     assert not unfinished.exists()
 
@@ -159,3 +161,39 @@ def test_one_moment_is_a_record_of_its_own(asked: Asked, facts: Facts, tmp_path:
     assert_holds(recording, [answered])
     with pytest.raises(ValueError, match=r"recorded by a server, which knows neither .* cannot be replayed; lightvla"):
         EpisodeRecording.load(tmp_path / "moment.npz")
+
+
+@pytest.mark.parametrize("convention", ["lightvla", "openpi"])
+def test_what_a_real_server_answered_is_in_its_records(
+    asked: Asked, facts: Facts, recorded_policy: Policy, tmp_path: Path, convention: str
+) -> None:
+    """Two episodes of one client, which reports what it executed; the last actions of the second are not known."""
+    recorder = ServerRecorder(tmp_path, lambda: facts)
+    names = {"full_image": "observation/image", "wrist_image": "observation/wrist_image", "state": "observation/state"}
+    observations = [asked(query).observation for query in range(4)]
+    replies, executed = [], None
+    with served(recorded_policy, [recorder], convention=convention) as server:
+        client = PolicyClient(server.url)
+        for number, observation in enumerate(observations):
+            keys = {names[key] if convention == "openpi" else key: value for key, value in observation.items()}
+            question = {**keys, "prompt": "lift it", "session": "arm", "query": number % 2, "executed": executed}
+            replies.append(client.infer(question).content)
+            executed = replies[-1]["actions"][:3]
+        client.close()
+    found = records(tmp_path)
+    assert [len(recording) for recording in found] == [2, 2]
+    for row, (reply, observation) in enumerate(zip(replies, observations, strict=True)):
+        recording, place = found[row // 2], row % 2
+        assert recording.chunks is not None and recording.kept is not None and recording.session == "arm"
+        gripper = reply["actions"][:, 6] if convention == "lightvla" else (1 - reply["actions"][:, 6]) / 2
+        np.testing.assert_array_equal(recording.chunks[place][:, :6], reply["actions"][:, :6])
+        np.testing.assert_allclose(recording.chunks[place][:, 6], gripper, atol=1e-12)
+        np.testing.assert_array_equal(recording.kept[place], reply["kept"])
+        np.testing.assert_array_equal(recording.states[place], observation["state"])
+        for camera in recorded_policy.robot.cameras:
+            np.testing.assert_array_equal(recording.images[camera][place], observation[camera])
+    assert all(recording.actions is not None and recording.chunks is not None for recording in found)
+    first, second = found
+    np.testing.assert_allclose(first.actions, np.concatenate([chunk[:3] for chunk in first.chunks]), atol=1e-12)
+    np.testing.assert_allclose(second.actions, second.chunks[0][:3], atol=1e-12)
+    assert second.steps is not None and second.steps.tolist() == [0, 3]

@@ -22,7 +22,8 @@ class Answered:
         query: the number of the query in its episode, from 0.
         observation: the policy's cameras, uint8 (H, W, 3) as they came, and its state, (P,) float64.
         instruction: the sentence.
-        actions: (chunk, action_dim) float64 in the robot's units, as they were sent (clipped, where that was chosen).
+        actions: (chunk, action_dim) float64 in the robot's units and the policy's own convention, whatever the wire's;
+            clipped, where that was chosen.
         kept: (V,) bool, the visual tokens that stayed; V counts image by image, inside an image row by row.
         picks, scores: (V,) float32 as in `TokenSelection`, or None.
         executed: (n, action_dim) float64, the actions that the client says it has executed since its last question, in

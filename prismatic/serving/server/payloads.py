@@ -16,10 +16,11 @@ from prismatic.vla.robots import RobotSpec
 
 _OPENPI_CAMERAS = {"full_image": "observation/image", "wrist_image": "observation/wrist_image"}
 _OPENPI_STATE = "observation/state"
-_ABOUT = ("seed", "session", "query", "id")
+_ABOUT = ("seed", "session", "query", "id", "executed")
 _LONGEST_NAME = 128
 """Characters of a session's name and of an id."""
 _SHOWN = 5
+_MOST_EXECUTED = 10_000
 
 
 class Refusal(Exception):
@@ -47,6 +48,8 @@ class Question:
         remembers: whether the policy's memory of that episode takes part; else the question stands for itself.
         query: its number in the episode; None: one more than the last.
         id: what the client calls it; None: nothing.
+        executed: (n, action_dim) the actions executed since the client's last question, in the policy's convention;
+            None where it does not say.
         notes: what it had that nobody reads, a sentence each.
     """
 
@@ -57,6 +60,7 @@ class Question:
     remembers: bool = True
     query: int | None = None
     id: int | str | None = None
+    executed: NDArray[np.float64] | None = None
     notes: tuple[str, ...] = ()
 
 
@@ -157,6 +161,7 @@ class Reader:
             remembers=remembers or bool(session),
             query=_whole(keys.get("query"), "query", 2**53),
             id=_identifier(keys.get("id")),
+            executed=self._executed(keys.get("executed"), names),
             notes=self._notes(message, names),
         )
 
@@ -209,6 +214,25 @@ class Reader:
             raise Refusal("bad_request", f"{key} has characters that cannot be shown; expected a sentence")
         return str(value)
 
+    def _executed(self, value: Any, names: Names) -> NDArray[np.float64] | None:
+        """In the convention of the actions that are sent there."""
+        if value is None:
+            return None
+        width = self._robot.action_dim
+        try:
+            actions = np.asarray(value, np.float64)
+        except (ValueError, TypeError):
+            actions = np.zeros(0)
+        fits = actions.ndim == 2 and actions.shape[1] == width and len(actions) <= _MOST_EXECUTED
+        if not fits or not np.isfinite(actions).all():
+            raise Refusal(
+                "bad_request",
+                f"executed is {_kind(value)}; expected the actions executed since the last question, at most "
+                f"{_MOST_EXECUTED} rows of {width} finite numbers",
+            )
+        is_openpi = names is self.websocket and self._config.convention == "openpi"
+        return policy_gripper(actions) if is_openpi else actions
+
     def _notes(self, message: Mapping[Any, Any], names: Names) -> tuple[str, ...]:
         """What was sent for nothing: a mistyped `sesion` would else never be found. Spare cameras are no mistake."""
         spare = {*names.needed, *_ABOUT, *self._spare}
@@ -234,6 +258,13 @@ def simulator_gripper(actions: NDArray[np.float64]) -> NDArray[np.float64]:
     """(..., 7) with the policy's gripper (1 open, 0 closed) -> with the simulator's (-1 open, +1 close)."""
     turned = actions.copy()
     turned[..., -1] = 1.0 - 2.0 * turned[..., -1]
+    return turned
+
+
+def policy_gripper(actions: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Inverse of `simulator_gripper`."""
+    turned = actions.copy()
+    turned[..., -1] = 0.5 * (1.0 - turned[..., -1])
     return turned
 
 

@@ -176,6 +176,7 @@ class Service:
                 answer.kept,
                 answer.picks,
                 answer.scores,
+                question.executed,
                 (*answer.warnings, *question.notes),
                 answer.timing,
             )  # fmt: skip

@@ -66,7 +66,7 @@ class _Conversation:
         question, answer = await self._service.ask(exchange, lambda: self._read(data), len(data))
         reply = reply_of(answer, question, exchange.request_id, self._service.config.convention == "openpi")
         await self._websocket.send_bytes(pack(reply))
-        self._service.answered(exchange, question, answer, reply["actions"])
+        self._service.answered(exchange, question, answer, answer.actions)
 
     def _read(self, data: bytes) -> Question:
         try:
