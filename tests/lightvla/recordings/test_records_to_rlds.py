@@ -134,8 +134,8 @@ def test_folders_of_frames(tmp_path: Path, capsys: pytest.CaptureFixture[str], s
         if suffix == "jpg" and not turn:
             assert first.image_bytes("wrist_image", step) == file.read_bytes()
         else:
-            with Image.open(file) as picture:
-                turned = np.asarray(picture.rotate(turn, expand=True))
+            picture = Image.fromarray(decode_image(file.read_bytes()))
+            turned = np.asarray(picture.rotate(turn, expand=True))
             np.testing.assert_array_equal(first.image("wrist_image", step), decode_jpeg(encode_jpeg(turned)))
 
 
