@@ -27,6 +27,7 @@ from experiments.robot.libero.simulator.wide_starts import Displacement
 from lightvla.commands.replay import main as replay_command
 from prismatic.models.token_pruner import score_tokens
 from prismatic.policy import Policy
+from prismatic.recordings.recording import Recording
 
 STOVE, PLATE = 1, 8  # tasks of libero_goal that share a scene
 
@@ -311,6 +312,23 @@ def test_a_replay_can_be_filmed(saved: Path, tmp_path: Path, capsys: pytest.Capt
     saved.write_bytes(b"")
     assert replay_command(saved, None, 4, Console(width=300)) == 2
     assert capsys.readouterr().err.startswith("error:")
+
+
+def test_a_replay_records_every_step(
+    episode: tuple[EpisodeRecording, Notes], saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert replay_command(saved, None, 4, Console(width=300), tmp_path / "steps") == 0
+    (path,) = (tmp_path / "steps").glob("*.npz")
+    assert f"every step: {path}" in capsys.readouterr().out
+    steps, recording = Recording.load(path), episode[0]
+    assert steps.source == "robot" and steps.success is False and steps.instruction == recording.episode.instruction
+    assert steps.steps is not None and steps.steps.tolist() == list(range(20))
+    np.testing.assert_array_equal(steps.actions, recording.actions)
+    queried = recording.query_steps
+    np.testing.assert_array_equal(steps.states[queried], recording.states)
+    for camera, pictures in recording.images.items():
+        np.testing.assert_array_equal(steps.images[camera][queried], pictures)
+    assert (steps.images["full_image"][3] != steps.images["full_image"][0]).any()
 
 
 def test_replays_refuse_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
