@@ -35,6 +35,7 @@ PATHS = {
     "scripts/push_to_hub.py": "push",
     "scripts/visualize_pruning.py": "visualize",
     "scripts/replay_record.py": "replay",
+    "scripts/records_to_rlds.py": "records-to-rlds",
     "scripts/demo.py": "demo",
     "scripts/build_small_model.py": "build-small-model",
 }

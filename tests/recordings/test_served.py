@@ -17,8 +17,9 @@ from experiments.robot.libero.rollouts.record import EpisodeRecording, load_any
 from prismatic.policy import Policy
 from prismatic.recordings.recording import Facts, Recording
 from prismatic.recordings.served import ServerRecorder, one_moment
-from prismatic.serving.client import PolicyClient
+from prismatic.serving.client import PolicyClient, PolicyServerError
 from prismatic.serving.server.events import Answered, ConnectionChanged
+from prismatic.serving.settings import ServerConfig, check
 
 Asked = Callable[..., Answered]
 
@@ -197,3 +198,28 @@ def test_what_a_real_server_answered_is_in_its_records(
     np.testing.assert_allclose(first.actions, np.concatenate([chunk[:3] for chunk in first.chunks]), atol=1e-12)
     np.testing.assert_allclose(second.actions, second.chunks[0][:3], atol=1e-12)
     assert second.steps is not None and second.steps.tolist() == [0, 3]
+
+
+@pytest.mark.parametrize(
+    ("executed", "words"),
+    [
+        (np.zeros((3, 6)), r"executed is an array of float64 \(3, 6\); .* at most 10000 rows of 7 finite numbers"),
+        (np.full((1, 7), np.nan), "executed is an array"),
+        ("none", "executed is 'none'"),
+        (np.zeros((10_001, 7)), "executed is an array"),
+    ],
+)
+def test_what_cannot_have_been_executed_is_refused(
+    asked: Asked, recorded_policy: Policy, executed: object, words: str
+) -> None:
+    with served(recorded_policy) as server:
+        client = PolicyClient(server.url)
+        with pytest.raises(PolicyServerError, match=words):
+            client.infer({**asked(0).observation, "prompt": "lift it", "executed": executed})
+        client.close()
+
+
+def test_a_file_is_no_folder_of_records(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="--record .*: there is a file of that name; expected a folder"):
+        check(ServerConfig(pretrained_checkpoint="x", record=tmp_path / "file"))
