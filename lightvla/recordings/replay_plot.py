@@ -25,7 +25,8 @@ from prismatic.command_status import UNUSABLE, print_error
 from prismatic.vla.datasets.catalog import get_dataset_spec
 from prismatic.vla.datasets.rlds import Episode, RldsIndex
 
-LIBERO_NAMES = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
+_NAMES = dict.fromkeys(("libero", "bridge"), ("x", "y", "z", "roll", "pitch", "yaw", "gripper"))
+"""Robot -> what its action dimensions are; those of others are numbered."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,6 +39,7 @@ class OpenLoop:
         steps: (L,) where the policy was asked.
         predicted: (L, chunk, action_dim) what it would have done from there on.
         low, high: (action_dim,) bounds of the training data.
+        names: of the action dimensions.
     """
 
     title: str
@@ -46,6 +48,7 @@ class OpenLoop:
     predicted: NDArray[np.float64]
     low: NDArray[np.float64]
     high: NDArray[np.float64]
+    names: tuple[str, ...]
 
     @property
     def errors(self) -> NDArray[np.float64]:
@@ -61,7 +64,7 @@ class OpenLoop:
         spans = [slice(step, min(step + self.predicted.shape[1], len(self.recorded))) for step in self.steps.tolist()]
         return [(span, chunk[: span.stop - span.start]) for span, chunk in zip(spans, self.predicted, strict=True)]
 
-    def figure(self, names: tuple[str, ...]) -> Any:
+    def figure(self) -> Any:
         """A panel per action dimension: recorded, and each predicted chunk from where it was asked."""
         import matplotlib
         from matplotlib.figure import Figure
@@ -81,7 +84,7 @@ class OpenLoop:
                     steps = np.arange(span.start, span.stop)
                     (told,) = axes.plot(steps, chunk[:, number], color=COLOURS[1], linewidth=1.3, alpha=0.9)
                     axes.plot(step, chunk[0, number], "o", color=COLOURS[1], markersize=3)
-                axes.set_ylabel(f"{names[number]}\nerror {self.errors[number]:.3g}", fontsize=9)
+                axes.set_ylabel(f"{self.names[number]}\nerror {self.errors[number]:.3g}", fontsize=9)
                 axes.grid(alpha=0.25, linewidth=0.6)
                 axes.spines[["top", "right"]].set_visible(False)
             panels[-1].set_xlabel("control step")
@@ -151,6 +154,7 @@ def ask(policy: Any, index: RldsIndex, episode: Episode, arguments: argparse.Nam
         predicted=np.concatenate(predicted),
         low=low,
         high=high,
+        names=_NAMES.get(robot.name, tuple(f"action {number}" for number in range(robot.action_dim))),
     )
 
 
@@ -158,10 +162,8 @@ def draw(loop: OpenLoop, arguments: argparse.Namespace, console: Console) -> Non
     """Write the plot, and say what it shows in numbers."""
     from prismatic.report.pruning import figure_png
 
-    dimensions = loop.recorded.shape[1]
-    names = LIBERO_NAMES if dimensions == len(LIBERO_NAMES) else tuple(f"action {n}" for n in range(dimensions))
-    write_atomically(arguments.output, figure_png(loop.figure(names)))
-    for name, error, still in zip(names, loop.errors, loop.still_errors, strict=True):
+    write_atomically(arguments.output, figure_png(loop.figure()))
+    for name, error, still in zip(loop.names, loop.errors, loop.still_errors, strict=True):
         console.print(f"{name:>9}: mean error {error:.4f} (the median action: {still:.4f})", highlight=False)
     console.print(f"plot: {arguments.output}", markup=False, highlight=False, soft_wrap=True)
 

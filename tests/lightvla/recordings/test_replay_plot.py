@@ -36,6 +36,7 @@ def test_the_plot_is_what_the_policy_answers_over_the_episode(
         observation = {camera: episode.image(camera, step) for camera in policy.robot.cameras}
         alone = policy.act({**observation, "state": episode.state[step]}, episode.instruction)
         np.testing.assert_allclose(chunk, alone, atol=1e-4)
+    assert loop.names[0] == "x" and loop.names[6] == "gripper"
     expected = np.zeros(7)
     for step in range(19):  # the last chunk goes beyond the episode
         expected += np.abs(loop.predicted[step // 8][step % 8] - episode.action[step]) / 19
@@ -50,9 +51,9 @@ def test_the_plot_is_what_the_policy_answers_over_the_episode(
 def test_who_repeats_the_recorded_actions_has_no_error() -> None:
     recorded = np.random.default_rng(0).normal(size=(10, 7))
     chunks = np.stack([recorded[:4], recorded[4:8], np.concatenate([recorded[8:], np.full((2, 7), 9.0)])])
-    loop = OpenLoop("x", recorded, np.array([0, 4, 8]), chunks, np.zeros(7), np.ones(7))
+    loop = OpenLoop("x", recorded, np.array([0, 4, 8]), chunks, np.zeros(7), np.ones(7), tuple("abcdefg"))
     assert not loop.errors.any() and (loop.still_errors > 0).all()
-    assert len(loop.figure(tuple("abcdefg")).axes) == 7
+    assert len(loop.figure().axes) == 7
 
 
 @pytest.mark.parametrize(
