@@ -58,7 +58,7 @@ def main(arguments: argparse.Namespace, console: Console) -> int:
         print_error(error)
         return UNUSABLE
     except KeyboardInterrupt:
-        console.print("interrupted; nothing was written")
+        console.print("interrupted; a dataset appears only when it is whole")
         return STOPPED
     return 0
 

@@ -79,6 +79,7 @@ class StepEpisode:
         stamp = datetime.fromtimestamp(time.time(), timezone.utc).strftime("%Y%m%dT%H%M%S%f")
         self._stem = "_".join(filter(None, (stamp, re.sub(r"[^A-Za-z0-9_-]+", "-", name)[:60])))
         self._rows: RowFolder | None = None
+        self._parts: list[tuple[RowFolder, NDArray[np.float64]]] = []
         self._action: NDArray[np.float64] | None = None
         self._steps = 0
         self._part = 1
@@ -113,13 +114,16 @@ class StepEpisode:
         self._steps += 1
 
     def finish(self) -> None:
-        """Write what is left; called at the end of the block."""
+        """Write the parts, all with the outcome; called at the end of the block."""
         if self._rows is not None:
             self._end_part()
+        for rows, last in self._parts:
+            self.paths.append(rows.finish(last[None], self.success))
+        self._parts = []
 
     def _end_part(self) -> None:
         assert self._rows is not None and self._action is not None
-        self.paths.append(self._rows.finish(self._action[None], self.success))
+        self._parts.append((self._rows, self._action))
         self._rows = self._action = None
 
     def _row(self, observation: Mapping[str, Any]) -> Row:

@@ -48,11 +48,12 @@ def test_a_long_episode_is_written_in_parts_and_an_error_keeps_what_was(tmp_path
     with pytest.raises(KeyboardInterrupt), StepRecorder(tmp_path, LIBERO, max_steps=3).episode("lift it") as episode:
         for observation, action in seen:
             episode.step(observation, action)
+        episode.success = False
         raise KeyboardInterrupt
     parts = [Recording.load(path) for path in episode.paths]
     assert [len(part) for part in parts] == [3, 3, 1] and [part.part for part in parts] == [1, 2, 3]
     np.testing.assert_array_equal(np.concatenate([part.actions for part in parts]), [action for _, action in seen])
-    assert all(part.success is None and part.steps is not None and part.steps[0] == 0 for part in parts)
+    assert all(part.success is False and part.steps is not None and part.steps[0] == 0 for part in parts)
 
 
 @pytest.mark.parametrize(
