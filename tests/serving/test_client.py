@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from policy_server import serving
 
-from prismatic.serving.client import PolicyClient, PolicyServerError, check_url
+from prismatic.serving.address import check_url
+from prismatic.serving.client import PolicyClient, PolicyServerError
 from prismatic.serving.wire import pack
 
 

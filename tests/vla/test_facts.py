@@ -1,5 +1,6 @@
 """Prompt, action tokens, robots and normalisation against recorded ids and plain arithmetic."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 from prismatic.vla.action_tokenizer import ActionTokenizer
 from prismatic.vla.normalization import fit_statistics, normalize, unnormalize
 from prismatic.vla.prompt import TokenIds, format_prompt, prompt_ids
-from prismatic.vla.robots import LIBERO, ROBOTS, RobotSpec, get_robot
+from prismatic.vla.robots import ALOHA, LIBERO, ROBOTS, Control, RobotSpec, get_robot
 
 CASES = json.loads((Path(__file__).parents[1] / "data" / "llama_tokenization.json").read_text())
 
@@ -111,3 +112,41 @@ def test_robots_survive_json():
         get_robot("spot")
     with pytest.raises(ValueError, match=r"unknown keys \['wheels'\]"):
         RobotSpec.from_json({"name": "x", "wheels": 4})
+
+
+def test_how_a_known_robot_is_controlled_is_not_stored():
+    """A checkpoint's `config.json` is as it was, and older ones get the limits that are known now."""
+    stored = {
+        "name": "libero", "cameras": ["full_image", "wrist_image"], "image_rotation_degrees": 180,
+        "state_key": "state", "proprio_dim": 8, "action_dim": 7, "chunk_length": 8, "open_loop_steps": 8,
+        "control_rate_hz": 20.0, "action_mask": [True] * 6 + [False], "normalization": "bounds_q99",
+        "canonical_quaternion": False,
+    }  # fmt: skip
+    assert LIBERO.to_json() == stored
+    assert RobotSpec.from_json(stored) == LIBERO and RobotSpec.from_json(stored).control == LIBERO.control
+    assert all("control" not in robot.to_json() for robot in ROBOTS.values())
+
+
+def test_how_another_robot_is_controlled_is_stored():
+    mine = dataclasses.replace(ALOHA, name="mine", control=dataclasses.replace(ALOHA.control, grippers=(6,)))
+    slower = dataclasses.replace(LIBERO, control=Control("delta", (6,), bounds=((-0.5, 0.5),) * 6 + (None,)))
+    for robot in (mine, slower, dataclasses.replace(LIBERO, control=None), RobotSpec("arm")):
+        assert RobotSpec.from_json(json.loads(json.dumps(robot.to_json()))) == robot
+    assert mine.to_json()["control"]["max_change"][6:8] == [None, 3.14159 / 25]
+
+
+@pytest.mark.parametrize(
+    ("control", "words"),
+    [
+        ({"kind": "torque"}, "kind 'torque'; expected 'delta' or 'absolute'"),
+        ({}, "expected a dictionary with a `kind`"),
+        ({"kind": "delta", "speed": 1}, r"unknown keys \['speed'\]"),
+        ({"kind": "delta", "bounds": [[1, -1]]}, "lowest, highest"),
+        ({"kind": "delta", "bounds": [[0, float("nan")]]}, "finite numbers"),
+        ({"kind": "delta", "max_change": [0]}, "above 0"),
+        ({"kind": "delta", "grippers": [-1]}, "dimensions of an action"),
+    ],
+)
+def test_controls_that_are_none(control, words):
+    with pytest.raises(ValueError, match=words):
+        RobotSpec.from_json({"name": "x", "control": control})
