@@ -19,8 +19,10 @@ Infer = Callable[[dict[str, Any]], dict[str, Any] | None]
 
 
 @contextmanager
-def serving(infer: Infer, metadata: Any = None, port: int = 0) -> Iterator[str]:
+def serving(infer: Infer, metadata: Any = None, port: int = 0, **options: Any) -> Iterator[str]:
     """Serve `infer` from threads of this process, one per connection; gives the address.
+
+    Options are those of `websockets.sync.server.serve`.
 
     What `infer` raises goes to the client as a traceback, and ends the connection; None ends it without a word. Bytes
     and text in place of metadata are sent as they are.
@@ -48,11 +50,11 @@ def serving(infer: Infer, metadata: Any = None, port: int = 0) -> Iterator[str]:
         except ConnectionClosed:
             return
 
-    with serve(handle, "127.0.0.1", port, compression=None, max_size=None) as server:
+    with serve(handle, "127.0.0.1", port, compression=None, max_size=None, **options) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         try:
-            yield f"ws://127.0.0.1:{server.socket.getsockname()[1]}"
+            yield f"{'wss' if 'ssl' in options else 'ws'}://127.0.0.1:{server.socket.getsockname()[1]}"
         finally:
             server.shutdown()
             for connection in connections:
