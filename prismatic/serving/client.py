@@ -40,6 +40,7 @@ GREETING_TIMEOUT_S = 20.0
 _EXPECTED = "expected a policy server that speaks the openpi-client websocket protocol"
 _REMEDY = "start the server, or correct the address"
 _CLOSE_TIMEOUT_S = 1.0
+_MEASURED = ("engine", "policy.engine", "policy.dtype_reason")
 _RETRY_S, _TELL_S = 0.25, 5.0
 
 
@@ -63,8 +64,9 @@ class PolicyClient:
     """Asks a policy server, from as many threads as one likes.
 
     A connection that broke, timed out or reported an error is thrown away; the next question opens a new one. Several
-    connections must be greeted by the same metadata, so that answers of two policies never mix. Where the server echoes
-    ids, each answer is compared with its question.
+    connections must be greeted by the same metadata, so that answers of two policies never mix; only what a server of
+    this project measures as it starts may differ. Where the server echoes ids, each answer's is compared with its
+    question's.
 
     Args:
         url: ws://host:port or wss://host:port.
@@ -97,7 +99,7 @@ class PolicyClient:
         self.url, self.timeout_s = url, timeout_s
         self._headers = key_headers(url, api_key)
         self._tls = tls_context(url, tls)
-        self._greeting: str | bytes | None = None
+        self._facts: dict[str, bytes] | None = None
         self._idle: list[tuple[ExitStack, ClientConnection]] = []
         self._finalizer = weakref.finalize(self, _close_all, self._idle)
         self._ids = itertools.count()
@@ -272,12 +274,13 @@ class PolicyClient:
             except OSError as error:
                 raise self._absent(error.strerror or str(error)) from error
             metadata = self._content(greeting, "greeted")
-            if self._greeting is None:
-                self._greeting, self.metadata = greeting, metadata
-            elif greeting != self._greeting:
+            facts = _facts(metadata)
+            if self._facts is None:
+                self._facts, self.metadata = facts, metadata
+            elif facts != self._facts:
                 raise self._error(
-                    f"greets with other metadata than before ({metadata} instead of {self.metadata}); is it another "
-                    "server now? One evaluation needs one"
+                    f"greets with other metadata than before ({_difference(self._facts, facts)}); is it another server "
+                    "now? Start the old one again, or begin anew with this one"
                 )
             return stack.pop_all(), connection
 
@@ -329,6 +332,24 @@ class PolicyClient:
 
     def _error(self, what: str) -> PolicyServerError:
         return PolicyServerError(f"the policy server at {self.url} {what}")
+
+
+def _facts(metadata: Mapping[Any, Any], below: str = "") -> dict[str, bytes]:
+    """What metadata says, one message per fact, without what is measured as a server starts."""
+    found: dict[str, bytes] = {}
+    for key, value in metadata.items():
+        name = f"{below}{key}"
+        if name in _MEASURED:
+            continue
+        found |= _facts(value, f"{name}.") if isinstance(value, dict) else {name: pack(value)}
+    return found
+
+
+def _difference(before: Mapping[str, bytes], now: Mapping[str, bytes]) -> str:
+    """The first fact in which two servers differ."""
+    name = min(name for name in {*before, *now} if before.get(name) != now.get(name))
+    old, new = (repr(unpack(facts[name])) if name in facts else "nothing" for facts in (before, now))
+    return f"{name}: {new} instead of {old}"
 
 
 def _trouble(connection: ClientConnection) -> str | None:

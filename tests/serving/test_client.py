@@ -97,9 +97,12 @@ def test_a_server_that_came_back_is_asked_again(clients: list[PolicyClient]) -> 
         client.infer({"x": np.ones(1), "prompt": ""})
     with pytest.raises(PolicyServerError, match="no policy server at .*refused"):
         client.infer({"x": np.ones(1), "prompt": ""})
-    with serving(double, {"robot": "a"}, port):
+    with serving(double, {"robot": "a", "engine": "as it was measured", "policy": {"dtype_reason": "quicker"}}, port):
         assert client.infer({"x": np.ones(1), "prompt": ""}).content["actions"] == [2.0]
-    with serving(double, {"robot": "b"}, port), pytest.raises(PolicyServerError, match="other metadata than before"):
+    with (
+        serving(double, {"robot": "b"}, port),
+        pytest.raises(PolicyServerError, match=r"other metadata than before \(robot: 'b' instead of 'a'\)"),
+    ):
         client.infer({"x": np.ones(1), "prompt": ""})
 
 

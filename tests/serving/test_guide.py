@@ -1,0 +1,55 @@
+"""The loop that `docs/guides/driving-a-robot.md` shows, as it stands there."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from policy_server import serving
+
+from prismatic.vla.robots import LIBERO
+
+GUIDE = Path(__file__).resolve().parents[2] / "docs" / "guides" / "driving-a-robot.md"
+
+
+class Robot:
+    """Is shown to do what it is sent; the server dies after 8 actions and is back when the operator says go."""
+
+    def __init__(self) -> None:
+        self.sent: list[np.ndarray] = []
+        self.reasons: list[str] = []
+        self.server_lives = True
+
+    def observe(self) -> dict[str, Any]:
+        return {"full_image": np.zeros((4, 4, 3), np.uint8), "state": np.full(8, float(len(self.sent)))}
+
+    def send(self, values: np.ndarray) -> None:
+        self.sent.append(values)
+        self.server_lives = self.server_lives and len(self.sent) < 8
+
+    def operator_says_go(self, reason: str) -> bool:
+        self.reasons.append(reason)
+        self.server_lives = True
+        self.send = self.sent.append  # type: ignore[method-assign]
+        return True
+
+    def is_done(self) -> bool:
+        return len(self.reasons) > 0 and bool(self.sent[-1][:6].any())
+
+
+def test_the_loop_of_the_guide_drives_holds_and_goes_on() -> None:
+    (code,) = re.findall(r"```python\n(import time.*?)```", GUIDE.read_text(), re.DOTALL)
+    namespace: dict[str, Any] = {}
+    exec(compile(code, str(GUIDE), "exec"), namespace)
+    robot = Robot()
+
+    def infer(message: dict[str, Any]) -> dict[str, Any] | None:
+        if not robot.server_lives:
+            return None
+        return {"actions": np.tile([0.1] * 6 + [1.0], (8, 1)), "id": message["id"]}
+
+    with serving(infer, {"convention": "lightvla", "robot": LIBERO.to_json(), "echoes_id": True}) as url:
+        namespace["drive"](robot, url, "put the bowl on the plate")
+    moved = ["A" if values[:6].any() else "." for values in robot.sent]
+    assert re.fullmatch(r"\.*A[A.]*\.\.\.+A", "".join(moved)), moved
+    assert "no action for" in robot.reasons[0] and "closed the connection" in robot.reasons[0]
