@@ -43,6 +43,7 @@ FLOORS = {
     "experiments.robot.libero.simulator": 7,
     "experiments.robot.libero.policies": 8,
     "experiments.robot.libero.demonstrations": 8,
+    "experiments.robot.libero.driving": 8,
     "experiments.robot.libero.rollouts": 9,
     "experiments.robot.libero.evaluation": 10,
     "experiments.robot.libero.run_libero_eval": 13,

@@ -25,7 +25,7 @@ from rich.table import Table
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))  # `scripts` is no installed package
 
-from experiments.robot.libero.rollouts.driving import drive
+from experiments.robot.libero.driving.loop import drive
 from experiments.robot.libero.settings.suite_names import STEP_CAPS
 from experiments.robot.libero.simulator.environment import LiberoEnvironment
 from experiments.robot.libero.simulator.tasks import load_task

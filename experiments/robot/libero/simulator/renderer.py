@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -45,7 +47,7 @@ class CameraRenderer:
             model.vis.quality.offsamples = 0
             self._disabled_flags = (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION)
         try:
-            self._renderer = mujoco.Renderer(model, resolution, resolution)
+            self._renderer = renderer_class()(model, resolution, resolution)
         except Exception as error:
             raise RenderingUnavailable(_why_not(f"no renderer: {error}", os.environ)) from error
         self._options = mujoco.MjvOption()
@@ -71,3 +73,15 @@ class CameraRenderer:
 
     def close(self) -> None:
         self._renderer.close()
+
+
+@cache
+def renderer_class() -> Any:
+    """MuJoCo's renderer, which may go before it is whole: stopped inside its making it would end in a traceback."""
+
+    class Renderer(simulator().mujoco.Renderer):  # type: ignore[misc]
+        def __del__(self) -> None:
+            with suppress(AttributeError):
+                super().__del__()
+
+    return Renderer

@@ -16,8 +16,8 @@ import torch
 from served_policy import serving_process
 from unreliable_network import UnreliableNetwork
 
+from experiments.robot.libero.driving.loop import Sight, drive
 from experiments.robot.libero.policies.contract import ActionChunk, PolicyQuery
-from experiments.robot.libero.rollouts.driving import Sight, drive
 from experiments.robot.libero.rollouts.rollout import RolloutSettings, run_episode
 from experiments.robot.libero.rollouts.start import Start
 from experiments.robot.libero.simulator.environment import LiberoEnvironment
