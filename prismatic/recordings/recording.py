@@ -33,6 +33,8 @@ from prismatic.vla.robots import RobotSpec
 
 FORMAT_VERSION = 3
 """Versions 1 and 2 are an evaluation's."""
+_COMPRESSION = 3
+"""Of zlib: twice as fast as its usual 6, for files that are 4 % larger (rendered pictures at 128 px)."""
 SOURCES = ("server", "robot", "evaluation")
 
 _ROWS = {"states": 2, "times": 1, "numbers": 1, "steps": 1, "chunks": 3, "kept": 2, "picks": 2, "scores": 2}
@@ -216,7 +218,7 @@ def write_recording(
         content["num_visual_tokens"] = arrays["kept"].shape[1]
         stored["kept"] = packed(arrays["kept"])
     stored["header"] = np.array(json.dumps(content, default=str))
-    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=_COMPRESSION) as archive:
         for name, array in stored.items():
             with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
                 np.lib.format.write_array(member, np.asarray(array), allow_pickle=False)

@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import shutil
+import time
 import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -31,6 +32,7 @@ except ImportError:  # Windows: what a killed process left is then left to its o
 logger = logging.getLogger(__name__)
 
 _PREFIX, _SUFFIX = ".", ".unfinished"
+_YOUNG_S = 60.0
 _OPTIONAL = ("chunk", "kept", "picks", "scores", "executed")
 
 
@@ -199,8 +201,9 @@ def finish_leftovers(folder: Path) -> list[Path]:
         if not rows.lock():
             continue  # it goes on
         try:
-            if not rows.count:
-                rows.discard()
+            if not rows.count:  # a young one may be about to begin
+                if time.time() - left.stat().st_mtime > _YOUNG_S:
+                    rows.discard()
                 continue
             rows.header = json.loads((left / "header.json").read_text(encoding="utf-8"))
             finished.append(rows.finish())
