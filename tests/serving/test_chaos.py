@@ -30,7 +30,7 @@ class Robot:
         self.runner.begin("count")
 
     def until(self, holds: Callable[[Action | Hold], bool], within_s: float = 30.0) -> Action | Hold:
-        """Tick until a command is as wished; the longest silence between two actions may not pass the limit unheld."""
+        """Tick until a command is as wished."""
         deadline = time.monotonic() + within_s
         while time.monotonic() < deadline:
             command = self.tick()
@@ -54,11 +54,12 @@ class Robot:
         goal = self.executed + number
         self.until(lambda _: self.executed >= goal)
 
-    def is_stopped(self) -> float:
-        """Ticks until it holds for good; how long after its last action that was."""
+    def is_stopped(self) -> None:
+        """Ticks until it holds for good, in the first control step after the limit."""
         command = self.until(lambda command: isinstance(command, Hold) and command.needs_rearm)
         last = max(record.time for record in self.runner.log if isinstance(record, Action))
-        return command.time - last
+        step_before = max(record.time for record in self.runner.log if record.step < command.step)
+        assert step_before - last < LIMIT_S + 0.2 and command.time - last > LIMIT_S - 0.2
 
 
 @pytest.fixture
@@ -107,7 +108,7 @@ def test_the_robot_holds_while_the_network_fails_and_goes_on_when_armed(
     robot, network = served
     robot.acts(20)
     trouble(network)
-    assert LIMIT_S < robot.is_stopped() < LIMIT_S + 1.0, "one tick later, on a busy machine some"
+    robot.is_stopped()
     assert network.mixed_up > 0 or not network.is_mixed_up
     mend(network)
     goes_on_after_rearming(robot)
@@ -136,7 +137,7 @@ def test_the_robot_holds_when_the_server_dies_and_goes_on_when_it_is_back() -> N
         client = PolicyClient(url, timeout_s=1.0, robot="libero")
         robot = Robot(client)
         robot.acts(20)
-    assert robot.is_stopped() < LIMIT_S + 1.0
+    robot.is_stopped()
     (trip,) = robot.runner.watchdog.history
     assert "no policy server" in trip.reason
     with serving(infer, METADATA, port):
