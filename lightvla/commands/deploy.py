@@ -37,9 +37,7 @@ def command(config: ServerConfig) -> int:
         set_up_logging(config.log_format, config.log_level)
         secrets = read_secrets(config)
         with take_address(config) as bound:
-            server = _build(config, secrets, bound)
-            logger.info("%s for WebSockets, %s/act for POST", server.url, server.http_url)
-            ended_by = server.serve_forever()
+            ended_by = _build(config, secrets, bound).serve_forever()
     except (ValueError, OSError, RuntimeError) as error:
         print_error(error)
         return UNUSABLE

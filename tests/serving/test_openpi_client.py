@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from policy_server import serving
+import torch
+from served_policy import served
 
 from experiments.robot.libero.evaluation.command import main
 from experiments.robot.libero.policies.server import resize_with_padding
@@ -19,6 +20,7 @@ from experiments.robot.libero.results.results import Results
 from experiments.robot.libero.settings.flags import EvaluationConfig
 from experiments.robot.libero.simulator.environment import LiberoEnvironment
 from experiments.robot.libero.simulator.tasks import load_task
+from prismatic.policy import Policy
 from prismatic.serving.wire import pack, unpack
 
 pytestmark = pytest.mark.slow
@@ -128,22 +130,38 @@ def test_pictures_are_resized_alike(peer: Peer, tmp_path: Path) -> None:
             np.testing.assert_array_equal(resize_with_padding(picture, 224), theirs[name], err_msg=name)
 
 
-def test_openpi_s_client_asks_our_server(peer: Peer, tmp_path: Path) -> None:
-    observation = {"observation/state": np.arange(8.0), "observation/image": np.full((224, 224, 3), 9, np.uint8)}
-    np.savez(tmp_path / "query.npz", prompt="go left", **observation)
-    heard: list[dict[str, Any]] = []
+def test_openpi_s_client_asks_our_server(peer: Peer, small_policy_directory: Path, tmp_path: Path) -> None:
+    """In openpi's convention and in ours; the whole reply is what `Policy` answers here."""
+    policy = Policy.from_pretrained(small_policy_directory, dtype=torch.float32)
+    draw = np.random.default_rng(4)
+    pictures = {camera: draw.integers(256, size=(224, 224, 3), dtype=np.uint8) for camera in policy.robot.cameras}
+    own = {**pictures, "state": draw.uniform(-0.5, 0.5, 8)}
+    theirs = {"observation/image": own["full_image"], "observation/wrist_image": own["wrist_image"]}
+    theirs["observation/state"] = own["state"]
+    expected = policy.act(own, "go left")
+    for convention, question in (("openpi", theirs), ("lightvla", own)):
+        np.savez(tmp_path / "query.npz", prompt="go left", **question)
+        with served(policy, convention=convention) as server:
+            answer = unpack(bytes.fromhex(peer("ask", server.url, tmp_path / "query.npz").strip()))
+        assert answer["metadata"]["convention"] == convention
+        actions = answer["reply"]["actions"]
+        np.testing.assert_array_equal(actions[:, :6], expected[:, :6])
+        gripper = 1 - 2 * expected[:, 6] if convention == "openpi" else expected[:, 6]
+        np.testing.assert_array_equal(actions[:, 6], gripper)
 
-    def infer(message: dict[str, Any]) -> dict[str, Any]:
-        heard.append(message)
-        return {"actions": np.outer(message["observation/state"], np.ones(7))}
 
-    with serving(infer, {"convention": "openpi", "action_dim": 7}) as url:
-        answer = unpack(bytes.fromhex(peer("ask", url, tmp_path / "query.npz").strip()))
-    assert answer["metadata"] == {"convention": "openpi", "action_dim": 7}
-    np.testing.assert_array_equal(answer["reply"]["actions"], np.outer(np.arange(8.0), np.ones(7)))
-    assert heard[0]["prompt"] == "go left"
-    for key, value in observation.items():
-        np.testing.assert_array_equal(heard[0][key], value)
+def test_openpi_s_client_raises_where_our_server_refuses(
+    openpi_python: Path, small_policy_directory: Path, tmp_path: Path
+) -> None:
+    np.savez(tmp_path / "query.npz", prompt="go left", state=np.zeros(8))
+    policy = Policy.from_pretrained(small_policy_directory, dtype=torch.float32)
+    with served(policy) as server:
+        done = subprocess.run(
+            [str(openpi_python), str(PEER), "ask", server.url, str(tmp_path / "query.npz")],
+            capture_output=True, text=True, timeout=120, env=own_environment(),
+        )  # fmt: skip
+    assert done.returncode == 1 and "Error in inference server" in done.stderr
+    assert "the question lacks ['full_image', 'wrist_image']" in done.stderr
 
 
 def test_a_server_of_openpi_s_parts_is_evaluated(openpi_python: Path, tmp_path: Path) -> None:

@@ -12,13 +12,39 @@ from pydantic import BaseModel
 
 from prismatic.serving import json_arrays
 from prismatic.serving.server.access import refusal_response
-from prismatic.serving.server.payloads import Names, Question, Refusal
+from prismatic.serving.server.payloads import LONGEST_NAME, Question, Refusal
 from prismatic.serving.server.service import Exchange, Pace, Service
 
 logger = logging.getLogger(__name__)
 
 _CLIENTS_KEPT = 1024
 _METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+_ARRAY = {
+    "type": "object",
+    "required": ["__numpy__", "dtype", "shape"],
+    "properties": {
+        "__numpy__": {"type": "string", "format": "byte"},
+        "dtype": {"type": "string"},
+        "shape": {"type": "array", "items": {"type": "integer", "minimum": 0}, "maxItems": 8},
+    },
+    "description": "A NumPy array as json_numpy writes it.",
+}
+_ABOUT_SCHEMA = {
+    "seed": {"type": ["integer", "null"], "minimum": 0},
+    "session": {"type": ["string", "null"], "maxLength": LONGEST_NAME},
+    "query": {"type": ["integer", "null"], "minimum": 0},
+    "id": {"type": ["integer", "string", "null"], "maxLength": LONGEST_NAME},
+}
+_REFUSALS = {
+    400: "The body is no question, or not this policy's: the sentence names the field.",
+    401: "A key is needed.",
+    403: "A page of another origin, or a name that is none of this server's.",
+    413: "The body, a picture or the sentence is too large.",
+    429: "Asked too often, or too many wait.",
+    431: "The headers are too large.",
+    500: "The policy computed no usable actions.",
+    503: "The server is shutting down.",
+}
 
 
 class Error(BaseModel):
@@ -39,17 +65,21 @@ def build_router(service: Service) -> APIRouter:
         ending = service.ending.is_set()
         return PlainTextResponse("shutting down\n" if ending else "OK\n", 503 if ending else 200)
 
-    @router.get("/info")
+    refusals: dict[int | str, dict[str, Any]] = {
+        status: {"model": Error, "description": _REFUSALS[status]} for status in (401, 403, 431)
+    }
+
+    @router.get("/info", responses=refusals, response_model=dict[str, Any])
     async def info() -> JSONResponse:
         """What this server is: policy, robot, cameras, bounds of actions, limits, versions."""
         return JSONResponse(service.served.info())
 
-    @router.get("/metrics", response_class=PlainTextResponse)
+    @router.get("/metrics", response_class=PlainTextResponse, responses=refusals)
     async def metrics() -> Response:
         """For Prometheus."""
         return Response(service.metrics.text(), media_type=_METRICS_TYPE)
 
-    @router.post("/act", **_description_of_act(service.served.reader.http))
+    @router.post("/act", **_description_of_act(service))
     async def act(request: Request) -> Response:
         """An observation and its instruction; the answer is the action chunk, a list of arrays of one action each."""
         host = "unknown" if request.client is None else request.client.host
@@ -110,6 +140,40 @@ class _Paces:
         return pace
 
 
-def _description_of_act(names: Names) -> dict[str, Any]:
-    """What OpenAPI says about POST /act beside its docstring."""
-    return {}
+def _description_of_act(service: Service) -> dict[str, Any]:
+    """What OpenAPI says about POST /act beside its docstring; what a schema cannot say is refused with 400."""
+    names, robot, config = service.served.reader.http, service.served.policy.robot, service.config
+    numbers = {"type": "array", "items": {"type": "number"}}
+    state = {**numbers, "minItems": robot.proprio_dim, "maxItems": robot.proprio_dim}
+    sentence = {"type": "string", "minLength": 1, "maxLength": config.max_instruction_bytes, "pattern": "\\S"}
+    question = {
+        "type": "object",
+        "required": names.needed,
+        "properties": {
+            **{camera: {**_ARRAY, "description": "uint8 (H, W, 3)"} for camera in names.cameras},
+            **({} if names.state is None else {names.state: {"anyOf": [_ARRAY, state]}}),
+            names.instruction: sentence,
+            **_ABOUT_SCHEMA,
+        },
+    }
+    encoded = {
+        "type": "object",
+        "required": ["encoded"],
+        "properties": {"encoded": {"type": "string", "description": "the question as JSON text"}},
+        "additionalProperties": False,
+    }
+    actions = {"type": "array", "items": _ARRAY, "description": f"float64 ({robot.action_dim},) per step"}
+    reply = {"anyOf": [actions, {"type": "string", "description": "the same as JSON text, where the question was"}]}
+    return {
+        "openapi_extra": {
+            "requestBody": {
+                "required": True,
+                "content": {"application/json": {"schema": {"anyOf": [question, encoded]}}},
+            }
+        },
+        "responses": {
+            200: {"description": "The action chunk.", "content": {"application/json": {"schema": reply}}},
+            **{status: {"model": Error, "description": what} for status, what in _REFUSALS.items()},
+        },
+        "response_model": None,
+    }

@@ -17,7 +17,7 @@ from prismatic.vla.robots import RobotSpec
 _OPENPI_CAMERAS = {"full_image": "observation/image", "wrist_image": "observation/wrist_image"}
 _OPENPI_STATE = "observation/state"
 _ABOUT = ("seed", "session", "query", "id", "executed")
-_LONGEST_NAME = 128
+LONGEST_NAME = 128
 """Characters of a session's name and of an id."""
 _SHOWN = 5
 _MOST_EXECUTED = 10_000
@@ -279,8 +279,8 @@ def _whole(value: Any, key: str, below: int) -> int | None:
 def _name(value: Any, key: str) -> str | None:
     if value is None:
         return None
-    if not isinstance(value, str) or len(value) > _LONGEST_NAME or not value.isprintable():
-        raise Refusal("bad_request", f"{key} is {_kind(value)}; expected a text of at most {_LONGEST_NAME} characters")
+    if not isinstance(value, str) or len(value) > LONGEST_NAME or not value.isprintable():
+        raise Refusal("bad_request", f"{key} is {_kind(value)}; expected a text of at most {LONGEST_NAME} characters")
     return str(value)
 
 

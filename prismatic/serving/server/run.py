@@ -73,7 +73,8 @@ class PolicyServer:
         self._config = config
         host, self.port = self._bound.getsockname()[:2]
         self._host = f"[{host}]" if ":" in host else host
-        self._server = _Server(_uvicorn_config(application, config), application.state.service)
+        address = f"{self.url} for WebSockets, {self.http_url}/act for POST"
+        self._server = _Server(_uvicorn_config(application, config), application.state.service, address)
         self._thread: threading.Thread | None = None
 
     @property
@@ -116,10 +117,14 @@ class PolicyServer:
 class _Server(uvicorn.Server):
     """uvicorn's, which answers what was begun before it ends, and ends without raising the signal again."""
 
-    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+    def __init__(self, config: uvicorn.Config, service: Service, address: str) -> None:
         super().__init__(config)
-        self._service = service
+        self._service, self._address = service, address
         self.signal: int | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        logger.info("serving: %s", self._address)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         for server in self.servers:
