@@ -26,6 +26,7 @@ ALL = list(commands())
 PATHS = {
     "vla-scripts/finetune.py": "finetune",
     "vla-scripts/merge_lora_weights_and_save.py": "merge",
+    "vla-scripts/deploy.py": "serve",
     "experiments/robot/libero/run_libero_eval.py": "eval",
     "scripts/collect_libero_demos.py": "collect",
     "scripts/compare_results.py": "compare",

@@ -49,7 +49,7 @@ class Batcher:
         self._max_batch_size, self._batch_wait_s, self._max_queue = max_batch_size, batch_wait_s, max_queue
         self._waiting: list[_Waiting] = []
         self._changed = threading.Condition()
-        self._closing = False
+        self._closing = self._hurrying = False
         self._thread = threading.Thread(target=self._run, name="policy", daemon=True)
 
     def start(self) -> None:
@@ -78,10 +78,16 @@ class Batcher:
             self._changed.notify_all()
         return waiting.answer
 
+    def hurry(self) -> None:
+        """From now on no question waits for others: none will come."""
+        with self._changed:
+            self._hurrying = True
+            self._changed.notify_all()
+
     def close(self, timeout_s: float | None = None) -> bool:
         """Take no more questions, answer those that wait, end the thread; whether it has ended in time."""
         with self._changed:
-            self._closing = True
+            self._closing = self._hurrying = True
             self._changed.notify_all()
         if self._thread.ident is not None:
             self._thread.join(timeout_s)
@@ -114,7 +120,7 @@ class Batcher:
             return batch
 
     def _is_full(self) -> bool:
-        return self._closing or len(self._waiting) >= min(self._max_batch_size, self._askers())
+        return self._hurrying or len(self._waiting) >= min(self._max_batch_size, self._askers())
 
     def _answer(self, batch: list[_Waiting]) -> None:
         taken = time.perf_counter()

@@ -96,6 +96,7 @@ class Service:
     async def finish(self) -> None:
         """Take no more questions; wait until those that were begun are answered, `shutdown_s` at most."""
         self.ending.set()
+        self.batcher.hurry()
         until = time.monotonic() + self.config.shutdown_s
         while (self._at_work.total() or self._connections) and time.monotonic() < until:
             await asyncio.sleep(_TICK_S)

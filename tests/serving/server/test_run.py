@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import requests
 from served_policy import serving_process
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
@@ -61,12 +62,14 @@ def test_a_signal_lets_what_was_begun_be_answered(
     small_policy_directory: Path, policy: Policy, observe: Callable[[int], dict[str, Any]]
 ) -> None:
     """The question waits for a second one, which another client might ask; the signal comes meanwhile."""
-    flags = ("--batch_wait_ms", "700", "--dtype", "float32", "--log_format", "json", "--out_of_bounds", "allow")
+    flags = ("--batch_wait_ms", "60000", "--dtype", "float32", "--log_format", "json", "--out_of_bounds", "allow")
     with serving_process(small_policy_directory, *flags) as (process, url):
         with connect(url, compression=None) as asks, connect(url, compression=None) as waits:
             for connection in (asks, waits):
                 connection.recv(10)
             asks.send(pack({**observe(0), "prompt": "go"}))
+            while "lightvla_queue_length 1.0" not in requests.get(f"http{url.removeprefix('ws')}/metrics").text:
+                pass
             process.send_signal(signal.SIGTERM)
             answer = asks.recv(20)
             assert isinstance(answer, bytes)
