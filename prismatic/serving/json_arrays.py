@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from prismatic.serving.wire import read_dtype
+from prismatic.serving.wire import read_dtype, read_shape
 
 _ARRAY = "__numpy__"
 _MOST_VALUES, _MOST_CONTAINERS = 1_000_000, 250_000
@@ -25,8 +25,12 @@ def loads(data: bytes | str) -> Any:
 
     Raises ValueError for what is no JSON (NaN and infinity are none), too nested, or has an array that is none.
     """
-    text = data.encode() if isinstance(data, str) else data
-    if text.count(b",") > _MOST_VALUES or text.count(b"[") + text.count(b"{") > _MOST_CONTAINERS:
+    try:
+        # Not left to `json.loads`, which guesses at UTF-16 and lets half characters through.
+        text = data if isinstance(data, str) else data.decode()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"not JSON: no UTF-8 at byte {error.start}") from error
+    if text.count(",") > _MOST_VALUES or text.count("[") + text.count("{") > _MOST_CONTAINERS:
         raise ValueError("JSON with more values than a question has; send pictures as json_numpy's arrays")
     try:
         return json.loads(text, object_hook=_decode, parse_constant=_refuse_constant)
@@ -34,8 +38,6 @@ def loads(data: bytes | str) -> Any:
         raise ValueError("JSON that is nested too deeply") from None
     except json.JSONDecodeError as error:
         raise ValueError(f"not JSON ({error.msg} at {error.pos})") from error
-    except UnicodeDecodeError as error:
-        raise ValueError(f"not JSON: no UTF-8 at byte {error.start}") from error
 
 
 def dumps(value: Any) -> str:
@@ -53,18 +55,16 @@ def _encode(value: Any) -> Any:
 def _decode(found: dict[str, Any]) -> Any:
     if _ARRAY not in found:
         return found
-    words, shape, data = found.get("dtype"), found.get("shape"), found[_ARRAY]
-    if not isinstance(words, str) or not isinstance(data, str) or not isinstance(shape, list):
+    words, data = found.get("dtype"), found[_ARRAY]
+    if not isinstance(words, str) or not isinstance(data, str):
         raise ValueError("an array of json_numpy is text in base64, a dtype and a list for its shape")
-    if len(shape) > 8 or not all(type(side) is int and 0 <= side < 2**31 for side in shape):
-        raise ValueError(f"an array's shape is {str(shape)[:60]}; expected up to 8 whole numbers")
-    dtype = read_dtype(words)
+    dtype, shape = read_dtype(words), read_shape(found.get("shape"))
     try:
         content = base64.b64decode(data, validate=True)
     except binascii.Error as error:
         raise ValueError(f"an array whose base64 cannot be read ({error})") from error
     if len(content) != (size := math.prod(shape) * dtype.itemsize):
-        raise ValueError(f"{len(content)} bytes for {dtype} {tuple(shape)}, which takes {size}")
+        raise ValueError(f"{len(content)} bytes for {dtype} {shape}, which takes {size}")
     array = np.frombuffer(content, dtype).reshape(shape).copy()
     return array if shape else array[()]
 

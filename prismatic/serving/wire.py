@@ -16,6 +16,7 @@ import numpy as np
 _ARRAY, _SCALAR, _DATA, _DTYPE, _SHAPE = b"__ndarray__", b"__npgeneric__", b"data", b"dtype", b"shape"
 _DTYPE_WORDS = re.compile(r"[<>=|]?(\?|b1|[iu][1248]|f[248]|[SU][1-9]\d{0,8})", re.ASCII)
 """How NumPy names what means the same on every machine: booleans, whole numbers, floats, byte strings, text."""
+_MOST_SIDES = 8
 _MOST_ITEMS, _MOST_CONTAINERS, _MOST_VALUES = 16_384, 250_000, 1_000_000
 """Items of one list or dict, lists and dicts of a message, and all items of its lists together. An empty list is a byte
 of a message and a hundred bytes of memory: without limits, 16 MB of them are more than a gigabyte."""
@@ -89,7 +90,7 @@ def _encode(value: Any) -> Any:
 
 def _decode(found: dict[Any, Any]) -> Any:
     if _ARRAY in found:
-        dtype, shape = read_dtype(found[_DTYPE]), tuple(found[_SHAPE])
+        dtype, shape = read_dtype(found[_DTYPE]), read_shape(found[_SHAPE])
         size = math.prod(shape) * dtype.itemsize
         if len(found[_DATA]) != size:
             raise ValueError(f"{len(found[_DATA])} bytes for {dtype} {shape}, which takes {size}")
@@ -103,11 +104,29 @@ def _decode(found: dict[Any, Any]) -> Any:
 
 def _check(words: str) -> str:
     if not _DTYPE_WORDS.fullmatch(words):
-        raise ValueError(f"arrays of dtype {words} are not sent or taken; convert to numbers, booleans or text first")
+        raise ValueError(
+            f"arrays of dtype {words[:40]} are not sent or taken; convert to numbers, booleans or text first"
+        )
     return words
 
 
 def read_dtype(words: str) -> np.dtype[Any]:
     """The dtype of that name. Raises ValueError for anything but booleans, numbers and text."""
     # NumPy's own reader takes more than names: a small language, in which an element may also have no bytes at all.
-    return np.dtype(_check(words))
+    try:
+        return np.dtype(_check(words))
+    except TypeError as error:  # a text longer than NumPy counts
+        raise ValueError(f"arrays of dtype {words} are not taken ({error})") from error
+
+
+def read_shape(sides: Any) -> tuple[int, ...]:
+    """An array's shape as it came in a message.
+
+    Raises ValueError for anything but a list of up to `_MOST_SIDES` whole numbers: a list or a text among them would be
+    repeated when they are multiplied, to any size.
+    """
+    if not isinstance(sides, list) or len(sides) > _MOST_SIDES:
+        raise ValueError(f"an array whose shape is no list of up to {_MOST_SIDES} whole numbers")
+    if not all(type(side) is int and 0 <= side < 2**31 for side in sides):
+        raise ValueError(f"an array's shape is {str(sides)[:60]}; expected whole numbers")
+    return tuple(sides)

@@ -54,6 +54,7 @@ def build_application(
         lifespan=lifespan,
         docs_url=None,  # these load their scripts from elsewhere
         redoc_url=None,
+        redirect_slashes=False,  # to an address made of what the client calls this server
     )
     application.state.service = service
     for router in (build_router(service), *routers):

@@ -9,6 +9,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from pydantic import BaseModel
+from starlette.requests import ClientDisconnect
 
 from prismatic.serving import json_arrays
 from prismatic.serving.server.access import refusal_response
@@ -90,6 +91,8 @@ def build_router(service: Service) -> APIRouter:
             except Refusal as refusal:
                 service.refused(exchange, refusal)
                 return refusal_response(refusal, exchange.request_id)
+            except ClientDisconnect:
+                return Response(status_code=400)  # to nobody
 
     return router
 

@@ -32,6 +32,8 @@ class Refusal(Exception):
     """
 
     def __init__(self, code: str, reason: str) -> None:
+        # It may quote what came: half characters cannot be sent, and nobody is sent back what he sent.
+        reason = _short(reason.encode(errors="backslashreplace").decode())
         super().__init__(reason)
         self.code, self.reason = code, reason
 
@@ -149,6 +151,9 @@ class Reader:
         keys = {key: value for key, value in message.items() if isinstance(key, str)}
         if missing := [key for key in names.needed if key not in keys]:
             raise Refusal("bad_request", self._lacking(missing, message, names))
+        for key in names.needed[:-1]:
+            if isinstance(keys[key], list) and not _holds_numbers(keys[key]):
+                raise Refusal("bad_request", f"observation[{key!r}] is a list of something else than numbers")
         for camera in names.cameras:
             self._check_size(camera, keys[camera])
         observation = self._observation(keys, names)
@@ -175,7 +180,9 @@ class Reader:
         try:
             read = read_observation(keys, as_named, len(names.cameras), names.state is not None)
         except ValueError as error:
-            raise Refusal("bad_request", _short(str(error))) from error
+            raise Refusal("bad_request", str(error)) from error
+        for camera in names.cameras:
+            self._check_size(camera, read.images[camera])  # it may have come as a list of rows
         own = dict(zip(self.cameras, (read.images[camera] for camera in names.cameras), strict=True))
         return own if read.state is None else {**own, self._robot.state_key: read.state}
 
@@ -187,7 +194,7 @@ class Reader:
         )
 
     def _check_size(self, camera: str, value: Any) -> None:
-        """Of an array; nested lists are bounded by the message."""
+        """Of an array; lists have none before they are read."""
         shape: tuple[int, ...] = getattr(value, "shape", ())
         side, pixels = self._config.max_side, self._config.max_pixels
         if len(shape) >= 2 and (max(shape[:2]) > side or shape[0] * shape[1] > pixels):
@@ -290,6 +297,21 @@ def _identifier(value: Any) -> int | str | None:
             raise Refusal("bad_request", "id is a whole number of more than 64 bits")
         return int(value)
     return _name(value, "id")
+
+
+def _holds_numbers(value: list[Any]) -> bool:
+    """Whether nested lists hold numbers alone: in an array, each text would take as much as the longest."""
+    left: list[Any] = [value]
+    while left:
+        part = left.pop()
+        if isinstance(part, list):
+            left.extend(part)
+        elif isinstance(part, np.ndarray | np.generic):
+            if part.dtype.kind not in "biuf":
+                return False
+        elif not isinstance(part, int | float):
+            return False
+    return True
 
 
 def _kind(value: Any) -> str:

@@ -13,13 +13,13 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-import h11
 import uvicorn
 from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from prismatic.serving.server.access import MOST_HEADER_BYTES
 from prismatic.serving.server.service import Service
+from prismatic.serving.server.websocket import WebSockets
 from prismatic.serving.settings import ServerConfig
 
 logger = logging.getLogger(__name__)
@@ -29,8 +29,6 @@ _SPARE_CONNECTIONS = 64
 """Connections beside those that ask: HTTP's, pages'."""
 _REQUEST_S = 20.0
 """How long a connection may take to bring a whole request line and headers."""
-_HANDSHAKE_HEADERS, _HANDSHAKE_HEADER_BYTES = 100, 8000
-"""More or longer ones are an error inside websockets, which uvicorn does not expect."""
 _START_S, _LET_GO_S = 30.0, 0.3
 
 
@@ -180,13 +178,6 @@ def _http_protocol(most_connections: int) -> type[H11Protocol]:
             super().on_response_complete()
             self._wait()
 
-        def handle_websocket_upgrade(self, event: h11.Request) -> None:
-            longest = max((len(name) + len(value) for name, value in self.headers), default=0)
-            if len(self.headers) > _HANDSHAKE_HEADERS or longest > _HANDSHAKE_HEADER_BYTES:
-                self.send_400_response("Too many or too long headers.")
-            else:
-                super().handle_websocket_upgrade(event)
-
         def connection_lost(self, exc: Exception | None) -> None:
             self._stop_waiting()
             super().connection_lost(exc)
@@ -212,7 +203,7 @@ def _uvicorn_config(application: FastAPI, config: ServerConfig) -> uvicorn.Confi
         application,
         loop="asyncio",
         http=_http_protocol(config.max_connections + _SPARE_CONNECTIONS),
-        ws="websockets-sansio",
+        ws=WebSockets,
         ws_max_size=int(config.max_message_mb * 2**20),
         ws_ping_interval=_PING_S,
         ws_ping_timeout=_PONG_S,

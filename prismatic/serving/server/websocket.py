@@ -6,6 +6,7 @@ import asyncio
 from typing import Any
 
 from starlette.websockets import WebSocket, WebSocketDisconnect
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from prismatic.serving.server.access import client_address, deny
 from prismatic.serving.server.payloads import Question, Refusal, reply_of
@@ -13,6 +14,10 @@ from prismatic.serving.server.service import Exchange, Pace, Service
 from prismatic.serving.wire import pack, unpack
 
 BROKE, GOING_AWAY, TOO_BIG = 1011, 1001, 1009
+_UNREADABLE = (
+    b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: 54\r\n"
+    b"Connection: close\r\n\r\nthe handshake cannot be read: it has a body, or breaks"
+)
 
 
 async def converse(websocket: WebSocket, service: Service) -> None:
@@ -98,3 +103,22 @@ class _Conversation:
         finally:
             receiving.cancel()
             ending.cancel()
+
+
+class WebSockets(WebSocketsSansIOProtocol):
+    """uvicorn's protocol on `websockets` without input and output, but for two things that it leaves undone.
+
+    It says nothing to a handshake that `websockets` refuses to read (a body, 128 headers, 8192 bytes of one), and keeps
+    the connection for ever. And it logs a traceback for a text that is no UTF-8.
+    """
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self.conn.handshake_exc is not None and not self.handshake_initiated:
+            self.transport.write(b"".join(self.conn.data_to_send()) or _UNREADABLE)
+            self.transport.close()
+
+    def send_receive_event_to_app(self) -> None:
+        if self.curr_msg_data_type == "text":
+            self.frames = [b"".join(self.frames).decode(errors="replace").encode()]
+        super().send_receive_event_to_app()
