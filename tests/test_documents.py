@@ -42,7 +42,7 @@ PATHS = {
 }
 """Files that are a command's -> the command."""
 
-SYSTEM = {"sudo", "make", "pip", "hf", "git", "cd", ".", "export", "python3"}
+SYSTEM = {"sudo", "make", "pip", "hf", "git", "cd", ".", "export", "python3", "chmod", "docker"}
 """What stands in the documents and is not ours; `make` targets, files and extras are looked at below."""
 
 
