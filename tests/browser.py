@@ -42,16 +42,16 @@ def chromium() -> Iterator[Any]:
 
 
 class Visit:
-    """A page, open in a window of its own, with everything that it asked for and complained about."""
+    """A file or an address, open in a window of its own, with everything that it asked for and complained about."""
 
-    def __init__(self, browser: Any, path: Path, **options: Any) -> None:
+    def __init__(self, browser: Any, place: Path | str, **options: Any) -> None:
         self.page = browser.new_page(**options)
         self.requests: list[str] = []
         self.complaints: list[str] = []
         self.page.on("request", lambda request: self.requests.append(request.url))
         self.page.on("console", lambda message: self.complaints.append(message.text))
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
-        self.page.goto(path.resolve().as_uri())
+        self.page.goto(place if isinstance(place, str) else place.resolve().as_uri())
 
     def screenshot(self, path: Path) -> np.ndarray:
         self.page.screenshot(path=path)

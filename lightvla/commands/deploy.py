@@ -11,18 +11,21 @@ with 2 where flags, address or checkpoint cannot be used.
 import logging
 import signal
 import socket
-from pathlib import Path
 
 import torch
+from fastapi import APIRouter
 
 from experiments.robot.libero.results.provenance import collect_versions
 from prismatic.command_status import STOPPED, UNUSABLE, print_error
 from prismatic.models.precision import check_device
 from prismatic.models.quantization import KINDS, check_quantization
 from prismatic.policy import Policy
-from prismatic.recordings.served import ServerRecorder, facts_of
+from prismatic.recordings.served import ServerRecorder, facts_of, one_moment
 from prismatic.serving.logs import set_up_logging
+from prismatic.serving.page.live import LiveFeed
+from prismatic.serving.page.routes import page_router
 from prismatic.serving.server.application import build_application
+from prismatic.serving.server.events import Watcher
 from prismatic.serving.server.run import PolicyServer, take_address
 from prismatic.serving.server.served import ServedPolicy
 from prismatic.serving.settings import Secrets, ServerConfig, check, read_secrets
@@ -37,7 +40,10 @@ def command(config: ServerConfig) -> int:
         set_up_logging(config.log_format, config.log_level)
         secrets = read_secrets(config)
         with take_address(config) as bound:
-            ended_by = _build(config, secrets, bound).serve_forever()
+            server = _build(config, secrets, bound)
+            if config.page:
+                logger.info("to watch it, open %s in a browser when it listens", server.http_url)
+            ended_by = server.serve_forever()
     except (ValueError, OSError, RuntimeError) as error:
         print_error(error)
         return UNUSABLE
@@ -73,15 +79,23 @@ def _build(config: ServerConfig, secrets: Secrets, bound: socket.socket) -> Poli
     """The server of a warm policy."""
     served = ServedPolicy(load_policy(config), config)
     logger.info("warm for batches of 1 to %d after %.1f s", config.max_batch_size, served.warm_up())
-    watchers = [] if config.record is None else [_recorder(config.record, served)]
-    return PolicyServer(build_application(served, config, watchers, secrets=secrets), config, bound)
+    watchers, routers = watching(config, served)
+    return PolicyServer(build_application(served, config, watchers, routers, secrets), config, bound)
 
 
-def _recorder(folder: Path, served: ServedPolicy) -> ServerRecorder:
-    """Raises OSError where the folder cannot be made."""
+def watching(config: ServerConfig, served: ServedPolicy) -> tuple[list[Watcher], list[APIRouter]]:
+    """The recorder and the page, as the flags say. Raises OSError where the records' folder cannot be made."""
     versions = collect_versions()
-    logger.info("what is answered is recorded in %s", folder)
-    return ServerRecorder(folder, lambda: facts_of(served.info(), versions))
+    watchers: list[Watcher] = []
+    routers: list[APIRouter] = []
+    if config.record is not None:
+        logger.info("what is answered is recorded in %s", config.record)
+        watchers.append(ServerRecorder(config.record, lambda: facts_of(served.info(), versions)))
+    if config.page:
+        feed = LiveFeed()
+        watchers.append(feed)
+        routers.append(page_router(feed, lambda event: one_moment(event, facts_of(served.info(), versions))))
+    return watchers, routers
 
 
 def _device(config: ServerConfig) -> str:

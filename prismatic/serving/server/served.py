@@ -196,7 +196,7 @@ class ServedPolicy:
             "center_crop": policy.transform.center_crop,
             "unnorm_key": policy.unnorm_key,
             "num_visual_tokens": policy.model.num_visual_tokens,
-            "action_bounds": {"low": self.bounds.low.tolist(), "high": self.bounds.high.tolist()},
+            "action_bounds": {name: getattr(self.bounds, name).tolist() for name in ("low", "high", "slack")},
             "out_of_bounds": config.out_of_bounds,
             "pruner": described["pruner"],
             "engine": described["engine"],
