@@ -105,6 +105,11 @@ COMMANDS = {
         "lightvla.flags:replay_plot_parser",
         "lightvla.recordings.replay_plot",
     ),
+    "play": Command(
+        "play with a policy in the simulator, in a browser: instructions, objects, pruners",
+        "lightvla.flags:PlayConfig",
+        "lightvla.play",
+    ),
     "demo": Command(
         "collect, build, fine-tune, evaluate, report: a small policy from nothing",
         "lightvla.demo.settings:DemoConfig",

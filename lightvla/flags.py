@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from experiments.robot.libero.settings.flags import MAX_EMBEDDED_MB
+from lightvla.demo.settings import TASKS, DemoConfig, Paths
 
 TABLE_FORMATS = ("text", "markdown", "csv", "latex")
 TABLE_SUFFIXES = {".md": "markdown", ".csv": "csv", ".tex": "latex", ".txt": "text"}
@@ -23,6 +24,35 @@ class MergeConfig:
     lora_finetuned_checkpoint_dir: Path  # what fine-tuning wrote; holds lora_adapter/
     base_checkpoint: str | None = None  # folder or hub id of the model it was trained on; None: what the adapter says
     output_dir: Path | None = None  # a new folder; None: the weights go into the checkpoint's own, atomically
+
+
+@dataclass
+class PlayConfig:
+    """Play with a policy in the LIBERO simulator: watch what it sees and keeps, and tell it what to do."""
+
+    # Policy
+    pretrained_checkpoint: str = str(Paths(DemoConfig().output_dir).run)  # checkpoint folder or hub id
+    unnorm_key: str | None = None  # dataset whose statistics apply; None: the only one
+    device: str = "auto"  # auto, cpu or cuda
+    dtype: str | None = None  # bfloat16, float16, float32; None: bfloat16 on GPUs and CPUs that are faster in it
+    pruner: str | None = None  # the one to begin with; None: as trained
+    trained_tasks: str = TASKS  # tasks whose instructions the policy was trained on, which are named first; empty: none
+
+    # Simulator
+    task_suite_name: str = "libero_goal"  # the suite that the scene is of
+    task_id: int = 8  # the task whose scene, initial states and instruction it begins with
+    initial_state: int = 30  # which of them
+    env_img_res: int = DemoConfig().resolution  # side of the rendered pictures in pixels
+    renderer: str = "fast"  # fast or robosuite, as the policy's data was drawn
+    num_open_loop_steps: int | None = None  # actions executed of each chunk, the first ones; None: the robot's
+    max_steps: int | None = None  # control steps of an episode; None: the suite's
+    seed: int = 7  # of the fixtures' poses
+
+    # Address
+    host: str = "127.0.0.1"  # any other than this machine's own needs a key
+    port: int = 8000  # 0: any free one, which is printed
+    api_key_file: Path | None = None  # holds the key that browsers open the page with; None: LIGHTVLA_API_KEY, if set
+    open_browser: bool = False  # open the page
 
 
 class _WithDefaults(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):

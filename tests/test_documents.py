@@ -37,6 +37,7 @@ PATHS = {
     "scripts/visualize_pruning.py": "visualize",
     "scripts/replay_record.py": "replay",
     "scripts/records_to_rlds.py": "records-to-rlds",
+    "scripts/play.py": "play",
     "scripts/demo.py": "demo",
     "scripts/build_small_model.py": "build-small-model",
 }

@@ -13,7 +13,7 @@ from experiments.robot.libero.simulator.backend import quiet, release_memory, se
 from experiments.robot.libero.simulator.renderer import RENDERERS, CameraRenderer
 from experiments.robot.libero.simulator.scene import Scene
 from experiments.robot.libero.simulator.tasks import LiberoTask
-from experiments.robot.libero.simulator.wide_starts import Displacement
+from experiments.robot.libero.simulator.wide_starts import Mover
 
 CAMERAS = {"full_image": "agentview", "wrist_image": "robot0_eye_in_hand"}
 """Observation key -> the simulator's camera."""
@@ -110,9 +110,7 @@ class LiberoEnvironment:
         """The `mujoco.MjData`."""
         return self.inner.sim.data._data
 
-    def reset(
-        self, initial_state: ArrayLike | int, seed: int | None = None, displacement: Displacement | None = None
-    ) -> None:
+    def reset(self, initial_state: ArrayLike | int, seed: int | None = None, displacement: Mover | None = None) -> None:
         """Starts an episode and lets it settle.
 
         Args:

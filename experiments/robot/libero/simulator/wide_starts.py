@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import zlib
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +25,14 @@ _OBJECT_CLEARANCE_M = 0.005
 _FIXTURE_CLEARANCE_M = 0.02
 _REACH_M = (0.30, 0.80)
 """Distances from the robot's base within which the arm reaches the table with the gripper pointing down."""
+
+
+class Mover(Protocol):
+    """Moves objects of a scene away from where an initial state has them, before they settle."""
+
+    def apply(self, scene: Scene, task: LiberoTask, state: NDArray[np.float64]) -> Any:
+        """Moves them in a scene that was just put into `state` (S,)."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -65,7 +74,7 @@ class Displacement:
             offsets = {name: rng.uniform(-self.radius_m, self.radius_m, size=2) for name in names}
             for name, offset in offsets.items():
                 scene.shift(name, offset)
-            if all(_is_free(scene, name) for name in names):
+            if all(is_free(scene, name) for name in names):
                 return offsets
             for name, offset in offsets.items():
                 scene.shift(name, -offset)
@@ -80,7 +89,7 @@ class Displacement:
         return [name for name in dict.fromkeys(mentioned) if scene.is_movable(name) and scene.rests_on_workspace(name)]
 
 
-def _is_free(scene: Scene, name: str) -> bool:
+def is_free(scene: Scene, name: str) -> bool:
     """Whether the arm reaches a thing and everything else keeps its distance from it."""
     reach = np.linalg.norm(scene.position(name)[:2] - scene.base_position[:2])
     if not _REACH_M[0] <= reach <= _REACH_M[1]:
