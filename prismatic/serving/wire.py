@@ -96,9 +96,11 @@ def _decode(found: dict[Any, Any]) -> Any:
             raise ValueError(f"{len(found[_DATA])} bytes for {dtype} {shape}, which takes {size}")
         return np.ndarray(shape, dtype, found[_DATA]).copy()
     if _SCALAR in found:
-        if not isinstance(found[_DATA], bool | int | float | str | bytes):
-            raise ValueError(f"a scalar whose value is a {type(found[_DATA]).__name__}")
-        return read_dtype(found[_DTYPE]).type(found[_DATA])
+        dtype, value = read_dtype(found[_DTYPE]), found[_DATA]
+        # NumPy's own reading of others may be large: `numpy.bytes_(10**9)` is a billion bytes.
+        if not isinstance(value, {"S": bytes, "U": str}.get(dtype.kind, (bool, int, float))):
+            raise ValueError(f"a scalar of {dtype} whose value is a {type(value).__name__}")
+        return dtype.type(value)
     return found
 
 

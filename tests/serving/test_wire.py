@@ -98,3 +98,29 @@ def test_other_objects_are_refused() -> None:
 def test_what_is_no_message_is_a_value_error(data: Any) -> None:
     with pytest.raises(ValueError, match="not a message"):
         unpack(data)
+
+
+def header(count: int) -> bytes:
+    """Announces a list of so many items."""
+    return b"\xdd" + count.to_bytes(4, "big")
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (header(2**32 - 1), "exceeds max_array_len"),
+        (header(16_000) * 1000, "incomplete input"),
+        (b"\x91" * 100_000, "StackError|nested"),
+        (header(16_000) + (header(16_000) + b"\x90" * 16_000) * 50, "more lists, dicts or items than a message has"),
+        (header(16_000) + (header(16_000) + b"\xc0" * 16_000) * 100, "more lists, dicts or items than a message has"),
+        (msgpack.packb(msgpack.ExtType(5, b"x")), "extension 5 has no meaning"),
+        (
+            msgpack.packb({b"__npgeneric__": True, b"data": 10**9, b"dtype": "|S5"}),
+            r"a scalar of \|S5 whose value is a",
+        ),
+        (msgpack.packb({b"__npgeneric__": True, b"data": "1e999", b"dtype": "<f8"}), "a scalar of float64 whose"),
+    ],
+)
+def test_small_messages_that_would_take_much_memory_are_refused(data: bytes, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        unpack(data)
