@@ -17,7 +17,7 @@ _ARRAY, _SCALAR, _DATA, _DTYPE, _SHAPE = b"__ndarray__", b"__npgeneric__", b"dat
 _DTYPE_WORDS = re.compile(r"[<>=|]?(\?|b1|[iu][1248]|f[248]|[SU][1-9]\d{0,8})", re.ASCII)
 """How NumPy names what means the same on every machine: booleans, whole numbers, floats, byte strings, text."""
 _MOST_SIDES = 8
-_MOST_ITEMS, _MOST_CONTAINERS, _MOST_VALUES = 16_384, 250_000, 1_000_000
+_MOST_ITEMS, _MOST_CONTAINERS, _MOST_VALUES = 16_384, 20_000, 200_000
 """Items of one list or dict, lists and dicts of a message, and all items of its lists together. An empty list is a byte
 of a message and a hundred bytes of memory: without limits, 16 MB of them are more than a gigabyte."""
 

@@ -111,8 +111,8 @@ def header(count: int) -> bytes:
         (header(2**32 - 1), "exceeds max_array_len"),
         (header(16_000) * 1000, "incomplete input"),
         (b"\x91" * 100_000, "StackError|nested"),
-        (header(16_000) + (header(16_000) + b"\x90" * 16_000) * 50, "more lists, dicts or items than a message has"),
-        (header(16_000) + (header(16_000) + b"\xc0" * 16_000) * 100, "more lists, dicts or items than a message has"),
+        (header(16_000) + (header(16_000) + b"\x90" * 16_000) * 2, "more lists, dicts or items than a message has"),
+        (header(16_000) + (header(16_000) + b"\xc0" * 16_000) * 20, "more lists, dicts or items than a message has"),
         (msgpack.packb(msgpack.ExtType(5, b"x")), "extension 5 has no meaning"),
         (
             msgpack.packb({b"__npgeneric__": True, b"data": 10**9, b"dtype": "|S5"}),
