@@ -182,8 +182,8 @@ class ChunkRunner:
             self._receive(0.0)
             if wait_s > 0 and not self._executable(now):
                 self._receive(wait_s)
-                now = self._clock()
-                self._may_move()
+            now = self._clock()  # to wait takes time, and so does an observation that is made when it is looked at
+            self._may_move()
         command = self._action(observation, now) or self._hold(observation, now)
         self._last = command.values
         self._record(command)
