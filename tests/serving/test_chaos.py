@@ -1,4 +1,4 @@
-"""A robot that is driven over a network that goes wrong; `tests/experiments/driving/` has the simulator as the robot."""
+"""A robot driven over a network that goes wrong; `tests/experiments/driving/` has the simulator as the robot."""
 
 import threading
 import time
