@@ -48,7 +48,8 @@ class Target:
         return {**pictures, **state, names["instruction"]: "put the bowl on the plate"}
 
 
-def upgrade(target: Target, extra: bytes = b"", line: bytes = b"GET / HTTP/1.1") -> bytes:
+def upgrade(target: Target, extra: bytes = b"", line: bytes = b"GET /policy HTTP/1.1") -> bytes:
+    """A handshake on a path that has no page, which a request that is no handshake after all would be given."""
     return line + b"\r\n" + target.head + UPGRADE + extra + b"\r\n"
 
 
