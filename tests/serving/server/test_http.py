@@ -105,7 +105,8 @@ def test_info_and_metrics_tell_what_is_served(policy: Policy, observe: Observe) 
         info = requests.get(f"{server.http_url}/info").json()
         counted = requests.get(f"{server.http_url}/metrics").text
     statistics = policy.transform.statistics["action"]
-    assert info["action_bounds"] == {"low": statistics["min"], "high": statistics["max"]}
+    bounds = info["action_bounds"]
+    assert (bounds["low"], bounds["high"]) == (statistics["min"], statistics["max"]) and min(bounds["slack"]) > 0
     assert info["policy"]["pruner"] == str(policy.model.config.pruner_spec)
     assert info["questions"]["http"] == {
         "cameras": ["full_image", "wrist_image"], "state": "state", "instruction": "instruction",
