@@ -19,6 +19,7 @@ from lightvla.commands import deploy
 from prismatic.command_status import UNUSABLE
 from prismatic.policy import Policy
 from prismatic.serving.logs import JsonLines, TextLines
+from prismatic.serving.server.run import take_address
 from prismatic.serving.settings import ServerConfig
 from prismatic.serving.wire import pack, unpack
 
@@ -90,3 +91,9 @@ def test_the_log_is_a_line_each_whatever_a_client_sent() -> None:
     assert line["time"].endswith("+00:00") and line["code"] == "bad_request"
     text = TextLines().format(record)
     assert text.endswith(r"WARNING a\x1b[31m\nERROR forged refused")
+
+
+def test_nobody_connects_to_an_address_that_is_taken_and_not_listened_to_yet() -> None:
+    """openpi's client waits for a server as long as its address refuses connections, and no longer than that."""
+    with take_address(ServerConfig(port=0)) as bound, pytest.raises(ConnectionRefusedError):
+        socket.create_connection(bound.getsockname()[:2], 5)
