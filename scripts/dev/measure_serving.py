@@ -75,9 +75,7 @@ class ServerProcess:
                 [*command, "--port", "0", *flags], stderr=said, stdout=said, env={**os.environ, **environment}
             )
         until = time.monotonic() + START_S
-        while not (found := re.search(r"ws://127\.0\.0\.1:(\d+) for WebSockets", log.read_text())) or not _is_healthy(
-            int(found[1])
-        ):
+        while not (found := re.search(r"ws://127\.0\.0\.1:(\d+) for WebSockets", log.read_text())):
             if self._process.poll() is not None or time.monotonic() > until:
                 self.end()
                 raise RuntimeError(f"the server did not start: {log.read_text()[-2000:]}")
@@ -106,15 +104,6 @@ class ServerProcess:
         except subprocess.TimeoutExpired:
             self._process.kill()
             raise
-
-
-def _is_healthy(port: int) -> bool:
-    with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=ANSWER_S)) as connection:
-        try:
-            connection.request("GET", "/healthz")
-            return connection.getresponse().status == 200
-        except OSError:
-            return False
 
 
 class Questions:

@@ -1,10 +1,12 @@
 """Many clients at once: everyone gets the policy's own answers to what he asked."""
 
+import json
 from copy import copy
+from pathlib import Path
 
 import pytest
 
-from scripts.dev.measure_serving import WAYS, Questions, ServerProcess, load
+from scripts.dev.measure_serving import WAYS, MeasureConfig, Questions, ServerProcess, load, main
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -29,3 +31,19 @@ def test_sixty_four_clients_and_flat_memory(way: str, server: ServerProcess, que
     later = load(server, many, way, clients=64, requests=1920)
     assert (first.wrong, first.failed, later.wrong, later.failed) == (0, [], 0, [])
     assert later.memory < first.memory + 16 * 2**20
+
+
+@pytest.mark.slow  # two servers
+def test_the_measurement_writes_what_it_shows(
+    small_policy_directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    written = tmp_path / "serving.json"
+    config = MeasureConfig(small_policy_directory, written, clients="1,4", requests=16, rounds=2, memory_requests=80)
+    assert main(config) == 0
+    found = json.loads(written.read_text())
+    assert [(row["clients"], row["answers"], row["wrong"]) for row in found["loads"]] == [(1, 16, 0)] * 3 + [
+        (4, 16, 0)
+    ] * 3
+    assert [pair[name]["answers"] for pair in found["batches"]["rounds"] for name in ("one", "several")] == [8] * 4
+    assert len(found["memory"]) == 11 and found["memory"][-1]["answers"] == 80
+    assert f"per_s: {found['batches']['ratios']['per_s'][0]}" in capsys.readouterr().out
