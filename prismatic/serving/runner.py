@@ -144,7 +144,7 @@ class ChunkRunner:
         self.log: deque[Record] = deque(maxlen=_LOG_LENGTH)
         self._last = None if last_command is None else self._checked(last_command, 1)
         self._instruction: str | None = None
-        self._step, self._executed, self._asked = 0, 0, 0
+        self._step, self._executed, self._asked, self._trips = 0, 0, 0, 0
         self._delays: deque[int] = deque(maxlen=_RECENT_ANSWERS)
         self._executed_at: deque[float] = deque(maxlen=2 * robot.chunk_length)
         self._forget()
@@ -206,11 +206,12 @@ class ChunkRunner:
         self._why = "the policy has not answered yet"
 
     def _may_move(self) -> bool:
-        """Whether the watchdog lets the robot move; where not, nothing that was planned is kept."""
-        if self.watchdog.check(self._why) is None:
-            return True
-        self._drop_plans("stopped")
-        return False
+        """Whether the watchdog lets the robot move. Nothing that was planned before it tripped is kept."""
+        may_move = self.watchdog.check(self._why) is None
+        if not may_move or len(self.watchdog.history) > self._trips:  # it may have been re-armed since the last step
+            self._trips = len(self.watchdog.history)
+            self._drop_plans("stopped")
+        return may_move
 
     def _drop_plans(self, reason: str) -> None:
         for chunk in self._chunks:
@@ -225,6 +226,9 @@ class ChunkRunner:
 
     def _ask_if_due(self, observation: Observation, observed_at: float, now: float) -> None:
         if self._question is not None or now < self._ask_after:
+            return
+        if observed_at < self.watchdog.armed_at:
+            self._why = "the observation is from before the robot was re-armed"
             return
         newest = self._newest_executed
         if newest is not None and self._executed - newest < self._open_loop - self._lead():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -34,6 +35,7 @@ class Watchdog:
 
     Attributes:
         history: every trip so far, in order.
+        armed_at: when it was last re-armed behind a trip, by its clock; minus infinity before that.
     """
 
     def __init__(self, limit_s: float, clock: Callable[[], float] = time.monotonic) -> None:
@@ -41,6 +43,7 @@ class Watchdog:
             raise ValueError(f"a watchdog's limit of {limit_s} seconds: expected more than 0")
         self.limit_s = limit_s
         self.history: list[Trip] = []
+        self.armed_at = -math.inf
         self._clock = clock
         self._lock = threading.Lock()
         self._fed: float | None = None
@@ -80,9 +83,11 @@ class Watchdog:
     def rearm(self) -> None:
         """Let the robot go on; the limit counts from now."""
         with self._lock:
+            now = self._clock()
             if self._tripped is not None:
-                logger.warning("re-armed, %.1f s after: %s", self._clock() - self._tripped.time, self._tripped.reason)
-            self._tripped, self._fed = None, self._clock()
+                logger.warning("re-armed, %.1f s after: %s", now - self._tripped.time, self._tripped.reason)
+                self.armed_at = now
+            self._tripped, self._fed = None, now
 
     def _trip(self, reason: str, now: float) -> None:
         self._tripped = Trip(reason, now)

@@ -117,6 +117,29 @@ def test_what_was_asked_before_the_stop_is_not_executed_after_it() -> None:
     assert all(source.observed_at >= rearmed_at for action in after for source in action.sources)
 
 
+def test_a_stop_that_is_taken_back_before_the_next_step_still_ends_the_plan() -> None:
+    world = World(settings(lead_steps=8), latency_s=TICK_S)
+    world.ticks(4)
+    world.runner.stop("somebody pressed the button")
+    world.runner.rearm()
+    assert world.ticks(10) == "." + "A" * 9, "what was planned before the stop is asked anew"
+    assert dropped(world, "stopped")
+
+
+def test_a_camera_s_picture_from_before_the_rearming_is_not_acted_on() -> None:
+    world = World()
+    world.ticks(4)
+    world.runner.stop("somebody pressed the button")
+    world.tick()
+    world.runner.rearm()
+    rearmed_at = world.time
+    for late in (2, 1, 0):
+        seen_at = rearmed_at - late * TICK_S
+        command = world.runner.step({"state": np.array([world.executed, seen_at])}, observed_at=seen_at)
+        assert isinstance(command, Action) == (late == 0)
+        world.time += TICK_S
+
+
 def test_a_failed_question_is_asked_again_while_the_chunk_lasts() -> None:
     world = World(settings(lead_steps=4), latency_s=0.0)
     world.ticks(2)
