@@ -33,6 +33,8 @@ logger = logging.getLogger(__name__)
 
 _PREFIX, _SUFFIX = ".", ".unfinished"
 _YOUNG_S = 60.0
+UNFINISHABLE = (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile)
+"""What `RowFolder.finish` raises over a full disk, or rows that are damaged or no longer there."""
 _OPTIONAL = ("chunk", "kept", "picks", "scores", "executed")
 
 
@@ -93,8 +95,12 @@ class RowFolder:
         """Make the folder, for rows to come."""
         rows = cls(path, dict(header))
         rows.folder.mkdir(parents=True)
-        (rows.folder / "header.json").write_text(json.dumps(rows.header, default=str), encoding="utf-8")
-        rows.lock()
+        try:
+            (rows.folder / "header.json").write_text(json.dumps(rows.header, default=str), encoding="utf-8")
+            rows.lock()
+        except OSError:
+            rows.discard()
+            raise
         return rows
 
     def lock(self) -> bool:
@@ -207,7 +213,7 @@ def finish_leftovers(folder: Path) -> list[Path]:
                 continue
             rows.header = json.loads((left / "header.json").read_text(encoding="utf-8"))
             finished.append(rows.finish())
-        except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+        except UNFINISHABLE as error:
             logger.warning("%s is left as it is, no record can be made of it: %s", left, error)
             continue
         finally:

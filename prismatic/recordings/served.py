@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prismatic.recordings.recording import Facts, write_recording
-from prismatic.recordings.rows import Row, RowFolder, finish_leftovers
+from prismatic.recordings.rows import UNFINISHABLE, Row, RowFolder, finish_leftovers
 from prismatic.serving.server.events import Answered, ConnectionChanged, Event
 from prismatic.vla.robots import RobotSpec
 
@@ -99,7 +99,7 @@ class ServerRecorder:
         part = 1
         self._leave(answered.connection, now, but=session)
         if (episode := self._open.get(session)) is not None:
-            assert episode.rows.last is not None
+            assert episode.rows.last is not None  # `_begin` has written one
             again = answered.query == 0
             full = episode.rows.count >= self._max_rows
             if again or full or episode.instruction != answered.instruction or not row.fits(episode.rows.last):
@@ -107,19 +107,23 @@ class ServerRecorder:
                 self._end(session, row.executed)
                 episode = None
         if episode is None:
-            episode = self._begin(answered, part, now)
+            self._begin(answered, row, part, now)
+            return
         episode.rows.append(row)
         episode.connection, episode.heard, episode.left = answered.connection, now, None
 
-    def _begin(self, answered: Answered, part: int, now: float) -> _Episode:
+    def _begin(self, answered: Answered, row: Row, part: int, now: float) -> None:
+        """An episode and its first row, or none of it."""
         while len(self._open) >= MAX_OPEN:
             self._end(min(self._open, key=lambda session: self._open[session].heard))
         header = self._facts().header("server", answered.instruction, answered.session, part)
-        episode = _Episode(
-            RowFolder.begin(self._new_path(answered, part), header), answered.instruction, answered.connection, now
-        )
-        self._open[answered.session] = episode
-        return episode
+        rows = RowFolder.begin(self._new_path(answered, part), header)
+        try:
+            rows.append(row)
+        except OSError:
+            rows.discard()
+            raise
+        self._open[answered.session] = _Episode(rows, answered.instruction, answered.connection, now)
 
     def _new_path(self, answered: Answered, part: int) -> Path:
         """`20261126T201500_0003_arm1.npz`: when it began (UTC), its number here, its session."""
@@ -153,7 +157,7 @@ class ServerRecorder:
             for rows, tail in ended:
                 try:
                     rows.finish(tail)
-                except OSError as error:
+                except UNFINISHABLE as error:
                     rows.unlock()
                     logger.error("%s is not written, its rows stay in %s: %s", rows.path, rows.folder, error)
 

@@ -115,7 +115,9 @@ class StepEpisode:
 
     def finish(self) -> None:
         """Write the parts, all with the outcome; called at the end of the block."""
-        if self._rows is not None:
+        if self._rows is not None and not self._rows.count:
+            self._rows.discard()  # the disk took no first step
+        elif self._rows is not None:
             self._end_part()
         for rows, last in self._parts:
             self.paths.append(rows.finish(last[None], self.success))

@@ -1,5 +1,6 @@
 """What the server's recorder writes is what was answered, whoever asks how, and however it ends."""
 
+import errno
 import os
 import pickle
 import signal
@@ -223,3 +224,29 @@ def test_a_file_is_no_folder_of_records(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match="--record .*: there is a file of that name; expected a folder"):
         check(ServerConfig(pretrained_checkpoint="x", record=tmp_path / "file"))
+
+
+def test_a_disk_that_was_full_for_a_while_costs_only_what_came_meanwhile(
+    asked: Asked, facts: Facts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    recorder = ServerRecorder(tmp_path, lambda: facts)
+    with monkeypatch.context() as disk:
+        disk.setattr(np, "savez", full)
+        for query in range(2):
+            with pytest.raises(OSError, match="No space left"):
+                recorder.tell(asked(query))
+    assert not list(tmp_path.iterdir()), "an episode that could not begin leaves nothing"
+    answers = [asked(query) for query in range(2, 4)]
+    for answered in answers:
+        recorder.tell(answered)
+    (damaged,) = tmp_path.glob(".*/000001.npz")
+    damaged.write_bytes(b"no archive")
+    recorder.tell(asked(0))  # ends the damaged one
+    last = asked(0, session="other")
+    recorder.tell(last)
+    recorder.close()
+    assert [recording.session for recording in records(tmp_path)] == ["arm", "other"]
+    assert damaged.is_file(), "what cannot be finished is left where it is"

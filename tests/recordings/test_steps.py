@@ -80,6 +80,17 @@ def test_what_is_no_step_is_refused_and_the_steps_before_stay(
         pass
 
 
+def test_a_disk_that_takes_no_first_step_is_what_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError("No space left on device")
+
+    observation, _ = moments(1)[0]
+    monkeypatch.setattr(np, "savez", full)
+    with pytest.raises(OSError, match="No space left"), StepRecorder(tmp_path, LIBERO).episode("lift it") as episode:
+        episode.step(observation, np.ones(7))
+    assert not list(tmp_path.iterdir())
+
+
 def test_torch_is_not_needed_at_the_robot() -> None:
     import subprocess
     import sys
