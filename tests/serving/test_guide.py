@@ -1,6 +1,7 @@
 """The loop that `docs/guides/driving-a-robot.md` shows, as it stands there."""
 
 import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ GUIDE = Path(__file__).resolve().parents[2] / "docs" / "guides" / "driving-a-rob
 
 
 class Robot:
-    """Is shown to do what it is sent; the server dies after 8 actions and is back when the operator says go."""
+    """Is shown to do what it is sent; looks once for longer than a control step; the server dies after 8 actions and is
+    back when the operator says go."""
 
     def __init__(self) -> None:
         self.sent: list[np.ndarray] = []
@@ -21,6 +23,8 @@ class Robot:
         self.server_lives = True
 
     def observe(self) -> dict[str, Any]:
+        if len(self.sent) == 1:
+            time.sleep(1.5 / LIBERO.control_rate_hz)
         return {"full_image": np.zeros((4, 4, 3), np.uint8), "state": np.full(8, float(len(self.sent)))}
 
     def send(self, values: np.ndarray) -> None:
