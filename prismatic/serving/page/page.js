@@ -341,10 +341,12 @@ function drawClients() {
   const { clients, answered, refused, not_shown: notShown, time } = state.status;
   $("clients").replaceChildren(...clients.map((one) => {
     const row = element("tr", undefined, `${one.is_open ? "" : "gone"} ${one.name === state.client ? "shown" : ""}`);
-    const ago = one.answered ? `${number(Math.max(0, time - one.last), 0)} s ago` : "–";
+    const age = one.answered ? `${number(Math.max(0, time - one.last), 0)} s` : "–";
     row.append(element("td", one.name), element("td", one.address || "–"),
       element("td", !one.session || one.session === one.name ? "–" : brief(one.session)), element("td", String(one.answered), "number"),
-      element("td", one.is_open ? ago : `gone, ${ago}`, "number"));
+      element("td", one.is_open && one.answered ? `${age} ago` : one.is_open ? age : `gone, ${age}`, "number"));
+    row.children[1].title = one.address || "";
+    row.children[2].title = one.session || "";
     return row;
   }));
   $("counts").textContent = `${answered} answered, ${refused} refused`
@@ -364,7 +366,7 @@ function drawFacts() {
     ["checkpoint", policy.checkpoint], ["pruner", info.pruner ?? policy.pruner],
     ["engine", engineOf(info.engine ?? policy.engine)], ["action head", policy.action_head],
     ["robot", robot.name && `${robot.name}, ${robot.control_rate_hz} Hz`],
-    ["action chunk", info.chunk_length && `${info.chunk_length} actions, ${robot.open_loop_steps} executed by default`],
+    ["action chunk", robot.chunk_length && `${robot.chunk_length} actions, ${robot.open_loop_steps} executed by default`],
     ["visual tokens", info.num_visual_tokens], ["statistics", info.unnorm_key], ["out of bounds", info.out_of_bounds],
     ["device", policy.device_name && `${policy.device_name}, ${policy.dtype}`],
     ["convention", info.convention], ["version", info.versions?.lightvla],

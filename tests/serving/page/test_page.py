@@ -2,6 +2,7 @@
 
 import base64
 import io
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -21,6 +22,7 @@ from prismatic.serving.client import PolicyClient
 from prismatic.serving.page.live import LiveFeed
 from prismatic.serving.page.routes import page_router
 from prismatic.serving.server.events import Answered
+from prismatic.vla.robots import LIBERO
 
 HOSTILE = "<img src=x onerror=document.title='stolen'> put the <b>bowl</b> on the plate"
 SIDE = 128
@@ -153,10 +155,15 @@ def test_it_follows_a_robot_freezes_steps_back_and_gives_the_moment(browser: Any
             np.testing.assert_array_equal(record["actions"], robot.replies[now]["actions"])
 
         assert page.evaluate("document.documentElement.scrollWidth") == 390
+        assert f"{LIBERO.chunk_length} actions, {LIBERO.open_loop_steps} executed" in page.inner_text("#facts")
         page.get_by_role("button", name="Go live").click()
         wait_for(visit, lambda: shown_query(visit) > frozen)
         assert visit.complaints == []
         assert {url.split("/")[2] for url in visit.requests if not url.startswith(("data:", "blob:"))} == {
             server.http_url.split("/")[2]
         }
+
+        robot.stop()
+        wait_for(visit, lambda: re.search(r"gone, \d+ s$", page.inner_text("#clients")) is not None)
+        assert page.locator("#clients td").nth(1).get_attribute("title").startswith("127.0.0.1:")
         page.close()

@@ -83,7 +83,7 @@ class Desk:
                 env={**os.environ, **single, "PYTHONPATH": path},
                 stderr=words,
             )
-        self._status = replace(self._status, phase="starting", said="the simulator starts")
+        self._status = replace(self._status, phase="starting", said="")
         self._process, self._connection = process, connection
         connection.send(settings)
         threading.Thread(target=self._listen, args=(process, connection, words), name="play", daemon=True).start()

@@ -84,7 +84,7 @@ class Status:
     """
 
     phase: str = "starting"
-    said: str = "the simulator starts"
+    said: str = ""
     instruction: str = ""
     initial_state: int = 0
     offsets: Mapping[str, tuple[float, float]] = field(default_factory=dict)

@@ -4,6 +4,7 @@ const OWN = "a sentence of your own …";
 const VIEW = { near: 0.3, far: -0.56, side: 0.43 }; // metres: x towards the viewer, y to the left, as the camera sees it
 const POLL_MS = 300;
 const REACH_PX = 16;
+const FARTHEST_CM = 30;
 
 const panel = document.getElementById("panel");
 const style = document.createElement("link");
@@ -17,6 +18,7 @@ function element(tag, properties = {}, ...children) {
   return made;
 }
 
+function numberOfCm() { return element("input", { type: "number", step: 1, min: -FARTHEST_CM, max: FARTHEST_CM }); }
 const labelled = (text, control) => element("label", {}, element("span", { textContent: text }), control);
 
 const instruction = element("select"), own = element("input", { type: "text", maxLength: 300, hidden: true, placeholder: "put the …" });
@@ -30,7 +32,7 @@ said.setAttribute("role", "status");
 const map = element("canvas", { title: "From above: drag an object to another start" });
 map.setAttribute("role", "img");
 map.setAttribute("aria-label", "The table from above");
-const moved = element("select"), dx = element("input", { type: "number", step: 1 }), dy = element("input", { type: "number", step: 1 });
+const moved = element("select"), dx = numberOfCm(), dy = numberOfCm();
 const back = element("button", { type: "button", textContent: "Put all back" });
 
 panel.className = "card play";
@@ -48,8 +50,10 @@ panel.hidden = false;
 document.getElementById("watches").hidden = true; // with these controls the page does more
 
 let state = null, dragged = null, changed = false;
+let refusal = ""; // of what was asked last: what stands there until something else is asked
 const offsets = new Map(); // object -> [x, y] in metres, as the next episode begins
 
+const limited = (metres) => Math.round(Math.min(Math.max(metres, -FARTHEST_CM / 100), FARTHEST_CM / 100) * 1000) / 1000;
 const nameOf = (object) => object.replace(/_\d+$/, "").replaceAll("_", " ");
 
 // ---- what is asked ----
@@ -57,19 +61,27 @@ const nameOf = (object) => object.replace(/_\d+$/, "").replaceAll("_", " ");
 async function post(address, content) {
   try {
     const answer = await fetch(address, { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(content) });
-    if (!answer.ok) tell(String((await answer.json()).error), "bad");
-    return answer.ok;
+    refusal = answer.ok ? "" : String((await answer.json()).error);
+    if (refusal) showWhatHolds();
   } catch {
-    tell("the server does not answer", "bad");
-    return false;
+    refusal = "the server does not answer";
   } finally {
     poll();
   }
 }
 
+/** The fields say what holds, not what was refused. */
+function showWhatHolds() {
+  if (!state) return;
+  offsets.clear();
+  for (const [object, offset] of Object.entries(state.offsets)) offsets.set(object, offset);
+  initialState.value = String(state.initial_state);
+  showOffset();
+}
+
 function begin(runs) {
   const sentence = instruction.value === OWN ? own.value.trim() : instruction.value;
-  if (!sentence) { tell("Type an instruction first.", "bad"); return; }
+  if (!sentence) { refusal = "Type an instruction first."; show(); return; }
   const still = Object.fromEntries([...offsets].filter(([, [x, y]]) => x || y));
   post("/play/begin", { instruction: sentence, initial_state: Number(initialState.value), offsets: still, runs });
 }
@@ -88,7 +100,8 @@ initialState.addEventListener("change", () => { offsets.clear(); begin(false); }
 moved.addEventListener("change", showOffset);
 for (const input of [dx, dy]) {
   input.addEventListener("change", () => {
-    offsets.set(moved.value, [-Number(dx.value) / 100, Number(dy.value) / 100]);
+    offsets.set(moved.value, [limited(-Number(dx.value) / 100), limited(Number(dy.value) / 100)]);
+    showOffset();
     begin(false);
   });
 }
@@ -127,15 +140,14 @@ function drawMap() {
   c.scale(ratio, ratio);
   c.font = "11.5px system-ui, sans-serif";
   c.textAlign = "center";
+  const names = [], written = [];
   const mark = ([x, y], colour, radius, text, hollow) => {
     c.beginPath();
     c.arc(to.across(y), to.down(x), radius, 0, 7);
     c.fillStyle = c.strokeStyle = paint(colour);
     c.lineWidth = 2;
     if (hollow) c.stroke(); else c.fill();
-    c.fillStyle = paint("--ink");
-    const half = c.measureText(text).width / 2 + 3;
-    c.fillText(text, Math.min(Math.max(to.across(y), half), width - half), to.down(x) + radius + 12);
+    if (text) names.push([to.across(y), to.down(x), radius, text]);
   };
   for (const [object, place] of Object.entries(state.fixtures)) mark(place, "--line", 9, nameOf(object), false);
   if (state.hand) mark(state.hand, "--c2", 6, "", true);
@@ -143,6 +155,14 @@ function drawMap() {
     const place = object === dragged || state.steps === 0 ? startOf(object) : state.places[object];
     mark(place, object === moved.value ? "--accent" : "--c3", 8, nameOf(object), false);
   });
+  c.fillStyle = paint("--ink");
+  for (const [across, down, radius, text] of names) { // below its mark, or above it where another name stands already
+    const half = c.measureText(text).width / 2 + 3, middle = Math.min(Math.max(across, half), width - half);
+    const isFree = (at) => written.every(([other, there, its]) => Math.abs(other - middle) > half + its || Math.abs(there - at) > 12);
+    const below = down + radius + 12, above = down - radius - 4, at = isFree(below) || !isFree(above) ? below : above;
+    written.push([middle, at, half]);
+    c.fillText(text, middle, at);
+  }
 }
 
 const positionOf = (event) => { const box = map.getBoundingClientRect(); return [event.clientX - box.left, event.clientY - box.top]; };
@@ -163,8 +183,7 @@ map.addEventListener("pointermove", (event) => {
   if (!dragged) return;
   const [across, down] = positionOf(event), to = scale();
   const [x, y] = state.starts[dragged], [ox, oy] = state.offsets[dragged] ?? [0, 0];
-  const limit = (value) => Math.round(Math.min(Math.max(value, -0.3), 0.3) * 1000) / 1000;
-  offsets.set(dragged, [limit(to.x(down) - x + ox), limit(to.y(across) - y + oy)]);
+  offsets.set(dragged, [limited(to.x(down) - x + ox), limited(to.y(across) - y + oy)]);
   changed = true;
   showOffset();
   drawMap();
@@ -197,22 +216,21 @@ function show() {
   const sentences = sorted.map((task) => task.instruction), someTrained = sorted[0]?.is_trained;
   const texts = sorted.map((task) => task.instruction + (someTrained && !task.is_trained ? " (not trained)" : ""));
   const isNew = instruction.options.length === 0 && sentences.length > 0;
-  if (isNew) for (const [object, offset] of Object.entries(state.offsets)) offsets.set(object, offset);
   if (sentences.length) options(instruction, [...sentences, OWN], [...texts, OWN]);
   if (isNew && sentences.includes(state.instruction)) instruction.value = state.instruction;
   options(pruner, state.pruners);
   if (document.activeElement !== pruner) pruner.value = state.pruner;
   initialState.max = String(Math.max(0, state.num_initial_states - 1));
-  if (isNew) initialState.value = String(state.initial_state);
   options(moved, Object.keys(state.starts), Object.keys(state.starts).map(nameOf));
-  if (isNew) showOffset();
-  const isWaiting = state.phase === "starting";
-  start.disabled = reset.disabled = isWaiting;
-  pause.disabled = !["running", "paused", "held"].includes(state.phase);
-  pause.textContent = state.phase === "running" ? "Pause" : "Go on";
+  if (isNew) showWhatHolds();
+  const isWaiting = state.phase === "starting", isNext = state.phase === "paused" && !state.steps;
+  for (const control of [start, reset, moved, dx, dy, back]) control.disabled = isWaiting;
+  pause.disabled = isNext || !["running", "paused", "held"].includes(state.phase);
+  pause.textContent = state.steps && state.phase !== "running" ? "Go on" : "Pause";
   start.textContent = state.steps ? "Start again" : "Start";
   const isBad = ["failed", "held"].includes(state.phase) || (state.phase === "ended" && state.success === false);
-  tell(state.said || PHASES[state.phase] || "", isBad ? "bad" : state.success ? "good" : "");
+  if (refusal) tell(refusal, "bad");
+  else tell(state.said || PHASES[isNext ? "ready" : state.phase] || "", isBad ? "bad" : state.success ? "good" : "");
   const goals = state.goals.filter((goal) => goal !== state.instruction);
   detail.textContent = [
     `step ${state.steps} of ${state.max_steps}`,
