@@ -4,9 +4,10 @@
     python openpi_peer.py repack          reads such lines, unpacks and packs each with openpi_client
     python openpi_peer.py resize FILE     enlarges the pictures of an .npz to 224 px by openpi_client, into OUT.npz
     python openpi_peer.py ask URL FILE    asks a policy server by openpi_client about FILE.npz, prints the packed reply
+    python openpi_peer.py relay URL       asks by one client about each .npz whose path comes on a line, prints likewise
     python openpi_peer.py serve FILE LOG  serves the actions of FILE.npy, chunk after chunk, noting what it is sent
 
-Not a test module: `tests/serving/test_openpi_client.py` starts it.
+Not a test module: those with `openpi_environment.py` start it.
 """
 
 import asyncio
@@ -47,11 +48,21 @@ def resize(source: Path) -> None:
 
 def ask(url: str, source: Path) -> str:
     policy = websocket_client_policy.WebsocketClientPolicy(url)
-    with np.load(source) as content:
-        observation: dict[str, Any] = {name: content[name] for name in content.files}
-    observation["prompt"] = str(observation["prompt"])
-    reply = policy.infer(observation)
+    reply = policy.infer(read_question(source))
     return msgpack_numpy.packb({"metadata": policy.get_server_metadata(), "reply": reply}).hex()
+
+
+def read_question(source: Path) -> dict[str, Any]:
+    """Arrays as they are; what has no dimensions as the text or number that it was."""
+    with np.load(source) as content:
+        found = {name: content[name] for name in content.files}
+    return {name: value if value.ndim else value.item() for name, value in found.items()}
+
+
+def relay(url: str) -> None:
+    policy = websocket_client_policy.WebsocketClientPolicy(url)
+    for line in sys.stdin:
+        print(msgpack_numpy.packb(policy.infer(read_question(Path(line.strip())))).hex(), flush=True)
 
 
 def serve(source: Path, log: Path) -> None:
@@ -94,6 +105,8 @@ def main(command: str, *arguments: str) -> None:
         resize(Path(arguments[0]))
     elif command == "ask":
         print(ask(arguments[0], Path(arguments[1])))
+    elif command == "relay":
+        relay(arguments[0])
     else:
         serve(Path(arguments[0]), Path(arguments[1]))
 

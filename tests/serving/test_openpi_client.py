@@ -1,9 +1,7 @@
-"""Against the real openpi-client 0.1.2, in an environment of its own, because it needs numpy < 2."""
+"""Against the real openpi-client 0.1.2, in an environment of its own."""
 
 import ast
-import os
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from openpi_environment import PEER, openpi_interpreter, own_environment
 from served_policy import served
 
 from experiments.robot.libero.evaluation.command import main
@@ -25,34 +24,14 @@ from prismatic.serving.wire import pack, unpack
 
 pytestmark = pytest.mark.slow
 
-# openpi-client imports typing_extensions and does not say so.
-REQUIREMENTS = ("openpi-client==0.1.2", "numpy<2", "typing_extensions")
-PEER = Path(__file__).resolve().parent.parent / "openpi_peer.py"
 CAP = 300  # libero_goal's
 
 Peer = Callable[..., str]
 
 
-def own_environment() -> dict[str, str]:
-    """Without this process's PYTHONPATH, whose packages are for another numpy."""
-    return {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-
-
 @pytest.fixture(scope="session")
 def openpi_python(request: pytest.FixtureRequest) -> Path:
-    """The interpreter of an environment with openpi-client; made once, in pytest's cache."""
-    cache = request.config.cache
-    assert cache is not None
-    folder = cache.mkdir(f"openpi-client-{sys.version_info.major}.{sys.version_info.minor}")
-    python, complete = folder / "bin" / "python", folder / "complete"
-    if not complete.exists() or complete.read_text() != " ".join(REQUIREMENTS):
-        subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], check=True, env=own_environment())
-        command = [str(python), "-m", "pip", "install", "--quiet", "--retries", "1", *REQUIREMENTS]
-        installed = subprocess.run(command, capture_output=True, text=True, env=own_environment())
-        if installed.returncode != 0:
-            pytest.skip(f"pip cannot install openpi-client here: {installed.stderr.strip().splitlines()[-1]}")
-        complete.write_text(" ".join(REQUIREMENTS))
-    return python
+    return openpi_interpreter(request.config)
 
 
 @pytest.fixture
