@@ -7,7 +7,6 @@ import hashlib
 import hmac
 import time
 from collections.abc import Callable, Mapping, MutableMapping
-from http.cookies import CookieError, SimpleCookie
 from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
@@ -117,7 +116,7 @@ class Gate:
             if scheme.lower() == "api-key" and _same(value.strip(), key):
                 return None
             raise Unauthorized("the key is not the server's; send it as `Authorization: Api-Key KEY`", 401)
-        if _same(_cookie(connection), self._cookie_value(key)):
+        if _same(connection.cookies.get(_COOKIE, ""), self._cookie_value(key)):
             return None
         query = parse_qsl(connection.scope.get("query_string", b"").decode("latin-1"))
         offered = [value for name, value in query if name == _PARAMETER]
@@ -226,14 +225,6 @@ def _with_headers(send: Send) -> Send:
         await send(message)
 
     return send_with_headers
-
-
-def _cookie(connection: HTTPConnection) -> str:
-    try:
-        found = SimpleCookie(connection.headers.get("cookie", "")).get(_COOKIE)
-    except CookieError:
-        return ""
-    return "" if found is None else found.value
 
 
 def _same(one: str, other: str) -> bool:
