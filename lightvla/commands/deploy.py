@@ -11,6 +11,8 @@ with 2 where flags, address or checkpoint cannot be used.
 import logging
 import signal
 import socket
+import tempfile
+from pathlib import Path
 
 import torch
 from fastapi import APIRouter
@@ -39,6 +41,7 @@ def command(config: ServerConfig) -> int:
         check(config)
         set_up_logging(config.log_format, config.log_level)
         secrets = read_secrets(config)
+        _check_folder(config.record)
         with take_address(config) as bound:
             server = _build(config, secrets, bound)
             if config.page:
@@ -51,6 +54,20 @@ def command(config: ServerConfig) -> int:
         print_error("stopped before it served")
         return STOPPED
     return STOPPED if ended_by == signal.SIGINT else 0
+
+
+def _check_folder(folder: Path | None) -> None:
+    """Makes the records' folder. Raises ValueError where that, or writing there, cannot be done."""
+    if folder is None:
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ValueError(
+            f"--record {folder} cannot be written to ({error.strerror or error}); give another folder"
+        ) from error
 
 
 def load_policy(config: ServerConfig) -> Policy:

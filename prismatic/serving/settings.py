@@ -99,13 +99,17 @@ def read_secrets(config: ServerConfig) -> Secrets:
     """The key from its file, else from the environment; never from the command line, which every process can read.
 
     Raises:
-        ValueError: for a key that is too short or cannot stand in a header, and for an address other than this
-            machine's without one.
-        OSError: where the file cannot be read.
+        ValueError: for a file that cannot be read, a key that is too short or cannot stand in a header, and an address
+            other than this machine's without one.
     """
     found, where = os.environ.get(KEY_VARIABLE), KEY_VARIABLE
     if config.api_key_file is not None:
-        found, where = config.api_key_file.read_text(encoding="utf-8").strip(), f"--api_key_file {config.api_key_file}"
+        where = f"--api_key_file {config.api_key_file}"
+        try:
+            found = config.api_key_file.read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or "it is no text"
+            raise ValueError(f"{where} cannot be read ({reason}); expected a file with the key") from error
         if not found:
             raise ValueError(f"{where} is empty; write a key of {LEAST_KEY_LENGTH} characters or more into it")
     if found:

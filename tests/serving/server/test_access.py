@@ -242,8 +242,11 @@ def test_an_address_that_others_reach_needs_a_key(tmp_path: Path, monkeypatch: p
     assert read_secrets(config(host="0.0.0.0", api_key_file=file)).api_key == KEY
     assert read_secrets(config(host="0.0.0.0")).api_key == "another-key-of-the-environment"
     assert KEY not in repr(read_secrets(config(api_key_file=file)))
-    with pytest.raises(OSError):
+    with pytest.raises(ValueError, match="--api_key_file .*no.txt cannot be read .No such file or directory.;"):
         read_secrets(config(api_key_file=tmp_path / "no.txt"))
+    file.write_bytes(b"\xff" * 20)
+    with pytest.raises(ValueError, match="--api_key_file .* cannot be read .it is no text."):
+        read_secrets(config(api_key_file=file))
 
 
 @pytest.mark.parametrize(

@@ -54,6 +54,11 @@ def test_what_cannot_be_served_is_said_in_a_sentence(
     assert "no-such-folder" in refusal(capsys, pretrained_checkpoint="./no-such-folder", port=0)
     monkeypatch.delenv("LIGHTVLA_API_KEY", raising=False)
     assert "there is no key" in refusal(capsys, pretrained_checkpoint=checkpoint, host="0.0.0.0", port=0)
+    below_a_file = Path(__file__) / "records"
+    said = refusal(capsys, pretrained_checkpoint="./no-such-folder", port=0, record=below_a_file)
+    assert said.startswith(f"--record {below_a_file} cannot be written to (Not a directory)"), (
+        "before the model is read"
+    )
     assert "exclude each other" in refusal(
         capsys, pretrained_checkpoint=checkpoint, port=0, load_in_8bit=True, load_in_4bit=True
     )
