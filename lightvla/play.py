@@ -23,6 +23,8 @@ from experiments.robot.libero.play.messages import PlaySettings
 from experiments.robot.libero.play.routes import PANEL, play_router
 from experiments.robot.libero.results.provenance import collect_versions
 from experiments.robot.libero.settings.suite_names import STEP_CAPS, find_suite
+from experiments.robot.libero.simulator.renderer import MIN_RESOLUTION, RENDERERS
+from experiments.robot.libero.simulator.tasks import load_task
 from lightvla.flags import PlayConfig
 from prismatic.command_status import STOPPED, UNUSABLE, print_error
 from prismatic.models.precision import check_device
@@ -34,7 +36,7 @@ from prismatic.serving.server.application import build_application
 from prismatic.serving.server.events import Answered
 from prismatic.serving.server.run import PolicyServer, take_address
 from prismatic.serving.server.served import ServedPolicy
-from prismatic.serving.settings import ServerConfig, read_secrets
+from prismatic.serving.settings import ServerConfig, check, read_secrets
 
 logger = logging.getLogger(__name__)
 
@@ -46,16 +48,19 @@ def command(config: PlayConfig) -> int:
         suite = find_suite(config.task_suite_name)
         tasks = _numbers(config.trained_tasks)
         _check_checkpoint(config.pretrained_checkpoint)
+        _check_scene(config)
         server_config = ServerConfig(
             pretrained_checkpoint=config.pretrained_checkpoint,
             host=config.host,
             port=config.port,
             api_key_file=config.api_key_file,
         )
+        check(server_config)
         secrets = read_secrets(server_config)
         with take_address(server_config) as bound, closing(Desk()) as desk:
             with console.status("loading the policy"):
                 policy = _load(config)
+                _check_open_loop(config, policy)
                 served = ServedPolicy(policy, server_config)
                 served.policy.warm_up()
             feed, records = LiveFeed(), Records(served)
@@ -83,7 +88,7 @@ def command(config: PlayConfig) -> int:
             if config.open_browser:
                 webbrowser.open(server.http_url)
             ended_by = server.serve_forever()
-    except (ValueError, OSError, RuntimeError) as error:
+    except (ValueError, OSError, RuntimeError, ImportError) as error:
         print_error(error)
         return UNUSABLE
     except KeyboardInterrupt:
@@ -139,6 +144,24 @@ def _load(config: PlayConfig) -> Policy:
         unnorm_key=config.unnorm_key,
         pruner=config.pruner,
     )
+
+
+def _check_scene(config: PlayConfig) -> None:
+    """Raises ValueError for what the simulator, in its own process, would refuse when the page is there already."""
+    if config.renderer not in RENDERERS:
+        raise ValueError(f"unknown --renderer {config.renderer!r}; known: {', '.join(RENDERERS)}")
+    for flag, least in (("env_img_res", MIN_RESOLUTION), ("num_open_loop_steps", 1), ("max_steps", 1)):
+        if (given := getattr(config, flag)) is not None and given < least:
+            raise ValueError(f"--{flag} {given}: expected at least {least}")
+    states = len(load_task(config.task_suite_name, config.task_id).init_states)
+    if not 0 <= config.initial_state < states:
+        raise ValueError(f"--initial_state {config.initial_state}: expected 0 to {states - 1}")
+
+
+def _check_open_loop(config: PlayConfig, policy: Policy) -> None:
+    chunk = policy.robot.chunk_length
+    if (config.num_open_loop_steps or 1) > chunk:
+        raise ValueError(f"--num_open_loop_steps {config.num_open_loop_steps}: expected at most {chunk}, a whole chunk")
 
 
 def _check_checkpoint(name: str) -> None:

@@ -110,6 +110,11 @@ def test_what_cannot_be_played_is_said_at_once(
         (PlayConfig(task_suite_name="libero_goals"), "libero_goals"),
         (PlayConfig("somewhere", host="0.0.0.0"), "--api_key_file"),
         (PlayConfig("somewhere", trained_tasks="bowl"), "--trained_tasks bowl"),
+        (PlayConfig("somewhere", port=99_999), "--port 99999: expected 0 to 65535"),
+        (PlayConfig("somewhere", renderer="other"), "unknown --renderer 'other'; known: robosuite, fast"),
+        (PlayConfig("somewhere", max_steps=0), "--max_steps 0: expected at least 1"),
+        (PlayConfig("somewhere", task_id=99), "libero_goal has no task 99; expected 0 to 9"),
+        (PlayConfig("somewhere", initial_state=999), "--initial_state 999: expected 0 to 49"),
     ):
         assert command(config) == 2
         assert words in capsys.readouterr().err
