@@ -127,6 +127,7 @@ def test_it_follows_a_robot_freezes_steps_back_and_gives_the_moment(browser: Any
         wait_for(visit, lambda: shown_query(visit) > first + 2)
         assert page.inner_text("#instruction") == HOSTILE and page.title() == "LightVLA policy server"
         assert page.locator("#instruction b, #instruction img").count() == 0
+        assert "8 actions, 8 executed by default" in page.inner_text("#facts")
 
         page.keyboard.press(" ")
         wait_for(visit, lambda: page.inner_text("#state").startswith("frozen"))
