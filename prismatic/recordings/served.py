@@ -132,7 +132,7 @@ class ServerRecorder:
         while True:
             self._count += 1
             path = self.folder / f"{began}_{self._count:04d}_{name}{f'_part{part}' if part > 1 else ''}.npz"
-            if not path.exists():
+            if not (path.exists() or RowFolder(path, {}).folder.exists()):  # another server's, in the same folder
                 return path
 
     def _leave(self, connection: str, now: float, but: str) -> None:

@@ -250,3 +250,13 @@ def test_a_disk_that_was_full_for_a_while_costs_only_what_came_meanwhile(
     recorder.close()
     assert [recording.session for recording in records(tmp_path)] == ["arm", "other"]
     assert damaged.is_file(), "what cannot be finished is left where it is"
+
+
+def test_two_servers_may_record_into_one_folder(asked: Asked, facts: Facts, tmp_path: Path) -> None:
+    one, other = (ServerRecorder(tmp_path, lambda: facts) for _ in range(2))
+    for query in range(2):
+        one.tell(asked(query))
+        other.tell(asked(query))
+    one.close()
+    other.close()
+    assert [len(recording) for recording in records(tmp_path)] == [2, 2]
