@@ -1,6 +1,8 @@
 """The loop that `docs/guides/driving-a-robot.md` shows, as it stands there."""
 
 import re
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,8 @@ from policy_server import serving
 
 from prismatic.vla.robots import LIBERO
 
-GUIDE = Path(__file__).resolve().parents[2] / "docs" / "guides" / "driving-a-robot.md"
+ROOT = Path(__file__).resolve().parents[2]
+GUIDE = ROOT / "docs" / "guides" / "driving-a-robot.md"
 
 
 class Robot:
@@ -57,3 +60,16 @@ def test_the_loop_of_the_guide_drives_holds_and_goes_on() -> None:
     moved = ["A" if values[:6].any() else "." for values in robot.sent]
     assert re.fullmatch(r"\.*A[A.]*\.\.\.+A", "".join(moved)), moved
     assert "no action for" in robot.reasons[0] and "closed the connection" in robot.reasons[0]
+
+
+def test_the_robots_side_takes_the_packages_that_the_guide_installs() -> None:
+    (packages,) = re.findall(r"pip install (.*) && pip install --no-deps -e \.\n", GUIDE.read_text())
+    allowed = {re.match(r"\w+", package.strip("'"))[0] for package in packages.split()} | {"prismatic"}  # type: ignore[index]
+    code = (
+        "import sys; before = set(sys.modules)\n"
+        "import prismatic.serving.client, prismatic.serving.runner, prismatic.recordings.steps, prismatic.vla.robots\n"
+        "print(*{name.partition('.')[0] for name in set(sys.modules) - before} - set(sys.stdlib_module_names))"
+    )
+    loaded = subprocess.run([sys.executable, "-c", code], cwd=ROOT, text=True, capture_output=True, check=True).stdout
+    names = {name for name in loaded.split() if "cython" not in name}  # compiled modules share those
+    assert names == allowed
