@@ -21,6 +21,17 @@ def server(small_policy_directory: Path, tmp_path_factory: pytest.TempPathFactor
 
 
 @pytest.fixture(scope="session")
+def server_without_page(
+    small_policy_directory: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[ServerProcess]:
+    """Keeps no last minute for a page, whose memory grows until that minute is full."""
+    flags = (*FLAGS, "--page", "False")
+    started = ServerProcess(small_policy_directory, flags, tmp_path_factory.mktemp("server") / "log")
+    yield started
+    assert started.end() == 0
+
+
+@pytest.fixture(scope="session")
 def questions(small_policy_directory: Path) -> Questions:
     """Of eight clients, two observations each."""
     return Questions(Policy.from_pretrained(small_policy_directory, device="cpu", dtype="float32"), 8, 2, TOLERANCE)

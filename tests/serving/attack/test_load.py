@@ -24,11 +24,11 @@ def test_an_answer_to_another_question_is_noticed(server: ServerProcess, questio
 
 @pytest.mark.slow  # a minute
 @pytest.mark.parametrize("way", WAYS)
-def test_sixty_four_clients_and_flat_memory(way: str, server: ServerProcess, questions: Questions) -> None:
+def test_sixty_four_clients_and_flat_memory(way: str, server_without_page: ServerProcess, questions: Questions) -> None:
     many = copy(questions)
     many.observations, many.expected = questions.observations * 8, questions.expected * 8
-    first = load(server, many, way, clients=64, requests=640)
-    later = load(server, many, way, clients=64, requests=1920)
+    first = load(server_without_page, many, way, clients=64, requests=640)
+    later = load(server_without_page, many, way, clients=64, requests=1920)
     assert (first.wrong, first.failed, later.wrong, later.failed) == (0, [], 0, [])
     assert later.memory < first.memory + 16 * 2**20
 
