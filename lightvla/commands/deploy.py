@@ -44,8 +44,6 @@ def command(config: ServerConfig) -> int:
         _check_folder(config.record)
         with take_address(config) as bound:
             server = _build(config, secrets, bound)
-            if config.page:
-                logger.info("to watch it, open %s in a browser when it listens", server.http_url)
             ended_by = server.serve_forever()
     except (ValueError, OSError, RuntimeError) as error:
         print_error(error)
@@ -94,6 +92,7 @@ def load_policy(config: ServerConfig) -> Policy:
 
 def _build(config: ServerConfig, secrets: Secrets, bound: socket.socket) -> PolicyServer:
     """The server of a warm policy."""
+    logger.info("loading %s", config.pretrained_checkpoint)
     served = ServedPolicy(load_policy(config), config)
     logger.info("warm for batches of 1 to %d after %.1f s", config.max_batch_size, served.warm_up())
     watchers, routers = watching(config, served)

@@ -64,7 +64,7 @@ def test_the_loop_of_the_guide_drives_holds_and_goes_on() -> None:
 
 def test_the_robots_side_takes_the_packages_that_the_guide_installs() -> None:
     (packages,) = re.findall(r"pip install (.*) && pip install --no-deps -e \.\n", GUIDE.read_text())
-    allowed = {re.match(r"\w+", package.strip("'"))[0] for package in packages.split()} | {"prismatic"}  # type: ignore[index]
+    allowed = set(re.findall(r"(?:^|\s)'?(\w+)", packages)) | {"prismatic"}
     code = (
         "import sys; before = set(sys.modules)\n"
         "import prismatic.serving.client, prismatic.serving.runner, prismatic.recordings.steps, prismatic.vla.robots\n"

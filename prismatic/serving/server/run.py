@@ -72,6 +72,8 @@ class PolicyServer:
         host, self.port = self._bound.getsockname()[:2]
         self._host = f"[{host}]" if ":" in host else host
         address = f"{self.url} for WebSockets, {self.http_url}/act for POST"
+        if config.page:
+            address += f", {self.http_url} in a browser to watch"
         self._server = _Server(_uvicorn_config(application, config), application.state.service, address)
         self._thread: threading.Thread | None = None
 

@@ -7,10 +7,12 @@ import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import AsyncMock, MagicMock
 
 import numpy as np
 import pytest
 import requests
+from fastapi import FastAPI
 from served_policy import serving_process
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
@@ -19,7 +21,7 @@ from lightvla.commands import deploy
 from prismatic.command_status import UNUSABLE
 from prismatic.policy import Policy
 from prismatic.serving.logs import JsonLines, TextLines
-from prismatic.serving.server.run import take_address
+from prismatic.serving.server.run import PolicyServer, take_address
 from prismatic.serving.settings import ServerConfig
 from prismatic.serving.wire import pack, unpack
 
@@ -102,3 +104,15 @@ def test_nobody_connects_to_an_address_that_is_taken_and_not_listened_to_yet() -
     """openpi's client waits for a server as long as its address refuses connections, and no longer than that."""
     with take_address(ServerConfig(port=0)) as bound, pytest.raises(ConnectionRefusedError):
         socket.create_connection(bound.getsockname()[:2], 5)
+
+
+def test_the_log_names_the_page_once_it_can_be_opened(caplog: pytest.LogCaptureFixture) -> None:
+    application = FastAPI()
+    application.state.service = MagicMock(finish=AsyncMock())
+    with caplog.at_level(logging.INFO):
+        for page in (True, False):
+            server = PolicyServer(application, ServerConfig(port=0, page=page))
+            server.start()
+            said = next(one for one in reversed(caplog.messages) if one.startswith("serving: "))
+            assert said.endswith("in a browser to watch") == page and server.url in said
+            server.stop()
