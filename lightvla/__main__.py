@@ -56,6 +56,11 @@ COMMANDS = {
         "experiments.robot.libero.demonstrations.config:CollectionConfig",
         "lightvla.commands.collect",
     ),
+    "regenerate": Command(
+        "turn LIBERO's HDF5 demonstrations into an RLDS dataset, replayed",
+        "experiments.robot.libero.demonstrations.config:RegenerationConfig",
+        "experiments.robot.libero.demonstrations.regenerate_command",
+    ),
     "compare": Command(
         "compare evaluations: tables with intervals, paired tests",
         "lightvla.flags:compare_parser",

@@ -29,6 +29,7 @@ PATHS = {
     "vla-scripts/deploy.py": "serve",
     "experiments/robot/libero/run_libero_eval.py": "eval",
     "scripts/collect_libero_demos.py": "collect",
+    "experiments/robot/libero/regenerate_libero_dataset.py": "regenerate",
     "scripts/compare_results.py": "compare",
     "scripts/report_results.py": "report",
     "scripts/benchmark.py": "benchmark",

@@ -48,6 +48,7 @@ FLOORS = {
     "experiments.robot.libero.evaluation": 10,
     "experiments.robot.libero.play": 10,
     "experiments.robot.libero.run_libero_eval": 13,
+    "experiments.robot.libero.regenerate_libero_dataset": 13,
     "lightvla": 12,
     "scripts": 13,
     "vla-scripts": 13,

@@ -10,10 +10,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
-import multiprocessing
-import os
 import shutil
-import signal
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -28,9 +25,10 @@ from experiments.robot.libero.demonstrations.config import CollectionConfig, cho
 from experiments.robot.libero.demonstrations.demonstration import Mistakes, Pushes, demonstrate
 from experiments.robot.libero.demonstrations.experts import ATTEMPTS, ExpertFailed
 from experiments.robot.libero.demonstrations.files import load_episodes, save_demonstration
+from experiments.robot.libero.demonstrations.pool import open_pool, worker_environment
 from experiments.robot.libero.demonstrations.rlds_writer import write_rlds
 from experiments.robot.libero.simulator.backend import check_rendering
-from experiments.robot.libero.simulator.environment import LiberoEnvironment, SimulationUnstable
+from experiments.robot.libero.simulator.environment import SimulationUnstable
 from experiments.robot.libero.simulator.surroundings import is_writable
 from experiments.robot.libero.simulator.tasks import LiberoTask, get_suite, load_task
 
@@ -191,8 +189,8 @@ def _outcomes(config: CollectionConfig, task: LiberoTask, wanted: int) -> Iterat
                 if (saved := _saved(config, task, candidate)) is not None:
                     done.append(saved)
                     continue
-                pool = pool or _open_pool(stack, config, task, min(config.num_processes, wanted))
-                running.add(pool.submit(_try_candidate, candidate))
+                pool = pool or open_pool(stack, min(config.num_processes, wanted), task, config.environment_options)
+                running.add(pool.submit(_try_candidate, config, candidate))
             if not done and not running:
                 return
             if not done:
@@ -201,15 +199,6 @@ def _outcomes(config: CollectionConfig, task: LiberoTask, wanted: int) -> Iterat
             solved += sum(outcome.file is not None for outcome in done)
             failed += sum(outcome.file is None for outcome in done)
             yield from done
-
-
-def _open_pool(
-    stack: contextlib.ExitStack, config: CollectionConfig, task: LiberoTask, workers: int
-) -> ProcessPoolExecutor:
-    """Fresh processes for each task, because a process should never open a second renderer."""
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _open_worker, (config, task))
-    stack.callback(pool.shutdown, wait=True, cancel_futures=True)
-    return pool
 
 
 def _saved(config: CollectionConfig, task: LiberoTask, candidate: Candidate) -> Outcome | None:
@@ -228,24 +217,10 @@ def _stem(config: CollectionConfig, task: LiberoTask, candidate: Candidate) -> P
 
 # In a simulator process
 
-_worker: tuple[CollectionConfig, LiberoEnvironment] | None = None
-"""What this process works on; set once, when the process starts."""
 
-
-def _open_worker(config: CollectionConfig, task: LiberoTask) -> None:
-    global _worker
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent process handles it
-    os.environ.setdefault("LP_NUM_THREADS", "0")  # Mesa's software renderer: the processes are the parallelism
-    environment = LiberoEnvironment(
-        task, config.resolution, True, config.seed, config.renderer, config.settle_steps, config.canonical_quaternion
-    )
-    _worker = config, environment
-
-
-def _try_candidate(candidate: Candidate) -> Outcome:
+def _try_candidate(config: CollectionConfig, candidate: Candidate) -> Outcome:
     """Simulates a start until an attempt succeeds, then draws and saves it."""
-    assert _worker is not None
-    config, environment = _worker
+    environment = worker_environment()
     task = environment.task
     stem = _stem(config, task, candidate)
     stem.parent.mkdir(parents=True, exist_ok=True)

@@ -6,6 +6,7 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -13,6 +14,7 @@ from experiments.robot.libero.demonstrations.rlds_writer import VERSION
 from experiments.robot.libero.settings.flags import parse_indices
 from experiments.robot.libero.simulator.renderer import RENDERERS
 from experiments.robot.libero.simulator.wide_starts import Displacement
+from prismatic.vla.datasets.writer import check_name
 
 
 @dataclass
@@ -40,13 +42,9 @@ class CollectionConfig:
 
     def validate(self) -> None:
         """Raises ValueError for a value out of range."""
-        if self.renderer not in RENDERERS:
-            raise ValueError(f"unknown renderer {self.renderer!r}; known: {', '.join(RENDERERS)}")
-        if self.num_processes < 1:
-            raise ValueError(f"num_processes is {self.num_processes}; expected at least 1")
-        for name in ("steps_past_success", "settle_steps", "seed"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; expected 0 or more")
+        _check_simulation(self)
+        if self.steps_past_success < 0:
+            raise ValueError(f"steps_past_success is {self.steps_past_success}; expected 0 or more")
         if not 0 <= self.wide_starts_share <= 1:
             raise ValueError(f"wide_starts_share is {self.wide_starts_share}; expected 0 to 1")
         self._displacement(trial=0)
@@ -78,6 +76,11 @@ class CollectionConfig:
         return self.wide_starts_m > 0 or self.recovery_pushes or self.recovery_mistakes
 
     @property
+    def environment_options(self) -> dict[str, Any]:
+        """Keyword arguments of the simulators."""
+        return {name: getattr(self, name) for name in _SIMULATION}
+
+    @property
     def dataset_dir(self) -> Path:
         return Path(self.output_dir) / self.dataset_name / VERSION
 
@@ -101,6 +104,69 @@ class CollectionConfig:
     def content(self) -> dict[str, str]:
         """What decides the dataset's content, as text."""
         return {key: str(value) for key, value in asdict(self).items() if key not in ("output_dir", "num_processes")}
+
+
+@dataclass
+class RegenerationConfig:
+    """Play LIBERO's HDF5 demonstrations again in the simulator, and write those that succeed as an RLDS dataset."""
+
+    libero_task_suite: str = "libero_goal"  # whose demonstrations they are
+    libero_raw_data_dir: Path = Path(
+        "datasets"
+    )  # holds <task>_demo.hdf5 of the suite, or a folder named like the suite
+    libero_target_dir: Path = Path("datasets")  # the dataset goes to <libero_target_dir>/<dataset_name>/1.0.0
+    dataset_name: str = ""  # name of the folder that is written; empty: <suite>_no_noops
+    task_ids: str = "all"  # like 1,4,8 or 0-4,7
+    demonstrations: str = "all"  # of each file, like 0-9
+    drop_noops: bool = True  # leave out, and do not execute, steps in which neither arm nor gripper is to move
+    resolution: int = 256  # side of the stored pictures, pixels
+    renderer: str = "robosuite"  # robosuite: the published datasets' pixels; fast: a third of the time
+    num_processes: int = 2  # simulators at once
+    settle_steps: int = 10  # unrecorded steps before each demonstration, in which objects come to rest
+    canonical_quaternion: bool = False  # the state's quaternion with x >= 0; False in published datasets
+    seed: int = 0  # of the fixtures' places, where a demonstration does not tell them
+
+    def validate(self) -> None:
+        """Raises ValueError for a value out of range."""
+        _check_simulation(self)
+        check_name(self.name)
+
+    @property
+    def name(self) -> str:
+        """Of the dataset."""
+        return self.dataset_name or f"{self.libero_task_suite}_{'no_noops' if self.drop_noops else 'with_noops'}"
+
+    @property
+    def environment_options(self) -> dict[str, Any]:
+        """Keyword arguments of the simulators."""
+        return {name: getattr(self, name) for name in _SIMULATION}
+
+    @property
+    def dataset_dir(self) -> Path:
+        return self.libero_target_dir / self.name / VERSION
+
+    @property
+    def cache_dir(self) -> Path:
+        """Where finished demonstrations wait for the others; those of equal settings may be mixed."""
+        parts = json.dumps([self.drop_noops, self.environment_options], sort_keys=True)
+        return self.libero_target_dir / ".regenerate" / f"{self.name}-{hashlib.sha256(parts.encode()).hexdigest()[:12]}"
+
+    def content(self) -> dict[str, str]:
+        """What decides the dataset's content beside the demonstrations themselves, as text."""
+        elsewhere = ("libero_raw_data_dir", "libero_target_dir", "dataset_name", "num_processes")
+        return {key: str(value) for key, value in asdict(self).items() if key not in elsewhere}
+
+
+_SIMULATION = ("resolution", "renderer", "settle_steps", "canonical_quaternion", "seed")
+
+
+def _check_simulation(config: CollectionConfig | RegenerationConfig) -> None:
+    """Raises ValueError for settings of the simulators that are out of range."""
+    if config.renderer not in RENDERERS:
+        raise ValueError(f"unknown renderer {config.renderer!r}; known: {', '.join(RENDERERS)}")
+    for name, least in (("num_processes", 1), ("resolution", 1), ("settle_steps", 0), ("seed", 0)):
+        if (value := getattr(config, name)) < least:
+            raise ValueError(f"{name} is {value}; expected {'at least 1' if least else '0 or more'}")
 
 
 def choose_indices(text: str, count: int, flag: str) -> list[int]:

@@ -108,7 +108,7 @@ def demonstrate(
     """
     if mistakes is not None:
         mistakes.make(environment, attempt, rng)
-    recorder = _Recorder(environment)
+    recorder = Recorder(environment)
     cap = step_cap(environment.task.suite)
     for action, wanted in _disturbed(Expert(environment, attempt), rng, pushes):
         recorder.step(action, wanted)
@@ -140,7 +140,9 @@ def _disturbed(expert: Expert, rng: np.random.Generator, pushes: Pushes | None) 
                 yield motion, False
 
 
-class _Recorder:
+class Recorder:
+    """Executes actions and keeps what held before each of them."""
+
     def __init__(self, environment: LiberoEnvironment) -> None:
         self._environment = environment
         self._qpos: list[NDArray[np.float64]] = []
@@ -153,13 +155,16 @@ class _Recorder:
     def steps(self) -> int:
         return len(self.actions)
 
-    def step(self, action: Action, wanted: bool) -> None:
+    def step(self, action: Action, wanted: bool) -> bool:
+        """Executes an action; says whether the goal holds now."""
         self._qpos.append(self._environment.data.qpos.copy())
         self._states.append(self._environment.state())
         self._wanted.append(wanted)
         self.actions.append(action)
-        if self._environment.step(action) and self.success_step is None:
+        holds = self._environment.step(action)
+        if holds and self.success_step is None:
             self.success_step = self.steps
+        return holds
 
     def finish(self) -> Recording:
         if self.success_step is None:

@@ -14,10 +14,13 @@ from prismatic.atomic_files import replacing
 from prismatic.vla.images import encode_jpeg
 
 
-def save_demonstration(environment: LiberoEnvironment, recording: Recording, file: Path) -> None:
+def save_demonstration(environment: LiberoEnvironment, recording: Recording, file: Path, source: str = "") -> None:
     """Draws a recording's segments as JPEG and writes them to a `.npz` file, which appears only when it is complete.
 
     The environment must not have been reset since the recording.
+
+    Args:
+        source: what is stored as where it came from; default: the task and the file's name.
     """
     kept = segments(recording.wanted)
     steps = np.concatenate([np.arange(part.start, part.stop) for part in kept])
@@ -31,7 +34,7 @@ def save_demonstration(environment: LiberoEnvironment, recording: Recording, fil
         "states": recording.states[steps],
         "actions": recording.actions[steps],
         "language": np.array(environment.task.language),
-        "source": np.array(f"{environment.task.suite}/{environment.task.name}/{file.stem}"),
+        "source": np.array(source or f"{environment.task.suite}/{environment.task.name}/{file.stem}"),
     }
     for camera, encoded in pictures.items():
         arrays[camera] = np.frombuffer(b"".join(encoded), dtype=np.uint8)

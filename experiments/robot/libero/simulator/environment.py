@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -19,7 +19,12 @@ CAMERAS = {"full_image": "agentview", "wrist_image": "robot0_eye_in_hand"}
 """Observation key -> the simulator's camera."""
 SETTLE_ACTION = (0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -1.0)
 
+Pose = tuple[NDArray[np.float64], NDArray[np.float64]]
+"""Position (3,) in metres and quaternion (4,), w first."""
+
 _RESET_ATTEMPTS = 100
+_ROUNDED = 1e-4
+"""MuJoCo writes a model with six digits; places that differ by less are the same."""
 _UNSTABLE = ("BADQPOS", "BADQVEL", "BADQACC")
 _PROPRIO = ("robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos")
 
@@ -110,13 +115,20 @@ class LiberoEnvironment:
         """The `mujoco.MjData`."""
         return self.inner.sim.data._data
 
-    def reset(self, initial_state: ArrayLike | int, seed: int | None = None, displacement: Mover | None = None) -> None:
+    def reset(
+        self,
+        initial_state: ArrayLike | int,
+        seed: int | None = None,
+        displacement: Mover | None = None,
+        fixtures: Mapping[str, Pose] | None = None,
+    ) -> None:
         """Starts an episode and lets it settle.
 
         Args:
             initial_state: index into the task's initial states, or such a state (S,).
             seed: of the fixtures' poses; default: the environment's.
             displacement: moves objects away from their standard places (see `wide_starts.py`).
+            fixtures: body -> where it stands, instead of where the seed has it; other bodies are ignored.
 
         Raises:
             ValueError: for an index out of range or a state of another length.
@@ -126,6 +138,7 @@ class LiberoEnvironment:
             self.data.warning[kind].number = 0
         with seeded(self.seed if seed is None else seed), quiet():
             self._soft_reset()
+            self._place(fixtures or {})
             self._proprio = self._control.set_init_state(state)
         if displacement is not None:
             displacement.apply(Scene(self.inner), self.task, state)
@@ -166,6 +179,14 @@ class LiberoEnvironment:
         raise RuntimeError(
             f"{self.task.name}: no valid placement of the objects in {_RESET_ATTEMPTS} attempts; try another seed"
         )
+
+    def _place(self, poses: Mapping[str, Pose]) -> None:
+        for fixture in self.inner.fixtures_dict.values():
+            if (pose := poses.get(fixture.root_body)) is not None:
+                body = self.model.body(fixture.root_body)
+                for now, then in zip((body.pos, body.quat), pose, strict=True):
+                    if np.abs(now - then).max() > _ROUNDED:
+                        now[:] = then
 
     def _refresh(self) -> None:
         self.inner.sim.forward()
@@ -218,6 +239,10 @@ class LiberoEnvironment:
     def position(self) -> NDArray[np.float64]:
         """Where the end effector is, (3,) in metres."""
         return np.array(self._proprio[_PROPRIO[0]], dtype=np.float64)
+
+    def gripper_commanded(self) -> bool:
+        """Whether robosuite, which turns a change of the gripper's command into a ramp of 8 steps, is at its end."""
+        return bool((np.abs(self.inner.robots[0].gripper.current_action) > 1.0 - 1e-6).all())
 
     def observe(self) -> dict[str, NDArray[Any]]:
         """Renders both cameras: `full_image`, `wrist_image` uint8 (H, W, 3) as datasets store them; `state` (8,)."""
