@@ -84,6 +84,11 @@ COMMANDS = {
         "lightvla.flags:inspect_parser",
         "lightvla.commands.inspect_checkpoint",
     ),
+    "inspect-dataset": Command(
+        "look at an RLDS dataset: what it holds and what is wrong with it, as a report",
+        "lightvla.flags:inspect_dataset_parser",
+        "lightvla.datasets.inspect_dataset",
+    ),
     "merge": Command(
         "merge a LoRA adapter into its base model", "lightvla.flags:MergeConfig", "lightvla.commands.merge"
     ),

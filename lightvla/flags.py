@@ -117,6 +117,20 @@ def inspect_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def inspect_dataset_parser() -> argparse.ArgumentParser:
+    parser = _parser(
+        "Look at an RLDS dataset before a policy is trained on it: episodes, statistics, instructions, pictures,\n"
+        "action plots, and what is wrong, with its remedy. Writes report.html, which opens offline, and report.md."
+    )
+    add = parser.add_argument
+    add("dataset_dir", type=Path, help="RLDS dataset, DATA/NAME")
+    add("--robot", help="layout of a dataset that the catalogue does not know (default: the catalogue's)")
+    add("--gripper", help="how such a dataset stores the gripper (default: the catalogue's)")
+    add("--pictures", type=int, default=500, help="pictures per camera that are looked at, and twice as many at most")
+    add("--output_dir", type=Path, help="folder of the report (default: dataset_reports/NAME)")
+    return parser
+
+
 def push_parser() -> argparse.ArgumentParser:
     parser = _parser("Upload a checkpoint to the Hugging Face hub with a model card.")
     add = parser.add_argument

@@ -34,6 +34,7 @@ PATHS = {
     "scripts/report_results.py": "report",
     "scripts/benchmark.py": "benchmark",
     "scripts/inspect_checkpoint.py": "inspect",
+    "scripts/inspect_dataset.py": "inspect-dataset",
     "scripts/push_to_hub.py": "push",
     "scripts/visualize_pruning.py": "visualize",
     "scripts/replay_record.py": "replay",

@@ -111,6 +111,7 @@ class RldsIndex:
         spec: DatasetSpec | None = None,
         use_state: bool = True,
         compare: bool = True,
+        as_stored: bool = False,
     ) -> "RldsIndex":
         """Index `<root>/<name>/<version>/*.tfrecord*` (the newest version).
 
@@ -120,6 +121,7 @@ class RldsIndex:
             spec: how to read it; the catalogue's entry by default.
             use_state: whether the policy reads the state; else its width and kind do not matter.
             compare: whether shards that have not been are compared with their checksums, which reads every byte.
+            as_stored: keep episodes without an instruction, and NaN; training leaves those out and refuses these.
 
         Raises:
             ValueError: the dataset is unknown, a shard is cut off or damaged (names shard and byte), or its features
@@ -130,7 +132,7 @@ class RldsIndex:
         directory = find_version(Path(root), name)
         if len(found := [path.name for path in versions(directory.parent)]) > 1:
             logger.warning("%s has the versions %s; the newest is read", name, ", ".join(found))
-        reader = _Reader(spec, ShardFiles(find_shards(directory)), use_state)
+        reader = _Reader(spec, ShardFiles(find_shards(directory)), use_state, finite=not as_stored)
         total = sum(path.stat().st_size for path in reader.shards.paths)
         episodes: list[Episode] = []
         fingerprint = Fingerprint()
@@ -143,7 +145,7 @@ class RldsIndex:
                 fingerprint.add_record(example.record)
                 episode = reader.checked_episode(example, number)
                 read += 1
-                if episode.instruction:
+                if episode.instruction or as_stored:
                     episodes.append(episode)
         if compare:  # behind all that is said at once
             compare_shards(directory, reader.shards)
@@ -151,7 +153,8 @@ class RldsIndex:
             raise ValueError(f"the shards of {directory} hold no episodes: collect or download the dataset again")
         if not episodes:
             raise ValueError(f"none of the {read} episodes of {directory} has an instruction in {spec.language_key!r}")
-        _tell_about_instructions(name, episodes, read)
+        if not as_stored:
+            _tell_about_instructions(name, episodes, read)
         size = (total / 1e9, len(numbers), directory)
         logger.info("%s: %d episodes, %.2f GB in %d shards of %s", name, len(episodes), *size)
         return cls(spec, directory, episodes, reader.feature_names, str(fingerprint), reader.odd_images)
@@ -247,8 +250,9 @@ def _tell_about_instructions(name: str, episodes: list[Episode], read: int) -> N
 class _Reader:
     """Records to episodes, by a catalogue's entry."""
 
-    def __init__(self, spec: DatasetSpec, shards: ShardFiles, use_state: bool):
+    def __init__(self, spec: DatasetSpec, shards: ShardFiles, use_state: bool, finite: bool):
         self.spec = spec
+        self.finite = finite
         self.shards = shards
         self.use_state = use_state
         self.feature_names: tuple[str, ...] = ()
@@ -286,8 +290,8 @@ class _Reader:
         needs_state = self.use_state or spec.map_episode is not None
         state = None
         if spec.state_key and needs_state:
-            state = _floats(example, spec, spec.state_key, (steps, spec.robot.proprio_dim))
-        action = _floats(example, spec, spec.action_key, (steps, spec.robot.action_dim))
+            state = _floats(example, spec, spec.state_key, (steps, spec.robot.proprio_dim), self.finite)
+        action = _floats(example, spec, spec.action_key, (steps, spec.robot.action_dim), self.finite)
         if spec.map_episode is not None:
             action, kept = spec.map_episode(action, state)
             state = None if state is None else state[kept]
@@ -361,7 +365,7 @@ def _without_state(spec: DatasetSpec, key: str) -> str:
     return ", or train with --use_proprio False, which does not read it" if key == spec.state_key else ""
 
 
-def _floats(example: Example, spec: DatasetSpec, key: str, shape: tuple[int, int]) -> np.ndarray:
+def _floats(example: Example, spec: DatasetSpec, key: str, shape: tuple[int, int], finite: bool) -> np.ndarray:
     _require(example, spec, key)
     steps, width = shape
     remedy = _without_state(spec, key)
@@ -373,7 +377,7 @@ def _floats(example: Example, spec: DatasetSpec, key: str, shape: tuple[int, int
             f"{remedy}"
         )
     values = values.reshape(shape)
-    if (odd := ~np.isfinite(values).all(1)).any():
+    if finite and (odd := ~np.isfinite(values).all(1)).any():
         raise ValueError(
             f"{key!r} of dataset {spec.name!r} holds NaN or infinity at step {odd.argmax()} ({example.place}). Write "
             f"the episode again without that step{remedy}"
