@@ -125,6 +125,7 @@ def inspect_dataset_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("dataset_dir", type=Path, help="RLDS dataset, DATA/NAME")
     add("--robot", help="layout of a dataset that the catalogue does not know (default: the catalogue's)")
+    add("--dataset_spec", type=Path, help="YAML file that says how the dataset is read (default: none)")
     add("--gripper", help="how such a dataset stores the gripper (default: the catalogue's)")
     add("--pictures", type=int, default=500, help="pictures per camera that are looked at, and twice as many at most")
     add("--output_dir", type=Path, help="folder of the report (default: dataset_reports/NAME)")
@@ -194,6 +195,7 @@ def replay_plot_parser() -> argparse.ArgumentParser:
     add("--episode", type=int, default=0, help="which one, counted from 0")
     add("--every", type=int, help="a policy query each so many steps of it (default: as in a rollout)")
     add("--robot", help="layout of a dataset that the catalogue does not know (default: the catalogue's)")
+    add("--dataset_spec", type=Path, help="YAML file that says how the dataset is read (default: none)")
     add("--gripper", help="how such a dataset stores the gripper (default: the catalogue's)")
     add("--pruner", help="such as lightvla:multiplicity=set (default: the checkpoint's)")
     add("--unnorm_key", help="dataset whose statistics apply (default: the checkpoint's only one)")
@@ -217,6 +219,7 @@ def visualize_parser() -> argparse.ArgumentParser:
     add("--episode", type=int, default=0, help="which one, counted from 0")
     add("--every", type=int, help="a policy query each so many steps of it (default: as in a rollout)")
     add("--robot", help="layout of a dataset that the catalogue does not know (default: the catalogue's)")
+    add("--dataset_spec", type=Path, help="YAML file that says how the dataset is read (default: none)")
     add("--images", type=Path, nargs="+", help=f"one picture per camera, in the robot's order {none}")
     add("--instruction", help=f"sentence that goes with --images {none}")
     add("--state", type=float, nargs="+", help="state that goes with --images (default: the training data's mean)")

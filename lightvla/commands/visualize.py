@@ -162,11 +162,11 @@ def dataset_frames(
         ValueError: for an episode that is not there, or a dataset that lacks what the policy reads.
         FileNotFoundError: as `RldsIndex.open`.
     """
-    from prismatic.vla.datasets.catalog import get_dataset_spec
+    from prismatic.vla.datasets.entries.spec_file import find_dataset_spec, read_spec_file
     from prismatic.vla.datasets.rlds import RldsIndex
 
     folder = arguments.dataset_dir.resolve()
-    spec = get_dataset_spec(folder.name, arguments.robot)
+    spec = find_dataset_spec(folder.name, arguments.robot, file=read_spec_file(arguments.dataset_spec))
     index = RldsIndex.open(folder.parent, folder.name, spec, policy.transform.use_proprio)
     if not 0 <= arguments.episode < len(index.episodes):
         raise ValueError(

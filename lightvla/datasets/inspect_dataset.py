@@ -20,7 +20,7 @@ from lightvla.datasets.problems import find_problems
 from lightvla.datasets.reading import read_dataset
 from prismatic.command_status import UNUSABLE, UNWANTED, print_error
 from prismatic.report.data import counted
-from prismatic.vla.datasets.catalog import get_dataset_spec
+from prismatic.vla.datasets.entries.spec_file import find_dataset_spec, read_spec_file
 
 
 def main(arguments: argparse.Namespace, console: Console) -> int:
@@ -31,7 +31,8 @@ def main(arguments: argparse.Namespace, console: Console) -> int:
         if arguments.pictures < 1:
             raise ValueError(f"--pictures {arguments.pictures}: expected at least 1")
         folder: Path = arguments.dataset_dir.resolve()
-        spec = get_dataset_spec(folder.name, arguments.robot, arguments.gripper)
+        file = read_spec_file(arguments.dataset_spec)
+        spec = find_dataset_spec(folder.name, arguments.robot, arguments.gripper, file)
         data = read_dataset(folder, spec, arguments.pictures, console)
         problems = find_problems(data)
         from lightvla.datasets.page import write_reports

@@ -22,7 +22,7 @@ from rich.console import Console
 from lightvla.commands.visualize import BATCH, load_policy, progress
 from prismatic.atomic_files import write_atomically
 from prismatic.command_status import UNUSABLE, print_error
-from prismatic.vla.datasets.catalog import get_dataset_spec
+from prismatic.vla.datasets.entries.spec_file import find_dataset_spec, read_spec_file
 from prismatic.vla.datasets.rlds import Episode, RldsIndex
 
 _NAMES = dict.fromkeys(("libero", "bridge"), ("x", "y", "z", "roll", "pitch", "yaw", "gripper"))
@@ -113,7 +113,8 @@ def main(arguments: argparse.Namespace, console: Console) -> int:
 def read_episode(arguments: argparse.Namespace) -> tuple[RldsIndex, Episode]:
     """Raises ValueError or FileNotFoundError for a dataset or an episode that is not there or cannot be read."""
     folder = arguments.dataset_dir.resolve()
-    spec = get_dataset_spec(folder.name, arguments.robot, arguments.gripper)
+    file = read_spec_file(arguments.dataset_spec)
+    spec = find_dataset_spec(folder.name, arguments.robot, arguments.gripper, file)
     index = RldsIndex.open(folder.parent, folder.name, spec).with_checked_gripper()
     if not 0 <= arguments.episode < len(index.episodes):
         raise ValueError(

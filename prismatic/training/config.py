@@ -2,11 +2,13 @@
 
 import os
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from prismatic.checkpoints.places import CHECKPOINTS, checkpoint_name
 from prismatic.command_line import find_home
 from prismatic.training.runs.identity import run_id
+from prismatic.vla.datasets.entries.spec_file import SpecFile, read_spec_file
 
 RECOMPUTED = {"False": (False, False), "vits": (True, False), "llm": (False, True), "True": (True, True)}
 """By `--gradient_checkpointing`: whether the ViTs' activations are computed twice, and the language model's."""
@@ -20,8 +22,9 @@ class FinetuneConfig:
     vla_path: str = "openvla/openvla-7b"  # checkpoint folder or hub id
     data_root_dir: Path = Path("datasets/rlds")  # folder that holds the dataset's folder
     dataset_name: str = "libero_spatial_no_noops"  # its name, or a mixture by frames: name+name:weight
-    robot: str | None = None  # libero, aloha or bridge; None: the one of the dataset's catalogue entry
+    robot: str | None = None  # libero, aloha or bridge; None: the one of the dataset's entry
     gripper: str | None = None  # libero, open1, closed1 or width:CLOSED,OPEN; None: the dataset's name or entry says
+    dataset_spec: Path | None = None  # YAML file that says how the dataset is read; None: name, entry or --robot do
     run_root_dir: Path = Path("runs")  # run folders go below it; a run's checkpoints are in its `checkpoints/`
     shuffle_buffer_size: int = 100_000  # accepted and unneeded: the order is a global shuffle
 
@@ -100,6 +103,14 @@ class FinetuneConfig:
     def __post_init__(self) -> None:
         self.resume, self.gradient_checkpointing = str(self.resume), str(self.gradient_checkpointing)
         find_home(self)
+
+    @cached_property
+    def spec_file(self) -> SpecFile | None:
+        """What `--dataset_spec` says. It is read once: what is edited while a run goes on does not change the run.
+
+        Raises ValueError where it cannot be read.
+        """
+        return read_spec_file(self.dataset_spec)
 
     @property
     def run_id(self) -> str:

@@ -10,6 +10,7 @@ from prismatic.command_line import speaks_for_node
 from prismatic.training.config import FinetuneConfig
 from prismatic.vla.datasets.catalog import DatasetSpec, get_dataset_spec, is_known
 from prismatic.vla.datasets.dataset import FrameDataset, frame_starts, train_and_val_episodes, training_episodes
+from prismatic.vla.datasets.entries.spec_file import find_dataset_spec
 from prismatic.vla.datasets.mixture import FrameMixture, MixtureOrder, parse_mixture
 from prismatic.vla.datasets.rlds import RldsIndex
 from prismatic.vla.datasets.sampler import GlobalBatchSampler
@@ -25,16 +26,30 @@ Frames = FrameDataset | FrameMixture
 def dataset_specs(config: FinetuneConfig) -> list[tuple[DatasetSpec, float]]:
     """How each dataset of the run is read, with its weight.
 
-    `--robot` and `--gripper` speak for a single dataset, and for those of a mixture whose names do not say it.
+    `--robot`, `--gripper` and `--dataset_spec` speak for a single dataset, and for those of a mixture whose names do
+    not say it; a file that names a dataset speaks for that one.
 
     Raises ValueError for a dataset or robot that is not known, or for datasets of different robots.
     """
     weights = parse_mixture(config.dataset_name)
-    flags = (config.robot, config.gripper)
-    known = [name for name in weights if is_known(name)]
+    file = config.spec_file
+    of = None if file is None else file.name
+    if file is not None and of not in (None, *weights):
+        raise ValueError(
+            f"--dataset_spec {file.path} is of dataset {of!r}, and --dataset_name is {config.dataset_name!r}"
+        )
+    known = [name for name in weights if is_known(name) and name != of]
     if len(known) == len(weights):
         known = []
-    specs = [(get_dataset_spec(name, *(() if name in known else flags)), weight) for name, weight in weights.items()]
+
+    def spec_of(name: str) -> DatasetSpec:
+        if name in known:
+            return get_dataset_spec(name)
+        if file is not None and of == name:
+            return file.named(name)
+        return find_dataset_spec(name, config.robot, config.gripper, None if of else file)
+
+    specs = [(spec_of(name), weight) for name, weight in weights.items()]
     (first, _), *others = specs
     for other, _ in others:
         for fact in misfits(first.robot, other.robot):

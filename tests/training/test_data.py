@@ -120,6 +120,24 @@ def test_flags_speak_for_the_datasets_of_a_mixture_that_have_no_entry(own_flags)
     ]
 
 
+def test_a_file_speaks_for_the_dataset_that_it_names_or_for_those_without_an_entry(own_flags, tmp_path: Path):
+    def grippers(text: str, names: str = "libero_10_no_noops+libero_own+franka", **others: object) -> list[str]:
+        (file := tmp_path / f"{len(list(tmp_path.iterdir()))}.yaml").write_text(f"robot: libero\n{text}")
+        flags = {"robot": None, "gripper": None, **others}
+        specs = dataset_specs(own_flags(dataset_name=names, dataset_spec=file, **flags))
+        return [getattr(spec.map_actions, "name", "none") for spec, _ in specs]
+
+    assert grippers("gripper: closed1") == ["libero", "libero", "closed1"]
+    named = grippers("name: libero_own\ngripper: closed1", robot="libero", gripper="open1", names="libero_own+franka")
+    assert named == ["closed1", "open1"]
+    with pytest.raises(ValueError, match="is of dataset 'kitchen', and --dataset_name is 'franka'"):
+        grippers("name: kitchen", "franka")
+    with pytest.raises(ValueError, match="'libero_10_no_noops' has an entry"):
+        grippers("", "libero_10_no_noops")
+    with pytest.raises(ValueError, match="unknown keys grippers; known are name, robot"):
+        grippers("grippers: open1", "franka")
+
+
 def test_held_out_episodes_without_a_sample_are_said_before_any_weights_are_loaded(flags, tmp_path: Path):
     write_by_hand(tmp_path, "libero_short", train=[hand_made(12)], validation=[hand_made(7)])
     short = {"data_root_dir": tmp_path, "dataset_name": "libero_short"}

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fixtures_rlds import write_tiny_aloha
+from fixtures_rlds import hand_made, write_by_hand, write_tiny_aloha
 
 from prismatic.policy import Policy
 from prismatic.training.loop import BadInput, finetune
@@ -45,6 +45,29 @@ def test_a_policy_of_two_arms_trains_and_acts(flags, aloha_root: Path):
         atol=1e-6,
     )
     assert all(fit_statistics(np.zeros((2, 14)), None, ALOHA.action_mask, 1)["action"]["mask"])
+
+
+def test_a_robot_that_a_file_describes_trains_and_acts(flags, tmp_path: Path):
+    episode = {
+        {"steps/observation/image": "steps/rgb", "steps/action": "steps/command"}.get(name, name): value
+        for name, value in hand_made(20, gripper=(0, 0.08), state_dim=5).items()
+    }
+    write_by_hand(tmp_path, "lab", train=[episode])
+    file = tmp_path / "lab.yaml"
+    file.write_text(
+        "robot: {name: lab_arm, cameras: [front], proprio_dim: 5, action_dim: 7, chunk_length: 6,\n"
+        "  action_mask: [true, true, true, true, true, true, false]}\n"
+        "image_keys: {front: steps/rgb}\naction_key: steps/command\ngripper: width:0,0.08\n"
+    )
+    config = flags(
+        data_root_dir=tmp_path, dataset_name="lab", dataset_spec=file, num_images_in_input=1, batch_size=2, max_steps=1
+    )
+    policy = Policy.from_pretrained(finetune(config), dtype="float32", engine="eager")
+    assert (policy.robot.name, policy.robot.cameras, policy.robot.proprio_dim) == ("lab_arm", ("front",), 5)
+    assert policy.norm_stats["lab"]["action"]["max"][6] == 1.0
+    assert policy.act({"front": np.zeros((64, 64, 3), np.uint8), "state": np.zeros(5)}, "stack").shape == (6, 7)
+    recorded = json.loads((config.run_dir / "run.json").read_text())["flags"]["dataset_spec"]
+    assert recorded["robot"]["name"] == "lab_arm" and recorded["gripper"] == "width:0,0.08"
 
 
 def test_a_head_made_for_another_robot_is_not_retrained(flags, aloha_root: Path, small_policy_directory: Path):

@@ -81,8 +81,13 @@ _LONGEST_BASE = 64
 
 
 def plain_flags(config: Any) -> dict[str, Any]:
-    """Flags as JSON and a training state hold them: paths as text."""
+    """Flags as JSON and a training state hold them: paths as text, of `--dataset_spec` what the file says.
+
+    Raises ValueError where that file cannot be read.
+    """
     values = {field.name: getattr(config, field.name) for field in fields(config)}
+    if (file := config.spec_file) is not None:  # wherever it lies, with whatever comments
+        values["dataset_spec"] = dict(file.content)
     return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
 
 

@@ -175,6 +175,7 @@ def get_dataset_spec(name: str, robot: str | None = None, gripper: str | None = 
         raise ValueError(
             f"unknown dataset {name!r}; known: {', '.join(sorted(CATALOG))}, and any name that starts with 'libero_' "
             f"for data in LIBERO's layout. Say --robot ({', '.join(LAYOUTS)}) for data in the layout of another robot, "
+            "--dataset_spec with a file that says it for any other, "
             "or make it known with prismatic.vla.datasets.catalog.register(DatasetSpec(...))"
         )
     if said is None:

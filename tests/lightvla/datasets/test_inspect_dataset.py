@@ -17,6 +17,7 @@ from lightvla.datasets.reading import StoredDataset, read_dataset
 from lightvla.flags import inspect_dataset_parser
 from prismatic.report.data import Notes
 from prismatic.vla.datasets.catalog import get_dataset_spec
+from prismatic.vla.datasets.entries.spec_file import find_dataset_spec, read_spec_file
 
 IMAGE, WRIST = "steps/observation/image", "steps/observation/wrist_image"
 STATE, ACTION, TEXT = "steps/observation/state", "steps/action", "steps/language_instruction"
@@ -211,6 +212,17 @@ def test_a_state_of_another_width_is_a_problem_and_actions_of_another_are_refuse
         assert main(arguments(folder), Console()) == 2
         assert message in capsys.readouterr().err
     assert main(arguments(tmp_path / "libero_own", "--pictures", "0"), Console()) == 2
+
+
+def test_a_file_says_how_it_is_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = written(tmp_path, nothing, "kitchen", gripper=(0, 1))
+    file = tmp_path / "own.yaml"
+    file.write_text("robot: libero\ngripper: closed1\n")
+    spec = find_dataset_spec("kitchen", file=read_spec_file(file))
+    assert not find_problems(read_dataset(folder, spec, 50, Console(quiet=True)))
+    file.write_text("robot: libero\ngriper: closed1\n")
+    assert main(arguments(folder, "--dataset_spec", str(file)), Console()) == 2
+    assert "unknown keys griper; known are name, robot" in capsys.readouterr().err
 
 
 def test_positions_stand_still_where_they_stay(tmp_path: Path) -> None:

@@ -48,6 +48,13 @@ def test_the_plot_is_what_the_policy_answers_over_the_episode(
         assert picture.width > 1000 and len(picture.convert("RGB").getcolors(1 << 20) or []) > 10
 
 
+def test_a_file_says_how_the_episode_is_read(dataset: Path, tmp_path: Path) -> None:
+    (tmp_path / "own.yaml").write_text("robot: libero\ngripper: closed1\n")
+    flags = ["--checkpoint", "none", "--dataset_dir", str(dataset), "--dataset_spec", str(tmp_path / "own.yaml")]
+    index, episode = read_episode(replay_plot_parser().parse_args(flags))
+    np.testing.assert_array_equal(index.spec.map_actions(episode.action)[:, 6], 1 - episode.action[:, 6])
+
+
 def test_who_repeats_the_recorded_actions_has_no_error() -> None:
     recorded = np.random.default_rng(0).normal(size=(10, 7))
     chunks = np.stack([recorded[:4], recorded[4:8], np.concatenate([recorded[8:], np.full((2, 7), 9.0)])])

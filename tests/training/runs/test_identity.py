@@ -1,3 +1,4 @@
+import json
 import re
 from dataclasses import fields
 from pathlib import Path
@@ -29,7 +30,7 @@ def test_the_tables_hold_flags_that_there_are():
     assert {*FREE} <= NAMES and {*ANNOUNCED} <= NAMES and not {*FREE} & {*ANNOUNCED}
 
 
-@pytest.mark.parametrize("name", sorted(NAMES - {*FREE} - {"max_steps", "use_diffusion"}))
+@pytest.mark.parametrize("name", sorted(NAMES - {*FREE} - {"max_steps", "use_diffusion", "dataset_spec"}))
 def test_what_decides_what_is_learnt_makes_another_name(name):
     first, second = FinetuneConfig(), FinetuneConfig(**{name: other(name)})
     assert run_id(first, 1) != run_id(second, 1)
@@ -99,6 +100,26 @@ def test_flags_that_a_run_did_not_know_are_no_change():
     assert not changes(FinetuneConfig(state_noise=0.1), recorded)
     full = plain_flags(FinetuneConfig(use_lora=False, lora_rank=4))
     assert not changes(FinetuneConfig(use_lora=False, lora_rank=8), full), "no adapters, no rank"
+
+
+def test_what_the_file_of_a_dataset_says_is_part_of_a_run_and_where_it_lies_is_not(tmp_path: Path):
+    texts = {
+        "one": "robot: libero\ngripper: open1\n",
+        "moved": "gripper: open1  # a comment\nrobot: libero\n",
+        "other": "robot: libero\ngripper: closed1\n",
+    }
+    for name, text in texts.items():
+        (tmp_path / name).write_text(text)
+    one, moved, other = (FinetuneConfig(dataset_name="kitchen", dataset_spec=tmp_path / name) for name in texts)
+    assert one.run_id == moved.run_id not in (other.run_id, FinetuneConfig(dataset_name="kitchen").run_id)
+    recorded = json.loads(json.dumps(plain_flags(one)))
+    assert recorded["dataset_spec"] == {"robot": "libero", "gripper": "open1"}
+    assert not check_changes(moved, recorded, tmp_path, announced=False)
+    with pytest.raises(ValueError, match="--dataset_spec .*'closed1'.*: the run in .* had .*'open1'"):
+        check_changes(other, recorded, tmp_path, announced=True)
+    name = one.run_id
+    (tmp_path / "one").write_text(texts["other"])
+    assert one.run_id == name, "what is edited while a run goes on does not change it"
 
 
 def test_the_guide_names_every_flag_that_may_change_and_is_announced():
