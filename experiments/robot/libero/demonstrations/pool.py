@@ -6,6 +6,7 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import threading
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
@@ -38,5 +39,14 @@ def worker_environment() -> LiberoEnvironment:
 def _open_worker(task: LiberoTask, options: dict[str, Any]) -> None:
     global _environment
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent process handles it
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     os.environ.setdefault("LP_NUM_THREADS", "0")  # Mesa's software renderer: the processes are the parallelism
     _environment = LiberoEnvironment(task, **options)
+
+
+def _end_with_parent() -> None:
+    """A killed parent says no word to its pool, whose processes would wait for work for ever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
