@@ -11,6 +11,9 @@ KINDS = ("8bit", "4bit", "fp8")
 _FP8_CAPABILITY = (8, 9)
 """Of the first GPUs that multiply in fp8 (Ada, Hopper)."""
 
+_LEAST_SCALED = 1e-12
+"""Far below any activation; a row of nothing smaller stays zero."""
+
 
 def check_quantization(kind: str) -> None:
     """Raises ValueError for an unknown kind, or where its library or a GPU that can do it is missing."""
@@ -29,10 +32,15 @@ def check_quantization(kind: str) -> None:
 
 
 def convert_to_fp8(layers: nn.Module) -> None:
-    """Linear layers on a GPU to fp8 weights with a scale per row, activations scaled per row as they come."""
+    """Linear layers on a GPU to fp8 weights with a scale per row, activations scaled per row as they come.
+
+    A row of zeros, as every action's place is before the first layer, has no scale of its own: torchao divides by zero
+    unless it is told the least value to scale by.
+    """
     from torchao.quantization import Float8DynamicActivationFloat8WeightConfig, PerRow, quantize_
 
-    quantize_(layers, Float8DynamicActivationFloat8WeightConfig(granularity=PerRow()))
+    config = Float8DynamicActivationFloat8WeightConfig(granularity=PerRow(), activation_value_lb=_LEAST_SCALED)
+    quantize_(layers, config)
 
 
 def quantization_config(kind: str) -> Any:

@@ -1,4 +1,4 @@
-"""Is this software right on this GPU, and how fast is it there? One command, under ten minutes on an H100.
+"""Is this software right on this GPU, and how fast is it there? One command, ten minutes on an H100.
 
     python scripts/dev/gpu_check.py                      # on a GPU: the sizes of a 7B policy, random weights made there
     python scripts/dev/gpu_check.py --preset tiny        # the same on anything, in under a minute
@@ -43,9 +43,9 @@ from scripts.dev.gpu_model import PRESETS, Card
 
 PACKAGES = ("torch", "transformers", "timm", "peft", "accelerate", "safetensors", "numpy", "pillow")
 SECTIONS: dict[str, tuple[float, Callable[[Section, Card], None]]] = {
-    "right": (100, gpu_correctness.right),
+    "right": (200, gpu_correctness.right),
     "ceilings": (15, gpu_speed.ceilings),
-    "latency": (150, gpu_speed.latency),
+    "latency": (200, gpu_speed.latency),
     "fp8": (60, gpu_speed.fp8),
     "batch": (50, gpu_speed.batch),
     "memory": (15, gpu_speed.memory),
