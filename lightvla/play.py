@@ -15,7 +15,6 @@ import webbrowser
 from contextlib import closing
 from pathlib import Path
 
-import torch
 from rich.console import Console
 
 from experiments.robot.libero.play.desk import Desk
@@ -27,7 +26,6 @@ from experiments.robot.libero.simulator.renderer import MIN_RESOLUTION, RENDERER
 from experiments.robot.libero.simulator.tasks import load_task
 from lightvla.flags import PlayConfig
 from prismatic.command_status import STOPPED, UNUSABLE, print_error
-from prismatic.models.precision import check_device
 from prismatic.policy import Policy
 from prismatic.recordings.served import facts_of, one_moment
 from prismatic.serving.page.live import LiveFeed
@@ -136,10 +134,9 @@ def _numbers(text: str) -> tuple[int, ...]:
 
 
 def _load(config: PlayConfig) -> Policy:
-    device = config.device if config.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     return Policy.from_pretrained(
         config.pretrained_checkpoint,
-        device=check_device(device),
+        device=config.device,
         dtype=config.dtype,
         unnorm_key=config.unnorm_key,
         pruner=config.pruner,

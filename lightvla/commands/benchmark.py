@@ -12,7 +12,6 @@ import sys
 from collections.abc import Sequence
 from typing import Literal
 
-import torch
 from rich import box
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -38,7 +37,7 @@ def command(config: BenchmarkConfig) -> int:
     """What the command line runs; returns the exit status."""
     console = Console()
     try:
-        device = check_device(config.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        device = check_device(config.device or "auto")
         config.device = str(device)
         check(config)
         config.dtypes = config.dtypes or own_dtype(config)

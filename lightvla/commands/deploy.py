@@ -14,7 +14,6 @@ import socket
 import tempfile
 from pathlib import Path
 
-import torch
 from fastapi import APIRouter
 
 from experiments.robot.libero.results.provenance import collect_versions
@@ -75,7 +74,7 @@ def load_policy(config: ServerConfig) -> Policy:
     """
     return Policy.from_pretrained(
         config.pretrained_checkpoint,
-        device=check_device(_device(config)),
+        device=check_device(config.device),
         dtype=config.dtype,
         unnorm_key=config.unnorm_key,
         pruner=config.pruner,
@@ -112,12 +111,6 @@ def watching(config: ServerConfig, served: ServedPolicy) -> tuple[list[Watcher],
         watchers.append(feed)
         routers.append(page_router(feed, lambda event: one_moment(event, facts_of(served.info(), versions))))
     return watchers, routers
-
-
-def _device(config: ServerConfig) -> str:
-    if config.device != "auto":
-        return config.device
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _quantization(config: ServerConfig) -> str | None:

@@ -105,11 +105,9 @@ def policy_traces(arguments: argparse.Namespace, console: Console) -> list[tuple
 
 
 def load_policy(arguments: argparse.Namespace) -> Any:
-    import torch
-
     from prismatic.policy import Policy
 
-    device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = arguments.device or "auto"
     return Policy.from_pretrained(
         arguments.checkpoint, device=device, unnorm_key=arguments.unnorm_key, pruner=arguments.pruner
     )

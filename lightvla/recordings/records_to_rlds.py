@@ -66,6 +66,8 @@ def main(arguments: argparse.Namespace, console: Console) -> int:
 def make_plan(arguments: argparse.Namespace, console: Console) -> Plan:
     """Read and check everything. Raises ValueError or FileNotFoundError, a sentence each."""
     spec = dataset_spec(arguments)
+    if arguments.output_dir.exists() and not arguments.output_dir.is_dir():
+        raise ValueError(f"--output_dir {arguments.output_dir} is a file; expected the folder that datasets go below")
     if (folder := arguments.output_dir / spec.name).exists() and not arguments.replace:
         raise ValueError(f"{folder} is there already; give --replace, or another --dataset_name")
     found = find_sources(arguments.sources)

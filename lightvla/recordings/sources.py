@@ -172,8 +172,9 @@ def find_sources(paths: Sequence[Path]) -> list[Source]:
 
     Raises:
         FileNotFoundError: for a path that does not exist, or holds neither.
+        ValueError: for an episode that two paths name, which would be learnt twice.
     """
-    found: list[Source] = []
+    found: dict[Path, Source] = {}
     for path in paths:
         if not path.exists():
             raise FileNotFoundError(f"{path} does not exist; expected records (.npz) or folders of frames")
@@ -182,8 +183,10 @@ def find_sources(paths: Sequence[Path]) -> list[Source]:
             raise FileNotFoundError(
                 f"{path} holds neither records (*.npz, or {FOLDER}/*.npz) nor folders of frames with {_ACTIONS}"
             )
-        found += here
-    return found
+        for source in here:
+            if (twice := found.setdefault(source.path.resolve(), source)) is not source:
+                raise ValueError(f"{source.path} is named twice ({twice.path}); name every episode once")
+    return list(found.values())
 
 
 def _sources_in(path: Path) -> Iterator[Source]:

@@ -19,14 +19,16 @@ _SPARE = 2 * 2**30  # bytes that a process takes beside a large model's weights
 
 
 def check_device(device: torch.device | str | int) -> torch.device:
-    """The device of that name.
+    """The device of that name; `auto` is a GPU where torch sees one, else the CPU.
 
     Raises ValueError for a name that torch does not know, a device that is not there, and one without values (meta).
     """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         found = torch.device(device)
     except (RuntimeError, TypeError) as error:
-        raise ValueError(f"device {device!r} is unknown; known: cpu, cuda, cuda:0, cuda:1 and so on") from error
+        raise ValueError(f"device {device!r} is unknown; known: auto, cpu, cuda, cuda:0, cuda:1 and so on") from error
     if found.type == "cuda" and (found.index or 0) >= (count := torch.cuda.device_count()):
         raise ValueError(f"device {device!r}: torch sees {count} GPUs; give another device, cpu for example")
     if found.type == "meta":

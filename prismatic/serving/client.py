@@ -238,6 +238,7 @@ class PolicyClient:
                 time.sleep(_RETRY_S)
 
     def _open(self, timeout_s: float) -> tuple[ExitStack, ClientConnection]:
+        deadline = time.monotonic() + timeout_s
         with ExitStack() as stack:
             try:
                 # No keep-alive pings: openpi's server does not answer them while it computes.
@@ -253,7 +254,7 @@ class PolicyClient:
                         close_timeout=_CLOSE_TIMEOUT_S,
                     )
                 )
-                greeting = connection.recv(timeout_s)
+                greeting = connection.recv(max(deadline - time.monotonic(), 0.0))
             except TimeoutError as error:
                 raise self._absent(f"no answer within {timeout_s:g} s") from error
             except ssl.SSLCertVerificationError as error:

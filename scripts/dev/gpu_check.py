@@ -98,7 +98,7 @@ def choose_sections(config: CheckConfig) -> list[str]:
 def main() -> int:
     config = parse_or_exit(CheckConfig)
     try:
-        device = check_device(config.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        device = check_device(config.device or "auto")
         preset = config.preset or ("7b" if device.type == "cuda" else "tiny")
         names = choose_sections(config)
         if preset not in PRESETS:

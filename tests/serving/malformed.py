@@ -304,7 +304,7 @@ _KEYS: Mapping[str, Callable[[Random, Target], bytes]] = {
     "cookie": lambda r, t: _without_key(
         t,
         b"/info",
-        b"Cookie: lightvla_key="
+        b"Cookie: lightvla_key_%d=" % t.port
         + r.choice([b"", b"x", (t.key or "").encode(), b'"', b"\xff", b"a" * 5000, b";" * 5000, b'"\\377"'])
         + b"\r\n",
     ),

@@ -10,12 +10,14 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from policy_server import serving
+from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
 from websockets.sync.server import ServerConnection, serve
 
@@ -123,6 +125,24 @@ def talking(script: Any, metadata: dict[str, Any] = METADATA) -> Any:
         script(connection)
 
     return serve(handle, "127.0.0.1", 0, compression=None, max_size=None)
+
+
+def test_handshake_and_greeting_share_one_timeout() -> None:
+    def late(connection: ServerConnection) -> None:
+        time.sleep(1.0)
+        with suppress(ConnectionClosed):
+            connection.send(pack(METADATA))
+
+    def hesitate(*_: Any) -> None:
+        time.sleep(1.0)
+
+    with serve(late, "127.0.0.1", 0, process_request=hesitate) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        with pytest.raises(PolicyServerError, match=r"no answer within 1\.5 s"):
+            PolicyClient(f"ws://127.0.0.1:{server.socket.getsockname()[1]}", timeout_s=1.5)
+        server.shutdown()
+        thread.join()
 
 
 def test_the_answer_to_another_question_is_never_taken() -> None:

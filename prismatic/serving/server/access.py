@@ -23,7 +23,7 @@ STATUSES = {"bad_request": 400, "unauthorized": 401, "too_large": 413, "too_many
 """HTTP's status for each code of a refusal."""
 OPEN_PATHS = ("/healthz",)
 MOST_HEADER_BYTES = 32 * 1024
-_COOKIE, _PARAMETER = "lightvla_key", "key"
+_PARAMETER = "key"
 _BODY_S = 60.0
 """How long a request's body may take to come."""
 Noting = Callable[[str, str, Refusal], None]
@@ -116,7 +116,7 @@ class Gate:
             if scheme.lower() == "api-key" and _same(value.strip(), key):
                 return None
             raise Unauthorized("the key is not the server's; send it as `Authorization: Api-Key KEY`", 401)
-        if _same(connection.cookies.get(_COOKIE, ""), self._cookie_value(key)):
+        if _same(connection.cookies.get(_cookie_name(connection), ""), self._cookie_value(key)):
             return None
         query = parse_qsl(connection.scope.get("query_string", b"").decode("latin-1"))
         offered = [value for name, value in query if name == _PARAMETER]
@@ -127,7 +127,12 @@ class Gate:
             path = connection.scope["path"].lstrip("/\\")
             response = RedirectResponse(f"/{path}{'?' if rest else ''}{rest}", status_code=303)
             response.set_cookie(
-                _COOKIE, self._cookie_value(key), httponly=True, samesite="strict", secure=self._uses_tls, path="/"
+                _cookie_name(connection),
+                self._cookie_value(key),
+                httponly=True,
+                samesite="strict",
+                secure=self._uses_tls,
+                path="/",
             )
             return response
         raise Unauthorized(
@@ -225,6 +230,11 @@ def _with_headers(send: Send) -> Send:
         await send(message)
 
     return send_with_headers
+
+
+def _cookie_name(connection: HTTPConnection) -> str:
+    """Browsers keep a host's cookies together whatever the port, and each server on it has a key of its own."""
+    return f"lightvla_key_{(connection.scope.get('server') or ('', 0))[1]}"
 
 
 def _same(one: str, other: str) -> bool:

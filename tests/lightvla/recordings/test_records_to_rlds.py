@@ -251,6 +251,14 @@ def test_flags_that_cannot_be_used(
     assert status == 2 and re.search(words, said), said
     status, said = convert(capsys, tmp_path / "nothing", "--dataset_name", "libero_mine")
     assert status == 2 and "nothing does not exist" in said
+    twice = [tmp_path / "frames", tmp_path / "frames" / ".." / "frames"]
+    status, said = convert(capsys, *twice, "--dataset_name", "libero_mine", "--gripper", "closed1")
+    assert status == 2 and "frames is named twice" in said
+    (tmp_path / "file").touch()
+    status, said = convert(
+        capsys, tmp_path / "frames", "--output_dir", tmp_path / "file", "--dataset_name", "libero_mine"
+    )
+    assert status == 2 and "file is a file; expected the folder" in said
 
 
 @pytest.mark.slow

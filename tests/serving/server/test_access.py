@@ -80,6 +80,7 @@ def test_a_browser_shows_the_key_once(locked: PolicyServer) -> None:
     assert handshake(locked, Cookie=cookie.partition(";")[0]) == 101
     others = f'theme={{"dark": 1}}; {cookie.partition(";")[0]}; a b=1'  # of other servers on this machine
     assert handshake(locked, Cookie=others) == 101
+    assert cookie.startswith(f"lightvla_key_{locked.port}=")  # beside those of servers with other keys on this host
     # No open door: an address that begins with slashes stays on this server.
     led = requests.get(f"{locked.http_url}//elsewhere.example/?key={KEY}", allow_redirects=False)
     assert led.headers["Location"] == "/elsewhere.example/"
