@@ -17,6 +17,7 @@ from typing import Any
 
 from prismatic import __version__
 from prismatic.command_status import STOPPED, UNUSABLE, print_error
+from prismatic.interruption import noticed, raise_swallowed
 
 
 @dataclass(frozen=True)
@@ -153,9 +154,11 @@ def run(name: str) -> int:
     """Run a command with the flags of this process; returns the exit status, 130 where it is stopped while it loads."""
     # Before torch is imported: its idle threads must not take the cores from simulators and data loaders.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    flags = read_flags(name)
     try:
-        module = importlib.import_module(COMMANDS[name].module)
+        with noticed():
+            flags = read_flags(name)
+            module = importlib.import_module(COMMANDS[name].module)
+            raise_swallowed()
     except KeyboardInterrupt:
         print("stopped before it began", file=sys.stderr)
         return STOPPED

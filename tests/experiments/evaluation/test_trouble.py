@@ -29,6 +29,7 @@ from experiments.robot.libero.rollouts.worker_pool import SimulatorsUnusable
 from experiments.robot.libero.settings.flags import EvaluationConfig
 from experiments.robot.libero.settings.protocols import DEFAULT
 from experiments.robot.libero.simulator import backend
+from prismatic.interruption import noticed
 
 ROOT = Path(__file__).resolve().parents[3]
 SCRIPT = "experiments/robot/libero/run_libero_eval.py"
@@ -221,7 +222,7 @@ def rolled_out(plan: Any, agent: Any, capsys: pytest.CaptureFixture[str]) -> tup
     from experiments.robot.libero.results.journal import Journal
     from prismatic.training.distributed import Ranks
 
-    with Journal(plan.output_dir) as journal:
+    with Journal(plan.output_dir) as journal, noticed():
         status = roll_out(plan, agent, journal, ["eval"], Console(), Ranks(0, 1, torch.device("cpu")))
     said = capsys.readouterr()
     return status, said.out, " ".join(said.err.split())
@@ -290,6 +291,31 @@ def test_ctrl_c_in_the_first_seconds_is_one_line(untrained_checkpoint: Path, tmp
     said = (out + error).splitlines()
     assert process.returncode == 130, said
     assert "Traceback" not in out + error and len([line for line in said if line.startswith("stopped")]) == 1, said
+
+
+class SwallowsCtrlC(Wanders):
+    """At its first query Ctrl+C comes, and a bare `except` takes it, as those of some libraries do."""
+
+    has_swallowed = False
+
+    def query(self, queries: Sequence[PolicyQuery]) -> list[ActionChunk]:
+        if not self.has_swallowed:
+            self.has_swallowed = True
+            try:
+                os.kill(os.getpid(), signal.SIGINT)
+                time.sleep(5)
+            except:  # noqa: E722
+                pass
+        return super().query(queries)
+
+
+def test_ctrl_c_that_a_library_swallows_stops_behind_the_rollout(
+    serial: Results, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status, out, _ = rolled_out(plan_into(tmp_path, report=False), SwallowsCtrlC(), capsys)
+    assert status == 130 and "stopped; go on with the same command" in out
+    assert len(Results.load(tmp_path).episodes) == 1
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_without_a_terminal_every_rollout_is_a_line(serial: Results, tmp_path: Path, capsys: Any) -> None:
