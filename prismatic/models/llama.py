@@ -79,6 +79,15 @@ def run_llama_pruning(
     return model.norm(_run_layers(model, model.layers[layer:], narrowed)), narrowed, selection
 
 
+def called_in_parts(num_layers: int, pruned_before: int | None) -> set[int]:
+    """Layers (0, 1, ...) whose parts are called beside the layer, or in its place, in training.
+
+    The last, of which few rows are read; and, where tokens are dropped before layer `pruned_before`, the one that says
+    what each received.
+    """
+    return {num_layers - 1, *([] if pruned_before is None else [pruned_before - 1])}
+
+
 def run_llama_reading(model: LlamaModel, sequence: Sequence, places: torch.Tensor) -> torch.Tensor:
     """As `run_llama`, but only the rows at places (B, R) leave the last layer: (B, R, D).
 

@@ -167,12 +167,12 @@ def save_adapter(
         directory: made if missing.
         base: path or hub id of the checkpoint that the adapters belong to.
         base_fingerprint: of that checkpoint's weights, written beside the adapter; checked before merging.
-        given: tensors to take instead of the model's, as in `merged_weights`.
+        given: all that is trained, by its names in the model's state dict; None: the model's own.
 
     Raises FloatingPointError for a tensor that is not finite.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    state = {**model.state_dict(), **(given or {})}
+    state = model.state_dict() if given is None else dict(given)
     adapter = get_peft_model_state_dict(model, state, adapter_name=ADAPTER, save_embedding_layers=False)
     adapter |= {name: value for name, value in state.items() if name.startswith("pruner.")}
     tensors = {f"{PREFIX}{name}": LazyTensor.of(tensor) for name, tensor in adapter.items()}

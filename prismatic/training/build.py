@@ -20,6 +20,7 @@ from prismatic.training.distributed import Ranks
 from prismatic.training.ema import WeightAverage
 from prismatic.training.health import Health
 from prismatic.training.loading import BadSamples
+from prismatic.training.parallel.sharding import shard
 from prismatic.training.parts import assemble
 from prismatic.training.planning.text import tell_plan
 from prismatic.training.preemption import StopRequest
@@ -41,7 +42,7 @@ class Run:
         config: the flags.
         ranks: this process among the others.
         module: what is trained; its forward pass is the loss.
-        parallel: `module`, wrapped for several processes where there are several.
+        parallel: `module`, wrapped for several processes where there are several that hold all weights each.
         training: what changes, and survives in checkpoints.
         noise: kind of the pruner's noise.
         data: the datasets that the frames are of.
@@ -107,6 +108,8 @@ def build(config: FinetuneConfig, ranks: Ranks, resumption: Resumption | None = 
     torch.manual_seed(config.seed)
     parts = assemble(config, folder, ranks.device, data.robot, computing=computing)
     checkpoint, lora, module, trained = parts.checkpoint, parts.lora, parts.module, parts.trained
+    if config.sharding != "none":
+        trained = shard(module, ranks)
     facts = _facts(config, ranks, base, resumption.state if resumption else None, data)
     facts.computing = computing.to_json()
     checkpoint.model.config.base_fingerprint = facts.base_fingerprint if lora else None
@@ -128,12 +131,12 @@ def build(config: FinetuneConfig, ranks: Ranks, resumption: Resumption | None = 
         log.info("resuming %s behind step %d", resumption.folder, training.step)
         for change in resumption.changes:
             log.warning("%s: %s", change, ANNOUNCED[change.flag])
-    saver = Saver(training, config)
+    saver = Saver(training, config, ranks)
     return Run(
         config=config,
         ranks=ranks,
         module=module,
-        parallel=_parallel(module, ranks),
+        parallel=module if config.sharding != "none" else _parallel(module, ranks),
         training=training,
         noise=checkpoint.model.config.pruner_spec.noise,
         data=data,

@@ -13,6 +13,9 @@ from prismatic.vla.datasets.entries.spec_file import SpecFile, read_spec_file
 RECOMPUTED = {"False": (False, False), "vits": (True, False), "llm": (False, True), "True": (True, True)}
 """By `--gradient_checkpointing`: whether the ViTs' activations are computed twice, and the language model's."""
 
+SHARDINGS = ("none", "fsdp")
+"""What `--sharding` may be."""
+
 
 @dataclass
 class FinetuneConfig:
@@ -88,6 +91,7 @@ class FinetuneConfig:
     seed: int = 7  # of data order, augmentation, noise and new weights
     device: str = "auto"  # auto, cpu or cuda
     gradient_checkpointing: str = "False"  # compute activations twice, not store them: vits, llm, True (both) or False
+    sharding: str = "none"  # fsdp: each process holds its share of weights, gradients and averages; none: all (DDP)
     precision: str = "auto"  # bf16 (autocast) or fp32; auto: bf16 on GPUs that can, on CPUs where it is clearly faster
     keep_last: int = 0  # so many checkpoints stay, beside the one being written; 0: all
     keep_best: bool = False  # the one with the lowest validation loss stays, too; each save is validated; `best` is it

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from prismatic.training.parallel.shards import own_part, part_like
 from prismatic.training.schedules import ema_momentum
 
 
@@ -31,14 +32,23 @@ class WeightAverage:
     @contextmanager
     def applied(self) -> Iterator[None]:
         """Within the block the parameters hold the average; afterwards their own values again, bit for bit."""
-        raw = [parameter.data for parameter in self._live]
+        self._exchange()
         try:
-            for parameter, average in zip(self._live, self._average, strict=True):
-                parameter.data = average
             yield
         finally:
-            for parameter, value in zip(self._live, raw, strict=True):
-                parameter.data = value
+            self._exchange()
+
+    @torch.no_grad()
+    def _exchange(self) -> None:
+        """Give the parameters the average, and the average the parameters' values."""
+        for place, (parameter, average) in enumerate(zip(self._live, self._average, strict=True)):
+            if (mine := own_part(parameter)) is parameter:
+                self._average[place], parameter.data = parameter.data, average
+            else:  # FSDP gathers from that memory, so the values move
+                others = own_part(average)
+                kept = mine.clone()
+                mine.copy_(others)
+                others.copy_(kept)
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """name -> averaged tensor, itself."""
@@ -48,4 +58,4 @@ class WeightAverage:
     def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
         """Continue from `state_dict()`'s answer."""
         for name, tensor in zip(self._names, self._average, strict=True):
-            tensor.copy_(state[name])
+            tensor.copy_(part_like(state[name], tensor))

@@ -14,6 +14,7 @@ from prismatic.checkpoints.saving import load_training_state
 from prismatic.training.config import FinetuneConfig
 from prismatic.training.data import Frames
 from prismatic.training.distributed import Ranks
+from prismatic.training.parallel.shards import own_part, total_norm
 from prismatic.training.runs.saving import Saver
 
 log = logging.getLogger(__name__)
@@ -42,8 +43,12 @@ COLLAPSED_LINES = 20
 
 
 def gradient_norm(parameters: Iterable[torch.nn.Parameter]) -> torch.Tensor:
-    """() the norm of all gradients as one vector, on their device; what is not finite in one of them shows in it."""
-    return torch.nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+    """() the norm of all gradients as one vector, on their device; what is not finite in one of them shows in it.
+
+    All processes call it: where gradients are divided among them, it is that of the whole.
+    """
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    return total_norm(torch.nn.utils.get_total_norm([own_part(gradient) for gradient in gradients]), gradients[0])
 
 
 class Health:

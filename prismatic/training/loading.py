@@ -117,13 +117,21 @@ def train_batches(run: "Run") -> Generator[dict[str, Any], None, None]:
     return _batches(run, run.train_data, sampler)
 
 
-def val_batches(run: "Run", data: Frames) -> Iterator[dict[str, Any]]:
-    """Every held-out frame once, dealt to the processes in a fixed shuffled order: a part of it is representative."""
+def val_batches(run: "Run", data: Frames) -> tuple[Iterator[dict[str, Any]], int]:
+    """Every held-out frame once, dealt to the processes in a fixed shuffled order: a part of it is representative.
+
+    Returns:
+        This process's batches, and how many there are. Where processes share the weights, so that each needs the
+        others in every pass, as many stand-ins follow as the one with most batches has more; they do not count.
+    """
     order = torch.randperm(len(data), generator=torch.Generator().manual_seed(run.config.seed)).tolist()
     requests = [SampleRequest(position, index) for position, index in enumerate(order)]
     mine = requests[run.ranks.rank :: run.ranks.world_size]
     size = run.config.batch_size
-    return _batches(run, data, [mine[first : first + size] for first in range(0, len(mine), size)])
+    own = [mine[first : first + size] for first in range(0, len(mine), size)]
+    shared = run.config.sharding != "none"
+    stand_ins = [requests[:1]] * (num_val_batches(run, data) - len(own) if shared else 0)
+    return _batches(run, data, own + stand_ins), len(own)
 
 
 def num_val_batches(run: "Run", data: Frames) -> int:

@@ -146,9 +146,7 @@ def _train(run: Run, run_log: RunLog, batches: Iterator[dict[str, Any]]) -> Path
                 run_log.validation(training.step, values)
             saves = saves or stopped
         if saves:
-            with run.ranks.together(OSError, FloatingPointError):
-                if run.ranks.is_main:
-                    saver.save(loss, wait=last or stopped)
+            saver.save(loss, wait=last or stopped)
         run_log.exclude(time.perf_counter() - began)
     if stopped and training.step < config.max_steps:
         raise Preempted(_first_signal(run), training.step)
@@ -173,9 +171,7 @@ def _end(
     """What is left to do and say where pictures cannot be read: the steps taken are saved, where all processes end."""
     all_end = run.ranks.world_size == 1 or isinstance(error, TooManyBadSamples)
     if all_end and run.training.step > 0:
-        with run.ranks.together(OSError, FloatingPointError):
-            if run.ranks.is_main:
-                run.saver.save(wait=True)
+        run.saver.save(wait=True)
     words = named_by_node(f"{error}. {remedy}")
     if not all_end and not speaks_for_node():
         log.error("%s", words)  # the others have met no such picture
@@ -309,14 +305,14 @@ def validate(run: Run) -> tuple[dict[str, float], bool]:
     average = run.training.average
     stopped = False
     run.module.eval()
-    batches = val_batches(run, run.val_data)
+    batches, own = val_batches(run, run.val_data)
     with average.applied() if average else nullcontext():
-        for _ in range(num_val_batches(run, run.val_data)):
+        for number in range(num_val_batches(run, run.val_data)):
             batch = next(batches, None)
             if batch is not None:
                 batch |= diffusion_draws(run.module.action_head, run.config.seed, batch["positions"])
                 _, metrics = run.module(to_device(batch, run.ranks.device))
-                frames = len(batch["positions"])
+                frames = len(batch["positions"]) if number < own else 0
                 kept = metrics.kept.sum(1).double().mean()
                 means = torch.stack([metrics.loss, metrics.current_l1, metrics.next_l1, kept, torch.ones_like(kept)])
                 total += means.double() * frames

@@ -59,14 +59,14 @@ def assemble(
     Args:
         config: the flags.
         folder: the checkpoint.
-        device: to train on.
+        device: to train on. Weights that processes share are left on the CPU, where files are mapped into memory.
         robot: of the data.
         on_meta: leave the weights where they are: everything is as it would be on `device`, but on the meta device.
         computing: how the run computes; None: what is quickest here.
 
     Raises ValueError where checkpoint, data and flags do not fit.
     """
-    place = torch.device("meta") if on_meta else device
+    place = torch.device("meta" if on_meta else "cpu" if config.sharding != "none" else device)
     computing = computing or choose_computing(config, folder, device)
     with place if on_meta else nullcontext():
         checkpoint = _load(config, folder, computing, robot, place)

@@ -12,7 +12,7 @@ from prismatic.checkpoints.files import read_config, resolve
 from prismatic.extern.hf.building import check_pruner
 from prismatic.models.pruners.registry import resolve_pruner
 from prismatic.stored_files import read_json
-from prismatic.training.config import RECOMPUTED, FinetuneConfig
+from prismatic.training.config import RECOMPUTED, SHARDINGS, FinetuneConfig
 from prismatic.training.data import dataset_specs
 from prismatic.training.distributed import resolve_device
 from prismatic.training.health import ON_NAN
@@ -92,8 +92,19 @@ def _check_method(config: FinetuneConfig) -> None:
         raise ValueError(
             f"--gradient_checkpointing {config.gradient_checkpointing!r} is unknown; choose one of {known}"
         )
+    _check_sharding(config.sharding, int(os.environ.get("WORLD_SIZE", "1")))
     if config.precision not in ("auto", "bf16", "fp32"):
         raise ValueError(f"--precision {config.precision!r} is unknown; choose auto, bf16 or fp32")
+
+
+def _check_sharding(sharding: str, world_size: int) -> None:
+    if sharding not in SHARDINGS:
+        raise ValueError(f"--sharding {sharding!r} is unknown; choose one of {', '.join(SHARDINGS)}")
+    if sharding != "none" and world_size == 1:
+        raise ValueError(
+            f"--sharding {sharding} divides the weights among processes, and here is one: start several by torchrun "
+            "--nproc-per-node, or leave the flag out"
+        )
 
 
 def _check_ranges(config: FinetuneConfig) -> None:

@@ -217,7 +217,7 @@ def test_a_mixture_is_drawn_by_weight_and_each_part_scaled_by_its_own_statistics
 def test_validation_goes_over_the_held_out_frames_of_every_part(own_flags):
     run = build(own_flags(use_val_set=True, image_aug=False, val_fraction=0.5), ALONE)
     assert isinstance(run.val_data, FrameMixture) and [len(part) for part in run.val_data.parts] == [1, 8]
-    batches = list(val_batches(run, run.val_data))
+    batches = list(val_batches(run, run.val_data)[0])
     names = [name for batch in batches for name in batch["dataset_names"]]
     assert sorted(names) == ["franka"] * 8 + ["libero_one"]
     assert validate(run)[0]["frames"] == 9

@@ -16,6 +16,7 @@ from prismatic.models import film
 from prismatic.training.config import FinetuneConfig
 from prismatic.training.data import SampleCounts, TrainingData
 from prismatic.training.distributed import Ranks
+from prismatic.training.parallel.sharding import gathered_bytes
 from prismatic.training.parts import Parts, assemble
 from prismatic.training.planning.disk import DiskPlan, gigabytes, plan_disk
 from prismatic.training.planning.memory import StepCost, StepShape, StepSimulator, nbytes
@@ -51,6 +52,8 @@ class MemoryPlan:
         num_visual: visual tokens of one sample.
         costs: number of kept tokens -> what a micro-step needs; empty where it could not be found out.
         free: bytes that there are, or None where nobody says.
+        gathered: whole weights and gradients of a moment, where processes hold shares of them; the sizes above are
+            those of the largest share then.
     """
 
     on_gpu: bool
@@ -66,11 +69,12 @@ class MemoryPlan:
     num_visual: int
     costs: Mapping[int, StepCost]
     free: int | None
+    gathered: int = 0
 
     def peak(self, kept: int | None = None) -> int:
         """Most bytes at once, where `kept` visual tokens stay (None: as many as assumed)."""
         cost = self.costs.get(self.kept if kept is None else kept, StepCost())
-        lasting = self.process + self.frozen + self.trained + self.optimizer + self.average
+        lasting = self.process + self.frozen + self.trained + self.optimizer + self.average + self.gathered
         passing = self.gradients + cost.peak if self.gradients_stay else max(self.gradients, cost.peak)
         return lasting + passing
 
@@ -139,6 +143,8 @@ class Plan:
         remedies = "--gradient_checkpointing True, or a smaller --batch_size with more --grad_accumulation_steps"
         if not self.config.use_lora:
             remedies += ", or --use_lora True: all weights are trained, with 16 bytes each beside activations"
+        if self.processes > 1 and self.config.sharding == "none":
+            remedies += ", or --sharding fsdp, by which processes share weights, gradients and averages"
         device = "the card has" if memory.on_gpu else "this machine has"
         if memory.peak() > memory.free:
             yield (
@@ -182,6 +188,10 @@ def make_plan(
         parts = assemble(config, folder, ranks.device, data.robot, True, computing)
     state = nbytes(parts.trained.values()) * (3 + (config.ema_decay > 0))  # weights, AdamW's averages, and theirs
     largest = max(parameter.numel() for parameter in parts.module.parameters())
+    # What shares are gathered into: of the state, and of the frozen weights where all are written.
+    merges = config.merge_lora_during_training or not config.use_lora
+    copied = nbytes(p for p in parts.module.parameters() if not p.requires_grad) if merges else 0
+    saving = state + 3 * 4 * largest + (copied if config.sharding != "none" else 0)
     trained, frozen = _count_parameters(parts)
     disk = plan_disk(config, parts, state, done)  # before a rehearsal changes the module
     memory = _plan_memory(config, ranks, parts, data, process)
@@ -190,9 +200,7 @@ def make_plan(
     if cost is not None:
         rate = _matrix_rate(parts, ranks.device, config.batch_size, memory.kept)
         seconds = cost.flops * config.grad_accumulation_steps / rate
-    return Plan(
-        config, ranks.world_size, done, data.counts(), trained, frozen, memory, state + 3 * 4 * largest, disk, seconds
-    )
+    return Plan(config, ranks.world_size, done, data.counts(), trained, frozen, memory, saving, disk, seconds)
 
 
 @contextmanager
@@ -230,6 +238,7 @@ def _plan_memory(config: FinetuneConfig, ranks: Ranks, parts: Parts, data: Train
     module, model = parts.module, parts.checkpoint.model
     everything, trained = nbytes([*module.parameters(), *module.buffers()]), nbytes(parts.trained.values())
     stay = config.grad_accumulation_steps > 1 or ranks.world_size > 1
+    shares, gathered = (ranks.world_size, gathered_bytes(module)) if config.sharding != "none" else (1, 0)
     num_visual = model.num_visual_tokens
     kept, because = _kept_tokens(config, num_visual, parts)
     on_gpu = ranks.device.type == "cuda"
@@ -242,9 +251,10 @@ def _plan_memory(config: FinetuneConfig, ranks: Ranks, parts: Parts, data: Train
             costs[number] = simulator.run(StepShape(config.batch_size, prompt, number, noisy, stay))
     except Exception as error:  # a version of torch may ask an operation for values; the run needs none of this
         log.warning("the memory of activations is not known: %s", " ".join(str(error).split()))
+    frozen, trained = -(-(everything - trained) // shares), -(-trained // shares)
     return MemoryPlan(
-        on_gpu, process, everything - trained, trained, 2 * trained, trained * (config.ema_decay > 0), trained, stay,
-        kept, because, num_visual, costs, _free_memory(ranks.device, process),
+        on_gpu, process, frozen, trained, 2 * trained, trained * (config.ema_decay > 0), trained, stay,
+        kept, because, num_visual, costs, _free_memory(ranks.device, process), gathered,
     )  # fmt: skip
 
 

@@ -91,8 +91,14 @@ def memory_rows(memory: MemoryPlan) -> Iterator[Row]:
     for name, size in lasting.items():
         if size:
             yield name, gigabytes(size)
+    if memory.gathered:
+        yield (
+            "gathered",
+            f"{gigabytes(memory.gathered)} (the largest block twice, and what is in none; the rest: shares)",
+        )
     if memory.gradients_stay:
-        yield "gradients", f"{gigabytes(memory.gradients)} (kept between micro-steps, or in buckets for exchange)"
+        where = "" if memory.gathered else " (kept between micro-steps, or in buckets for exchange)"
+        yield "gradients", f"{gigabytes(memory.gradients)}{where}"
     if cost is None:
         yield "gradients", gigabytes(memory.gradients)
         yield "activations", "not known"

@@ -43,6 +43,7 @@ FREE: Mapping[str, str] = {
     "run_id_override": "is the name",
     "device": "from here on; another kind of processor rounds differently",
     "gradient_checkpointing": "from here on; computes the same",
+    "sharding": "from here on; sums are rounded in another order",
     "on_nan": "from here on",
     "max_bad_samples": "from here on; they are counted anew",
     "dry_run": "nothing goes on",

@@ -23,7 +23,9 @@ from prismatic.machine import read_machine
 from prismatic.models import lora
 from prismatic.models.film import is_film
 from prismatic.training.config import FinetuneConfig
+from prismatic.training.distributed import Ranks
 from prismatic.training.ema import WeightAverage
+from prismatic.training.parallel.shards import gathered, part_like
 from prismatic.training.runs.folder import RunFolder
 from prismatic.training.runs.identity import plain_flags
 from prismatic.training.runs.writer import BackgroundWriter
@@ -105,9 +107,14 @@ class Training:
             odd = sorted(set(state["parameters"]) ^ set(self.trained))
             raise ValueError(f"the training state holds other parameters than this model trains, e.g. {odd[0]!r}")
         for name, parameter in self.trained.items():
-            parameter.copy_(state["parameters"][name])
+            parameter.copy_(part_like(state["parameters"][name], parameter))
         settings = self.optimizer.state_dict()["param_groups"]  # rates, betas and decay are this run's flags
-        self.optimizer.load_state_dict({**state["optimizer"], "param_groups": settings})
+        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        moments = {
+            number: {key: part_like(value, parameters[number]) for key, value in moment.items()}
+            for number, moment in state["optimizer"]["state"].items()
+        }
+        self.optimizer.load_state_dict({"state": moments, "param_groups": settings})
         if self.average is not None:
             self.average.load_state_dict(state["average"] or state["parameters"])
         self.step, self.position = state["step"], state["position"]
@@ -134,15 +141,31 @@ class HostCopy:
         return content
 
 
+@dataclass
+class _Content:
+    """What a checkpoint is written from, beside what does not change.
+
+    Attributes:
+        state: `Training.state_dict`.
+        parts: of head and projectors, with averaged weights.
+        frozen: of the model, where its own tensors are not whole.
+    """
+
+    state: dict[str, Any]
+    parts: dict[str, dict[str, torch.Tensor]]
+    frozen: dict[str, torch.Tensor]
+
+
 class Saver:
     """Decides when checkpoints are due and writes them, behind the training where that fits into memory.
 
-    The main process alone saves; the others have one, too, that is never asked.
+    The main process alone writes; the others give it their share of what is divided among them.
     """
 
-    def __init__(self, training: Training, config: FinetuneConfig) -> None:
+    def __init__(self, training: Training, config: FinetuneConfig, ranks: Ranks) -> None:
         self.training = training
         self.config = config
+        self.ranks = ranks
         self.folder = RunFolder(config.run_dir)
         self.writer = BackgroundWriter()
         self._copy = HostCopy()
@@ -157,18 +180,26 @@ class Saver:
     def save(self, validation_loss: float | None = None, wait: bool = False) -> None:
         """Save the finished step, unless that is done; with `wait` the checkpoint is complete afterwards.
 
+        All processes call it.
+
         Raises:
             OSError: where the disk has no room for it, or cannot be written to; of this save or the one before.
             FloatingPointError: for what is not finite. The checkpoints that there were are as they were.
+            ElsewhereError: in the other processes then.
         """
-        training = self.training
-        self.writer.wait()
-        if self._last_step != training.step:
-            background = not wait and self._fits_memory()
-            self.writer.start(self._prepared(validation_loss, background))
-            self._last_step, self._last_time = training.step, time.monotonic()
-            if not background:
-                self.writer.wait()
+        ranks, step = self.ranks, self.training.step
+        with ranks.together(OSError, FloatingPointError):
+            self.writer.wait()
+        if self._last_step == step:
+            return
+        content = self._shared_content() if self._is_shared else None
+        with ranks.together(OSError, FloatingPointError):
+            if ranks.is_main:
+                background = not wait and self._fits_memory()
+                self.writer.start(self._prepared(content or self._content(background), validation_loss))
+                if not background:
+                    self.writer.wait()
+        self._last_step, self._last_time = step, time.monotonic()
 
     @property
     def failed(self) -> bool:
@@ -186,33 +217,61 @@ class Saver:
         """Whether to write from a copy while training goes on."""
         if self.config.save_in_background != "auto":
             return self.config.save_in_background == "True"
+        if self._is_shared:
+            return True  # it has been copied
         free = read_machine().memory_bytes
         state = self.training.state_dict(self.config)
         return free is None or sum(tensor.nbytes for _, tensor in named_tensors(state)) < _SHARE_OF_MEMORY * free
 
-    def _prepared(self, validation_loss: float | None, background: bool) -> Callable[[], None]:
-        """What writes the checkpoint; for the background what training goes on to change is copied first."""
-        training, config = self.training, self.config
-        state = training.state_dict(config)
+    @property
+    def _is_shared(self) -> bool:
+        return self.config.sharding != "none"
+
+    @property
+    def _merges(self) -> bool:
+        """Whether checkpoints hold all weights: else those of the base stay where `base` says until merging."""
+        return self.training.lora is None or self.config.merge_lora_during_training
+
+    def _parts(self) -> dict[str, dict[str, torch.Tensor]]:
+        checkpoint = self.training.checkpoint
+        return component_states(checkpoint.action_head, checkpoint.proprio_projector)
+
+    def _content(self, background: bool) -> "_Content":
+        """What a checkpoint holds of a run whose tensors are whole here; for the background, copies."""
+        training = self.training
+        state = training.state_dict(self.config)
         with training.average.applied() if training.average else nullcontext():
-            checkpoint = training.checkpoint
-            parts = component_states(checkpoint.action_head, checkpoint.proprio_projector)
+            parts = self._parts()
         if background:
             state, parts = self._copy({"state": state, "parts": parts}).values()
             if training.device.type == "cuda":
                 torch.cuda.synchronize()
-        model = checkpoint.model
+        return _Content(state, parts, {})
+
+    def _shared_content(self) -> "_Content":
+        """The same where tensors are divided among the processes, which all call it: whole copies, on the main one."""
+        training, keep = self.training, self.ranks.is_main
+        state = gathered(training.state_dict(self.config), keep)
+        with training.average.applied() if training.average else nullcontext():
+            parts = gathered(self._parts(), keep)
+        weights = training.checkpoint.model.state_dict() if self._merges else {}
+        frozen = {name: value for name, value in weights.items() if f"model.{name}" not in training.trained}
+        return _Content(state, parts, gathered(frozen, keep))
+
+    def _prepared(self, content: "_Content", validation_loss: float | None) -> Callable[[], None]:
+        """What writes the checkpoint, on whatever thread."""
+        training, config = self.training, self.config
+        state, checkpoint = content.state, training.checkpoint
         own = {
             name.removeprefix("model."): value
             for name, value in (state["average"] or state["parameters"]).items()
             if name.startswith("model.")
         }
-        merge = training.lora is None or config.merge_lora_during_training
-        # Without merging, the base weights stay where `base` says until the adapter is merged.
+        merged = lora.merged_weights(checkpoint.model, {**content.frozen, **own}) if self._merges else {}
         weights = {
             # FiLM's maps are published in float32
             name: value if is_film(name) else value.to(training.stored_dtype)
-            for name, value in (lora.merged_weights(model, own) if merge else {}).items()
+            for name, value in merged.items()
         }
         self._make_room(sum(value.nbytes for value in weights.values()), state)
         target = self.folder.checkpoint_dir(training.step)
@@ -223,7 +282,7 @@ class Saver:
         def write() -> None:
             with _side_stream(training.device):
                 self.folder.set_aside(target)
-                save_checkpoint(target, checkpoint, suffix, weights, state, adapter, facts, parts)
+                save_checkpoint(target, checkpoint, suffix, weights, state, adapter, facts, content.parts)
                 self.folder.point(LATEST, target)
                 if config.keep_best and (best := self.folder.best()) is not None:
                     self.folder.point(BEST, best)
