@@ -73,7 +73,9 @@ COMMANDS = {
         "lightvla.commands.merge_results",
     ),
     "report": Command(
-        "make the report of evaluations, HTML and Markdown", "lightvla.flags:report_parser", "lightvla.commands.report"
+        "make the report of evaluations or training runs: HTML, of evaluations Markdown, too",
+        "lightvla.flags:report_parser",
+        "lightvla.commands.report",
     ),
     "benchmark": Command(
         "measure what an action costs: engines, pruners and dtypes side by side",

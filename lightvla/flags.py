@@ -91,12 +91,17 @@ def compare_parser() -> argparse.ArgumentParser:
 
 def report_parser() -> argparse.ArgumentParser:
     parser = _parser(
-        "Make the report of one or several evaluations: report.html, a page that opens offline, and report.md.\n"
-        "Nothing is evaluated again."
+        "Make the report of one or several evaluations, or of one or several training runs, which may still go on:\n"
+        "report.html, a page that opens offline, and of evaluations report.md. Nothing is evaluated or trained again."
     )
     add = parser.add_argument
-    add("results", nargs="+", type=Path, help="results.json files, or the folders that hold them")
-    add("--output_dir", type=Path, help="default: the folder of the results, of several the one that holds them all")
+    add(
+        "results",
+        nargs="+",
+        type=Path,
+        help="folders of evaluations or their results.json, or folders of training runs",
+    )
+    add("--output_dir", type=Path, help="default: the folder that is given, of several the one that holds them all")
     add(
         "--max_embedded_mb", type=float, default=MAX_EMBEDDED_MB,
         help="clips and pictures beyond so many megabytes are linked, not embedded",

@@ -1,5 +1,7 @@
 """Files of a checkpoint: the small ones read so that what is wrong is said in one sentence, and modes of all."""
 
+from __future__ import annotations
+
 import json
 import os
 import pickle
@@ -8,9 +10,10 @@ import struct
 import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+if TYPE_CHECKING:  # what reads JSON alone need not wait for torch
+    import torch
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _PLACEHOLDER = b"version https://git-lfs"
@@ -46,6 +49,8 @@ def load_plain(file: Path) -> Any:
 
     Raises ValueError for a placeholder of git-lfs, a file that is cut off, and one that holds other Python objects.
     """
+    import torch
+
     refuse_placeholder(file)
     with file.open("rb") as stream:
         mapped = stream.read(len(_ZIP)) == _ZIP  # the format before torch 1.6 cannot be mapped
@@ -71,6 +76,8 @@ def _cut_off(file: Path) -> ValueError:
 
 def load_tensors(file: Path) -> dict[str, torch.Tensor]:
     """The state dict of a `.pt` file. Raises ValueError as `load_plain`, and for a file that holds something else."""
+    import torch
+
     state = load_plain(file)
     if not isinstance(state, Mapping) or not all(
         isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in state.items()

@@ -1,17 +1,26 @@
-"""Make the report of one or several evaluations: a page that opens offline, and the same as Markdown.
+"""Make the report of evaluations or of training runs: a page that opens offline.
 
     lightvla report experiments/logs/RUN
     lightvla report demo/evaluation/wide demo/evaluation/blank --output_dir compared
+    lightvla report runs/RUN
+    lightvla report runs/ONE runs/OTHER --output_dir compared
 
-Reads `results.json` and the videos and pictures beside it; writes `report.html` and `report.md`. Nothing is
-evaluated again. Ends with 0, or 2 when the results cannot be read.
+Of evaluations it reads `results.json` and the videos and pictures beside it, and writes `report.html` and `report.md`;
+of training runs, which may still go on, `metrics.jsonl` and `run.json`, and writes `report.html`. Nothing is evaluated
+or trained again. Ends with 0, or 2 when there is nothing that can be read.
 """
 
 import argparse
+import math
+import os
+from pathlib import Path
 
 from experiments.robot.libero.reports.page import write_reports
 from lightvla.flags import report_parser
 from prismatic.command_status import UNUSABLE, print_error
+from prismatic.training.telling.compare import write_comparison
+from prismatic.training.telling.folder import is_run
+from prismatic.training.telling.page import write_page
 
 
 def main(arguments: list[str]) -> int:
@@ -22,9 +31,26 @@ def main(arguments: list[str]) -> int:
 def command(given: argparse.Namespace) -> int:
     """What the command line runs; returns the exit status."""
     try:
-        page, text = write_reports(given.results, given.output_dir, given.max_embedded_mb)
+        pages = write(given.results, given.output_dir, given.max_embedded_mb)
     except (ValueError, OSError) as error:
         print_error(error)
         return UNUSABLE
-    print(f"{page} ({page.stat().st_size / 1e6:.1f} MB)\n{text}")
+    page, *others = pages
+    print("\n".join([f"{page} ({page.stat().st_size / 1e6:.1f} MB)", *map(str, others)]))
     return 0
+
+
+def write(paths: list[Path], output_dir: Path | None, max_embedded_mb: float) -> tuple[Path, ...]:
+    """Write the pages; returns their paths. Raises ValueError and OSError for what cannot be read."""
+    runs = [path for path in paths if is_run(path) and not (path / "results.json").is_file()]
+    if not runs:
+        return write_reports(paths, output_dir, max_embedded_mb)
+    if len(runs) < len(paths):
+        other = next(path for path in paths if path not in runs)
+        raise ValueError(f"{runs[0]} is a training run and {other} is none; make one report of each kind")
+    if not (math.isfinite(max_embedded_mb) and max_embedded_mb >= 0):
+        raise ValueError(f"max_embedded_mb is {max_embedded_mb}; give 0 (embed nothing) or more, a finite number")
+    if len(runs) == 1:
+        return (write_page(runs[0], output_dir, max_embedded_mb),)
+    folder = output_dir or Path(os.path.commonpath([run.resolve() for run in runs]))
+    return (write_comparison(runs, folder),)

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightvla.datasets.plots import ActionPlot, Lengths, camera_strip
-from lightvla.datasets.problems import Problem, dimension_names, gripper_looks_like, no_ops
+from lightvla.datasets.problems import Problem, gripper_looks_like, no_ops
 from lightvla.datasets.reading import Place, StoredDataset
 from prismatic.atomic_files import write_atomically
 from prismatic.report.data import Cell, Headline, Media, Notes, Picture, ReportData, Section, Table, counted
@@ -141,7 +141,10 @@ def _statistics(data: StoredDataset) -> list[Table]:
         return []
     states = None if data.states is None else data.states[rows]
     found = fit_statistics(actions[rows], states, spec.robot.action_mask, len(data.lengths))
-    names = {"action": dimension_names(data), "proprio": tuple(f"state {n}" for n in range(spec.robot.proprio_dim))}
+    names = {
+        "action": data.index.spec.robot.action_names,
+        "proprio": tuple(f"state {n}" for n in range(spec.robot.proprio_dim)),
+    }
     keys = ("min", "q01", "mean", "q99", "max", "std")
     titles = {"action": "Actions", "proprio": "State"}
     return [
@@ -199,7 +202,7 @@ def _plots(data: StoredDataset, numbers: list[int]) -> list[ActionPlot]:
         ActionPlot(
             f"Episode {number}: {data.episodes[number].instruction or 'no instruction'}",
             actions[data.firsts[number] : data.firsts[number] + data.lengths[number]],
-            dimension_names(data), low, high,
+            data.index.spec.robot.action_names, low, high,
         )
         for number in numbers
     ]  # fmt: skip

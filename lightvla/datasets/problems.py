@@ -25,7 +25,6 @@ _CLOSED_FIRST = 0.9  # share of episodes that begin with a closed gripper from w
 _ENOUGH = 5  # episodes to say so
 
 _BYTES_LITERAL = re.compile(r"""b(?P<quote>['"]).*(?P=quote)""", re.DOTALL)
-_SPEAKING = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
 
 
 @dataclass(frozen=True)
@@ -54,14 +53,6 @@ def find_problems(data: StoredDataset) -> list[Problem]:
         _constant, _far,
     )  # fmt: skip
     return list(chain.from_iterable(check(data) for check in checks))
-
-
-def dimension_names(data: StoredDataset) -> tuple[str, ...]:
-    """Of the actions: those that are known, else their numbers."""
-    robot = data.index.spec.robot
-    if robot.name in ("libero", "bridge"):
-        return _SPEAKING
-    return tuple(f"action {number}" for number in range(robot.action_dim))
 
 
 def gripper_looks_like(stored: NDArray[np.float64]) -> str:
@@ -371,7 +362,7 @@ def _far(data: StoredDataset) -> Iterator[Problem]:
 
 
 def _dimension(data: StoredDataset, what: str, number: int) -> str:
-    return dimension_names(data)[number] if what == "actions" else f"state {number}"
+    return data.index.spec.robot.action_names[number] if what == "actions" else f"state {number}"
 
 
 def _first(data: StoredDataset, frames: NDArray[np.int64]) -> str:

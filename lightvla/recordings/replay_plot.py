@@ -25,9 +25,6 @@ from prismatic.command_status import UNUSABLE, print_error
 from prismatic.vla.datasets.entries.spec_file import find_dataset_spec, read_spec_file
 from prismatic.vla.datasets.rlds import Episode, RldsIndex
 
-_NAMES = dict.fromkeys(("libero", "bridge"), ("x", "y", "z", "roll", "pitch", "yaw", "gripper"))
-"""Robot -> what its action dimensions are; those of others are numbered."""
-
 
 @dataclass(frozen=True, eq=False)
 class OpenLoop:
@@ -155,7 +152,7 @@ def ask(policy: Any, index: RldsIndex, episode: Episode, arguments: argparse.Nam
         predicted=np.concatenate(predicted),
         low=low,
         high=high,
-        names=_NAMES.get(robot.name, tuple(f"action {number}" for number in range(robot.action_dim))),
+        names=robot.action_names,
     )
 
 

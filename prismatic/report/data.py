@@ -212,6 +212,19 @@ class Headline:
 
 
 @dataclass(frozen=True)
+class Live:
+    """Of a page that is written again and again: it says how old it is, and looks for a newer one of itself.
+
+    Args:
+        written: When (seconds since 1970).
+        every_s: How often.
+    """
+
+    written: float
+    every_s: float
+
+
+@dataclass(frozen=True)
 class ReportData:
     """Everything in a report. What is left empty, sections with neither blocks nor a note included, is left out.
 
@@ -226,6 +239,7 @@ class ReportData:
     headlines: Sequence[Headline] = ()
     sections: Sequence[Section] = ()
     footer: str = ""
+    live: Live | None = None
 
     @property
     def filled(self) -> list[Section]:

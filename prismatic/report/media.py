@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 from prismatic.report.data import Media
 
-SUFFIXES = {"video/mp4": ".mp4", "image/png": ".png"}
+SUFFIXES = {"video/mp4": ".mp4", "image/png": ".png", "image/webp": ".webp"}
 """Kind of media -> how the names of its files end."""
 
 

@@ -68,10 +68,12 @@ class FinetuneConfig:
     log_freq: int = 10  # steps between lines of metrics.jsonl
     tensorboard_log_dir: Path | None = None  # None: `tensorboard` in the run folder
     tensorboard_log_freq: int = 10  # steps between entries there
-    use_wandb: bool = False  # log to Weights & Biases, too
-    wandb_entity: str | None = None  # None: the login's own
-    wandb_project: str = "lightvla"  # project there
+    tracker: str | None = None  # log to wandb or trackio, too; none; None: wandb where --use_wandb True says so
+    use_wandb: bool = False  # the published name of --tracker wandb
+    wandb_entity: str | None = None  # None: the login's own; wandb alone
+    wandb_project: str = "lightvla"  # project of the tracker
     wandb_log_freq: int = 10  # steps between entries there
+    report_minutes: float = 2.0  # between writings of the run's report.html, and one at its end; 0: none
     run_id_note: str | None = None  # ends the run's name; None: nothing
     run_id_override: str | None = None  # the run's name; None: made of what distinguishes it
 
@@ -128,6 +130,11 @@ class FinetuneConfig:
             # A second stage that begins with the checkpoint has a run folder of its own.
             return own if (self.run_root_dir / own).is_dir() else base.rpartition("--")[0]
         return own
+
+    @property
+    def tracking(self) -> str:
+        """What the run is told to besides its own folder: `wandb`, `trackio` or `none`."""
+        return self.tracker or ("wandb" if self.use_wandb else "none")
 
     @property
     def step_to_resume(self) -> int | None:

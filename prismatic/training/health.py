@@ -209,14 +209,17 @@ class Signs:
         self._collapse = CollapseDetector()
 
     def read(self, step: int, values: Mapping[str, Any]) -> dict[str, float]:
-        """What a line with `loss` and `tokens_kept` says further: `loss_spike`, 1 where its loss is one."""
+        """What a line with `loss` and `tokens_kept` says further: `loss_spike`, 1 where its loss is one, and, in the
+        line at which the pruner has collapsed, `collapsed`, 1."""
         if (usual := self._spikes.usual(values["loss"])) is not None:
             log.warning("step %d: the loss is %.4f, of late it was %.4f: a spike", step, values["loss"], usual)
+        signs = {"loss_spike": 0.0 if usual is None else 1.0}
         if self._may_collapse and self._collapse.has_collapsed(values["tokens_kept"]):
+            signs["collapsed"] = 1.0
             log.warning(
                 "step %d: the pruner keeps %.1f tokens per sample, fewer than %g for %d lines of metrics: it has "
                 "collapsed. Fine-tune with --pruner none first and prune from that checkpoint, lower --learning_rate, "
                 "or set --pruner lightvla:min_tokens=20",
                 step, values["tokens_kept"], COLLAPSED_TOKENS, COLLAPSED_LINES,
             )  # fmt: skip
-        return {"loss_spike": 0.0 if usual is None else 1.0}
+        return signs

@@ -1,4 +1,4 @@
-"""What a run tells while it runs: a progress bar, JSON lines, TensorBoard, Weights & Biases."""
+"""What a run tells while it runs: a progress bar, JSON lines, TensorBoard, a tracker, its report."""
 
 import json
 import logging
@@ -18,15 +18,19 @@ from prismatic.atomic_files import write_atomically
 from prismatic.training.config import FinetuneConfig
 from prismatic.training.distributed import Ranks
 from prismatic.training.health import Signs
+from prismatic.training.preemption import Preempted
+from prismatic.training.runs.files import METRICS_FILE
+from prismatic.training.runs.record import record_end
 from prismatic.training.step import StepMetrics
+from prismatic.training.telling.live import LiveReport
+from prismatic.training.telling.peaks import peak_memory
+from prismatic.training.telling.trackers import Trackio, kept_id
+from prismatic.training.telling.values import Values, flat
 
 log = logging.getLogger(__name__)
 
-METRICS_FILE = "metrics.jsonl"
 LINE_INTERVAL_S = 30.0
 """Without a terminal, a log line at most this often stands in for the bar."""
-
-Values = dict[str, Any]
 
 
 class Window:
@@ -48,8 +52,9 @@ class Window:
 
         Nothing where there was none, as after skipped steps.
 
-        Keys: `loss`, `l1_current`, `l1_next`, `tokens_kept` (per sample; also `_min`, `_max`) and
-        `tokens_kept_per_image` (list in camera order).
+        Keys: `loss`, `l1_current`, `l1_next`, `tokens_kept` (per sample; also `_min`, `_max`), `tokens_kept_per_image`
+        (list in camera order), `host_peak_gb` and, on a GPU, `device_peak_gb`: the most memory that any process has
+        held since it began.
         """
         pending, self._pending = self._pending, []
         if not pending:
@@ -61,7 +66,9 @@ class Window:
         ]
         per_sample = kept.sum(1)
         mean = ranks.mean(torch.cat(scalars)).tolist()
-        low, high = ranks.max(torch.stack((-per_sample.min(), per_sample.max()))).tolist()
+        memory = peak_memory(ranks.device)
+        highest = torch.cat((torch.stack((-per_sample.min(), per_sample.max())), kept.new_tensor([*memory.values()])))
+        low, high, *peaks = ranks.max(highest).tolist()
         return {
             "loss": mean[0],
             "l1_current": mean[1],
@@ -70,6 +77,7 @@ class Window:
             "tokens_kept_min": -low,
             "tokens_kept_max": high,
             "tokens_kept_per_image": mean[3:],
+            **dict(zip(memory, peaks, strict=True)),
         }
 
 
@@ -112,17 +120,6 @@ class JsonLines:
         self._file.close()
 
 
-def flat(values: Mapping[str, Any]) -> dict[str, float]:
-    """Lists become `name/0`, `name/1`, ..., for sinks that know only numbers."""
-    numbers: dict[str, float] = {}
-    for name, value in values.items():
-        if isinstance(value, list):
-            numbers.update({f"{name}/{index}": item for index, item in enumerate(value)})
-        else:
-            numbers[name] = value
-    return numbers
-
-
 class TensorBoard:
     """Scalars for TensorBoard.
 
@@ -161,15 +158,17 @@ class TensorBoard:
 
 
 class Wandb:
-    """Weights & Biases."""
+    """Weights & Biases. A run that goes on goes on there, too."""
 
-    def __init__(self, config: FinetuneConfig) -> None:
+    def __init__(self, config: FinetuneConfig, resume_step: int = 0) -> None:
         import wandb
 
         self._run = wandb.init(
             entity=config.wandb_entity,
             project=config.wandb_project,
             name=config.run_id,
+            id=kept_id(config.run_dir, resume_step),
+            resume="allow",
             dir=str(config.run_dir),
             config={name: str(value) for name, value in vars(config).items()},
         )
@@ -194,8 +193,10 @@ def make_sinks(config: FinetuneConfig, resume_step: int) -> list[tuple[int, Sink
         sinks.append((config.tensorboard_log_freq, TensorBoard(directory, resume_step)))
     except ImportError:
         log.warning("tensorboard is not installed, so no curves are written for it: pip install 'lightvla[train]'")
-    if config.use_wandb:
-        sinks.append((config.wandb_log_freq, Wandb(config)))
+    if config.tracking == "wandb":
+        sinks.append((config.wandb_log_freq, Wandb(config, resume_step)))
+    if config.tracking == "trackio":
+        sinks.append((config.wandb_log_freq, Trackio(config, resume_step)))
     return sinks
 
 
@@ -209,9 +210,11 @@ class RunLog:
         self.config = config
         self.ranks = ranks
         frequencies = {config.log_freq, config.tensorboard_log_freq}
-        frequencies |= {config.wandb_log_freq} if config.use_wandb else set()
+        frequencies |= {config.wandb_log_freq} if config.tracking != "none" else set()
         self._windows = {frequency: Window() for frequency in sorted(frequencies)}
         self._sinks = make_sinks(config, start_step) if ranks.is_main else []
+        self._report = LiveReport(config.run_dir, config.report_minutes) if ranks.is_main else None
+        self._step = start_step
         self._signs = Signs(may_collapse)
         self._started = dict.fromkeys(self._windows, (start_step, time.perf_counter()))
         self._waited = dict.fromkeys(self._windows, 0.0)
@@ -242,6 +245,9 @@ class RunLog:
         self._bar.stop()
         for _, sink in self._sinks:
             sink.close()
+        if self._report is not None:
+            record_end(self.config.run_dir, self._step, *_ending(error))
+            self._report.close()
 
     def add(self, metrics: StepMetrics, waited: float) -> None:
         """Take in one micro-step, which waited that many seconds for its data."""
@@ -251,6 +257,7 @@ class RunLog:
 
     def step(self, step: int, facts: Mapping[str, Any]) -> None:
         """Finish step `step` (1, 2, ...); `facts` (numbers, or tensors of one) are told along with the metrics."""
+        self._step = step
         self._bar.update(self._task, completed=step)
         last = step == self.config.max_steps
         due = [frequency for frequency in self._windows if step % frequency == 0 or step == 1 or last]
@@ -264,6 +271,8 @@ class RunLog:
                     sink.write(step, values)
             if frequency == self.config.log_freq and "loss" in values:
                 self._tell(step, values, force=last)
+        if self._report is not None and self.config.log_freq in due:
+            self._report.write()
 
     def rewind(self, step: int) -> None:
         """Go on as if behind finished step `step`; what was told of later ones is dropped."""
@@ -271,6 +280,7 @@ class RunLog:
             window.clear()
         self._started = dict.fromkeys(self._windows, (step, time.perf_counter()))
         self._waited = dict.fromkeys(self._windows, 0.0)
+        self._step = step
         self._bar.update(self._task, completed=step)
         for _, sink in self._sinks:
             sink.rewind(step)
@@ -311,3 +321,15 @@ class RunLog:
     def exclude(self, seconds: float) -> None:
         """Do not count `seconds` (of validating or saving) as time of steps."""
         self._started = {key: (step, since + seconds) for key, (step, since) in self._started.items()}
+
+
+def _ending(error: BaseException | None) -> tuple[str, str]:
+    """How a run has ended, and the words for it, as `record_end` takes them."""
+    if error is None:
+        return "finished", ""
+    if isinstance(error, Preempted):
+        return "preempted", error.signal
+    if isinstance(error, KeyboardInterrupt):
+        return "preempted", "SIGINT"
+    expected = isinstance(error, ValueError | OSError | FloatingPointError)
+    return "error", str(error) if expected else f"{type(error).__name__}: {error}"

@@ -34,6 +34,7 @@ from prismatic.training.runs.record import record_start
 from prismatic.training.runs.resuming import find_resumption
 from prismatic.training.schedules import noise_scale
 from prismatic.training.step import StepMetrics, learning_rate, seed_dropout, to_device
+from prismatic.training.telling.values import Named, Values
 from prismatic.vla.datasets.rlds import UnreadableImage
 
 log = logging.getLogger(__name__)
@@ -102,7 +103,7 @@ def train(run: Run) -> Path:
     if run.ranks.is_main:
         write_atomically(config.run_dir / "finetune.yaml", str(draccus.dump(config)))
         place = (run.ranks.world_size, run.ranks.device.type)
-        record_start(config, training.facts, training.step, *place, run.changes)
+        record_start(config, training.facts, run.data.robot, training.step, *place, run.changes)
         count = sum(parameter.numel() for parameter in training.trained.values())
         precision = "bf16" if run.module.bf16 else "fp32"
         log.info("training %.2f M parameters on %d x %s in %s", count / 1e6, *place, precision)
@@ -291,17 +292,20 @@ def _update(run: Run, norm: torch.Tensor) -> None:
 
 
 @torch.no_grad()
-def validate(run: Run) -> tuple[dict[str, float], bool]:
-    """Means over the held-out frames, as inference computes: no noise, no straight-through rows, averaged weights.
+def validate(run: Run) -> tuple[Values, bool]:
+    """Means over the held-out frames, as inference computes: the centre of the pictures where training crops at random,
+    no noise, no straight-through rows, averaged weights.
 
     Every process takes its share, and all stop when one has computed for `val_time_limit` seconds or was asked to end.
 
     Returns:
-        `loss`, `l1_current`, `l1_next`, `tokens_kept`, `frames`; and whether a process was asked to end.
+        `loss`, `l1_current`, `l1_next`, `tokens_kept`, `frames`, and the L1 of every action dimension (lists) over the
+        chunk, `l1_dimensions`, and in its first action, `l1_current_dimensions`; whether a process was asked to end.
     """
     assert run.val_data is not None
     deadline = time.monotonic() + run.config.val_time_limit
-    total = torch.zeros(5, dtype=torch.float64, device=run.ranks.device)
+    names = run.data.robot.action_names
+    total = torch.zeros(5 + 2 * len(names), dtype=torch.float64, device=run.ranks.device)
     average = run.training.average
     stopped = False
     run.module.eval()
@@ -315,7 +319,7 @@ def validate(run: Run) -> tuple[dict[str, float], bool]:
                 frames = len(batch["positions"]) if number < own else 0
                 kept = metrics.kept.sum(1).double().mean()
                 means = torch.stack([metrics.loss, metrics.current_l1, metrics.next_l1, kept, torch.ones_like(kept)])
-                total += means.double() * frames
+                total += torch.cat([means, metrics.l1_dimensions.flatten()]).double() * frames
             late, stopped = run.ranks.any([time.monotonic() > deadline, run.stop.signal is not None])
             if late or stopped:
                 break
@@ -323,7 +327,12 @@ def validate(run: Run) -> tuple[dict[str, float], bool]:
     (any_unreadable,) = run.ranks.any([run.bad_samples.are_new])
     if any_unreadable:
         run.bad_samples.settle()
-    *sums, frames_seen = run.ranks.sum(total).tolist()
-    names = ("loss", "l1_current", "l1_next", "tokens_kept")
-    values = {name: value / frames_seen for name, value in zip(names, sums, strict=True)}
-    return {**values, "frames": frames_seen}, stopped
+    total = run.ranks.sum(total)
+    frames_seen = float(total[4])
+    loss, l1_current, l1_next, tokens_kept, _, *l1 = (total / frames_seen).tolist()
+    values = {"loss": loss, "l1_current": l1_current, "l1_next": l1_next, "tokens_kept": tokens_kept}
+    first, others = l1[: len(names)], l1[len(names) :]
+    length = run.data.robot.chunk_length
+    whole = [(one + (length - 1) * other) / length for one, other in zip(first, others, strict=True)]
+    by_name = {"l1_dimensions": Named(names, whole), "l1_current_dimensions": Named(names, first)}
+    return {**values, "frames": frames_seen, **by_name}, stopped

@@ -20,7 +20,8 @@ from prismatic.training.pruning import check_form
 from prismatic.training.runs.identity import check_name
 from prismatic.training.runs.resuming import find_resumption
 from prismatic.training.schedules import NOISE_SCHEDULES, SCHEDULES
-from prismatic.training.wandb_account import check_wandb, without_effect
+from prismatic.training.telling.trackers import check_tracker
+from prismatic.training.wandb_account import without_effect
 from prismatic.vla.datasets.shards import find_shards, find_version
 
 log = logging.getLogger(__name__)
@@ -37,6 +38,7 @@ _POSITIVE = (
 _NOT_NEGATIVE = (
     "keep_last",
     "save_minutes",
+    "report_minutes",
     "max_bad_samples",
     "lr_warmup_steps",
     "num_workers",
@@ -49,7 +51,7 @@ _SHARES = ("ema_decay", "lora_dropout", "adam_beta1", "adam_beta2")
 
 
 def check_flags(config: FinetuneConfig) -> None:
-    """Raises ValueError naming the flag, its value and the remedy. Needs no file (`--use_wandb`: a login)."""
+    """Raises ValueError naming the flag, its value and the remedy. Needs no file (`--tracker wandb`: a login)."""
     _check_method(config)
     _check_ranges(config)
     resolve_pruner(config.pruner, None, "training")
@@ -63,7 +65,7 @@ def check_flags(config: FinetuneConfig) -> None:
         raise ValueError("--keep_best True needs a validation loss; pass --use_val_set True")
     if config.shuffle_buffer_size != FinetuneConfig.shuffle_buffer_size:
         log.info("--shuffle_buffer_size is not needed: all frames are shuffled globally")
-    check_wandb(config)
+    check_tracker(config)
     for line in without_effect(config):
         log.warning("%s", line)
 

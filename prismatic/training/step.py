@@ -29,12 +29,14 @@ class StepMetrics:
         current_l1: (), mean absolute error of the chunk's first action, over normalised values.
         next_l1: () of the others.
         kept: (B, I) visual tokens that stay, per sample and image.
+        l1_dimensions: (2, A) `current_l1` and `next_l1` of every action dimension.
     """
 
     loss: torch.Tensor
     current_l1: torch.Tensor
     next_l1: torch.Tensor
     kept: torch.Tensor
+    l1_dimensions: torch.Tensor
 
 
 class TrainableVLA(nn.Module):
@@ -73,7 +75,9 @@ class TrainableVLA(nn.Module):
             error = (outcome.predicted - batch["actions"].to(outcome.predicted.dtype)).abs()
             images = batch["pixel_values"].shape[1] // self.model.vision_backbone.channels_per_image
             kept = outcome.hidden.selection.kept().unflatten(1, (images, -1)).sum(-1)
-            metrics = StepMetrics(outcome.loss.detach(), error[:, 0].mean(), error[:, 1:].mean(), kept)
+            by_dimension = torch.stack((error[:, 0].mean(0), error[:, 1:].mean((0, 1))))
+            l1 = by_dimension.mean(1)
+            metrics = StepMetrics(outcome.loss.detach(), l1[0], l1[1], kept, by_dimension)
         return outcome.loss, metrics
 
     @torch.no_grad()

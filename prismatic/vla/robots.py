@@ -101,6 +101,12 @@ class RobotSpec:
     control: Control | None = None
 
     @property
+    def action_names(self) -> tuple[str, ...]:
+        """What the dimensions of an action are; their numbers where that is not known."""
+        names = _ACTION_NAMES.get(self.name, ())
+        return names if len(names) == self.action_dim else tuple(f"action {n}" for n in range(self.action_dim))
+
+    @property
     def num_action_tokens(self) -> int:
         """Sequence positions that one action chunk takes (chunk length x action dimension)."""
         return self.chunk_length * self.action_dim
@@ -193,6 +199,17 @@ BRIDGE = RobotSpec(
 
 Its limits are not known here.
 """
+
+_ACTION_NAMES: dict[str, tuple[str, ...]] = {
+    # An axis times an angle, though the data's own labels say roll, pitch, yaw.
+    "libero": ("x", "y", "z", "rot x", "rot y", "rot z", "gripper"),
+    "aloha": tuple(
+        f"{side} {joint}"
+        for side in ("left", "right")
+        for joint in ("waist", "shoulder", "elbow", "forearm", "wrist angle", "wrist rotation", "gripper")
+    ),
+    "bridge": ("x", "y", "z", "roll", "pitch", "yaw", "gripper"),
+}
 
 ROBOTS: dict[str, RobotSpec] = {robot.name: robot for robot in (LIBERO, ALOHA, BRIDGE)}
 

@@ -29,7 +29,7 @@ def flags(small_base: Path, data_root: Path, tmp_path: Path) -> Callable[..., Fi
             "vla_path": str(small_base), "data_root_dir": data_root, "dataset_name": DATASET,
             "run_root_dir": tmp_path / "runs", "run_id_override": "run", "num_images_in_input": 2, "use_proprio": True,
             "batch_size": 4, "learning_rate": 1e-3, "max_steps": 4, "save_freq": 100, "log_freq": 1, "use_lora": False,
-            "device": "cpu", "precision": "fp32", "num_workers": 0,
+            "device": "cpu", "precision": "fp32", "num_workers": 0, "report_minutes": 0.0,
         }  # fmt: skip
         return FinetuneConfig(**{**defaults, **overrides})
 

@@ -14,7 +14,7 @@ ALONE = Ranks(0, 1, torch.device("cpu"))
 
 def metrics(loss: float, kept: list[list[int]]) -> StepMetrics:
     value = torch.tensor(loss)
-    return StepMetrics(value, value / 2, value / 4, torch.tensor(kept))
+    return StepMetrics(value, value / 2, value / 4, torch.tensor(kept), torch.full((2, 7), loss))
 
 
 def test_a_window_averages_micro_steps_and_samples():

@@ -17,10 +17,9 @@ pytest.importorskip("wandb")
 ROOT = Path(__file__).resolve().parents[2]
 KEY = "0123456789" * 4
 CHECK = """
-from types import SimpleNamespace
 from prismatic.training.wandb_account import check_wandb
 try:
-    check_wandb(SimpleNamespace(use_wandb=True))
+    check_wandb()
     print("passes")
 except ValueError as error:
     print(error)

@@ -6,8 +6,8 @@ import { bitmapOf, drawView, gridOf } from "./views.js";
 const $ = (id) => document.getElementById(id);
 const STAGES = ["queue", "preprocessing", "vision", "pruner", "llm"];
 const COLOURS = ["--c1", "--c2", "--c3", "--c4", "--c5", "--c6"];
-const ACTION_NAMES = { // of robots that this project names
-  libero: ["x", "y", "z", "roll", "pitch", "yaw", "gripper"],
+const ACTION_NAMES = { // as `action_names` in prismatic/vla/robots.py
+  libero: ["x", "y", "z", "rot x", "rot y", "rot z", "gripper"],
   bridge: ["x", "y", "z", "roll", "pitch", "yaw", "gripper"],
 };
 const GAP_S = 3;

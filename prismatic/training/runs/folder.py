@@ -1,7 +1,7 @@
 """The folder of a run: its checkpoints, the pointers to the newest and the best one, and whose run it is.
 
     runs/RUN/
-      run.json  finetune.yaml  metrics.jsonl  tensorboard/
+      run.json  finetune.yaml  metrics.jsonl  report.html  tensorboard/
       checkpoints/
         RUN--1000_chkpt/  RUN--2000_chkpt/      whole when they have their names
         latest -> RUN--2000_chkpt               replaced by one rename
@@ -26,11 +26,10 @@ from prismatic.checkpoints.atomic_folder import remove_leftovers, remove_unless_
 from prismatic.checkpoints.manifest import manifest_problems, read_manifest
 from prismatic.checkpoints.places import BEST, CHECKPOINTS, LATEST, checkpoint_name
 from prismatic.checkpoints.saving import load_training_state
+from prismatic.training.runs.files import LOCK_FILE
 
 log = logging.getLogger(__name__)
 
-RUN_FILE = "run.json"
-LOCK_FILE = ".lock"
 LOCK_PATIENCE_S = 60.0
 """How long a run waits for another process that still holds it: one that is ending saves first."""
 

@@ -1,4 +1,4 @@
-"""`run.json`: what a run is, and every start of it."""
+"""`run.json`: what a run is, every start of it, and how that ended."""
 
 import json
 import platform
@@ -12,9 +12,10 @@ from typing import Any
 from prismatic.atomic_files import write_atomically
 from prismatic.stored_files import read_json
 from prismatic.training.config import FinetuneConfig
-from prismatic.training.runs.folder import RUN_FILE
+from prismatic.training.runs.files import RUN_FILE
 from prismatic.training.runs.identity import Change, plain_flags
 from prismatic.training.runs.saving import Facts
+from prismatic.vla.robots import RobotSpec
 
 SCHEMA = 1
 _PACKAGES = ("lightvla", "torch", "transformers", "timm", "peft", "numpy")
@@ -32,16 +33,23 @@ def versions() -> dict[str, str]:
 
 
 def record_start(
-    config: FinetuneConfig, facts: Facts, step: int, processes: int, device: str, changes: Sequence[Change]
+    config: FinetuneConfig,
+    facts: Facts,
+    robot: RobotSpec,
+    step: int,
+    processes: int,
+    device: str,
+    changes: Sequence[Change],
 ) -> Path:
     """Write `run.json`, or add this start to the one that is there. The main process only.
 
-    Keys: `schema`, `run_id`, `flags` (of its beginning), `facts` (base model, data, samples per step) and `starts`,
-    each with `time` (UTC), `step` (finished before), `processes`, `device`, `versions` and `changes` of flags.
+    Keys: `schema`, `run_id`, `flags` (of its beginning), `facts` (base model, data, samples per step), `robot` (`name`,
+    `action_names`) and `starts`, each with `time` (UTC), `step` (finished before), `processes`, `device`, `versions`,
+    `changes` of flags, and, once it has ended, `ended` (`record_end`).
     """
     file = config.run_dir / RUN_FILE
     start: dict[str, Any] = {
-        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "time": _now(),
         "step": step,
         "processes": processes,
         "device": device,
@@ -54,6 +62,28 @@ def record_start(
         "run_id": config.run_id,
         "flags": known["flags"] if step > 0 and known else plain_flags(config),
         "facts": asdict(facts),
+        "robot": {"name": robot.name, "action_names": list(robot.action_names)},
         "starts": [*known.get("starts", []), start],
     }
     return write_atomically(file, json.dumps(content, indent=1))
+
+
+def record_end(run: Path, step: int, how: str, words: str = "") -> None:
+    """Write into `run.json`, where there is one, how its last start ended. The main process only.
+
+    Args:
+        run: the run's folder.
+        step: finished steps.
+        how: `finished`, `preempted` or `error`.
+        words: the signal, or what the error says.
+    """
+    file = run / RUN_FILE
+    if not file.is_file():
+        return
+    content = read_json(file)
+    content["starts"][-1]["ended"] = {"time": _now(), "step": step, "how": how, "words": words}
+    write_atomically(file, json.dumps(content, indent=1))
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

@@ -10,14 +10,15 @@ from prismatic.checkpoints.places import stands_for
 from prismatic.stored_files import read_json
 from prismatic.training.config import FinetuneConfig
 from prismatic.training.distributed import Ranks
-from prismatic.training.runs.folder import RUN_FILE, RunFolder
+from prismatic.training.runs.files import RUN_FILE
+from prismatic.training.runs.folder import RunFolder
 from prismatic.training.runs.identity import Change, check_changes, plain_flags
 
 log = logging.getLogger(__name__)
 
 _PER_NODE = {
     "vla_path", "data_root_dir", "run_root_dir", "device", "num_workers", "num_threads", "tensorboard_log_dir",
-    "use_wandb", "wandb_entity", "wandb_project", "wandb_log_freq",
+    "use_wandb", "tracker", "wandb_entity", "wandb_project", "wandb_log_freq", "report_minutes",
 }  # fmt: skip
 """Flags that may differ between the processes of a run."""
 

@@ -11,7 +11,7 @@ from prismatic.vla.augmentation import AugmentationParameters, augment
 from prismatic.vla.datasets.catalog import DatasetSpec
 from prismatic.vla.datasets.rlds import RldsIndex, UnreadableImage
 from prismatic.vla.datasets.sampler import SampleRequest
-from prismatic.vla.images import resize_lanczos3
+from prismatic.vla.images import center_crop, resize_lanczos3
 from prismatic.vla.transform import PolicyTransform
 
 HELD_OUT_SPLITS = ("val", "validation")
@@ -82,7 +82,7 @@ class FrameDataset(torch.utils.data.Dataset[dict[str, Any]]):
             index: the episodes.
             spec: how they map to the robot.
             transform: to model inputs.
-            augment: whether images are augmented (training) or left as they are (validation).
+            augment: whether images are augmented (training) or prepared as inference does (validation).
             seed: of the augmentation.
             episodes: numbers of the episodes to use; all of them by default.
             state_noise: deviation of Gaussian noise on the normalised state (training).
@@ -155,7 +155,7 @@ class FrameDataset(torch.utils.data.Dataset[dict[str, Any]]):
         )
 
     def __getitem__(self, request: SampleRequest) -> dict[str, Any]:
-        """Model inputs and targets of one frame.
+        """Model inputs and targets of one frame: augmented, or as inference sees it.
 
         Returns:
             input_ids (T,) int64, pixel_values (3*n*I, S, S) float32, actions (chunk_length, action_dim) float32 and
@@ -166,6 +166,8 @@ class FrameDataset(torch.utils.data.Dataset[dict[str, Any]]):
         if self.augment:
             rng = np.random.default_rng([self.seed, request.position])
             images = augment(images, AugmentationParameters.draw(rng, len(images))).numpy()
+        elif self.transform.center_crop:
+            images = np.stack([center_crop(image) for image in images])
         sample = {
             "input_ids": self.transform.input_ids(frame.instruction),
             "pixel_values": self.transform.pixel_values(images),

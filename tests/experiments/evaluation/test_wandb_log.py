@@ -1,47 +1,17 @@
 """What Weights & Biases is told while an evaluation runs, read back from the file of an offline run."""
 
-import json
-import struct
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
+from wandb_file import history, offline_files
 
 from experiments.robot.libero.evaluation.plan import make_plan
 from experiments.robot.libero.evaluation.wandb_log import WandbLog
 from experiments.robot.libero.results.results import EpisodeRecord, Results
 from experiments.robot.libero.settings.flags import EvaluationConfig
 
-pb = pytest.importorskip("wandb.proto.wandb_internal_pb2")
-_BLOCK, _FILE_HEADER = 32768, 7
-
-
-def records(path: Path) -> Iterator[Any]:
-    """The records of a `.wandb` file: LevelDB's log, behind a header of seven bytes."""
-    content, place, parts = path.read_bytes(), _FILE_HEADER, b""
-    while place + 7 <= len(content):
-        if _BLOCK - place % _BLOCK < 7:
-            place += _BLOCK - place % _BLOCK
-            continue
-        length, kind = struct.unpack("<HB", content[place + 4 : place + 7])
-        parts += content[place + 7 : place + 7 + length]
-        place += 7 + length
-        if kind in (1, 4):  # whole, or the last part
-            record = pb.Record()
-            record.ParseFromString(parts)
-            yield record
-            parts = b""
-
-
-def history(folder: Path) -> list[dict[str, Any]]:
-    (path,) = folder.glob("wandb/offline-run-*/run-*.wandb")
-    return [
-        {item.key or ".".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
-        for record in records(path)
-        if record.HasField("history")
-    ]
+pytest.importorskip("wandb")
 
 
 def episode(state: int, success: bool | None, policy_ms: list[float]) -> EpisodeRecord:
@@ -65,7 +35,8 @@ def test_every_episode_is_logged_as_it_ends(tmp_path: Path, monkeypatch: pytest.
         log.episode(record)
     log.finish(Results(episodes=ended))
     deadline = time.monotonic() + 60
-    while len(rows := history(tmp_path)) < 4 and time.monotonic() < deadline:
+    (file,) = offline_files(tmp_path)
+    while len(rows := history(file)) < 4 and time.monotonic() < deadline:
         time.sleep(0.2)  # another process writes the file
     assert [row["success_rate_so_far"] for row in rows[:3]] == [1.0, 0.5, 0.5]
     assert [row.get("episode/policy_ms") for row in rows[:3]] == [13.0, None, None]

@@ -118,4 +118,5 @@ def check_flags(config: EvaluationConfig) -> None:
         raise ValueError(f"--save_rollout_video {config.save_rollout_video!r}: expected True, False or failures")
     if config.save_rollout_video and importlib.util.find_spec("imageio_ffmpeg") is None:
         raise ValueError("--save_rollout_video needs imageio-ffmpeg: pip install 'imageio[ffmpeg]'")
-    check_wandb(config)
+    if config.use_wandb:
+        check_wandb()
