@@ -14,10 +14,10 @@ Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
 PANEL_SIZE = 256
 """Side of one camera view in a composed frame, in pixels."""
 
-_MARGIN = 8
-_BACKGROUND = (24, 26, 31)
-_TEXT = (226, 228, 233)
-_MUTED = (150, 155, 165)
+MARGIN = 8
+BACKGROUND = (24, 26, 31)
+TEXT = (226, 228, 233)
+MUTED = (150, 155, 165)
 _TITLE, _SMALL, _SHEET = 22, 18, 26
 """Sizes of letters in pixels: they must be readable where frames of two cameras and sheets are shown 400 px wide."""
 _HEADING = 22
@@ -58,22 +58,22 @@ def compose_frame(
     Returns:
         uint8 (H', W', 3) with even sides, as video codecs want them. Words that change over time do not change them.
     """
-    pitch, groups = size + _MARGIN, [group for group in (live, seen) if group]
+    pitch, groups = size + MARGIN, [group for group in (live, seen) if group]
     stacked = max(map(len, groups)) > 1
     columns, rows = (max(map(len, groups)), len(groups)) if stacked else (len(groups), 1)
-    width = _MARGIN + columns * pitch
+    width = MARGIN + columns * pitch
     title, context = (
         _wrapped(text, font, width) for text, font in ((caption.title, _TITLE), (caption.context, _SMALL))
     )
-    strip = _MARGIN + _TITLE * 5 // 4 * max(1, len(title)) + _SMALL * 5 // 4 * (len(context) + 1) + 4
-    canvas = Image.new("RGB", (width + width % 2, strip + rows * (_HEADING + pitch)), _BACKGROUND)
+    strip = MARGIN + _TITLE * 5 // 4 * max(1, len(title)) + _SMALL * 5 // 4 * (len(context) + 1) + 4
+    canvas = Image.new("RGB", (width + width % 2, strip + rows * (_HEADING + pitch)), BACKGROUND)
     canvas = canvas.crop((0, 0, canvas.width, canvas.height + canvas.height % 2))
     draw = ImageDraw.Draw(canvas)
     headings = ("now", "the last policy query: dark is pruned")
     for number, (group, heading) in enumerate(zip(groups, headings, strict=False)):
-        x, y = (_MARGIN, strip + number * (_HEADING + pitch)) if stacked else (_MARGIN + number * pitch, strip)
+        x, y = (MARGIN, strip + number * (_HEADING + pitch)) if stacked else (MARGIN + number * pitch, strip)
         font = ImageFont.load_default(_SMALL)
-        draw.text((x, y - 2), _shorten(draw, heading, font, columns * size), font=font, fill=_MUTED)
+        draw.text((x, y - 2), shorten(draw, heading, font, columns * size), font=font, fill=MUTED)
         for panel in group:
             canvas.paste(Image.fromarray(resize(panel, size)), (x, y + _HEADING))
             x += pitch
@@ -87,32 +87,33 @@ def _wrapped(text: str, font_size: int, width: int) -> list[str]:
     lines: list[str] = []
     for word in text.split():
         longer = f"{lines[-1]} {word}" if lines else word
-        if lines and (draw.textlength(longer, font) <= width - 2 * _MARGIN or len(lines) == 2):
+        if lines and (draw.textlength(longer, font) <= width - 2 * MARGIN or len(lines) == 2):
             lines[-1] = longer
         else:
             lines.append(word)
-    return [_shorten(draw, line, font, width - 2 * _MARGIN) for line in lines]
+    return [shorten(draw, line, font, width - 2 * MARGIN) for line in lines]
 
 
 def _draw_caption(draw: ImageDraw.ImageDraw, caption: Caption, lines: tuple[list[str], list[str]], width: int) -> None:
     title_font, small_font = ImageFont.load_default(_TITLE), ImageFont.load_default(_SMALL)
     outcome = caption.outcome or ("solved" if caption.success else "not solved")
     outcome = "" if caption.success is None else outcome
-    y = _MARGIN - 2
+    y = MARGIN - 2
     for words, font, colour, size in (
-        (lines[0] or [""], title_font, _TEXT, _TITLE),
-        (lines[1], small_font, _TEXT, _SMALL),
+        (lines[0] or [""], title_font, TEXT, _TITLE),
+        (lines[1], small_font, TEXT, _SMALL),
     ):
         for line in words:
-            draw.text((_MARGIN, y), line, font=font, fill=colour)
+            draw.text((MARGIN, y), line, font=font, fill=colour)
             y += size * 5 // 4
-    room = width - 2 * _MARGIN - (draw.textlength(outcome, small_font) + 2 * _MARGIN if outcome else 0)
-    draw.text((_MARGIN, y), _shorten(draw, caption.detail, small_font, room), font=small_font, fill=_MUTED)
+    room = width - 2 * MARGIN - (draw.textlength(outcome, small_font) + 2 * MARGIN if outcome else 0)
+    draw.text((MARGIN, y), shorten(draw, caption.detail, small_font, room), font=small_font, fill=MUTED)
     if caption.success is not None:
-        draw.text((width - _MARGIN, y), outcome, font=small_font, fill=_OUTCOME[caption.success], anchor="ra")
+        draw.text((width - MARGIN, y), outcome, font=small_font, fill=_OUTCOME[caption.success], anchor="ra")
 
 
-def _shorten(draw: ImageDraw.ImageDraw, text: str, font: Font, room: float) -> str:
+def shorten(draw: ImageDraw.ImageDraw, text: str, font: Font, room: float) -> str:
+    """The text, or as much of its beginning as has room, in pixels, before an ellipsis."""
     if draw.textlength(text, font) <= room:
         return text
     while text and draw.textlength(text + "...", font) > room:
@@ -120,12 +121,12 @@ def _shorten(draw: ImageDraw.ImageDraw, text: str, font: Font, room: float) -> s
     return text.rstrip() + "..."
 
 
-def sheet(rows: Sequence[Sequence[Picture]], size: int = PANEL_SIZE, gap: int = _MARGIN) -> Picture:
+def sheet(rows: Sequence[Sequence[Picture]], size: int = PANEL_SIZE, gap: int = MARGIN) -> Picture:
     """Rows of square pictures, for reports. Shorter rows end empty."""
     columns = max(len(row) for row in rows)
     pitch = size + gap
     canvas = np.empty((len(rows) * pitch - gap, columns * pitch - gap, 3), dtype=np.uint8)
-    canvas[:] = _BACKGROUND
+    canvas[:] = BACKGROUND
     for top, row in enumerate(rows):
         for left, image in enumerate(row):
             canvas[top * pitch : top * pitch + size, left * pitch : left * pitch + size] = resize(image, size)
@@ -140,25 +141,27 @@ def labelled_sheet(
     Args:
         rows: Square pictures, uint8 (H, W, 3) each, as many in every row as there are `columns`.
         title: At most two lines of it are shown.
+        columns: May have several lines each.
         names: Of the rows.
     """
     pictures = sheet(rows, size)
     font, line = ImageFont.load_default(_SHEET), _SHEET * 5 // 4
     width = max(line + pictures.shape[1], _LEAST_SHEET)
     words = _wrapped(title, _SHEET, width)
-    top = _MARGIN // 2 + line * (len(words) + 1)
-    canvas = Image.new("RGB", (width, top + pictures.shape[0]), _BACKGROUND)
+    headings = [column.split("\n") for column in columns]
+    top = MARGIN // 2 + line * (len(words) + max(map(len, headings)))
+    canvas = Image.new("RGB", (width, top + pictures.shape[0]), BACKGROUND)
     canvas.paste(Image.fromarray(pictures), (line, top))
     draw = ImageDraw.Draw(canvas)
     for number, text in enumerate(words):
-        draw.text((_MARGIN, number * line), text, font=font, fill=_TEXT)
-    for number, column in enumerate(columns):
-        draw.text(
-            (line + number * (size + _MARGIN), top - line), _shorten(draw, column, font, size), font=font, fill=_MUTED
-        )
+        draw.text((MARGIN, number * line), text, font=font, fill=TEXT)
+    for number, heading in enumerate(headings):
+        x = line + number * (size + MARGIN)
+        for place, text in enumerate(reversed(heading), 1):
+            draw.text((x, top - place * line), shorten(draw, text, font, size), font=font, fill=MUTED)
     for number, name in enumerate(names):
-        label = Image.new("RGB", (size, line), _BACKGROUND)
+        label = Image.new("RGB", (size, line), BACKGROUND)
         side = ImageDraw.Draw(label)
-        side.text((size // 2, 0), _shorten(side, name, font, size), font=font, fill=_MUTED, anchor="ma")
-        canvas.paste(label.rotate(90, expand=True), (0, top + number * (size + _MARGIN)))
+        side.text((size // 2, 0), shorten(side, name, font, size), font=font, fill=MUTED, anchor="ma")
+        canvas.paste(label.rotate(90, expand=True), (0, top + number * (size + MARGIN)))
     return np.asarray(canvas)

@@ -74,6 +74,8 @@ class FinetuneConfig:
     wandb_project: str = "lightvla"  # project of the tracker
     wandb_log_freq: int = 10  # steps between entries there
     report_minutes: float = 2.0  # between writings of the run's report.html, and one at its end; 0: none
+    picture_freq: int = 1000  # steps between pictures of the tokens kept; 0, or more than the run has: none
+    picture_frames: int = 4  # frames that they show, always the same
     run_id_note: str | None = None  # ends the run's name; None: nothing
     run_id_override: str | None = None  # the run's name; None: made of what distinguishes it
 

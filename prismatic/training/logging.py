@@ -15,6 +15,7 @@ from rich import get_console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from prismatic.atomic_files import write_atomically
+from prismatic.pictures.images import Picture, encode_png
 from prismatic.training.config import FinetuneConfig
 from prismatic.training.distributed import Ranks
 from prismatic.training.health import Signs
@@ -86,6 +87,8 @@ class Sink(Protocol):
 
     def write(self, step: int, values: Mapping[str, Any]) -> None: ...
 
+    def write_picture(self, step: int, name: str, picture: Picture) -> None: ...
+
     def rewind(self, step: int) -> None: ...
 
     def close(self) -> None: ...
@@ -109,6 +112,9 @@ class JsonLines:
     def write(self, step: int, values: Mapping[str, Any]) -> None:
         """Append one line."""
         self._file.write(json.dumps({"step": step, **values}) + "\n")
+
+    def write_picture(self, step: int, name: str, picture: Picture) -> None:
+        """Nothing: lines hold numbers."""
 
     def rewind(self, step: int) -> None:
         """Drop the lines behind `step`, whose successors are taken again."""
@@ -152,6 +158,13 @@ class TensorBoard:
         scalars = [self._summary.Value(tag=name, simple_value=value) for name, value in flat(values).items()]
         self._write(step=step, summary=self._summary(value=scalars))
 
+    def write_picture(self, step: int, name: str, picture: Picture) -> None:
+        """Add the picture, uint8 (H, W, 3), as a PNG."""
+        height, width, channels = picture.shape
+        content = encode_png(picture, optimize=False)
+        image = self._summary.Image(height=height, width=width, colorspace=channels, encoded_image_string=content)
+        self._write(step=step, summary=self._summary(value=[self._summary.Value(tag=name, image=image)]))
+
     def close(self) -> None:
         """Close the file."""
         self._records.close()
@@ -163,6 +176,7 @@ class Wandb:
     def __init__(self, config: FinetuneConfig, resume_step: int = 0) -> None:
         import wandb
 
+        self._image = wandb.Image
         self._run = wandb.init(
             entity=config.wandb_entity,
             project=config.wandb_project,
@@ -176,6 +190,10 @@ class Wandb:
     def write(self, step: int, values: Mapping[str, Any]) -> None:
         """Log the values of one step."""
         self._run.log(flat(values), step=step)
+
+    def write_picture(self, step: int, name: str, picture: Picture) -> None:
+        """Log the picture, uint8 (H, W, 3), of one step."""
+        self._run.log({name: self._image(picture)}, step=step)
 
     def rewind(self, step: int) -> None:
         """Nothing: it takes no step twice, and leaves out what is told until the run is past where it was."""
@@ -318,8 +336,18 @@ class RunLog:
         if self.ranks.is_main:
             log.info("step %d  validation loss %.4f  tokens %.1f", step, values["loss"], values["tokens_kept"])
 
+    def values(self, step: int, values: Mapping[str, Any]) -> None:
+        """Write what was found out apart from training, such as a success rate, to every sink."""
+        for _, sink in self._sinks:
+            sink.write(step, values)
+
+    def picture(self, step: int, name: str, picture: Picture) -> None:
+        """Hand a picture, uint8 (H, W, 3), to the sinks that show pictures."""
+        for _, sink in self._sinks:
+            sink.write_picture(step, name, picture)
+
     def exclude(self, seconds: float) -> None:
-        """Do not count `seconds` (of validating or saving) as time of steps."""
+        """Do not count `seconds` (of validating, drawing or saving) as time of steps."""
         self._started = {key: (step, since + seconds) for key, (step, since) in self._started.items()}
 
 

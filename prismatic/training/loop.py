@@ -5,7 +5,7 @@ import itertools
 import logging
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
@@ -35,6 +35,7 @@ from prismatic.training.runs.resuming import find_resumption
 from prismatic.training.schedules import noise_scale
 from prismatic.training.step import StepMetrics, learning_rate, seed_dropout, to_device
 from prismatic.training.telling.values import Named, Values
+from prismatic.training.watching.watch import Callback, Watch
 from prismatic.vla.datasets.rlds import UnreadableImage
 
 log = logging.getLogger(__name__)
@@ -52,8 +53,12 @@ class BadInput(ValueError):
         self.others_wait = others_wait
 
 
-def finetune(config: FinetuneConfig) -> Path | None:
+def finetune(config: FinetuneConfig, callbacks: Sequence[Callback] = ()) -> Path | None:
     """Fine-tune as the flags say; every process of a `torchrun` calls this.
+
+    Args:
+        config: the flags.
+        callbacks: called between steps, with the policy as it is.
 
     Returns:
         The folder of the last checkpoint; None after a dry run.
@@ -92,12 +97,12 @@ def finetune(config: FinetuneConfig) -> Path | None:
         except ElsewhereError as error:  # names its node itself
             raise BadInput(str(error)) from error
         try:
-            return train(run)
+            return train(run, callbacks)
         except OSError as error:
             raise BadInput(named_by_node(_told(error, config))) from error
 
 
-def train(run: Run) -> Path:
+def train(run: Run, callbacks: Sequence[Callback] = ()) -> Path:
     """Run all steps that are left; returns the folder of the last checkpoint. Raises as `finetune`."""
     config, training = run.config, run.training
     if run.ranks.is_main:
@@ -113,7 +118,7 @@ def train(run: Run) -> Path:
         try:
             # Closed at once, with the processes that read, which else live until the error is forgotten.
             with run.stop.listening(), closing(train_batches(run)) as batches:
-                return _train(run, run_log, batches)
+                return _train(run, run_log, batches, callbacks)
         except UnreadableImage as error:
             raise _end(run, error) from error
         except ElsewhereError as error:
@@ -126,8 +131,11 @@ def train(run: Run) -> Path:
             run.saver.leave()
 
 
-def _train(run: Run, run_log: RunLog, batches: Iterator[dict[str, Any]]) -> Path:
+def _train(run: Run, run_log: RunLog, batches: Iterator[dict[str, Any]], callbacks: Sequence[Callback]) -> Path:
     config, training, saver = run.config, run.training, run.saver
+    began = time.perf_counter()
+    watch = Watch(run, run_log, callbacks)
+    run_log.exclude(time.perf_counter() - began)
     batches = settled_buckets(run, batches)
     stopped = False
     while training.step < config.max_steps and not stopped:
@@ -148,6 +156,8 @@ def _train(run: Run, run_log: RunLog, batches: Iterator[dict[str, Any]]) -> Path
             saves = saves or stopped
         if saves:
             saver.save(loss, wait=last or stopped)
+        if not stopped:
+            watch.look()
         run_log.exclude(time.perf_counter() - began)
     if stopped and training.step < config.max_steps:
         raise Preempted(_first_signal(run), training.step)

@@ -33,6 +33,7 @@ _POSITIVE = (
     "num_diffusion_steps_train",
     "diffusion_sample_freq",
     "save_timeout_minutes",
+    "picture_frames",
     *_FREQUENCIES,
 )
 _NOT_NEGATIVE = (
@@ -43,6 +44,7 @@ _NOT_NEGATIVE = (
     "lr_warmup_steps",
     "num_workers",
     "num_threads",
+    "picture_freq",
     "seed",
     "weight_decay",
     "max_grad_norm",

@@ -14,6 +14,7 @@ from prismatic.models.contract import ActionHead
 from prismatic.models.llama import share_casts
 from prismatic.models.lora import has_lora, unused_modules
 from prismatic.models.projectors import ProprioProjector
+from prismatic.models.token_pruner import TokenSelection
 from prismatic.training.config import FinetuneConfig
 from prismatic.training.schedules import decay_factor, warmup_factor
 
@@ -70,7 +71,7 @@ class TrainableVLA(nn.Module):
         """Loss and metrics of one collated batch; `noise` (B, Q, V) is added to the pruner's scores when training."""
         device_type = batch["pixel_values"].device.type
         with torch.autocast(device_type, torch.bfloat16, enabled=self.bf16):
-            outcome = self.action_head.loss(self.model, self._encode(batch, noise), batch)
+            outcome = self.action_head.loss(self.model, self._encode(batch, Call(noise)), batch)
         with torch.no_grad():
             error = (outcome.predicted - batch["actions"].to(outcome.predicted.dtype)).abs()
             images = batch["pixel_values"].shape[1] // self.model.vision_backbone.channels_per_image
@@ -80,24 +81,33 @@ class TrainableVLA(nn.Module):
             metrics = StepMetrics(outcome.loss.detach(), l1[0], l1[1], kept, by_dimension)
         return outcome.loss, metrics
 
-    @torch.no_grad()
     def sampled_l1(self, batch: Mapping[str, Any]) -> torch.Tensor:
         """Mean absolute error () of the actions that inference would return for this batch."""
+        predicted, _ = self.predict(batch)
+        return (predicted - batch["actions"].to(predicted.dtype)).abs().mean()
+
+    @torch.no_grad()
+    def predict(self, batch: Mapping[str, Any], call: Call | None = None) -> tuple[torch.Tensor, TokenSelection]:
+        """As inference computes it: normalised actions (B, chunk, action_dim) and the visual tokens that stay.
+
+        Nothing is drawn from torch's generator where `call` has seeds. Modules stay in the mode that they were in.
+        """
         was_training = self.training
         self.eval()
         with torch.autocast(batch["pixel_values"].device.type, torch.bfloat16, enabled=self.bf16):
-            predicted, _ = self.action_head.predict(self.model, self._encode(batch))
+            encoded = self._encode(batch, call or Call())
+            predicted, hidden = self.action_head.predict(self.model, encoded, encoded.call.seeds)
         self.train(was_training)
-        return (predicted - batch["actions"].to(predicted.dtype)).abs().mean()
+        return predicted, hidden.selection
 
-    def _encode(self, batch: Mapping[str, Any], noise: torch.Tensor | None = None) -> EncodedBatch:
+    def _encode(self, batch: Mapping[str, Any], call: Call) -> EncodedBatch:
         return self.model.encode(
             input_ids=batch["input_ids"],
             attention_mask=batch["attention_mask"],
             pixel_values=batch["pixel_values"],
             proprio=batch["proprio"] if self.proprio_projector is not None else None,
             proprio_projector=self.proprio_projector,
-            call=Call(noise),
+            call=call,
         )
 
 

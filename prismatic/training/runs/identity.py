@@ -41,6 +41,8 @@ FREE: Mapping[str, str] = {
     "wandb_project": "from here on",
     "wandb_log_freq": "from here on",
     "report_minutes": "from here on",
+    "picture_freq": "from here on",
+    "picture_frames": "from here on",
     "run_id_note": "is part of the name alone",
     "run_id_override": "is the name",
     "device": "from here on; another kind of processor rounds differently",

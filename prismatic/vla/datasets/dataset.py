@@ -1,5 +1,6 @@
 """Frames of a dataset as training samples: (episode, step) -> images, state, action chunk -> model inputs."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -122,6 +123,11 @@ class FrameDataset(torch.utils.data.Dataset[dict[str, Any]]):
 
     def __len__(self) -> int:
         return int(self._ends[-1])
+
+    def by_episode(self) -> list[range]:
+        """The numbers of the frames of each episode that has any, in order; their step rises with them."""
+        ends = [0, *self._ends.tolist()]
+        return [range(first, last) for first, last in itertools.pairwise(ends) if first < last]
 
     def place(self, index: int) -> FramePlace:
         """Where the frame of that number is; no picture is read. Raises IndexError outside 0 .. len - 1."""
