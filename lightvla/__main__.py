@@ -39,7 +39,7 @@ class Command:
 COMMANDS = {
     "finetune": Command(
         "fine-tune a policy, with its token pruner, on an RLDS dataset",
-        "prismatic.training.config:FinetuneConfig",
+        "lightvla.flags:FinetuneFlags",
         "lightvla.commands.finetune",
     ),
     "eval": Command(

@@ -7,14 +7,25 @@ that `--help` and a mistyped flag answer at once.
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from experiments.robot.libero.settings.flags import MAX_EMBEDDED_MB
+from experiments.robot.libero.settings.training_flags import RolloutFlags
 from lightvla.demo.settings import TASKS, DemoConfig, Paths
+from prismatic.training.config import FinetuneConfig
 
 TABLE_FORMATS = ("text", "markdown", "csv", "latex")
 TABLE_SUFFIXES = {".md": "markdown", ".csv": "csv", ".tex": "latex", ".txt": "text"}
+
+
+@dataclass
+class FinetuneFlags(RolloutFlags, FinetuneConfig):
+    """Fine-tune a checkpoint on an RLDS dataset. A step is an optimiser step, whatever the gradient accumulation."""
+
+    def config(self) -> FinetuneConfig:
+        """What makes the run; the rest only looks at it, and is no part of its identity."""
+        return FinetuneConfig(**{field.name: getattr(self, field.name) for field in fields(FinetuneConfig)})
 
 
 @dataclass

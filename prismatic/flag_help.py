@@ -46,10 +46,15 @@ class FlagHelp:
 
 
 def flags_of(config_class: type[Any]) -> list[FlagHelp]:
-    """All flags of a dataclass, in order.
+    """All flags of a dataclass, in order: first those that it has from other dataclasses.
 
     A comment behind a field is its help; a line of its own names the section that begins there, and is no field's help.
     """
+    return [flag for part in reversed(config_class.__mro__) if dataclasses.is_dataclass(part) for flag in _own(part)]
+
+
+def _own(config_class: type[Any]) -> list[FlagHelp]:
+    """The flags that stand in the dataclass itself."""
     source = textwrap.dedent(inspect.getsource(config_class))
     behind, alone = _comments(source)
     fields = {field.name: field for field in dataclasses.fields(config_class)}

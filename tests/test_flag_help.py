@@ -10,9 +10,8 @@ import pytest
 from experiments.robot.libero.demonstrations.config import CollectionConfig
 from experiments.robot.libero.settings.flags import EvaluationConfig
 from lightvla.demo.settings import DemoConfig, SmallModelConfig
-from lightvla.flags import MergeConfig
+from lightvla.flags import FinetuneFlags, MergeConfig
 from prismatic.flag_help import FlagHelp, flags_of, help_text
-from prismatic.training.config import FinetuneConfig
 
 
 @dataclass
@@ -51,7 +50,7 @@ def test_help_shows_sections_and_defaults(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.parametrize(
-    "config", [FinetuneConfig, EvaluationConfig, CollectionConfig, DemoConfig, SmallModelConfig, MergeConfig]
+    "config", [FinetuneFlags, EvaluationConfig, CollectionConfig, DemoConfig, SmallModelConfig, MergeConfig]
 )
 def test_every_flag_says_what_it_does_and_what_holds_without_it(config: type) -> None:
     flags = flags_of(config)
@@ -59,7 +58,7 @@ def test_every_flag_says_what_it_does_and_what_holds_without_it(config: type) ->
     for flag in flags:
         assert len(flag.comment) > 3, f"--{flag.name} says nothing"
         assert any(words in flag.text for words in ("(default: ", "None:", "by default", "(must be given)")), flag
-        assert flag.section or config not in (FinetuneConfig, EvaluationConfig)
+        assert flag.section or config not in (FinetuneFlags, EvaluationConfig)
 
 
 def test_help_is_printed_and_ends_well() -> None:

@@ -3,7 +3,8 @@
     torchrun --standalone --nproc-per-node 8 -m lightvla finetune --vla_path openvla/openvla-7b \
         --data_root_dir datasets/rlds --dataset_name libero_spatial_no_noops --run_root_dir runs
 
-One process needs no torchrun. `--help` lists the flags; `prismatic/training/config.py` says what they mean.
+One process needs no torchrun. `--help` lists the flags. With `--rollout_freq` the policy is rolled out in LIBERO now
+and then, which is this command's part: `prismatic/` knows no simulator.
 """
 
 import logging
@@ -14,16 +15,19 @@ import transformers
 from rich import get_console
 from rich.logging import RichHandler
 
-from prismatic.command_line import speaks_for_node
+from lightvla.flags import FinetuneFlags
+from prismatic.command_line import named_by_node, speaks_for_node
 from prismatic.command_status import PREEMPTED, STOPPED, UNUSABLE, UNWANTED, print_error
 from prismatic.training.config import FinetuneConfig
 from prismatic.training.distributed import withdraw
 from prismatic.training.loop import BadInput, finetune
 from prismatic.training.preemption import Preempted
+from prismatic.training.watching.watch import Callback
 
 
-def command(config: FinetuneConfig) -> int:
+def command(flags: FinetuneFlags) -> int:
     """Returns the exit status: 2 for bad input, which is told in one message; 75 where a signal asked it to end."""
+    config = flags.config()
     is_main = os.environ.get("RANK", "0") == "0"
     if get_console().is_terminal:
         logging.basicConfig(format="%(message)s", handlers=[RichHandler(show_path=False)])
@@ -35,7 +39,7 @@ def command(config: FinetuneConfig) -> int:
         transformers.utils.logging.disable_progress_bar()  # into a file its two lines run together
     log = logging.getLogger("finetune")
     try:
-        folder = finetune(config)
+        folder = finetune(config, callbacks(flags, config))
     except BadInput as error:
         if speaks_for_node():
             print_error(error)
@@ -55,3 +59,17 @@ def command(config: FinetuneConfig) -> int:
         return STOPPED
     log.info("done: %s", folder or "this was a dry run, nothing is trained")
     return 0
+
+
+def callbacks(flags: FinetuneFlags, config: FinetuneConfig) -> list[Callback]:
+    """Rollouts, where the flags ask for them. Raises BadInput where they cannot be had."""
+    if flags.rollout_freq == 0:
+        return []
+    # Not before: it needs the simulator, which training does without.
+    from experiments.robot.libero.evaluation.training_rollouts import make_rollouts
+
+    try:
+        rank, processes = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+        return [*make_rollouts(flags, config, rank, processes)]
+    except (ValueError, OSError) as error:
+        raise BadInput(named_by_node(str(error)), others_wait=True) from error

@@ -84,6 +84,17 @@ class Ranks:
         dist.all_gather_object(gathered, value, group=self.waiting)
         return gathered
 
+    def broadcast(self, value: Any) -> Any:
+        """What the main process passes, in all of them; pickled, between processes of one run only.
+
+        Waits as long as `barrier`.
+        """
+        if self.world_size == 1:
+            return value
+        held = [value]
+        dist.broadcast_object_list(held, src=0, group=self.waiting)
+        return held[0]
+
     def any(self, flags: Sequence[bool]) -> list[bool]:
         """Which of the flags are set in at least one process. Waits as long as `barrier`.
 

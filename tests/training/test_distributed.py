@@ -16,14 +16,14 @@ from prismatic.training.distributed import resolve_device
 SCRIPT = Path(__file__).resolve().parents[2] / "vla-scripts" / "finetune.py"
 
 
-def launch(config: FinetuneConfig, processes: int) -> list[dict]:
+def launch(config: FinetuneConfig, processes: int, script: Path = SCRIPT) -> list[dict]:
     """Run finetune.py as users do and return its metrics."""
     arguments = [
         part for name, value in vars(config).items() if value is not None for part in (f"--{name}", str(value))
     ]
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    command = [sys.executable, *(torchrun if processes > 1 else []), str(SCRIPT), *arguments]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, *(torchrun if processes > 1 else []), str(script), *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(SCRIPT.parents[1])}
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     return [json.loads(line) for line in (config.run_dir / "metrics.jsonl").read_text().splitlines()]
@@ -39,6 +39,50 @@ def test_two_processes_learn_what_one_with_the_doubled_batch_learns(flags):
         assert a["step"] == b["step"]
         for name in set(a) - {"step_time_s", "data_wait_s", "samples_per_s"}:
             assert a[name] == pytest.approx(b[name], abs=1e-4), (a["step"], name)
+
+
+@pytest.mark.slow
+def test_two_processes_draw_the_same_pictures_as_one(flags):
+    shared = {"max_steps": 2, "picture_freq": 1, "ema_decay": 0.9}
+    drawn = []
+    for name, processes in (("one", 1), ("two", 2)):
+        config = flags(run_id_override=name, batch_size=4 // processes, **shared)
+        launch(config, processes)
+        drawn.append(json.loads((config.run_dir / "pictures" / "pictures.json").read_text()))
+    assert [look["step"] for look in drawn[0]] == [0, 1, 2]
+    assert drawn[0] == drawn[1]
+
+
+CALLED_BACK = r"""
+import sys
+import numpy as np
+import draccus
+from prismatic.training.config import FinetuneConfig
+from prismatic.training.loop import finetune
+
+class Acts:
+    def is_due(self, step): return step == 2
+    def rewind(self, step): pass
+    def __call__(self, step, policy, stop):
+        draw = np.random.default_rng(0)
+        pictures = draw.integers(0, 255, (2, 64, 64, 3), np.uint8)
+        seen = {"full_image": pictures[0], "wrist_image": pictures[1], "state": np.zeros(8)}
+        chunks = [policy.act(seen, text) for text in ("turn on the stove", "open it")]
+        return {"acted": float(np.abs(chunks).sum())}
+
+finetune(draccus.parse(FinetuneConfig, args=sys.argv[1:]), [Acts()])
+"""
+
+
+@pytest.mark.slow
+def test_a_callback_of_two_processes_gets_the_policy_of_one(flags, tmp_path: Path):
+    (script := tmp_path / "called_back.py").write_text(CALLED_BACK)
+    acted = []
+    for name, processes in (("one", 1), ("two", 2)):
+        config = flags(run_id_override=name, batch_size=4 // processes, max_steps=3, ema_decay=0.9)
+        told = launch(config, processes, script)
+        acted += [line["acted"] for line in told if "acted" in line]
+    assert len(acted) == 2 and acted[0] == pytest.approx(acted[1], abs=1e-3)
 
 
 @pytest.mark.slow

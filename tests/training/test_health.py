@@ -13,12 +13,14 @@ import pytest
 import torch
 from fixtures_rlds import hand_made, write_by_hand
 
+from prismatic.policy import Policy
 from prismatic.training.build import Run, build
 from prismatic.training.config import FinetuneConfig
 from prismatic.training.distributed import Ranks
 from prismatic.training.health import CollapseDetector, Signs, SpikeDetector, gradient_norm
 from prismatic.training.loading import substitute, train_batches
 from prismatic.training.loop import BadInput, finetune, train
+from prismatic.training.preemption import StopRequest
 from prismatic.training.step import seed_dropout
 from prismatic.vla.datasets.sampler import index_at
 
@@ -102,10 +104,29 @@ def test_a_skipped_step_changes_nothing_but_the_place(flags):
     assert_same(trained(run), trained(expected))
 
 
+class Follows:
+    """A callback that notes what it is told."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[str, int]] = []
+
+    def is_due(self, step: int) -> bool:
+        return True
+
+    def rewind(self, step: int) -> None:
+        self.told.append(("back to", step))
+
+    def __call__(self, step: int, policy: Policy, stop: StopRequest) -> dict[str, float]:
+        self.told.append(("behind", step))
+        return {}
+
+
 def test_a_rollback_goes_on_behind_the_bad_batch(flags, caplog):
     config = flags(on_nan="rollback", max_steps=4, save_freq=2, noise_schedule="constant")
-    run = spoil(build(config, ALONE), 13)
-    train(run)
+    run, follows = spoil(build(config, ALONE), 13), Follows()
+    train(run, [follows])
+    steps = ("back to", 0), ("behind", 1), ("behind", 2), ("behind", 3), ("back to", 2), ("behind", 3), ("behind", 4)
+    assert follows.told == [*steps]
     assert "rolled back: the loss is nan at step 4, for libero_tiny" in caplog.text
     assert [(line["step"], line["rollbacks"]) for line in lines(config)] == [(1, 0), (2, 0), (3, 1), (4, 1)]
     expected = apart(flags, 2, 16, noise_schedule="constant")

@@ -3,6 +3,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from prismatic.training.distributed import Ranks
@@ -62,6 +63,24 @@ print(events.Tags()["scalars"], [(e.step, e.value) for e in events.Scalars("loss
     assert shown.stdout.strip() == (
         "['loss', 'tokens_kept_per_image/0', 'tokens_kept_per_image/1'] [(1, 0.5), (2, 0.25)]"
     )
+
+
+def test_tensorboard_reads_back_a_picture(tmp_path: Path):
+    picture = np.random.default_rng(0).integers(0, 255, (6, 4, 3), dtype=np.uint8)
+    writer = TensorBoard(tmp_path)
+    writer.write_picture(50, "kept_tokens", picture)
+    writer.close()
+    program = """
+import io, sys, types
+sys.modules["tensorboard.compat.notf"] = types.ModuleType("notf")  # read without TensorFlow: it takes seconds to import
+import numpy as np
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+(event,) = EventAccumulator(sys.argv[1]).Reload().Images("kept_tokens")
+print(event.step, event.width, event.height, np.asarray(Image.open(io.BytesIO(event.encoded_image_string))).tolist())
+"""
+    shown = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert shown.stdout.strip() == f"50 4 6 {picture.tolist()}"
 
 
 def test_every_frequency_has_its_own_window(flags):

@@ -10,6 +10,7 @@ import torch
 from prismatic.inference.engine import Answer
 from prismatic.models.batch import Call
 from prismatic.policy import Policy
+from prismatic.training.distributed import Ranks
 from prismatic.training.step import TrainableVLA, to_device
 
 if TYPE_CHECKING:
@@ -18,16 +19,33 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TrainingEngine:
-    """Answers by the modules that are being trained, in the precision that they are trained in."""
+    """Answers by the modules that are being trained, in the precision that they are trained in.
+
+    All processes compute every answer, since weights may be spread over them; the others `help_out`.
+    """
 
     module: TrainableVLA
-    device: torch.device
+    ranks: Ranks
 
     def answer(self, batch: Mapping[str, torch.Tensor], call: Call) -> Answer:
-        """As `Engine.answer`."""
+        """As `Engine.answer`, in the main process."""
+        self.ranks.broadcast((dict(batch), call.seeds))
+        return self._compute(batch, call)
+
+    def help_out(self) -> None:
+        """In the other processes: compute what the main one does, until it is `done`."""
+        while (asked := self.ranks.broadcast(None)) is not None:
+            batch, seeds = asked
+            self._compute(batch, Call(seeds=seeds))
+
+    def done(self) -> None:
+        """In the main process: there is nothing more to answer."""
+        self.ranks.broadcast(None)
+
+    def _compute(self, batch: Mapping[str, torch.Tensor], call: Call) -> Answer:
         # What modules keep of a call, such as tables that they make once, must be of use in training.
         with torch.inference_mode(False):
-            predicted, selection = self.module.predict(to_device(batch, self.device), call)
+            predicted, selection = self.module.predict(to_device(batch, self.ranks.device), call)
         return Answer(predicted, selection)
 
     def warming_up(self) -> AbstractContextManager[None]:
@@ -45,14 +63,23 @@ def averaged(run: "Run") -> AbstractContextManager[None]:
 
 
 @contextmanager
-def current_policy(run: "Run") -> Iterator[Policy]:
-    """Within the block, what inference would be with the present weights, with the first dataset's statistics.
+def current_policy(run: "Run") -> Iterator[Policy | None]:
+    """Within the block, in the main process, what inference would be with the present weights and the statistics of the
+    first dataset; every process must enter it, and the others get None once the main one has left it.
 
-    Other datasets' are in its `norm_stats`; `Policy` makes another one of its `checkpoint` and `engine`.
+    Other datasets' statistics are in its `norm_stats`; `Policy` makes another one of its `checkpoint` and `engine`.
     """
-    config, checkpoint = run.config, run.training.checkpoint
-    key = next(iter(run.data.statistics))
-    transform = checkpoint.transform(key, center_crop=config.image_aug, use_proprio=config.use_proprio)
+    engine = TrainingEngine(run.module, run.ranks)
     with averaged(run):
-        yield Policy(checkpoint, transform, key, TrainingEngine(run.module, run.ranks.device))
-    run.module.train()
+        if not run.ranks.is_main:
+            engine.help_out()
+            yield None
+            return
+        config, checkpoint = run.config, run.training.checkpoint
+        key = next(iter(run.data.statistics))
+        transform = checkpoint.transform(key, center_crop=config.image_aug, use_proprio=config.use_proprio)
+        try:
+            yield Policy(checkpoint, transform, key, engine)
+        finally:
+            engine.done()
+            run.module.train()

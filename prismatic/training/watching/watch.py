@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 class Callback(Protocol):
     """Called now and then with the policy as it is, such as to roll it out.
 
-    Every process of a run has one, and those must agree on `is_due`; the other two are called in the main process.
+    Every process of a run has one, and those must agree on `is_due`. The other two are called in the main process.
     """
 
     def is_due(self, step: int) -> bool:
@@ -31,8 +31,8 @@ class Callback(Protocol):
         """Returns what the run's log is to hold of this step, by name.
 
         The policy is that of the run, with its present (averaged) weights, and of use during this call only. The other
-        processes wait as long as for a checkpoint. An error ends the run. It should return soon once `stop.signal` is
-        set: the run has been asked to end, and saves behind it.
+        processes compute along with it, and wait for a query as long as for a checkpoint. An error ends the run. It
+        should return soon once `stop.signal` is set: the run has been asked to end, and saves behind it.
         """
         ...
 
@@ -63,10 +63,9 @@ class Watch:
                 self._call(callback, step)
 
     def _call(self, callback: Callback, step: int) -> None:
-        with self._run.ranks.together(OSError, RuntimeError, ValueError):
-            if self._run.ranks.is_main:
-                with current_policy(self._run) as policy:
-                    values = callback(step, policy, self._run.stop)
+        with self._run.ranks.together(Exception), current_policy(self._run) as policy:
+            if policy is not None:
+                values = callback(step, policy, self._run.stop)
                 if values:
                     self._log.values(step, values)
 

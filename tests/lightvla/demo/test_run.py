@@ -21,8 +21,8 @@ from lightvla.demo.checks import _EXPECTED
 from lightvla.demo.checks import check_flags as check_demo
 from lightvla.demo.settings import DemoConfig, Paths, evaluations, stage_commands
 from lightvla.demo.small_model import SmallModelConfig
+from lightvla.flags import FinetuneFlags
 from prismatic.models.pruners.registry import PrunerSpec
-from prismatic.training.config import FinetuneConfig
 from prismatic.training.data import dataset_specs
 from prismatic.training.preflight import check_flags as check_training
 from prismatic.vla.gripper import GRIPPERS
@@ -31,7 +31,7 @@ ROOT = Path(__file__).resolve().parents[3]
 PARSERS = {
     "collect": CollectionConfig,
     "build-small-model": SmallModelConfig,
-    "finetune": FinetuneConfig,
+    "finetune": FinetuneFlags,
     "eval": EvaluationConfig,
 }
 

@@ -143,7 +143,7 @@ def wanted_head(config: EvaluationConfig, directory: Path, config_json: dict[str
     return "discrete" if config.use_l1_regression is False else "l1"
 
 
-def _own_keys(suite: str) -> tuple[str, ...]:
+def own_keys(suite: str) -> tuple[str, ...]:
     """Names of a suite's datasets, the closest first: its own, and those of the suite that it perturbs."""
     base = SUITES[suite].base
     return suite, f"{suite}_no_noops", base, f"{base}_no_noops"
@@ -182,7 +182,7 @@ def _suite_key(directory: Path, suite: str) -> str | None:
     """The suite's own statistics among several, or its base's; None leaves the choice to the policy."""
     holds_some = any((directory / name).is_file() for name in (STATISTICS_FILE, "config.json"))
     known = read_statistics(directory) if holds_some else {}
-    return next((key for key in _own_keys(suite) if key in known), None)
+    return next((key for key in own_keys(suite) if key in known), None)
 
 
 def scaling_warnings(description: Mapping[str, Any], suites: Sequence[str]) -> list[str]:
@@ -194,7 +194,7 @@ def scaling_warnings(description: Mapping[str, Any], suites: Sequence[str]) -> l
 
 def statistics_warnings(unnorm_key: str, suite: str) -> list[str]:
     """What to tell where actions are scaled by the statistics of another suite than the one that is evaluated."""
-    if unnorm_key in _own_keys(suite) or unnorm_key not in {key for other in SUITES for key in _own_keys(other)}:
+    if unnorm_key in own_keys(suite) or unnorm_key not in {key for other in SUITES for key in own_keys(other)}:
         return []  # a dataset of one's own may well hold this suite's tasks
     return [
         f"states and actions are scaled by the statistics of {unnorm_key}, not of {suite}: the policy was trained on "

@@ -50,6 +50,7 @@ class VideoSettings:
     Args:
         max_per_task: the first so many trials of each task; None: all.
         only_failures: keep no video of a rollout that reached what its instruction asks.
+        only: film the start of this key alone; None: no such choice.
     """
 
     every_steps: int
@@ -57,6 +58,7 @@ class VideoSettings:
     center_crop: bool
     control_rate_hz: float
     only_failures: bool = False
+    only: tuple[str, int, int, int] | None = None
 
     def keeps(self, record: EpisodeRecord) -> bool:
         """Whether the video of an ended rollout is wanted."""
@@ -65,6 +67,8 @@ class VideoSettings:
 
     def recorder(self, start: Start) -> RolloutRecorder | None:
         if self.max_per_task is not None and start.trial >= self.max_per_task:
+            return None
+        if self.only not in (None, start.key):
             return None
         return RolloutRecorder(start.instruction, self.every_steps, self.center_crop, self.control_rate_hz)
 
