@@ -158,14 +158,14 @@ def dataset_frames(
 
     Raises:
         ValueError: for an episode that is not there, or a dataset that lacks what the policy reads.
-        FileNotFoundError: as `RldsIndex.open`.
+        FileNotFoundError: as `open_dataset`.
     """
+    from prismatic.vla.datasets.entries.opening import open_dataset
     from prismatic.vla.datasets.entries.spec_file import find_dataset_spec, read_spec_file
-    from prismatic.vla.datasets.rlds import RldsIndex
 
     folder = arguments.dataset_dir.resolve()
     spec = find_dataset_spec(folder.name, arguments.robot, file=read_spec_file(arguments.dataset_spec))
-    index = RldsIndex.open(folder.parent, folder.name, spec, policy.transform.use_proprio)
+    index = open_dataset(folder.parent, folder.name, spec, policy.transform.use_proprio)
     if not 0 <= arguments.episode < len(index.episodes):
         raise ValueError(
             f"--episode {arguments.episode}: {folder.name} has {len(index.episodes)} episodes, counted from 0"

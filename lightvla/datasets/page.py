@@ -77,7 +77,7 @@ def _told(problem: Problem) -> Notes:
 def _facts(data: StoredDataset) -> Table:
     index, robot = data.index, data.index.spec.robot
     splits = Counter(episode.split for episode in data.episodes)
-    size = sum(path.stat().st_size for path in data.episodes[0].shards.paths) / 1e6
+    size = sum(path.stat().st_size for path in index.files) / 1e6
     views = [
         f"{camera} ({', '.join(f'{width} x {height}' for height, width in view.sizes)})"
         for camera, view in data.cameras.items()
@@ -90,7 +90,7 @@ def _facts(data: StoredDataset) -> Table:
         ("state", f"{index.spec.state_key}" if data.states is not None else "none"),
         ("gripper", _gripper(data, finite)),
         ("splits", ", ".join(f"{name}: {counted(count, 'episode')}" for name, count in splits.items())),
-        ("shards", f"{len(data.episodes[0].shards.paths)}, {size:.1f} MB"),
+        ("files", f"{len(index.files)}, {size:.1f} MB"),
         ("no-ops", f"{no_ops(data).mean():.1%} of the frames"),
         ("pictures like the one before", ", ".join(
             f"{camera} {view.repeated.mean():.1%}" for camera, view in data.cameras.items()) or "–"),

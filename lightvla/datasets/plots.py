@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from prismatic.pictures.images import resize
 from prismatic.report.data import Table, counted
 from prismatic.report.figures import COLOURS, INK, STYLE, chart_axes, spread, style_spines, to_svg
-from prismatic.vla.datasets.rlds import Episode, UnreadableImage
+from prismatic.vla.datasets.stored.episode import Episode, UnreadableImage
 from prismatic.vla.images import encode_jpeg
 
 _BINS = 30

@@ -14,7 +14,9 @@ from rich.console import Console
 from rich.progress import track
 
 from prismatic.vla.datasets.catalog import DatasetSpec
-from prismatic.vla.datasets.rlds import Episode, RldsIndex, UnreadableImage
+from prismatic.vla.datasets.entries.opening import open_dataset
+from prismatic.vla.datasets.stored.episode import Episode, UnreadableImage
+from prismatic.vla.datasets.stored.index import DatasetIndex
 
 _ONE_COLOUR = 2.0  # grey levels of deviation: below, a picture shows nothing
 _BLACK = 12.0  # grey levels: a picture of one colour below is called black
@@ -55,13 +57,13 @@ class StoredDataset:
         unread_state: why there is no state; empty where there is one, or none is named.
     """
 
-    index: RldsIndex
+    index: DatasetIndex
     cameras: dict[str, CameraView]
     lacking: dict[str, str]
     unread_state: str = ""
 
     @property
-    def episodes(self) -> list[Episode]:
+    def episodes(self) -> Sequence[Episode]:
         return self.index.episodes
 
     @cached_property
@@ -108,20 +110,20 @@ def read_dataset(folder: Path, spec: DatasetSpec, pictures: int, console: Consol
         console: shows progress.
 
     Raises:
-        ValueError, FileNotFoundError: as `RldsIndex.open`, but for NaN and missing instructions.
+        ValueError, FileNotFoundError: as `open_dataset`, but for NaN and missing instructions.
     """
     unread = ""
     try:
-        index = RldsIndex.open(folder.parent, folder.name, spec, as_stored=True)
+        index = open_dataset(folder.parent, folder.name, spec, as_stored=True)
     except ValueError as error:
         try:  # what is wrong with the state alone does not matter to a policy without
-            index = RldsIndex.open(folder.parent, folder.name, spec, use_state=False, as_stored=True)
+            index = open_dataset(folder.parent, folder.name, spec, use_state=False, as_stored=True)
         except ValueError:
             raise error from None
         unread = str(error)
     lacking = dict(index.odd_images)
     for camera, key in spec.image_keys.items():
-        if camera not in lacking and any(camera not in episode.image_ranges for episode in index.episodes):
+        if camera not in lacking and any(camera not in episode.cameras for episode in index.episodes):
             lacking[camera] = f"{key!r} is not there; stored are {', '.join(index.feature_names)}"
     cameras = {
         camera: _look(index.episodes, camera, pictures, console) for camera in spec.image_keys if camera not in lacking
@@ -149,9 +151,11 @@ def _look(episodes: Sequence[Episode], camera: str, pictures: int, console: Cons
 
 
 def _repeats(episode: Episode, camera: str) -> NDArray[np.bool_]:
-    """(T,) whether a picture equals the one before it; only those of equal length are read."""
-    lengths = np.diff(episode.image_ranges[camera], axis=1)[:, 0]
-    found = np.zeros(len(lengths), bool)
+    """(T,) whether a picture equals the one before it; only those of equal length are read, and none of a video."""
+    lengths = episode.encoded_sizes(camera)
+    found = np.zeros(episode.num_frames, bool)
+    if lengths is None:
+        return found
     for step in (1 + np.flatnonzero(np.diff(lengths) == 0)).tolist():
         found[step] = episode.image_bytes(camera, step) == episode.image_bytes(camera, step - 1)
     return found
@@ -163,8 +167,9 @@ def _chosen(episodes: Sequence[Episode], camera: str, pictures: int) -> list[Pla
     spread = np.unique(np.linspace(0, len(frames) - 1, min(pictures, len(frames))).round().astype(int)).tolist()
     least = []
     for number, episode in enumerate(episodes):
-        lengths = np.diff(episode.image_ranges[camera], axis=1)[:, 0]
-        least += [(int(lengths.min()), number, int(lengths.argmin()))] if len(lengths) else []
+        lengths = episode.encoded_sizes(camera)
+        if lengths is not None and len(lengths):
+            least.append((int(lengths.min()), number, int(lengths.argmin())))
     smallest = [(number, step) for _, number, step in sorted(least)[:pictures]]
     return sorted({*(frames[place] for place in spread), *smallest})
 

@@ -22,8 +22,10 @@ from rich.console import Console
 from lightvla.commands.visualize import BATCH, load_policy, progress
 from prismatic.atomic_files import write_atomically
 from prismatic.command_status import UNUSABLE, print_error
+from prismatic.vla.datasets.entries.opening import open_dataset
 from prismatic.vla.datasets.entries.spec_file import find_dataset_spec, read_spec_file
-from prismatic.vla.datasets.rlds import Episode, RldsIndex
+from prismatic.vla.datasets.stored.episode import Episode
+from prismatic.vla.datasets.stored.index import DatasetIndex
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,12 +109,12 @@ def main(arguments: argparse.Namespace, console: Console) -> int:
     return 0
 
 
-def read_episode(arguments: argparse.Namespace) -> tuple[RldsIndex, Episode]:
+def read_episode(arguments: argparse.Namespace) -> tuple[DatasetIndex, Episode]:
     """Raises ValueError or FileNotFoundError for a dataset or an episode that is not there or cannot be read."""
     folder = arguments.dataset_dir.resolve()
     file = read_spec_file(arguments.dataset_spec)
     spec = find_dataset_spec(folder.name, arguments.robot, arguments.gripper, file)
-    index = RldsIndex.open(folder.parent, folder.name, spec).with_checked_gripper()
+    index = open_dataset(folder.parent, folder.name, spec).with_checked_gripper()
     if not 0 <= arguments.episode < len(index.episodes):
         raise ValueError(
             f"--episode {arguments.episode}: {folder.name} has {len(index.episodes)} episodes, counted from 0"
@@ -120,7 +122,9 @@ def read_episode(arguments: argparse.Namespace) -> tuple[RldsIndex, Episode]:
     return index, index.episodes[arguments.episode]
 
 
-def ask(policy: Any, index: RldsIndex, episode: Episode, arguments: argparse.Namespace, console: Console) -> OpenLoop:
+def ask(
+    policy: Any, index: DatasetIndex, episode: Episode, arguments: argparse.Namespace, console: Console
+) -> OpenLoop:
     """The policy's chunks over the episode.
 
     Raises ValueError where the dataset is another robot's, or lacks what the policy reads.

@@ -10,11 +10,12 @@ from prismatic.command_line import speaks_for_node
 from prismatic.training.config import FinetuneConfig
 from prismatic.vla.datasets.catalog import DatasetSpec, get_dataset_spec, is_known
 from prismatic.vla.datasets.dataset import FrameDataset, frame_starts, train_and_val_episodes, training_episodes
+from prismatic.vla.datasets.entries.opening import open_dataset
 from prismatic.vla.datasets.entries.spec_file import find_dataset_spec
 from prismatic.vla.datasets.mixture import FrameMixture, MixtureOrder, parse_mixture
-from prismatic.vla.datasets.rlds import RldsIndex
 from prismatic.vla.datasets.sampler import GlobalBatchSampler
 from prismatic.vla.datasets.statistics import dataset_statistics
+from prismatic.vla.datasets.stored.index import DatasetIndex
 from prismatic.vla.robots import RobotSpec, misfits
 from prismatic.vla.transform import PolicyTransform
 
@@ -64,7 +65,7 @@ def dataset_specs(config: FinetuneConfig) -> list[tuple[DatasetSpec, float]]:
 class _Part:
     """One dataset of the run: its episodes, weight, statistics, and the numbers of episodes to learn from and not."""
 
-    index: RldsIndex
+    index: DatasetIndex
     weight: float
     statistics: dict[str, Any]
     train: list[int]
@@ -101,7 +102,7 @@ class TrainingData:
 
     def _open(self, spec: DatasetSpec, weight: float) -> _Part:
         config = self._config
-        index = RldsIndex.open(config.data_root_dir, spec.name, spec, config.use_proprio, speaks_for_node())
+        index = open_dataset(config.data_root_dir, spec.name, spec, config.use_proprio, speaks_for_node())
         index.check_cameras(config.num_images_in_input)
         index = index.with_checked_gripper()
         if config.use_val_set:

@@ -14,8 +14,8 @@ from prismatic.training.data import Frames
 from prismatic.training.distributed import Ranks
 from prismatic.training.preemption import ignore_signals
 from prismatic.vla.datasets.collate import collate
-from prismatic.vla.datasets.rlds import UnreadableImage
 from prismatic.vla.datasets.sampler import SampleRequest
+from prismatic.vla.datasets.stored.episode import UnreadableImage
 
 if TYPE_CHECKING:
     from prismatic.training.build import Run

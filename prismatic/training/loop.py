@@ -36,7 +36,7 @@ from prismatic.training.schedules import noise_scale
 from prismatic.training.step import StepMetrics, learning_rate, seed_dropout, to_device
 from prismatic.training.telling.values import Named, Values
 from prismatic.training.watching.watch import Callback, Watch
-from prismatic.vla.datasets.rlds import UnreadableImage
+from prismatic.vla.datasets.stored.episode import UnreadableImage
 
 log = logging.getLogger(__name__)
 

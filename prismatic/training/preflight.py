@@ -22,7 +22,7 @@ from prismatic.training.runs.resuming import find_resumption
 from prismatic.training.schedules import NOISE_SCHEDULES, SCHEDULES
 from prismatic.training.telling.trackers import check_tracker
 from prismatic.training.wandb_account import without_effect
-from prismatic.vla.datasets.shards import find_shards, find_version
+from prismatic.vla.datasets.entries.opening import check_folder
 
 log = logging.getLogger(__name__)
 
@@ -140,7 +140,7 @@ def check_dataset(config: FinetuneConfig) -> None:
         spec.camera_keys(config.num_images_in_input)
         if config.use_proprio and spec.state_key is None:
             raise ValueError(f"--use_proprio True: dataset {spec.name!r} has no state; set it to False")
-        find_shards(find_version(config.data_root_dir, spec.name))
+        check_folder(config.data_root_dir, spec)
 
 
 def check_checkpoint(config: FinetuneConfig) -> None:

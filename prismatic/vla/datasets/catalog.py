@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from prismatic.vla.datasets.stored.turning import Turn
 from prismatic.vla.gripper import GRIPPERS, Gripper, unsaid_gripper
 from prismatic.vla.robots import ALOHA, BRIDGE, LIBERO, RobotSpec, get_robot
 
@@ -57,6 +58,7 @@ class DatasetSpec:
             as `Gripper.parse("open1")`, or a function of one's own. Without one nothing can be trained.
         map_episode: for datasets whose actions follow from more than the stored ones: stored (T, A) actions and (T, P)
             states -> the actions of the steps that stay, before `map_actions`, and which steps those are.
+        turns: camera name -> how its stored pictures are turned before anything else sees them; none by default.
     """
 
     name: str
@@ -72,6 +74,7 @@ class DatasetSpec:
     language_key: str = "steps/language_instruction"
     map_actions: Callable[[np.ndarray], np.ndarray] = unsaid_gripper
     map_episode: Callable[[np.ndarray, np.ndarray | None], tuple[np.ndarray, slice]] | None = None
+    turns: Mapping[str, Turn] = field(default_factory=dict)
 
     @property
     def has_gripper(self) -> bool:

@@ -10,8 +10,9 @@ import torch
 
 from prismatic.vla.augmentation import AugmentationParameters, augment
 from prismatic.vla.datasets.catalog import DatasetSpec
-from prismatic.vla.datasets.rlds import RldsIndex, UnreadableImage
 from prismatic.vla.datasets.sampler import SampleRequest
+from prismatic.vla.datasets.stored.episode import UnreadableImage
+from prismatic.vla.datasets.stored.index import DatasetIndex
 from prismatic.vla.images import center_crop, resize_lanczos3
 from prismatic.vla.transform import PolicyTransform
 
@@ -71,7 +72,7 @@ class FrameDataset(torch.utils.data.Dataset[dict[str, Any]]):
 
     def __init__(
         self,
-        index: RldsIndex,
+        index: DatasetIndex,
         spec: DatasetSpec,
         transform: PolicyTransform,
         augment: bool,
@@ -190,7 +191,7 @@ class FrameDataset(torch.utils.data.Dataset[dict[str, Any]]):
         return sample
 
 
-def frame_starts(index: RldsIndex, episodes: Sequence[int], chunk: int) -> list[np.ndarray]:
+def frame_starts(index: DatasetIndex, episodes: Sequence[int], chunk: int) -> list[np.ndarray]:
     """Steps of each of these episodes that begin a sample.
 
     Raises ValueError where no episode has any.
@@ -213,7 +214,7 @@ def frame_starts(index: RldsIndex, episodes: Sequence[int], chunk: int) -> list[
     return starts
 
 
-def training_episodes(index: RldsIndex) -> list[int]:
+def training_episodes(index: DatasetIndex) -> list[int]:
     """Numbers of the episodes to learn from: the split `train`, else all that are neither held out nor `test`.
 
     Raises ValueError if there are none.
@@ -229,7 +230,7 @@ def training_episodes(index: RldsIndex) -> list[int]:
     return index.numbers_of("train") or rest
 
 
-def train_and_val_episodes(index: RldsIndex, fraction: float = 0.05, seed: int = 0) -> tuple[list[int], list[int]]:
+def train_and_val_episodes(index: DatasetIndex, fraction: float = 0.05, seed: int = 0) -> tuple[list[int], list[int]]:
     """Numbers of the training and validation episodes.
 
     The splits `val` and `validation` are held out; without either a fraction of the training episodes is. `test` is

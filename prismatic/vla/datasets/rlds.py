@@ -5,9 +5,8 @@ the file until a frame is asked for, so a global shuffle costs nothing.
 """
 
 import logging
-import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Set
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -16,59 +15,42 @@ from rich.progress import track
 from prismatic.vla.datasets.catalog import DatasetSpec, get_dataset_spec
 from prismatic.vla.datasets.checksums import Fingerprint, compare_shards
 from prismatic.vla.datasets.shards import ShardFiles, find_shards, find_version, split_of, versions
+from prismatic.vla.datasets.stored.episode import Episode, UnreadableImage
+from prismatic.vla.datasets.stored.index import DatasetIndex, tell_about_instructions
 from prismatic.vla.datasets.tfrecord import Example, WrongKind, read_examples
-from prismatic.vla.gripper import GRIPPERS, Gripper, unsaid_gripper
 from prismatic.vla.images import SIGNATURE_BYTES, decode_image, image_format, is_decodable
-from prismatic.vla.robots import LIBERO
 
 logger = logging.getLogger(__name__)
 
 _PROGRESS_BAR_BYTES = 1 << 30  # smaller datasets are indexed within two seconds
 
-_BYTES_LITERAL = re.compile(r"""b(?P<quote>['"]).*(?P=quote)""", re.DOTALL)
-
-
-class UnreadableImage(ValueError):
-    """A stored picture that cannot be decoded; the message names its shard and place."""
-
 
 @dataclass(frozen=True)
-class Episode:
-    """One episode of T steps.
+class RldsEpisode(Episode):
+    """One episode of T steps, a record of a shard.
 
     Attributes:
-        split: `train`, `val`, ... as in the shard's name.
-        instructions: T sentences; empty where a step has none.
-        state: (T, proprio_dim) float32, or None if the dataset has no state or it is not read.
-        action: (T, action_dim) float32 as stored, or as the catalogue's `map_episode` makes it; gripper not mapped.
         image_ranges: camera name -> (T, 2) int64, first byte and the byte after the last in the shard.
+        shard: number of the shard among `shards`.
+        shards: those of the dataset.
     """
 
-    split: str
-    instructions: tuple[str, ...] = field(repr=False)
-    state: np.ndarray | None = field(repr=False)
-    action: np.ndarray = field(repr=False)
     image_ranges: Mapping[str, np.ndarray] = field(repr=False)
     shard: int
     shards: ShardFiles = field(repr=False)
 
     @property
-    def num_frames(self) -> int:
-        """T."""
-        return len(self.action)
+    def cameras(self) -> Set[str]:
+        return self.image_ranges.keys()
 
-    @property
-    def instruction(self) -> str:
-        """The first sentence that there is."""
-        return next(filter(None, self.instructions), "")
+    def encoded_sizes(self, camera: str) -> np.ndarray:
+        return np.diff(self.image_ranges[camera], axis=1)[:, 0]
 
     def image_bytes(self, camera: str, step: int) -> bytes:
-        """The stored picture of one camera at one step."""
         start, stop = self.image_ranges[camera][step]
         return self.shards.bytes_of(self.shard)[start:stop]
 
-    def image(self, camera: str, step: int) -> np.ndarray:
-        """(H, W, 3) uint8. Raises UnreadableImage for a picture that cannot be decoded."""
+    def decoded(self, camera: str, step: int) -> np.ndarray:
         try:
             return decode_image(self.image_bytes(camera, step))
         except ValueError as error:
@@ -77,31 +59,13 @@ class Episode:
                 f"{self.shards.paths[self.shard]} (step {step} of its episode): {error}"
             ) from error
 
-    def chunk_starts(self, chunk: int) -> np.ndarray:
-        """Steps that have a sentence and `chunk` actions from there on, int64; fewer than T, often T - chunk + 1."""
-        steps = range(max(self.num_frames - chunk + 1, 0))
-        return np.array([step for step in steps if self.instructions[step]], np.int64)
-
 
 @dataclass(frozen=True)
-class RldsIndex:
+class RldsIndex(DatasetIndex):
     """All episodes of one dataset, `train` shards and others, in the order of shard names.
 
-    Attributes:
-        spec: how the dataset's features map to cameras, state and action.
-        directory: the folder of the shards.
-        episodes: the episodes.
-        feature_names: every feature the first episode has, known to `spec` or not.
-        fingerprint: `sha256:...` of the shards' names and contents, wherever they lie (`Fingerprint`).
-        odd_images: camera -> what is wrong with the first of its pictures that cannot be decoded.
+    Its fingerprint is of the shards' names and contents, wherever they lie (`Fingerprint`).
     """
-
-    spec: DatasetSpec
-    directory: Path
-    episodes: list[Episode]
-    feature_names: tuple[str, ...]
-    fingerprint: str
-    odd_images: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def open(
@@ -134,7 +98,7 @@ class RldsIndex:
             logger.warning("%s has the versions %s; the newest is read", name, ", ".join(found))
         reader = _Reader(spec, ShardFiles(find_shards(directory)), use_state, finite=not as_stored)
         total = sum(path.stat().st_size for path in reader.shards.paths)
-        episodes: list[Episode] = []
+        episodes: list[RldsEpisode] = []
         fingerprint = Fingerprint()
         read = 0
         quiet = total < _PROGRESS_BAR_BYTES
@@ -154,96 +118,11 @@ class RldsIndex:
         if not episodes:
             raise ValueError(f"none of the {read} episodes of {directory} has an instruction in {spec.language_key!r}")
         if not as_stored:
-            _tell_about_instructions(name, episodes, read)
+            tell_about_instructions(name, episodes, read)
         size = (total / 1e9, len(numbers), directory)
         logger.info("%s: %d episodes, %.2f GB in %d shards of %s", name, len(episodes), *size)
-        return cls(spec, directory, episodes, reader.feature_names, str(fingerprint), reader.odd_images)
-
-    @property
-    def name(self) -> str:
-        """The dataset's name."""
-        return self.spec.name
-
-    def numbers_of(self, split: str) -> list[int]:
-        """Numbers of the episodes that a split holds."""
-        return [number for number, episode in enumerate(self.episodes) if episode.split == split]
-
-    def check_cameras(self, num_images: int) -> tuple[str, ...]:
-        """The first `num_images` camera names.
-
-        Raises ValueError if the robot, catalogue or data has fewer, a camera's pictures are stored in a way that is not
-        read, or the first one cannot be decoded.
-        """
-        keys = self.spec.camera_keys(num_images)
-        for camera, key in keys.items():
-            if camera in self.odd_images:
-                raise ValueError(f"dataset {self.name!r}: {self.odd_images[camera]}")
-            if any(camera not in episode.image_ranges for episode in self.episodes):
-                raise ValueError(
-                    f"dataset {self.name!r} lacks {key!r}, the image of camera {camera!r}, which {num_images} images "
-                    f"per sample need; it has {', '.join(self.feature_names)}. Lower num_images_in_input or correct "
-                    "the dataset's catalogue entry"
-                )
-            for episode in [episode for episode in self.episodes if episode.num_frames][:1]:
-                episode.image(camera, 0)
-        return tuple(keys)
-
-    def with_checked_gripper(self) -> "RldsIndex":
-        """This index, its stored gripper compared with what the catalogue or a flag says of it; logs what was found.
-
-        Where nothing says it, data of LIBERO's robot that go from -1 to +1 are read as the simulator's own actions,
-        with a warning.
-
-        Raises ValueError where nothing says it otherwise, or the values cannot be of the convention that was said.
-        """
-        if not self.spec.has_gripper:
-            logger.info("%s: grippers are scaled like joints, and come back as they were stored", self.name)
-            return self
-        actions = np.concatenate([episode.action for episode in self.episodes])
-        spec, own = self.spec, GRIPPERS["libero"]
-        if spec.map_actions is unsaid_gripper and spec.robot == LIBERO and own.reaches_both_ends(actions[:, -1]):
-            spec = replace(spec, map_actions=own)
-            logger.warning(
-                "%s: gripper: nothing says how it is stored; it runs from -1 to 1 as the simulator's does, so -1 is "
-                "taken for open. Pass --gripper libero if that is right, --gripper width:-1,1 if -1 is closed",
-                self.name,
-            )  # fmt: skip
-        convention = spec.map_actions
-        try:
-            mapped = convention(actions)[:, -1]
-            odd = convention.check(actions[:, -1]) if isinstance(convention, Gripper) else _odd_gripper(mapped)
-        except ValueError as error:
-            raise ValueError(f"dataset {self.name!r}, robot {spec.robot.name!r}: {error}") from None
-        if odd:
-            logger.warning("%s: gripper: %s", self.name, odd)
-        logger.info(
-            "%s: gripper: stored %g to %g, read as %s: %g (closed) to %g (open), open in %.0f %% of the steps",
-            self.name, actions[:, -1].min(), actions[:, -1].max(), getattr(convention, "name", "its entry says"),
-            mapped.min(), mapped.max(), 100 * (mapped > 0.5).mean(),
-        )  # fmt: skip
-        return replace(self, spec=spec)
-
-
-def _odd_gripper(mapped: np.ndarray) -> str | None:
-    """What is odd about (N,) values that somebody's own function made; None where they reach 0 and 1."""
-    least, most = float(mapped.min()), float(mapped.max())
-    if abs(least) <= 0.1 and abs(most - 1) <= 0.1:
-        return None
-    return f"map_actions makes values from {least:g} to {most:g}, where 0 should be closed and 1 open"
-
-
-def _tell_about_instructions(name: str, episodes: list[Episode], read: int) -> None:
-    quoted = (text for episode in episodes for text in episode.instructions if _BYTES_LITERAL.fullmatch(text))
-    if (text := next(quoted, None)) is not None:
-        logger.warning(
-            "%s: sentences such as %r are bytes that were written by str(); write them with .decode()", name, text
-        )
-    if read > len(episodes):
-        logger.warning("%s: %d of %d episodes without an instruction are left out", name, read - len(episodes), read)
-    gaps = [sum(not text for text in episode.instructions) for episode in episodes]
-    if any(gaps):
-        logger.warning(
-            "%s: %d frames without an instruction are left out (episodes: %d)", name, sum(gaps), sum(map(bool, gaps))
+        return cls(
+            spec, directory, episodes, reader.feature_names, str(fingerprint), reader.odd_images, reader.shards.paths
         )
 
 
@@ -259,7 +138,7 @@ class _Reader:
         self.odd_images: dict[str, str] = {}
         self._sentences: dict[str, str] = {}  # each is kept in memory once
 
-    def checked_episode(self, example: Example, shard: int) -> Episode:
+    def checked_episode(self, example: Example, shard: int) -> RldsEpisode:
         """As `episode`; a record that is refused is first compared with its checksum, since damage explains more."""
         try:
             return self.episode(example, shard)
@@ -267,7 +146,7 @@ class _Reader:
             example.record.compare()
             raise
 
-    def episode(self, example: Example, shard: int) -> Episode:
+    def episode(self, example: Example, shard: int) -> RldsEpisode:
         """What the entry names of one record. A camera that is not there is left out."""
         spec = self.spec
         self.feature_names = self.feature_names or tuple(sorted(example.features))
@@ -297,7 +176,7 @@ class _Reader:
             state = None if state is None else state[kept]
             ranges = {camera: frames[kept] for camera, frames in ranges.items()}
             instructions = instructions[kept]
-        return Episode(
+        return RldsEpisode(
             split=split_of(example.path),
             instructions=instructions,
             state=state if self.use_state else None,
@@ -305,6 +184,7 @@ class _Reader:
             image_ranges=ranges,
             shard=shard,
             shards=self.shards,
+            turns=spec.turns,
         )
 
     def _images(self, example: Example, camera: str, key: str) -> np.ndarray:

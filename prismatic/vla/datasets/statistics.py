@@ -9,13 +9,13 @@ import numpy as np
 
 from prismatic.atomic_files import write_atomically
 from prismatic.vla.datasets.catalog import DatasetSpec
-from prismatic.vla.datasets.rlds import RldsIndex
+from prismatic.vla.datasets.stored.index import DatasetIndex
 from prismatic.vla.normalization import fit_statistics
 
 logger = logging.getLogger(__name__)
 
 
-def dataset_statistics(index: RldsIndex, spec: DatasetSpec | None = None) -> dict[str, Any]:
+def dataset_statistics(index: DatasetIndex, spec: DatasetSpec | None = None) -> dict[str, Any]:
     """Statistics over all frames of all splits, gripper already mapped.
 
     All splits means `test` as well, as in the reference, whose published statistics are over tensorflow-datasets'

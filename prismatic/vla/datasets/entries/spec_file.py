@@ -9,6 +9,7 @@ robot:                    # the name of a known one, or the fields of a `RobotSp
 image_keys: {front: steps/observation/rgb, wrist: steps/observation/rgb_wrist}
 state_key: steps/observation/joints
 gripper: open1
+rotate_pictures: 180      # or {wrist: 180}: what is stored another way than the policy is to see it
 """
 
 import json
@@ -20,10 +21,12 @@ from typing import Any, get_args
 import yaml
 
 from prismatic.vla.datasets.catalog import CATALOG, LAYOUTS, DatasetSpec, get_dataset_spec, keep_actions
+from prismatic.vla.datasets.stored.turning import QUARTERS, Turn
 from prismatic.vla.gripper import Gripper, unsaid_gripper
 from prismatic.vla.robots import ROBOTS, Control, NormalizationKind, RobotSpec, get_robot
 
-KEYS = ("name", "robot", "image_keys", "state_key", "action_key", "language_key", "gripper")
+_TURNING = ("rotate_pictures", "mirror_pictures")
+KEYS = ("name", "robot", "image_keys", "state_key", "action_key", "language_key", "gripper", *_TURNING)
 _NEEDED = ("name", "cameras", "proprio_dim", "action_dim", "action_mask")
 _ROBOT_KEYS = tuple(field.name for field in fields(RobotSpec))
 _CONTROL_KEYS = tuple(field.name for field in fields(Control))
@@ -129,9 +132,8 @@ def _spec(content: Mapping[str, Any], problems: list[str]) -> DatasetSpec | None
     if robot is None or problems:
         return None
     given = {key: content[key] for key in ("image_keys", "state_key", "action_key", "language_key") if key in content}
-    spec = replace(
-        LAYOUTS.get(robot.name, DatasetSpec("")), **{"name": content.get("name", ""), "robot": robot, **given}
-    )
+    given |= {"name": content.get("name", ""), "robot": robot, "turns": _turns(content, robot, problems)}
+    spec = replace(LAYOUTS.get(robot.name, DatasetSpec("")), **given)
     gripper = content.get("gripper")
     if not spec.has_gripper:
         if gripper is not None:
@@ -146,6 +148,24 @@ def _spec(content: Mapping[str, Any], problems: list[str]) -> DatasetSpec | None
         except ValueError as error:
             problems.append(str(error).removeprefix("--"))
     return spec
+
+
+def _turns(content: Mapping[str, Any], robot: RobotSpec, problems: list[str]) -> dict[str, Turn]:
+    """How each camera's pictures are turned; those that are not are left out."""
+    rotated, mirrored = (content.get(key, {}) for key in _TURNING)
+    degrees = rotated if isinstance(rotated, dict) else dict.fromkeys(robot.cameras, rotated)
+    if any(type(value) is not int or value not in QUARTERS for value in degrees.values()):
+        problems.append(f"rotate_pictures is {rotated!r}, expected 0, 90, 180 or 270, or one of these for each camera")
+    mirror = mirrored if isinstance(mirrored, dict) else dict.fromkeys(robot.cameras, mirrored)
+    if any(type(value) is not bool for value in mirror.values()):
+        problems.append(f"mirror_pictures is {mirrored!r}, expected true or false, or one of these for each camera")
+    if other := [str(camera) for camera in {**degrees, **mirror} if camera not in robot.cameras]:
+        told = f"names {', '.join(other)}; the robot's cameras are {', '.join(robot.cameras)}"
+        problems.append(f"{' or '.join(_TURNING)} {told}")
+    if problems:
+        return {}
+    turns = {camera: Turn(degrees.get(camera, 0), mirror.get(camera, False)) for camera in robot.cameras}
+    return {camera: turn for camera, turn in turns.items() if turn != Turn()}
 
 
 def _check_cameras(cameras: Any, robot: RobotSpec, problems: list[str]) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from prismatic.vla.datasets.catalog import LAYOUTS, DatasetSpec, keep_actions
 from prismatic.vla.datasets.entries.spec_file import SpecFile, find_dataset_spec, read_spec_file
+from prismatic.vla.datasets.stored.turning import Turn
 from prismatic.vla.gripper import GRIPPERS, Gripper, unsaid_gripper
 from prismatic.vla.robots import Control, RobotSpec
 
@@ -75,6 +76,13 @@ def test_a_known_robot_brings_its_layout(tmp_path: Path) -> None:
     assert cameras.named("kitchen", "open1").map_actions is GRIPPERS["open1"]
 
 
+def test_pictures_may_be_turned(tmp_path: Path) -> None:
+    spec = read(tmp_path, "{robot: libero, rotate_pictures: 180, mirror_pictures: {wrist_image: true}}").spec
+    assert spec.turns == {"full_image": Turn(180), "wrist_image": Turn(180, mirror=True)}
+    spec = read(tmp_path, "{robot: libero, rotate_pictures: {full_image: 90, wrist_image: 0}}").spec
+    assert spec.turns == {"full_image": Turn(90)}
+
+
 def test_flags_and_entries_do_not_say_it_again(tmp_path: Path) -> None:
     file = read(tmp_path, OWN)
     with pytest.raises(ValueError, match="--gripper open1: --dataset_spec .*my_robot.yaml says it"):
@@ -92,7 +100,8 @@ def test_unknown_keys_come_in_one_error_with_the_known_ones(tmp_path: Path) -> N
         read(tmp_path, text)
     assert str(raised.value).endswith(
         "unknown keys states, robot.state_dim, robot.control.sort; known are "
-        "name, robot, image_keys, state_key, action_key, language_key, gripper; of robot: name, cameras, "
+        "name, robot, image_keys, state_key, action_key, language_key, gripper, rotate_pictures, mirror_pictures; "
+        "of robot: name, cameras, "
         "image_rotation_degrees, state_key, proprio_dim, action_dim, chunk_length, open_loop_steps, control_rate_hz, "
         "action_mask, normalization, canonical_quaternion, control; of robot.control: kind, grippers, "
         "gripper_at_rest, bounds, max_change"
@@ -109,6 +118,13 @@ def test_unknown_keys_come_in_one_error_with_the_known_ones(tmp_path: Path) -> N
         (OWN, "{robot: libero, state_key: 2026-01-01}", "neither text nor number"),
         (OWN, "{robot: libero, gripper: yes}", "gripper is True, expected text"),
         (OWN, "{robot: libero, gripper: up}", "gripper 'up': expected libero"),
+        (OWN, "{robot: libero, rotate_pictures: 45}", "rotate_pictures is 45, expected 0, 90, 180 or 270, or one"),
+        (
+            OWN,
+            "{robot: libero, rotate_pictures: {hand: 90}}",
+            "names hand; the robot's cameras are full",
+        ),
+        (OWN, "{robot: libero, mirror_pictures: 1}", "mirror_pictures is 1, expected true or false"),
         (OWN, "{robot: aloha, gripper: open1}", "gripper is 'open1', but the robot's action_mask"),
         ("  proprio_dim: 5\n", "", "robot lacks proprio_dim"),
         ("name: lab_arm", "name: libero", "robot.name is 'libero', expected text that is no known robot"),
