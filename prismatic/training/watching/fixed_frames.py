@@ -10,7 +10,7 @@ from prismatic.pictures.learning import FixedFrame
 from prismatic.training.data import Frames
 from prismatic.vla.datasets.dataset import FrameDataset, FramePlace
 from prismatic.vla.datasets.mixture import FrameMixture
-from prismatic.vla.datasets.rlds import UnreadableImage
+from prismatic.vla.datasets.stored.episode import UnreadableImage
 from prismatic.vla.preparation import Preparation
 
 log = logging.getLogger(__name__)
