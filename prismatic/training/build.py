@@ -21,7 +21,7 @@ from prismatic.training.ema import WeightAverage
 from prismatic.training.health import Health
 from prismatic.training.loading import BadSamples
 from prismatic.training.parallel.sharding import shard
-from prismatic.training.parts import assemble
+from prismatic.training.parts import assemble, frozen_dtype
 from prismatic.training.planning.text import tell_plan
 from prismatic.training.preemption import StopRequest
 from prismatic.training.runs.computing import Computing, agreed_computing
@@ -109,7 +109,7 @@ def build(config: FinetuneConfig, ranks: Ranks, resumption: Resumption | None = 
     parts = assemble(config, folder, ranks.device, data.robot, computing=computing)
     checkpoint, lora, module, trained = parts.checkpoint, parts.lora, parts.module, parts.trained
     if config.sharding != "none":
-        trained = shard(module, ranks)
+        trained = shard(module, ranks, frozen_dtype(config, computing))
     facts = _facts(config, ranks, base, resumption.state if resumption else None, data)
     facts.computing = computing.to_json()
     checkpoint.model.config.base_fingerprint = facts.base_fingerprint if lora else None

@@ -16,7 +16,7 @@ from prismatic.checkpoints.options import LoadOptions
 from prismatic.models.diffusion import NUM_TRAIN_STEPS
 from prismatic.models.lora import attach_lora
 from prismatic.models.projectors import ProprioProjector
-from prismatic.models.pruners.registry import resolve_pruner
+from prismatic.models.pruners.registry import PrunerSpec, resolve_pruner
 from prismatic.models.token_pruner import TokenPruner
 from prismatic.stored_files import component_file, read_json
 from prismatic.training.config import RECOMPUTED, FinetuneConfig
@@ -81,7 +81,13 @@ def assemble(
     module = TrainableVLA(checkpoint.model, checkpoint.action_head, checkpoint.proprio_projector, computing.bf16).to(
         place
     )
-    return Parts(checkpoint, lora, module, choose_trained(module))
+    # Where processes share the weights, each casts its own share.
+    return Parts(checkpoint, lora, module, choose_trained(module, in_float32=on_meta or config.sharding == "none"))
+
+
+def frozen_dtype(config: FinetuneConfig, computing: Computing) -> torch.dtype | None:
+    """Of weights that are not trained; None: what they are stored in, since beside adapters they may stay small."""
+    return None if config.use_lora and computing.bf16 else torch.float32
 
 
 def _load(
@@ -89,10 +95,13 @@ def _load(
 ) -> Checkpoint:
     """Model, head and projector, in the dtype that training needs; missing parts are new."""
     recorded = read_json(folder / "config.json")
-    keep_stored = config.use_lora and computing.bf16  # frozen weights may stay small
+    pruner = resolve_pruner(config.pruner, recorded.get("pruner"), "training")
+    dtype = frozen_dtype(config, computing)
+    if config.sharding != "none" and place.type == "cpu" and not _rounds_as_stored(folder, pruner):
+        dtype = None  # files stay mapped into memory; `shard` casts what it takes of them
     options = LoadOptions(
-        dtype=None if keep_stored else torch.float32,
-        pruner=resolve_pruner(config.pruner, recorded.get("pruner"), "training"),
+        dtype=dtype,
+        pruner=pruner,
         num_images_in_input=config.num_images_in_input,
         use_proprio=None if config.use_proprio else False,
         robot=_robot_to_load(folder, recorded.get("robot"), data_robot),
@@ -107,6 +116,11 @@ def _load(
     checkpoint.model.config.center_crop = config.image_aug
     computing.apply(checkpoint.model)
     return checkpoint
+
+
+def _rounds_as_stored(folder: Path, pruner: PrunerSpec) -> bool:
+    """Whether loading in the dtype of the weight files rounds something: FiLM's maps, or a trained pruner."""
+    return pruner.has_parameters or component_file(folder, "vision_backbone") is not None
 
 
 def _add_new_parts(config: FinetuneConfig, checkpoint: Checkpoint, folder: Path) -> None:

@@ -111,8 +111,8 @@ class TrainableVLA(nn.Module):
         )
 
 
-def choose_trained(module: TrainableVLA) -> dict[str, nn.Parameter]:
-    """Mark what is trained, make it float32, and return it by name.
+def choose_trained(module: TrainableVLA, in_float32: bool = True) -> dict[str, nn.Parameter]:
+    """Mark what is trained, make it float32 (unless somebody else will), and return it by name.
 
     With adapters attached: those, the pruner, the action head and the projector. Without: everything that actions
     depend on.
@@ -124,7 +124,7 @@ def choose_trained(module: TrainableVLA) -> dict[str, nn.Parameter]:
             part.requires_grad_(False)
     module.model.pruner.requires_grad_(True)
     trained = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
-    for parameter in trained.values():
+    for parameter in trained.values() if in_float32 else ():
         # Small updates vanish in bfloat16 weights; autocast still computes in bfloat16. A copy in any case: what was
         # loaded may be the checkpoint's file, mapped into memory.
         parameter.data = parameter.data.to(torch.float32, copy=True)

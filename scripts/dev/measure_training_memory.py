@@ -2,6 +2,7 @@
 
     python scripts/dev/measure_training_memory.py              # four small runs on this machine's CPU
     python scripts/dev/measure_training_memory.py --full_size  # a 7B policy's steps by arithmetic; no weights are made
+    python scripts/dev/measure_training_memory.py --shared     # the same where 1 to 64 processes share the weights
 
 Each small run is `lightvla finetune` in a process of its own, of random weights on made-up data: the plan's total
 against the most memory that the process ever took (`ru_maxrss`).
@@ -39,6 +40,7 @@ from prismatic.training.config import FinetuneConfig
 from prismatic.training.data import TrainingData
 from prismatic.training.distributed import Ranks
 from prismatic.training.loop import finetune
+from prismatic.training.parallel.sharding import gathered_bytes, rounded_units
 from prismatic.training.planning.memory import StepShape, StepSimulator, nbytes
 from prismatic.training.planning.plan import make_plan
 from prismatic.training.step import TrainableVLA, choose_trained
@@ -67,6 +69,7 @@ class Measured:
     peak: float
 
 
+CARDS = (2, 4, 8, 16, 64)
 H100 = [
     Measured("none", 8, 512, False, 54.9), Measured("compact", 8, 78, False, 36.8),
     Measured("a row per query", 8, 512, False, 55.3), Measured("none", 1, 512, False, 25.0),
@@ -75,19 +78,26 @@ H100 = [
 ]  # fmt: skip
 
 
-def full_size() -> Table:
-    """LoRA of rank 32 on a 7B policy, as `scripts/dev/gpu_check.py` trains it."""
+def seven_billion(use_lora: bool) -> TrainableVLA:
+    """A policy of that size on the meta device, with adapters of rank 32 over bfloat16 or all of it to be trained."""
     config = OpenVLAConfig(
         text_config={"pad_token_id": 32000, "vocab_size": 32064, "rms_norm_eps": 1e-6},
         pruner={"name": "lightvla", "multiplicity": "weighted"}, num_images_in_input=2, action_head="l1",
     )  # fmt: skip
     with torch.device("meta"):
         model: Any = OpenVLAForActionPrediction(config)
-        model.to(torch.bfloat16)
+        model.to(torch.bfloat16 if use_lora else torch.float32)
         model.language_model.set_attn_implementation("sdpa")
         head, projector = new_head(model, "l1"), ProprioProjector(config.llama.hidden_size, model.robot.proprio_dim)
-        attach_lora(model, 32)
-    module = TrainableVLA(model, head, projector, bf16=True)
+        if use_lora:
+            attach_lora(model, 32)
+    return TrainableVLA(model, head, projector, bf16=True)
+
+
+def full_size() -> Table:
+    """LoRA of rank 32 on a 7B policy, as `scripts/dev/gpu_check.py` trains it."""
+    module = seven_billion(use_lora=True)
+    model: Any = module.model
     trained = nbytes(choose_trained(module).values())
     lasting = nbytes(module.parameters()) + 2 * trained
     simulator = StepSimulator(module, on_gpu=True)
@@ -103,6 +113,30 @@ def full_size() -> Table:
         estimate = (lasting + max(cost.peak, trained)) / 1e9
         name = f"{row.form}, batch {row.batch_size}" + (", gradient checkpointing" if row.recomputed else "")
         table.add_row(name, f"{estimate:.1f} GB", f"{row.peak} GB", f"{100 * (estimate / row.peak - 1):+.1f} %")
+    return table
+
+
+def shared() -> Table:
+    """What a process of several keeps of a 7B policy, whole (DDP) and where weights are shared (FSDP2)."""
+    table = Table(
+        "7B", "bytes per weight", "whole", *(f"{n} cards" for n in CARDS), "+ gathered", "+ batch 1", "+ batch 8"
+    )
+    for use_lora in (True, False):
+        module = seven_billion(use_lora)
+        model: Any = module.model
+        trained = nbytes(choose_trained(module).values())
+        everything = nbytes([*module.parameters(), *module.buffers()])
+        lasting = everything + 3 * trained  # gradients and AdamW's two averages
+        gathered = gathered_bytes(module)
+        model.enable_gradient_checkpointing()
+        for unit in rounded_units(module):
+            unit.to(torch.bfloat16)
+        simulator = StepSimulator(module, on_gpu=True)
+        steps = [simulator.run(StepShape(batch, 35, 78, noisy=True, gradients_stay=True)).peak for batch in (1, 8)]
+        count = sum(parameter.numel() for parameter in module.parameters())
+        told = [lasting, *(lasting / number for number in CARDS), gathered, *steps]
+        name = "LoRA r = 32" if use_lora else "all weights"
+        table.add_row(name, f"{lasting / count:.2f}", *(f"{size / 1e9:.1f} GB" for size in told))
     return table
 
 
@@ -159,8 +193,10 @@ def main() -> None:
         config = draccus.parse(FinetuneConfig, args=sys.argv[2:])
         print(*(run if sys.argv[1] == "--run" else plan)(config))
         return
-    if parser.parse_args().full_size:
-        Console().print(full_size())
+    parser.add_argument("--shared", action="store_true", help="one of 1 to 64 processes that share its weights")
+    flags = parser.parse_args()
+    if flags.full_size or flags.shared:
+        Console(width=None if sys.stdout.isatty() else 140).print(full_size() if flags.full_size else shared())
         return
     with tempfile.TemporaryDirectory() as folder:
         Console().print(small_runs(Path(folder)))

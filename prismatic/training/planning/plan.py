@@ -16,7 +16,7 @@ from prismatic.models import film
 from prismatic.training.config import FinetuneConfig
 from prismatic.training.data import SampleCounts, TrainingData
 from prismatic.training.distributed import Ranks
-from prismatic.training.parallel.sharding import gathered_bytes
+from prismatic.training.parallel.sharding import gathered_bytes, rounded_units
 from prismatic.training.parts import Parts, assemble
 from prismatic.training.planning.disk import DiskPlan, gigabytes, plan_disk
 from prismatic.training.planning.memory import StepCost, StepShape, StepSimulator, nbytes
@@ -244,6 +244,8 @@ def _plan_memory(config: FinetuneConfig, ranks: Ranks, parts: Parts, data: Train
     on_gpu = ranks.device.type == "cuda"
     prompt = _longest_prompt(parts, data)
     costs: dict[int, StepCost] = {}
+    for unit in rounded_units(module) if config.sharding != "none" else ():
+        unit.to(torch.bfloat16)
     try:
         simulator = StepSimulator(module, on_gpu)
         for number in dict.fromkeys((kept, num_visual)):

@@ -1,5 +1,6 @@
 """`run.json`: what a run is, every start of it, and how that ended."""
 
+import hashlib
 import json
 import platform
 import time
@@ -19,6 +20,7 @@ from prismatic.vla.robots import RobotSpec
 
 SCHEMA = 1
 _PACKAGES = ("lightvla", "torch", "transformers", "timm", "peft", "numpy")
+_CODE = Path(__file__).parents[2]
 
 
 def versions() -> dict[str, str]:
@@ -30,6 +32,14 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:  # run from a tree that is not installed
             continue
     return found
+
+
+def code_digest() -> str:
+    """Of every source file of the package, whether it was committed or not."""
+    digest = hashlib.sha256()
+    for file in sorted(_CODE.rglob("*.py")):
+        digest.update(f"{file.relative_to(_CODE).as_posix()}\0".encode() + file.read_bytes())
+    return digest.hexdigest()[:12]
 
 
 def record_start(

@@ -1,18 +1,21 @@
 """Where a run goes on: its own newest checkpoint that is whole, or its beginning."""
 
 import logging
+import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from prismatic.checkpoints.places import stands_for
+from prismatic.command_line import several_nodes
 from prismatic.stored_files import read_json
 from prismatic.training.config import FinetuneConfig
 from prismatic.training.distributed import Ranks
 from prismatic.training.runs.files import RUN_FILE
 from prismatic.training.runs.folder import RunFolder
 from prismatic.training.runs.identity import Change, check_changes, plain_flags
+from prismatic.training.runs.record import code_digest, versions
 
 log = logging.getLogger(__name__)
 
@@ -139,15 +142,17 @@ def check_data(fingerprints: Mapping[str, str], resumption: Resumption) -> None:
 
 
 def check_agreement(config: FinetuneConfig, fingerprints: Mapping[str, str], ranks: Ranks) -> None:
-    """Raises ValueError, in all processes, where two of them were given different flags or data."""
+    """Raises ValueError, in all processes, where two of them have different flags, data or code; names their nodes."""
     flags = {name: value for name, value in plain_flags(config).items() if name not in _PER_NODE}
     facts = {f"--{name}": value for name, value in flags.items()}
     facts |= {f"dataset {name!r}": value for name, value in fingerprints.items()}
-    first, *others = ranks.gather(facts)
-    for rank, other in enumerate(others, 1):
+    facts |= {f"package {name}": value for name, value in versions().items() if name != "python"}
+    facts["the code of prismatic"] = code_digest()
+    (first_node, first), *others = ranks.gather((f" on node {socket.gethostname()}" if several_nodes() else "", facts))
+    for rank, (node, other) in enumerate(others, 1):
         for name in (*first, *other):
             if first.get(name) != other.get(name):
                 raise ValueError(
-                    f"process 0 has {name} {first.get(name)}, process {rank} of {ranks.world_size} has "
-                    f"{other.get(name)}; give all processes the same flags and data"
+                    f"process 0{first_node} has {name} {first.get(name)}, process {rank} of {ranks.world_size}{node} "
+                    f"has {other.get(name)}; give all processes the same flags, data, packages and code"
                 )

@@ -39,7 +39,7 @@ def held_bytes(run: Run) -> dict[str, int]:
 
 def train_run(flags: dict[str, Any], group: Ranks) -> None:
     copied_from = flags.pop("copied_from", None)
-    config = FinetuneConfig(**{name: Path(value) if name in PATHS else value for name, value in flags.items()})
+    config = FinetuneConfig(**flags | {name: Path(flags[name]) for name in PATHS})
     if group.is_main:
         config.run_dir.mkdir(parents=True, exist_ok=True)
         if copied_from is not None:

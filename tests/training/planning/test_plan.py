@@ -22,8 +22,8 @@ from prismatic.training.pruning import score_noise
 ONE = Ranks(0, 1, torch.device("cpu"))
 
 
-def planned(config) -> Plan:
-    return make_plan(config, ONE, Path(config.vla_path), TrainingData(config))
+def planned(config, ranks: Ranks = ONE) -> Plan:
+    return make_plan(config, ranks, Path(config.vla_path), TrainingData(config))
 
 
 def a_batch(run: Run) -> tuple[dict, torch.Tensor | None]:
@@ -165,6 +165,24 @@ def test_odd_amounts_of_data_and_memory_are_told(flags):
     some = replace(memory, free=middle)
     assert some.most_kept() == pytest.approx((memory.kept + memory.num_visual) / 2, abs=1)
     assert memory.most_kept() is None
+
+
+@pytest.mark.parametrize("use_lora", [False, True])
+def test_processes_that_share_the_weights_are_planned_with_their_shares(flags, use_lora):
+    four = Ranks(0, 4, torch.device("cpu"))
+    chosen = {"use_lora": use_lora, "lora_rank": 4, "ema_decay": 0.9}
+    whole, plan = planned(flags(**chosen), four).memory, planned(flags(sharding="fsdp", **chosen), four)
+    shared = plan.memory
+    for part in ("frozen", "trained", "optimizer", "average", "gradients"):
+        assert getattr(shared, part) == pytest.approx(getattr(whole, part) / 4, abs=8), part
+    assert whole.gathered == 0 < shared.gathered < whole.trained + whole.frozen + whole.gradients
+    assert shared.costs == whole.costs
+    lasting = whole.frozen + whole.trained + whole.optimizer + whole.average + whole.gradients
+    saved = (whole.peak() - whole.process) - (shared.peak() - shared.process)
+    assert saved == pytest.approx(0.75 * lasting - shared.gathered, abs=64)
+    assert "gathered" in dict(dict(groups(plan))["memory of a process"])
+    short = replace(planned(flags(**chosen), four), memory=replace(whole, free=1))
+    assert any("or --sharding fsdp" in words for words in short.warnings())
 
 
 def test_a_run_that_goes_on_plans_with_what_it_kept(flags):
