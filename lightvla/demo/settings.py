@@ -9,6 +9,9 @@ STAGES = ("collect", "build", "finetune", "evaluate", "report")
 DATASET = "libero_goal_demo"
 TASKS = "1,4,8"  # put the bowl on the stove, on top of the cabinet, on the plate: one scene, so the instruction matters
 
+PICTURE_FREQ = 150
+"""Steps between pictures of what the pruner keeps: one then watches it learn (`pictures/` of the run)."""
+
 
 @dataclass
 class DemoConfig:
@@ -153,7 +156,7 @@ def _finetune_commands(config: DemoConfig, paths: Paths) -> list[list[str]]:
         --learning_rate 3e-4 --max_steps {config.unpruned_steps}"""
     pruned = f"""--vla_path {quote(paths.unpruned_run)} --run_id_override {paths.run.name}
         --pruner lightvla:noise=uniform,multiplicity=weighted --noise_end_fraction 0.7
-        --learning_rate 3e-4 --max_steps {config.max_steps}"""
+        --learning_rate 3e-4 --max_steps {config.max_steps} --picture_freq {PICTURE_FREQ}"""
     return [shlex.split(f"{common} {own}") for own in (unpruned, pruned)]
 
 

@@ -87,14 +87,13 @@ class PicturesFolder:
         self._next_video = 0.0
 
     def rewind(self, step: int) -> None:
-        """Drop the pictures behind `step`, whose successors are drawn again, and what is left of unfinished ones."""
+        """Drop the pictures behind `step`, whose successors are drawn again."""
         before = len(self._looks)
         self._looks = [look for look in self._looks if look.step <= step]
         if self.path.is_dir():
             write_atomically(self.path / INDEX_FILE, json.dumps([look.to_json() for look in self._looks]))
-            known = {look.file for look in self._looks}
-            for file in (self.path / "kept").glob("step_*"):
-                if str(file.relative_to(self.path)) not in known:
+            for file in (self.path / "kept").glob("step_*.webp"):
+                if (number := file.stem.removeprefix("step_")).isdecimal() and int(number) > step:
                     file.unlink()
         if len(self._looks) < before:
             for name in (STRIP_FILE, VIDEO_FILE):

@@ -52,7 +52,7 @@ def test_a_dataset_tells_its_suite(dataset: str, suite: str | None):
         ({"rollout_renderer": "slow"}, "unknown --rollout_renderer 'slow'; known: "),
         ({"rollout_envs": 0}, "--rollout_envs 0: expected at least 1"),
         ({"dataset_name": "libero_mine"}, "--rollout_suite is missing: the name of dataset 'libero_mine' begins with"),
-        ({"dataset_name": "bridge_orig"}, "dataset 'bridge_orig' is of robot 'bridge', whose cameras is not"),
+        ({"dataset_name": "bridge_orig"}, "dataset 'bridge_orig' is of robot 'bridge', which differs from LIBERO's in"),
     ],
 )
 def test_what_cannot_be_rolled_out_is_refused(given: dict[str, Any], words: str, tmp_path: Path):

@@ -10,15 +10,22 @@ from prismatic.training.data import Frames, TrainingData
 from prismatic.training.watching.fixed_frames import choose_frames
 
 
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`libero_many_no_noops` has six episodes of two tasks, `libero_few_no_noops` one with two frames."""
+    root = tmp_path_factory.mktemp("rlds")
+    write_tiny_rlds(root, "libero_many_no_noops", episodes=6, steps=20)
+    write_tiny_rlds(root, "libero_few_no_noops", episodes=1, steps=9, seed=1)
+    return root
+
+
 @pytest.fixture
-def frames(flags, small_base: Path, tmp_path: Path) -> Callable[[str], Frames]:
-    """Frames of the datasets of one name: `libero_many_no_noops` has six episodes of two tasks."""
-    write_tiny_rlds(tmp_path, "libero_many_no_noops", episodes=6, steps=20)
-    write_tiny_rlds(tmp_path, "libero_few_no_noops", episodes=1, steps=9, seed=1)
+def frames(flags, small_base: Path, root: Path) -> Callable[[str], Frames]:
+    """Reads the frames of a dataset or mixture."""
     checkpoint = load_checkpoint(small_base)
 
     def read(name: str) -> Frames:
-        config: FinetuneConfig = flags(data_root_dir=tmp_path, dataset_name=name)
+        config: FinetuneConfig = flags(data_root_dir=root, dataset_name=name)
         data = TrainingData(config)
         checkpoint.dataset_statistics = data.statistics
         return data.frames(lambda key: checkpoint.transform(key, center_crop=True, use_proprio=False))[0]

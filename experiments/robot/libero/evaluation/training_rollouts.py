@@ -128,8 +128,8 @@ def _plan(flags: RolloutFlags, config: FinetuneConfig, processes: int) -> Plan:
     (spec, _), *_ = dataset_specs(config)
     for fact in misfits(spec.robot, LIBERO):
         raise ValueError(
-            f"--rollout_freq {flags.rollout_freq}: dataset {spec.name!r} is of robot {spec.robot.name!r}, whose {fact} "
-            "is not that of LIBERO's; leave rollouts out"
+            f"--rollout_freq {flags.rollout_freq}: dataset {spec.name!r} is of robot {spec.robot.name!r}, which "
+            f"differs from LIBERO's in {fact}; leave rollouts out"
         )
     draw_on_own_gpu(processes)
     try:
