@@ -65,6 +65,7 @@ def callbacks(flags: FinetuneFlags, config: FinetuneConfig) -> list[Callback]:
     """Rollouts, where the flags ask for them. Raises BadInput where they cannot be had."""
     if flags.rollout_freq == 0:
         return []
+    logging.getLogger("OpenGL").setLevel(logging.WARNING)  # it tells what it does without
     # Not before: it needs the simulator, which training does without.
     from experiments.robot.libero.evaluation.training_rollouts import make_rollouts
 
