@@ -14,6 +14,7 @@ import torch
 from wandering_agent import STEPS, Wanders, already_done, plan_into
 
 from experiments.robot.libero.comparison.caveats import own_caveats
+from experiments.robot.libero.comparison.compare import compare
 from experiments.robot.libero.evaluation import conventions
 from experiments.robot.libero.evaluation.command import UNUSABLE, main
 from experiments.robot.libero.evaluation.evaluate import evaluate
@@ -90,6 +91,22 @@ def test_only_the_same_evaluation_is_gone_on_with(serial: Results, tmp_path: Pat
         check_same_policy(plan_into(tmp_path, resume=True), other)
     done = evaluate(plan_into(tmp_path, resume=True), Silent(), ["eval"])
     assert done.outcome() == serial.outcome(), "all was done already, by the results alone"
+
+
+def test_an_evaluation_of_named_states_grows_by_rounds(tmp_path: Path) -> None:
+    flags: dict[str, Any] = {"task_ids": "1", "initial_states": "30-31"}
+    alone = evaluate(plan_into(tmp_path, **flags), Wanders(), ["eval"])
+    rounds = evaluate(plan_into(tmp_path, num_trials_per_task=3, resume=True, **flags), Wanders(), ["eval"])
+    assert [(e.initial_state, e.key[-1]) for e in rounds.episodes] == [(30, 0), (31, 0), (30, 1)]
+    assert [asdict(e) for e in rounds.episodes[:2]] == [asdict(e) for e in alone.episodes]
+    assert rounds.episodes[2].actions_sha256 != rounds.episodes[0].actions_sha256
+    again = evaluate(plan_into(tmp_path / "whole", num_trials_per_task=3, **flags), Wanders(), ["eval"])
+    assert again.outcome()["episodes"] == rounds.outcome()["episodes"]
+    for episode in again.episodes:
+        episode.success, episode.actions_sha256 = not episode.success, f"{episode.trial}" * 64
+    assert compare([rounds], [again]).pairing.both == 3
+    with pytest.raises(ValueError, match="which these flags do not ask for"):
+        check_resumable(plan_into(tmp_path, resume=True, **flags))
 
 
 def test_rollouts_of_unknown_origin_are_not_gone_on_with(serial: Results, tmp_path: Path) -> None:

@@ -1,14 +1,17 @@
 """The evaluation's flags, plan and command, on the real simulator and a real (untrained) checkpoint."""
 
+import copy
 import json
 import math
-from dataclasses import replace
+import pickle
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from experiments.robot.libero.evaluation import conventions
 from experiments.robot.libero.evaluation.checks import check_flags
 from experiments.robot.libero.evaluation.command import UNUSABLE, main
 from experiments.robot.libero.evaluation.plan import make_plan, scene_of, swap_partners
@@ -124,6 +127,40 @@ def test_wide_starts_may_repeat_initial_states() -> None:
     (starts,) = make_plan(blind(task_ids="1", num_trials_per_task=52, wide_starts_m=0.06)).starts
     assert [start.initial_state for start in starts[48:]] == [48, 49, 0, 1]
     assert [start.displacement.trial for start in starts[48:] if start.displacement] == [0, 0, 1, 1]
+
+
+def test_named_states_are_gone_round_for_as_many_trials_as_are_asked_for() -> None:
+    (starts,) = make_plan(blind(task_ids="1", initial_states="30-32", num_trials_per_task=8, wide_starts_m=0.06)).starts
+    assert [start.initial_state for start in starts] == [30, 31, 32, 30, 31, 32, 30, 31]
+    assert [start.displacement.trial for start in starts if start.displacement] == [0, 0, 0, 1, 1, 1, 2, 2]
+    assert [start.trial for start in starts] == list(range(8)) and len({start.key for start in starts}) == 8
+    # A round is a function of the seed: the same for whoever asks, another for another round.
+    task, state = starts[0].task, starts[0].task.init_states[30]
+    draws = [s.displacement.generator(task, state).random() for s in starts if s.displacement and s.initial_state == 30]
+    assert len(set(draws)) == 3
+    # The first round is what the states alone have, so the two pair and one goes on with the other.
+    (alone,) = make_plan(blind(task_ids="1", initial_states="30-32", wide_starts_m=0.06)).starts
+    assert [(s.key, s.seed, s.displacement) for s in alone] == [(s.key, s.seed, s.displacement) for s in starts[:3]]
+    (fewer,) = make_plan(blind(task_ids="1", initial_states="30-32", num_trials_per_task=2)).starts
+    assert [start.initial_state for start in fewer] == [30, 31]
+
+
+def test_the_same_rollout_is_not_repeated() -> None:
+    words = "--num_trials_per_task 4 with the 3 of --initial_states 30-32 would repeat the same rollouts; name more"
+    with pytest.raises(ValueError, match=words):
+        make_plan(blind(task_ids="1", initial_states="30-32", num_trials_per_task=4))
+
+
+def test_states_alone_stay_as_they_were() -> None:
+    config = blind(task_ids="1", initial_states="30-32", wide_starts_m=0.06)
+    copied = replace(copy.deepcopy(config), task_ids="4")
+    for each in (config, copied, pickle.loads(pickle.dumps(config))):
+        assert [start.initial_state for start in make_plan(each).starts[0]] == [30, 31, 32]
+        assert json.loads(json.dumps(asdict(each)))["num_trials_per_task"] == 50
+        assert conventions.describe(each, 300, 8, False)["num_trials_per_task"] is None
+    both = replace(config, num_trials_per_task=50)
+    assert conventions.describe(both, 300, 8, False)["num_trials_per_task"] == 50
+    assert len(make_plan(both).starts[0]) == 50
 
 
 def test_initial_states_from_a_file(tmp_path: Path) -> None:

@@ -75,7 +75,7 @@ def describe(config: EvaluationConfig, most_steps: int, open_loop_steps: int, ce
     return {
         "name": config.protocol,
         **({"suites": own} if len(own) > 1 else next(iter(own.values()))),
-        "num_trials_per_task": config.num_trials_per_task if config.initial_states is None else None,
+        "num_trials_per_task": config.num_trials_per_task if config.initial_states is None else config.trials_of_states,
         "settle_steps": config.num_steps_wait,
         "open_loop_steps": open_loop_steps,
         "env_img_res": config.env_img_res,

@@ -143,6 +143,9 @@ def starts_of(config: EvaluationConfig, task: LiberoTask, other: LiberoTask | No
             raise ValueError(
                 f"--initial_states: task {task.index} has no initial state {unknown[0]}; it has {len(states)}"
             )
+        available = chosen
+        if config.trials_of_states is not None:
+            chosen = gone_round(config, available)
     elif config.initial_states_path != OWN_STATES and not config.wide_starts_m:
         # As OpenVLA-OFT counts: failed demonstrations count as trials that are left out.
         chosen = [index for index in available if index < config.num_trials_per_task]
@@ -178,6 +181,17 @@ def starts_of(config: EvaluationConfig, task: LiberoTask, other: LiberoTask | No
             )
         )
     return starts
+
+
+def gone_round(config: EvaluationConfig, states: Sequence[int]) -> list[int]:
+    """The named initial states again and again, in order, up to the number of trials that was asked for with them."""
+    trials = config.num_trials_per_task
+    if trials > len(states) and not config.wide_starts_m:
+        raise ValueError(
+            f"--num_trials_per_task {trials} with the {len(states)} of --initial_states {config.initial_states} would "
+            "repeat the same rollouts; name more states, ask for fewer trials, or displace objects by --wide_starts_m"
+        )
+    return [states[trial % len(states)] for trial in range(trials)]
 
 
 def output_directory(config: EvaluationConfig) -> Path:

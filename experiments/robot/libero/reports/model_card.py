@@ -146,6 +146,9 @@ def _conditions(config: dict[str, Any]) -> str:
 def _protocol(result: Results) -> str:
     config, policy, run = result.config, result.policy, result.run
     starts = config.get("initial_states") or f"the first {config.get('num_trials_per_task')}"
+    protocol = run.get("protocol") or {}
+    if config.get("initial_states") and (trials := protocol.get("num_trials_per_task")):
+        starts += f" gone round for {trials} trials"
     steps = result.open_loop_steps
     parts = [
         f"initial states {starts} of each task",

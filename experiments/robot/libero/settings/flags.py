@@ -17,6 +17,10 @@ OWN_STATES = "DEFAULT"
 _BY_PROTOCOL: Any = None
 
 
+class LeftOut(int):
+    """The number of a flag that nobody gave: a protocol's or a default. Remains one through copies and `replace`."""
+
+
 @dataclass
 class EvaluationConfig:
     """Roll a policy out in LIBERO. Flags left at None follow the checkpoint, the suite, or the protocol."""
@@ -49,7 +53,7 @@ class EvaluationConfig:
     perturbation: str | None = None  # language, object, position, task or environment: LIBERO-PRO's form of the suite
     protocol: str | None = None  # openvla-oft, lightvla or lerobot: the conventions of a published evaluation
     num_steps_wait: int = _BY_PROTOCOL  # steps in which objects come to rest; by default 10, or the protocol's
-    num_trials_per_task: int = _BY_PROTOCOL  # the first initial states, in order; by default 50, or the protocol's
+    num_trials_per_task: int = _BY_PROTOCOL  # initial states, in order; by default the first 50, or the protocol's
     initial_states_path: str = OWN_STATES  # or a JSON file of states
     env_img_res: int = _BY_PROTOCOL  # side of the rendered pictures in pixels; by default 256, or the protocol's
 
@@ -69,7 +73,7 @@ class EvaluationConfig:
     pruner: str | None = None  # overrides the checkpoint's: `none`, `lightvla:multiplicity=set`
     action_readout: str | None = None  # aligned or tail
     task_ids: str | None = None  # `1,4,8` or `0-4`; None: all of the suite
-    initial_states: str | None = None  # `30-41`; takes the place of num_trials_per_task
+    initial_states: str | None = None  # `30-41`: each once, or gone round for as many trials as are asked for
     wide_starts_m: float = 0.0  # objects of the goal moved anywhere free within so many metres; 0: standard starts
     renderer: str = "robosuite"  # robosuite or fast
     control: str = "none"  # none, blank_images, swapped_instruction or random_tokens
@@ -92,6 +96,12 @@ class EvaluationConfig:
     def open_loop_steps(self, robot: RobotSpec) -> int:
         """Actions executed of each chunk: as the flag says, else as the policy's robot does."""
         return self.num_open_loop_steps or robot.open_loop_steps
+
+    @property
+    def trials_of_states(self) -> int | None:
+        """How many trials `initial_states` are gone round for; None: each once, or there are none by name."""
+        given = self.initial_states is not None and not isinstance(self.num_trials_per_task, LeftOut)
+        return self.num_trials_per_task if given else None
 
     def __post_init__(self) -> None:
         self.save_rollout_video = truth(self.save_rollout_video)
@@ -161,7 +171,8 @@ def fill_in(config: EvaluationConfig) -> None:
     protocol = PROTOCOLS.get(config.protocol or "", DEFAULT)
     for flag in GOVERNED:
         if getattr(config, flag) is None:
-            setattr(config, flag, getattr(protocol, flag))
+            value = getattr(protocol, flag)
+            setattr(config, flag, LeftOut(value) if flag == "num_trials_per_task" else value)
     try:
         suites = suites_of(config.task_suite_name)
         if config.perturbation in PERTURBATIONS:
