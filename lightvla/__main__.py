@@ -128,6 +128,11 @@ COMMANDS = {
         "lightvla.demo.settings:DemoConfig",
         "lightvla.demo.run",
     ),
+    "study": Command(
+        "train and measure arms alike from one definition, with paired verdicts",
+        "lightvla.study.flags:study_parser",
+        "lightvla.study.run",
+    ),
     "build-small-model": Command(
         "make a small untrained policy", "lightvla.demo.settings:SmallModelConfig", "lightvla.demo.small_model"
     ),

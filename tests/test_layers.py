@@ -15,6 +15,7 @@ FLOORS = {
     "prismatic": 0,  # the package's own __init__: the version
     "prismatic.vla": 0,
     "prismatic.significance": 0,
+    "prismatic.clustered_trials": 0,
     "prismatic.command_line": 0,
     "prismatic.command_status": 0,
     "prismatic.atomic_files": 0,

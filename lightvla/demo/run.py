@@ -8,7 +8,6 @@ that the same can be done with a 7B checkpoint.
 """
 
 import json
-import os
 import shlex
 import shutil
 import signal
@@ -25,11 +24,10 @@ from experiments.robot.libero.settings.flags import parse_indices
 from lightvla.demo.checks import check_flags
 from lightvla.demo.report import write_report
 from lightvla.demo.settings import STAGES, TASKS, DemoConfig, Paths, evaluations, stage_commands
+from lightvla.processes import end, evaluation_is_complete, evaluation_progress, start
 from prismatic.atomic_files import write_atomically
 from prismatic.command_status import STOPPED, UNUSABLE, print_error
 
-PACKAGES = Path(__file__).resolve().parents[2]
-"""Where this package and the others lie."""
 POLL_SECONDS = 1.0
 
 console = Console()
@@ -78,11 +76,11 @@ def _run_commands(config: DemoConfig, stage: str, commands: list[list[str]]) -> 
         console.print(f"open [bold]{write_report(config).resolve()}[/] in a browser")
     else:
         for command in commands:
-            process = _start(command)
+            process = start(command)
             try:
                 _check(process.wait(), command)
             finally:
-                _end(process)
+                end(process)
 
 
 def _discard(paths: Paths, stage: str) -> None:
@@ -98,31 +96,6 @@ def _discard(paths: Paths, stage: str) -> None:
         paths.stage(later).unlink(missing_ok=True)
 
 
-def _start(command: list[str], log: Path | None = None) -> subprocess.Popen:
-    """Start one of the project's commands with this interpreter; output goes to `log`, else to the terminal."""
-    module = {"lightvla": "lightvla", "torchrun": "torch.distributed.run"}[command[0]]
-    environment = {**os.environ, "PYTHONPATH": str(PACKAGES)}
-    if log is not None:
-        # As many evaluations run beside each other as there are cores: one thread each, Mesa's renderer included.
-        environment |= {"OMP_NUM_THREADS": "1", "LP_NUM_THREADS": "0"}
-        log.parent.mkdir(parents=True, exist_ok=True)
-    output = None if log is None else log.open("w")
-    return subprocess.Popen(
-        [sys.executable, "-m", module, *command[1:]],
-        env=environment,
-        stdout=output,
-        stderr=subprocess.STDOUT if output else None,
-    )
-
-
-def _end(*processes: subprocess.Popen) -> None:
-    """Ask those that still run to end, and wait for that."""
-    for process in processes:
-        process.terminate()
-    for process in processes:
-        process.wait()
-
-
 def _check(returncode: int, command: list[str], log: Path | None = None) -> None:
     if returncode != 0:
         where = f"; its output is in {log}" if log else ""
@@ -135,7 +108,7 @@ def _run_evaluations(config: DemoConfig, commands: list[list[str]]) -> None:
     waiting = [
         (evaluation, command)
         for evaluation, command in zip(evaluations(config), commands, strict=True)
-        if not _is_complete(paths.evaluation(evaluation.name))
+        if not evaluation_is_complete(paths.evaluation(evaluation.name))
     ]
     trials = len(TASKS.split(",")) * len(parse_indices(config.held_out_states, "held_out_states"))
     running: dict[str, tuple[subprocess.Popen, list[str], Path]] = {}
@@ -152,7 +125,7 @@ def _run_evaluations(config: DemoConfig, commands: list[list[str]]) -> None:
                 while waiting and len(running) < config.num_processes:
                     evaluation, command = waiting.pop()  # controls first: they fail, so they last longest
                     log = paths.evaluation(evaluation.name).with_suffix(".log")
-                    running[evaluation.name] = (_start(command, log), command, log)
+                    running[evaluation.name] = (start(command, log), command, log)
                     progress.start_task(bars[evaluation.name])
                 time.sleep(POLL_SECONDS)
                 for name, (process, command, log) in list(running.items()):
@@ -161,25 +134,12 @@ def _run_evaluations(config: DemoConfig, commands: list[list[str]]) -> None:
                         del running[name]
                         _check(process.returncode, command, log)
         finally:
-            _end(*(process for process, _, _ in running.values()))
-
-
-def _is_complete(directory: Path) -> bool:
-    file = directory / "results.json"
-    if not file.is_file():
-        return False
-    results = json.loads(file.read_text())
-    return results["run"]["complete"] and not results["summary"]["all"]["invalid"]
+            end(*(process for process, _, _ in running.values()))
 
 
 def _show(progress: Progress, bar: TaskID, directory: Path) -> None:
-    try:
-        results = json.loads((directory / "results.json").read_text())
-    except (FileNotFoundError, json.JSONDecodeError):
-        return
-    episodes = results["episodes"]
-    solved = sum(bool(episode["success"]) for episode in episodes)
-    progress.update(bar, completed=len(episodes), solved=solved)
+    done, solved = evaluation_progress(directory)
+    progress.update(bar, completed=done, solved=solved)
 
 
 def command(config: DemoConfig) -> int:

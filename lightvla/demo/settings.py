@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lightvla.small_scale import Collection, SmallTraining, build_command, quote
+
 STAGES = ("collect", "build", "finetune", "evaluate", "report")
 DATASET = "libero_goal_demo"
 TASKS = "1,4,8"  # put the bowl on the stove, on top of the cabinet, on the plate: one scene, so the instruction matters
@@ -125,39 +127,29 @@ def stage_commands(config: DemoConfig, stage: str) -> list[list[str]]:
     """The commands of a stage, as a person would type them."""
     paths = Paths(config.output_dir, config.suffix)
     if stage == "collect":
-        command = f"""lightvla collect
-            --output_dir {quote(paths.data)} --dataset_name {DATASET} --task_suite_name libero_goal --task_ids {TASKS}
-            --initial_states {config.train_states} --num_demos_per_task {config.num_demos_per_task}
-            --resolution {config.resolution} --renderer fast --num_processes {config.num_processes}
-            --recovery_pushes True --recovery_mistakes True --wide_starts_m {config.wide_starts_train_m}
-            --wide_starts_share {config.wide_starts_share} --canonical_quaternion True --seed {config.starts_seed}"""
-    elif stage == "build":
-        command = f"""lightvla build-small-model
-            --output_dir {quote(paths.base)} --canonical_quaternion True --seed {config.seed}"""
-    elif stage == "finetune":
+        collection = Collection(
+            paths.data, DATASET, "libero_goal", TASKS, config.train_states, config.num_demos_per_task,
+            config.resolution, config.wide_starts_train_m, config.wide_starts_share, config.starts_seed,
+        )  # fmt: skip
+        return [collection.command(config.num_processes)]
+    if stage == "build":
+        return [build_command(paths.base, config.seed)]
+    if stage == "finetune":
         return _finetune_commands(config, paths)
-    elif stage == "evaluate":
+    if stage == "evaluate":
         return [_evaluation_command(config, paths, evaluation) for evaluation in evaluations(config)]
-    else:
-        return []
-    return [shlex.split(command)]
+    return []
 
 
 def _finetune_commands(config: DemoConfig, paths: Paths) -> list[list[str]]:
     """First without pruning, then with: a pruner that starts before the policy can act keeps too few tokens."""
-    common = f"""torchrun --standalone --nproc-per-node 1 -m lightvla finetune
-        --data_root_dir {quote(paths.data)} --dataset_name {DATASET} --run_root_dir {quote(paths.run.parent)}
-        --use_lora False --use_l1_regression True --num_images_in_input 2 --use_proprio True --image_aug False
-        --state_noise 0.05 --batch_size {config.batch_size} --lr_schedule cosine --lr_warmup_steps 100
-        --weight_decay 0.02 --adam_beta2 0.98 --max_grad_norm 1.0 --ema_decay 0.99 --precision auto --num_workers 1
-        --num_threads 2 --use_val_set True --val_freq 500 --save_freq 1000 --save_latest_checkpoint_only True
-        --seed {config.seed}"""
-    unpruned = f"""--vla_path {quote(paths.base)} --run_id_override {paths.unpruned_run.name} --pruner none
-        --learning_rate 3e-4 --max_steps {config.unpruned_steps}"""
-    pruned = f"""--vla_path {quote(paths.unpruned_run)} --run_id_override {paths.run.name}
-        --pruner lightvla:noise=uniform,multiplicity=weighted --noise_end_fraction 0.7
-        --learning_rate 3e-4 --max_steps {config.max_steps} --picture_freq {PICTURE_FREQ}"""
-    return [shlex.split(f"{common} {own}") for own in (unpruned, pruned)]
+    training = SmallTraining(paths.data, DATASET, paths.run.parent, config.batch_size, config.seed)
+    pruner = "--pruner lightvla:noise=uniform,multiplicity=weighted --noise_end_fraction 0.7"
+    pruner += f" --picture_freq {PICTURE_FREQ}"
+    return [
+        training.command(paths.base, paths.unpruned_run.name, "--pruner none", "3e-4", config.unpruned_steps),
+        training.command(paths.unpruned_run, paths.run.name, pruner, "3e-4", config.max_steps),
+    ]
 
 
 def _evaluation_command(config: DemoConfig, paths: Paths, evaluation: Evaluation) -> list[str]:
@@ -167,8 +159,3 @@ def _evaluation_command(config: DemoConfig, paths: Paths, evaluation: Evaluation
         --seed {config.starts_seed} --num_envs 1 --dtype float32 --resume True --report False
         --output_dir {quote(paths.evaluation(evaluation.name))}"""
     return [*shlex.split(command), *evaluation.flags]
-
-
-def quote(path: Path) -> str:
-    """A path as one word of a command."""
-    return shlex.quote(str(path))

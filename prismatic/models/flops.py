@@ -19,6 +19,7 @@ from prismatic.models.pruners.fastv import FastV
 from prismatic.models.pruners.grid import UniformGrid
 from prismatic.models.pruners.grids import GridSampler
 from prismatic.models.pruners.learnable_queries import LearnableQueries
+from prismatic.models.pruners.random import RandomNumber
 from prismatic.models.pruners.static_reuse import StaticReuse
 from prismatic.models.pruners.text_similarity import TextSimilarity
 from prismatic.models.sites import LlamaKeys, LlamaLayer, Projector, Site, VisionBlock
@@ -123,7 +124,7 @@ def pruner_flops(model: ActionModel, context_length: int) -> int:
     """
     pruner, num_visual, llama = model.pruner, model.num_visual_tokens, model.language_model.model
     dim = llama.config.hidden_size
-    if isinstance(pruner, KeepAllTokens | UniformGrid):
+    if isinstance(pruner, KeepAllTokens | RandomNumber | UniformGrid):
         return 0
     if isinstance(pruner, TextSimilarity):
         return 2 * num_visual * context_length * dim

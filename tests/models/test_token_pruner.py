@@ -130,6 +130,19 @@ def test_random_control_keeps_as_many_but_other_tokens():
         torch.testing.assert_close(random.tokens[row][random.valid[row]], patches[row, index])
 
 
+def test_a_given_number_is_drawn_at_random():
+    patches, context = torch.randn(3, 20, 8), torch.randn(3, 4, 8)
+    pruner = PrunerSpec.parse("random:tokens=5,seed=3").build().eval()
+    drawn = pruner(patches, context, seeds=[(1, 0), (2, 0), (1, 0)])
+    assert drawn.distinct().tolist() == [5, 5, 5] and drawn.count.eq(1).all()
+    for row in range(3):
+        assert torch.equal(drawn.tokens[row], patches[row, drawn.index[row]])
+        assert drawn.index[row].tolist() == sorted(set(drawn.index[row].tolist()))
+    assert torch.equal(drawn.index[0], drawn.index[2]) and not torch.equal(drawn.index[0], drawn.index[1])
+    alone = pruner(patches[1:2], context[1:2], seeds=[(2, 0)])
+    assert torch.equal(alone.index[0], drawn.index[1]), "a draw does not depend on its batch"
+
+
 def random_draw(seed: int, query: int, passes: int = 1) -> list[tuple[int, ...]]:
     """The tokens that `random` keeps in the passes of one policy query."""
     generator = torch.Generator().manual_seed(1)

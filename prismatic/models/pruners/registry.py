@@ -147,9 +147,10 @@ class PrunerSpec:
             raise ValueError(
                 f"pruner {self} needs trained parameters, but {loaded} was loaded; load a policy trained with it"
             )
-        if self.name == "random" and loaded.has_parameters:
+        if self.name == "random" and "tokens" not in self.options and loaded.has_parameters:
             raise ValueError(
-                f"pruner 'random' keeps as many tokens as LightVLA would, which is no control for {loaded}"
+                f"pruner 'random' keeps as many tokens as LightVLA would, which is no control for {loaded}; "
+                "say a number: random:tokens=16"
             )
 
     def check_fits(self, sizes: ModelSizes) -> None:

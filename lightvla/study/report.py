@@ -1,0 +1,251 @@
+"""The report of a study, Markdown and HTML, made of its definition and its kept results: no run is needed."""
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from experiments.robot.libero.comparison.compare import ALPHA, p_text, points, span
+from lightvla.study.definition import BASELINE, Study
+from lightvla.study.figures import ArmFigures, Primary, arm_figures, primary_answers
+from lightvla.study.places import Places
+from lightvla.study.records import ArmResult, forced_changes, foreign, load_all
+from prismatic.report.charts import RateBars
+from prismatic.report.data import (
+    Block,
+    Cell,
+    CodeBlock,
+    Headline,
+    Notes,
+    ReportData,
+    Row,
+    Section,
+    Table,
+    counted,
+    share_cell,
+)
+from prismatic.report.figures import Curve
+from prismatic.report.html import write_report as write_html
+from prismatic.report.markdown import write_markdown
+
+NAMES = ("report.md", "report.html")
+
+COMMANDS = """\
+lightvla study {name} --list               # the steps, what is done, how long the rest takes
+lightvla study {name}                      # run what is left; interrupted, the same command goes on
+lightvla study {name} --only {arm}         # one arm, and what it needs
+lightvla study {name} --report_only True   # this report from the kept results, in seconds"""
+
+
+def write_reports(study: Study, places: Places) -> list[Path]:
+    """Write both forms below the study's folder; raises ValueError for kept results that cannot be read."""
+    results, missing = load_all(study, places)
+    data = report_data(study, places, results, missing)
+    return [write_markdown(data, places.root / NAMES[0]), write_html(data, places.root / NAMES[1])]
+
+
+def report_data(study: Study, places: Places, results: Sequence[ArmResult], missing: Sequence[str]) -> ReportData:
+    """Everything in the report."""
+    figures, answers, name = arm_figures(study, results), primary_answers(study, results), places.root.name
+    sections: list[Section] = []
+    for scene in study.scenes:
+        own = [each for each in figures if each.scene == scene.name]
+        if not own:
+            continue
+        title = f": {scene.name}" if len(study.scenes) > 1 else ""
+        in_scene = [result for result in results if result.scene == scene.name]
+        names = {int(index): task for result in in_scene for index, task in result.tasks.items()}
+        sections += [
+            Section(f"Success{title}", [_bars(own), success_table(own)], note=_success_note()),
+            Section(f"Against {BASELINE}{title}", [difference_table(own)], note=_difference_note()),
+            Section(f"Task by task{title}", [task_table(own, names)]),
+            Section(f"Seed by seed{title}", [seed_table(own, study.training.seeds)], note=_seed_note(study)),
+            Section(f"Training{title}", _curves(in_scene), columns=2),
+        ]
+    return ReportData(
+        title=f"Study: {name}",
+        summary=[study.question, *(answer.sentence for answer in answers)],
+        alerts=_alerts(study, places, results, missing),
+        headlines=_headlines(figures, answers),
+        sections=[
+            *sections,
+            Section("What was fixed in advance", [_fixed_table(study), *_scene_tables(study), _arm_table(study)]),
+            Section("Commands", [CodeBlock("", COMMANDS.format(name=name, arm=study.arms[0].name))]),
+            Section("Made with", _made(results)),
+        ],
+        footer="A small-scale study: a policy of a few million parameters, scripted demonstrations, a simulator.",
+    )
+
+
+def _alerts(study: Study, places: Places, results: Sequence[ArmResult], missing: Sequence[str]) -> list[str]:
+    alerts = [
+        f"study.yaml was changed after arms had been run (by --force, {change['time']}, SHA-256 {change['from'][:12]} "
+        f"to {change['to'][:12]}): what follows was not all fixed in advance."
+        for change in forced_changes(places)
+    ]
+    if other := foreign(study, results):
+        alerts.append(f"Made by another study.yaml than the present one: {'; '.join(other)}.")
+    if missing:
+        alerts.append(f"Not run yet: {'; '.join(missing)}.")
+    return alerts
+
+
+def _headlines(figures: Sequence[ArmFigures], answers: Sequence[Primary]) -> list[Headline]:
+    several = len(answers) > 1
+    found = [Headline(each.answer, "primary comparison" + f", {each.scene}" * several) for each in answers]
+    return found + [
+        Headline(f"{each.successes} of {each.trials}", f"{each.arm}, {100 * each.token_share:.0f} % of the tokens")
+        for each in figures[:3]
+    ]
+
+
+def _bars(figures: Sequence[ArmFigures]) -> RateBars:
+    counts = [(each.successes, each.trials) for each in figures]
+    return RateBars("All tasks and seeds together", [each.arm for each in figures], {"solved": counts})
+
+
+def success_table(figures: Sequence[ArmFigures]) -> Table:
+    """Success, tokens and completion time of every arm."""
+    rows: list[Row] = [
+        (
+            Cell(each.arm, note=f"{each.kind}, {each.pruner}"),
+            share_cell(each.successes, each.trials),
+            Cell(f"{100 * each.rate:.1f} ({span(each.clustered)})", sort=each.rate),
+            Cell(f"{each.tokens:.1f} of {each.of_tokens}", sort=each.tokens),
+            f"{100 * each.token_share:.1f} %",
+            f"{each.steps:.1f}" if each.steps is not None else "–",
+        )
+        for each in figures
+    ]
+    columns = ("arm", "solved", "% by initial states", "tokens kept", "share", "steps to success")
+    return Table("Every arm", columns, rows, sortable=True)
+
+
+def _success_note() -> str:
+    return (
+        "Solved: all rollouts, with Wilson's 95 % interval as if each were a trial of its own. By initial states: the "
+        "mean over tasks, with a 95 % interval in which all rollouts from one initial state are drawn together "
+        "(bootstrap). Steps: control steps of the successful rollouts."
+    )
+
+
+def difference_table(figures: Sequence[ArmFigures]) -> Table:
+    """Every arm against the baseline, on the same starts."""
+    rows: list[Row] = []
+    for each in figures:
+        if (found := each.difference) is None:
+            continue
+        counts = found.counts
+        rows.append((
+            each.arm,
+            Cell(points(found.value), sort=found.value),
+            span(found.interval, signed=True),
+            f"{counts.both}/{counts.only_first}/{counts.only_second}/{counts.neither}",
+            str(found.states),
+            p_text(found.p_value),
+            p_text(found.corrected_p),
+            found.verdict,
+        ))  # fmt: skip
+    columns = (
+        "arm", "points", "95 % interval", f"both/arm only/{BASELINE} only/neither", "initial states", "p", "p (Holm)",
+        "verdict",
+    )  # fmt: skip
+    return Table(f"Paired difference to {BASELINE}", columns, rows, sortable=True)
+
+
+def _difference_note() -> str:
+    return (
+        f"On the same starts of the same training seed, averaged over tasks; the interval is drawn over initial states "
+        f"with all their rollouts. p: McNemar's test by initial states. The verdict goes by Holm's p at {ALPHA:g}."
+    )
+
+
+def task_table(figures: Sequence[ArmFigures], names: dict[int, str]) -> Table:
+    """Solved by task."""
+    tasks = sorted(names)
+    rows: list[Row] = [
+        (each.arm, *(share_cell(*each.by_task[task]) if task in each.by_task else "–" for task in tasks))
+        for each in figures
+    ]
+    return Table("Solved by task", ("arm", *(names[task] for task in tasks)), rows)
+
+
+def seed_table(figures: Sequence[ArmFigures], seeds: Sequence[int]) -> Table:
+    """Solved by training seed."""
+    rows: list[Row] = [
+        (each.arm, *(share_cell(*each.by_seed[seed]) if seed in each.by_seed else "–" for seed in seeds))
+        for each in figures
+    ]
+    return Table("Solved by training seed", ("arm", *(f"seed {seed}" for seed in seeds)), rows)
+
+
+def _seed_note(study: Study) -> str:
+    count = len(study.training.seeds)
+    return f"{counted(count, 'training seed')}: the intervals above say nothing about other trainings." * (count < 5)
+
+
+def _curves(results: Sequence[ArmResult]) -> list[Block]:
+    """Loss and tokens of every trained arm, one line each."""
+    trained = [result for result in results if result.curves]
+    blocks: list[Block] = []
+    for key, title, unit in (
+        ("loss", "Loss: L1 of normalised actions", "L1"),
+        ("tokens_kept", "Visual tokens kept in training", "per sample"),
+    ):
+        records, keys = [], {}
+        for result in trained:
+            label = f"{result.arm}, seed {result.seed}"
+            keys[label] = label
+            steps, values = result.curves.get(key, [[], []])
+            records += [{"step": step, label: value} for step, value in zip(steps, values, strict=True)]
+        if records:
+            blocks.append(Curve(title, keys, records, unit))
+    return blocks
+
+
+def _fixed_table(study: Study) -> Table:
+    training, fixed = study.training, study.fixed
+    rows = [
+        ("primary comparison", f"{fixed.primary[0]} against {fixed.primary[1]}"),
+        ("non-inferior where", f"the lower 95 % bound lies above -{fixed.margin_points:g} points"),
+        *(("excluded", sentence) for sentence in fixed.exclusions),
+        ("training seeds", ", ".join(map(str, training.seeds))),
+        ("steps", f"{training.parent_steps} of the parent without pruning, {training.arm_steps} of every trained arm"),
+        ("batch size, learning rate", f"{training.batch_size}, {training.learning_rate:g}"),
+        ("SHA-256 of the definition", study.sha256),
+    ]
+    return Table("The study", ("what", "is"), rows, numeric=False)
+
+
+def _scene_tables(study: Study) -> list[Table]:
+    return [
+        Table(
+            f"Scene {scene.name}",
+            ("what", "is"),
+            [
+                ("tasks", f"{scene.suite} {', '.join(map(str, scene.tasks))}"),
+                ("demonstrations", f"{scene.demonstrations_per_task} a task from initial states {scene.train_states}"),
+                ("measured on", f"{scene.trials_per_task} rollouts a task from initial states {scene.held_out_states}"),
+                ("objects moved by", f"up to {100 * scene.wide_starts_m:g} cm, seed {scene.starts_seed}"),
+                ("pictures", f"{scene.image_size} px"),
+            ],
+            numeric=False,
+        )
+        for scene in study.scenes
+    ]
+
+
+def _arm_table(study: Study) -> Table:
+    rows = [(arm.name, arm.kind, arm.flags) for arm in study.arms]
+    return Table("Arms", ("arm", "kind", "flags"), rows, numeric=False)
+
+
+def _made(results: Sequence[ArmResult]) -> list[Block]:
+    """Machines, commits and versions, each once, and the command of one evaluation."""
+    if not results:
+        return []
+    facts = dict.fromkeys(
+        f"{result.made['device']}, commit {result.made['git_commit']}, "
+        + ", ".join(f"{name} {version}" for name, version in result.made["versions"].items())
+        for result in results
+    )
+    return [Notes(list(facts)), CodeBlock(f"How {results[0].arm} was evaluated", shlex.join(results[0].command))]

@@ -1,0 +1,155 @@
+"""The steps of a study and what each needs: collect, build, parent, arms, evaluations."""
+
+import hashlib
+import json
+import shlex
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from lightvla.small_scale import Collection, SmallTraining, build_command, quote
+from lightvla.study.definition import BASELINE, COUNT, PRUNED, Arm, Scene, Study
+from lightvla.study.places import Places
+from prismatic.checkpoints.places import CHECKPOINTS, checkpoint_name
+
+PROCESSES = "{processes}"
+"""In a command: simulator processes, which change nothing but the time."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One command of a study.
+
+    Attributes:
+        name: unique; of its files.
+        kind: collect, build, train or evaluate.
+        needs: names of the steps whose outcome it takes.
+        command: as a person would type it, but for `PROCESSES` and `COUNT`.
+        makes: the folder that it writes.
+        proof: what lies there when it is whole; of evaluations `makes`.
+        units: demonstrations, samples or rollouts: what its time is proportional to.
+        scene, arm, seed: of arms and evaluations.
+    """
+
+    name: str
+    kind: str
+    needs: tuple[str, ...]
+    command: tuple[str, ...]
+    makes: Path
+    proof: Path
+    units: float
+    scene: str = ""
+    arm: str = ""
+    seed: int = 0
+
+
+def all_steps(study: Study, places: Places) -> dict[str, Step]:
+    """By name, each behind what it needs."""
+    steps: list[Step] = []
+    for scene in study.scenes:
+        steps.append(_collect(scene, places))
+        for seed in study.training.seeds:
+            base = _build(seed, places)
+            parent = _train(study, scene, seed, places, None, base)
+            steps += [] if base in steps else [base]
+            steps.append(parent)
+            trained = [arm for arm in study.arms if arm.kind == "trained"]
+            # What others wait for comes first.
+            first = sorted(trained, key=lambda arm: arm.name not in (BASELINE, PRUNED))
+            for arm in [*first, *(arm for arm in study.arms if arm.kind != "trained")]:
+                steps += [_train(study, scene, seed, places, arm, parent)] if arm.kind == "trained" else []
+                steps.append(_evaluate(study, scene, seed, places, arm))
+    return {step.name: step for step in steps}
+
+
+def wanted(steps: Mapping[str, Step], arm: str | None) -> list[Step]:
+    """The evaluations that are asked for: of one arm, or all."""
+    return [step for step in steps.values() if step.kind == "evaluate" and arm in (None, step.arm)]
+
+
+def fingerprints(steps: Mapping[str, Step]) -> dict[str, str]:
+    """By step: a hash of its command and of all that it is made from; another one means another outcome."""
+    found: dict[str, str] = {}
+    for step in steps.values():
+        parts = [*step.command, *(found[need] for need in step.needs)]
+        found[step.name] = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+    return found
+
+
+def filled_in(step: Step, processes: int, count: int | None) -> list[str]:
+    """The command with its numbers."""
+    values = {PROCESSES: str(processes), COUNT: str(count)}
+    words = list(step.command)
+    for name, value in values.items():
+        words = [word.replace(name, value) for word in words]
+    return words
+
+
+def needs_count(step: Step) -> bool:
+    """Whether the pruned arm's number of tokens is part of the command."""
+    return any(COUNT in word for word in step.command)
+
+
+def ordered(steps: Mapping[str, Step], names: Iterable[str]) -> list[Step]:
+    """Those of the steps, in the order of the study."""
+    chosen = set(names)
+    return [step for name, step in steps.items() if name in chosen]
+
+
+def _dataset(scene: Scene) -> str:
+    # A name that begins so has LIBERO's gripper.
+    return f"libero_{scene.name.replace('-', '_').replace('.', '_')}_study"
+
+
+def _tasks(scene: Scene) -> str:
+    return ",".join(map(str, scene.tasks))
+
+
+def _collect(scene: Scene, places: Places) -> Step:
+    collection = Collection(
+        places.data, _dataset(scene), scene.suite, _tasks(scene), scene.train_states,
+        str(scene.demonstrations_per_task), scene.image_size, scene.wide_starts_train_m, scene.wide_starts_share,
+        scene.starts_seed,
+    )  # fmt: skip
+    makes = places.data / _dataset(scene)
+    units = scene.demonstrations_per_task * len(scene.tasks)
+    command = tuple(collection.command(PROCESSES))
+    return Step(f"collect-{scene.name}", "collect", (), command, makes, makes / "1.0.0", units, scene.name)
+
+
+def _build(seed: int, places: Places) -> Step:
+    base = places.base(seed)
+    return Step(f"build-seed{seed}", "build", (), tuple(build_command(base, seed)), base, base / "small_model.json", 1)
+
+
+def _train(study: Study, scene: Scene, seed: int, places: Places, arm: Arm | None, origin: Step) -> Step:
+    """The parent where there is no arm."""
+    training = study.training
+    name = f"{scene.name}-{'parent' if arm is None else arm.name}-seed{seed}"
+    steps = training.parent_steps if arm is None else training.arm_steps
+    shared = SmallTraining(places.data, _dataset(scene), places.runs, training.batch_size, seed)
+    flags = "--pruner none" if arm is None else arm.flags
+    command = tuple(shared.command(origin.makes, name, flags, f"{training.learning_rate:g}", steps))
+    makes = places.runs / name
+    step = Step(
+        f"train-{name}", "train", (f"collect-{scene.name}", origin.name), command, makes,
+        makes / CHECKPOINTS / checkpoint_name(name, steps), steps * training.batch_size, scene.name, "", seed,
+    )  # fmt: skip
+    return step if arm is None else replace(step, arm=arm.name)
+
+
+def _evaluate(study: Study, scene: Scene, seed: int, places: Places, arm: Arm) -> Step:
+    trained = {"trained": arm.name, "untrained": BASELINE, "control": PRUNED}[arm.kind]
+    name = f"evaluate-{scene.name}-{arm.name}-seed{seed}"
+    needs = [f"train-{scene.name}-{trained}-seed{seed}"]
+    needs += [f"evaluate-{scene.name}-{PRUNED}-seed{seed}"] if COUNT in arm.flags else []
+    makes = places.evaluation(name)
+    own = [] if arm.kind == "trained" else shlex.split(arm.flags)
+    command = shlex.split(f"""lightvla eval
+        --pretrained_checkpoint {quote(places.runs / f"{scene.name}-{trained}-seed{seed}")}
+        --task_suite_name {scene.suite} --task_ids {_tasks(scene)} --initial_states {scene.held_out_states}
+        --num_trials_per_task {scene.trials_per_task} --wide_starts_m {scene.wide_starts_m}
+        --env_img_res {scene.image_size} --renderer fast --seed {scene.starts_seed} --num_envs 1 --dtype float32
+        --resume True --report False --output_dir {quote(makes)}""")
+    units = scene.trials_per_task * len(scene.tasks)
+    return Step(name, "evaluate", tuple(needs), (*command, *own), makes, makes, units, scene.name, arm.name, seed)
