@@ -47,7 +47,7 @@ def shard(module: TrainableVLA, ranks: Ranks, frozen_dtype: torch.dtype | None =
     _cast(module, frozen_dtype)
     # Gathered again in the backward pass: else weights behind a validation would stay what it was computed with.
     fully_shard(module, mesh=mesh, reshard_after_forward=True)
-    register_fsdp_forward_method(module, "sampled_l1")
+    register_fsdp_forward_method(module, "predict")
     return {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
 
 

@@ -92,7 +92,7 @@ def assert_held(config: FinetuneConfig, processes: int) -> None:
 
 def test_two_processes_that_share_the_weights_train_what_one_does(flags, tmp_path: Path):
     shared = {**LORA, "max_steps": 4, "save_freq": 2, "use_val_set": True, "val_freq": 4}
-    shared |= {"merge_lora_during_training": False}
+    shared |= {"merge_lora_during_training": False, "picture_freq": 2, "picture_frames": 2}
     one = flags(run_id_override="one", batch_size=8, **shared)
     two = flags(run_id_override="two", batch_size=4, sharding="fsdp", **shared)
     finetune(one)
@@ -100,6 +100,9 @@ def test_two_processes_that_share_the_weights_train_what_one_does(flags, tmp_pat
     assert_told_the_same(one, two)
     assert furthest(one, two, 4) < 1e-5
     assert_held(two, 2)
+    looks = [json.loads((config.run_dir / "pictures" / "pictures.json").read_text()) for config in (one, two)]
+    assert [look["step"] for look in looks[1]] == [0, 2, 4]
+    assert [look["kept"] for look in looks[0]] == [look["kept"] for look in looks[1]]
     adapters = [config.checkpoint_dir(4) / "lora_adapter" / "adapter_model.safetensors" for config in (one, two)]
     assert adapters[0].stat().st_size == adapters[1].stat().st_size
     assert load_file(adapters[0]).keys() == load_file(adapters[1]).keys()
