@@ -57,16 +57,18 @@ def add_pictures_and_rollouts(run: Path) -> None:
         Image.fromarray(np.full((32, 48, 3), step, np.uint8)).save(kept / f"step_{step:08d}.webp")
     Image.fromarray(np.full((32, 96, 3), 90, np.uint8)).save(run / "pictures" / "strip.webp")
     write_video(run / "pictures" / "kept.mp4")
-    listed = [{"step": step, "file": f"kept/step_{step:08d}.webp", "tokens_kept": 40.5} for step in steps]
+    listed = [
+        {"step": step, "file": f"kept/step_{step:08d}.webp", "tokens_kept": [[20, 21], [20, 20]]} for step in steps
+    ]
     (run / "pictures" / "pictures.json").write_text(json.dumps(listed))
     (run / "rollouts" / "50").mkdir(parents=True)
     write_video(run / "rollouts" / "50" / "a b.mp4")
+    task = {"suite": "libero_goal", "task": 1, "instruction": "open the drawer"}
     rollouts = [
-        {"step": 50, "task": "open the drawer", "initial_state": 3, "success": True, "steps": 80,
-         "video": "rollouts/50/a b.mp4"},
-        {"step": 50, "task": "open the drawer", "initial_state": 4, "success": False, "steps": 300, "video": None},
-        {"step": 100, "task": "open the drawer", "initial_state": 3, "success": True, "steps": 60, "video": None},
-    ]  # fmt: skip
+        {"step": 50, **task, "initial_state": 3, "success": True, "steps": 80, "video": "rollouts/50/a b.mp4"},
+        {"step": 50, **task, "initial_state": 4, "success": False, "steps": 300, "video": None},
+        {"step": 100, **task, "initial_state": 3, "success": True, "steps": 60, "video": None},
+    ]
     text = "".join(json.dumps(item) + "\n" for item in rollouts)
     (run / "rollouts.jsonl").write_text(text + '{"step": 100, "ta')
 

@@ -25,8 +25,9 @@ def rlds_root(tmp_path_factory: pytest.TempPathFactory):
     return root
 
 
-def test_a_training_sample_equals_an_inference_call(small_policy_directory, rlds_root):
-    policy = Policy.from_pretrained(small_policy_directory, center_crop=False)
+@pytest.mark.parametrize("center_crop", [False, True])
+def test_a_sample_that_is_not_augmented_equals_an_inference_call(small_policy_directory, rlds_root, center_crop):
+    policy = Policy.from_pretrained(small_policy_directory, center_crop=center_crop)
     spec = get_dataset_spec(NAME)
     data = FrameDataset(RldsIndex.open(rlds_root, NAME), spec, policy.transform, augment=False, seed=0)
     episode = tiny_episodes(2, 12, 64)[1]
@@ -54,7 +55,7 @@ def test_a_training_sample_equals_an_inference_call(small_policy_directory, rlds
     torch.testing.assert_close(picks[True].rows, picks[False].rows, atol=1e-5, rtol=1e-5)
 
 
-def test_inference_crops_the_centre_of_what_validation_sees(small_policy_directory):
+def test_inference_crops_the_centre_of_the_resized_picture(small_policy_directory):
     policy = Policy.from_pretrained(small_policy_directory)
     plain = dataclasses.replace(policy.transform, center_crop=False)
     episode = tiny_episodes(1, 12, 64)[0]

@@ -188,7 +188,8 @@ def _style_curve(axes: Any, curve: Curve) -> None:
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.yaxis.set_minor_formatter(NullFormatter())
     else:
-        axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
+        low, high = axes.get_ylim()
+        axes.set_ylim(min(0.0, low), max(high, 1.04 * axes.dataLim.y1))  # a level line is not the frame's
     axes.set_xlabel("optimiser step", color=INK)
     axes.set_ylabel(curve.unit, color=INK)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))

@@ -121,7 +121,10 @@ def _differences(runs: Mapping[str, RunRecord]) -> list[Table]:
     tables = []
     facts = {label: _facts(run) for label, run in runs.items()}
     versions = {label: (run.starts[-1].get("versions", {}) if run.starts else {}) for label, run in runs.items()}
-    flags = {label: {f"--{name}": value for name, value in run.flags.items()} for label, run in runs.items()}
+    flags = {
+        label: {f"--{name}": value for name, value in run.flags.items() if name != "run_id_override"}
+        for label, run in runs.items()
+    }
     for title, given in (("Flags", flags), ("Base and data", facts), ("Versions", versions)):
         names = dict.fromkeys(name for values in given.values() for name in values)
         rows: list[Row] = [

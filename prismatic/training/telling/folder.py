@@ -151,7 +151,8 @@ class RunRecord:
         return sorted(found, key=lambda checkpoint: checkpoint.step)
 
     def pictures(self) -> list[dict[str, Any]]:
-        """`pictures.json`: dictionaries with `step`, `file` (below `pictures/`) and `tokens_kept`, by step."""
+        """`pictures.json`: dictionaries with `step`, `file` (below `pictures/`) and `tokens_kept` (for each
+        frame a number per image), by step."""
         try:
             found = json.loads((self.path / PICTURES / "pictures.json").read_text())
         except (OSError, ValueError):
@@ -160,7 +161,8 @@ class RunRecord:
         return sorted((item for item in listed if _has_step(item) and "file" in item), key=lambda item: item["step"])
 
     def rollouts(self) -> list[dict[str, Any]]:
-        """`rollouts.jsonl`: dictionaries with `step`, `task`, `initial_state`, `success`, `steps` and `video`."""
+        """`rollouts.jsonl`: dictionaries with `step`, `task`, `instruction`, `initial_state`, `success`, `steps` and
+        `video` (below the run's folder)."""
         found = []
         try:
             lines = (self.path / ROLLOUTS_FILE).read_text().splitlines()

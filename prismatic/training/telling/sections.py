@@ -86,13 +86,20 @@ def pictures(run: RunRecord, files: MediaFiles) -> Section:
     if strip := files.add(folder, "strip.webp", "image/webp"):
         blocks.append(Picture("The same frames as training goes on", strip, "Pruned patches are dimmed."))
     if listed and (newest := files.add(folder, str(listed[-1]["file"]), "image/webp")):
-        kept = listed[-1].get("tokens_kept")
-        told = f"{_number(kept, 1)} tokens kept on average" if isinstance(kept, int | float) else ""
-        blocks.append(Picture(f"Step {listed[-1]['step']}", newest, told))
+        blocks.append(Picture(f"Step {listed[-1]['step']}", newest, _kept_text(listed[-1].get("tokens_kept"))))
     film: list[Block] = []
     if video := files.add(folder, "kept.mp4", "video/mp4"):
-        film.append(Clip("As a film", video, f"{counted(len(listed), 'picture')}, from the first step on"))
+        film.append(Clip("As a film", video, f"{counted(len(listed), 'picture')}, from the first step on."))
     return Section("What the pruner keeps", [*blocks, *film])
+
+
+def _kept_text(tokens_kept: Any) -> str:
+    """Of the frames of a picture, each a number per image."""
+    try:
+        frames = [sum(images) for images in tokens_kept]
+        return f"{sum(frames) / len(frames):.1f} tokens kept per frame." if frames else ""
+    except TypeError:
+        return ""
 
 
 def rollouts(run: RunRecord, files: MediaFiles) -> Section:
@@ -117,8 +124,8 @@ def rollouts(run: RunRecord, files: MediaFiles) -> Section:
     for item in list(reversed(listed))[:_CLIPS]:
         if item.get("video") and (video := files.add(run.path, str(item["video"]), "video/mp4")):
             outcome = "solved" if item.get("success") else "not solved"
-            told = f"step {item['step']}, initial state {item.get('initial_state', '–')}: {outcome}"
-            blocks.append(Clip(str(item.get("task", "a task")), video, told))
+            told = f"step {item['step']}, initial state {item.get('initial_state', '–')}: {outcome}."
+            blocks.append(Clip(str(item.get("instruction") or f"task {item.get('task', '–')}"), video, told))
     return Section("Rollouts", blocks, "Short rollouts of the policy as it was at that step.", columns=2)
 
 

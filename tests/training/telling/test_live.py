@@ -52,7 +52,8 @@ def test_the_page_of_a_run_that_is_trained(flags: Callable[..., FinetuneConfig])
     for name, error in errors.items():
         assert rows.row(name)[0] == f"{error:.4f}"
     assert sum(errors.values()) / 7 == pytest.approx(validation["val_loss"], rel=1e-5)
-    assert f"{validation['val_loss']:.4f}" in " ".join(rows.row("3")) and folder.name in rows.row("3")[-1]
+    (row,) = (row for row in rows.rows if row and row[-1] == folder.name)
+    assert row[0] == "3" and row[1].startswith(f"{validation['val_loss']:.4f}") and row[3] == "latest, best"
     assert rows.row("--run_id_note") == ["<b>"]
 
 

@@ -14,7 +14,7 @@ from prismatic.vla.datasets.collate import collate
 from prismatic.vla.datasets.dataset import FrameDataset, split_episodes, train_and_val_episodes, training_episodes
 from prismatic.vla.datasets.rlds import RldsIndex
 from prismatic.vla.datasets.sampler import GlobalBatchSampler, SampleRequest
-from prismatic.vla.images import decode_jpeg, resize_lanczos3
+from prismatic.vla.images import center_crop, decode_jpeg, resize_lanczos3
 from prismatic.vla.transform import PolicyTransform
 
 
@@ -46,12 +46,21 @@ def test_chunks_are_whole_and_the_last_steps_are_only_targets(dataset: FrameData
             dataset.frame(outside)
 
 
-def test_a_sample_is_the_transform_of_its_frame(dataset: FrameDataset, transform: PolicyTransform) -> None:
+@pytest.mark.parametrize("crop", [False, True])
+def test_a_sample_is_what_inference_makes_of_its_frame(
+    tiny_index: RldsIndex, transform: PolicyTransform, crop: bool
+) -> None:
+    transform = replace(transform, center_crop=crop)
+    dataset = FrameDataset(tiny_index, tiny_index.spec, transform, augment=False, seed=5)
     sample, frame = dataset[SampleRequest(position=100, index=9)], dataset.frame(9)
     episode = dataset.index.episodes[frame.episode]
+
+    def prepared(picture: np.ndarray) -> np.ndarray:
+        resized = resize_lanczos3(picture, 48)
+        return center_crop(resized) if crop else resized
+
     images = [
-        resize_lanczos3(decode_jpeg(episode.image_bytes(camera, frame.step)), 48)
-        for camera in ("full_image", "wrist_image")
+        prepared(decode_jpeg(episode.image_bytes(camera, frame.step))) for camera in ("full_image", "wrist_image")
     ]
     torch.testing.assert_close(sample["pixel_values"], transform.pixel_values(images), rtol=0, atol=0)
     assert sample["pixel_values"].shape == (12, 48, 48) and sample["pixel_values"].dtype == torch.float32
