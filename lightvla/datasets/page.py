@@ -90,6 +90,10 @@ def _facts(data: StoredDataset) -> Table:
         ("state", f"{index.spec.state_key}" if data.states is not None else "none"),
         ("gripper", _gripper(data, finite)),
         ("splits", ", ".join(f"{name}: {counted(count, 'episode')}" for name, count in splits.items())),
+        *([("frames per second", f"{index.fps:g}")] if index.fps is not None else []),
+        *[(f"names of {what}", ", ".join(names)) for what, names in index.labels.items()],
+        *([("pictures turned", ", ".join(f"{c} {turn}" for c, turn in index.spec.turns.items()))]
+          if index.spec.turns else []),
         ("files", f"{len(index.files)}, {size:.1f} MB"),
         ("no-ops", f"{no_ops(data).mean():.1%} of the frames"),
         ("pictures like the one before", ", ".join(

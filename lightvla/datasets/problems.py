@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lightvla.datasets.conventions import find_other_conventions
+from lightvla.datasets.problem import Problem
 from lightvla.datasets.reading import CameraView, Place, StoredDataset
 from prismatic.report.data import counted
 from prismatic.vla.gripper import GRIPPERS, Gripper, suggestion, unsaid_gripper
@@ -27,30 +28,11 @@ _ENOUGH = 5  # episodes to say so
 _BYTES_LITERAL = re.compile(r"""b(?P<quote>['"]).*(?P=quote)""", re.DOTALL)
 
 
-@dataclass(frozen=True)
-class Problem:
-    """Something wrong.
-
-    Attributes:
-        name: of the problem, two or three words.
-        found: what, with numbers and the first place.
-        meaning: for a policy that is trained on it.
-        remedy: what to do.
-        places: some episodes and steps where it is to be seen.
-    """
-
-    name: str
-    found: str
-    meaning: str
-    remedy: str
-    places: Sequence[Place] = ()
-
-
 def find_problems(data: StoredDataset) -> list[Problem]:
     """All that is wrong, the worst first."""
     checks: tuple[Callable[[StoredDataset], Iterator[Problem]], ...] = (
         _not_finite, _pictures, _state, _gripper, _instructions, _short, _twice, _sizes, _blank, _repeated, _no_ops,
-        _constant, _far,
+        _constant, _far, find_other_conventions,
     )  # fmt: skip
     return list(chain.from_iterable(check(data) for check in checks))
 

@@ -15,13 +15,14 @@ from prismatic.vla.datasets.lerobot.features import Features
 from prismatic.vla.datasets.lerobot.layout import INFO, EpisodeEntry, Layout
 from prismatic.vla.datasets.lerobot.libraries import check_libraries
 from prismatic.vla.datasets.lerobot.tables import EpisodeValues, read_values, tables_of
-from prismatic.vla.datasets.lerobot.videos import VideoFiles, VideoHeading
+from prismatic.vla.datasets.lerobot.videos import VideoFiles, VideoHeading, key_frame_spacing
 from prismatic.vla.datasets.stored.episode import Episode, UnreadableImage
 from prismatic.vla.datasets.stored.index import DatasetIndex, tell_about_instructions
 from prismatic.vla.images import decode_image
 
 logger = logging.getLogger(__name__)
 
+_FAR_APART = 12  # frames between key frames from which on reading at random is slow
 _ENDS = 1 << 16  # bytes at both ends of a file of pictures that go into the fingerprint: there stand its tables
 
 
@@ -244,6 +245,13 @@ class _Reader:
         for entry in self.entries:
             for name in self._video_features():
                 rows[entry.videos[name].path] += entry.length
+        for path in self._videos.paths[:1]:
+            if (spacing := key_frame_spacing(path)) > _FAR_APART:
+                logger.warning(
+                    "%s: a key frame every %.0f frames, so one picture at random takes many to be decoded. Encode the "
+                    "videos again with a key frame every second one: ffmpeg -i OLD -c:v libx264 -crf 18 -g 2 NEW",
+                    path, spacing,
+                )  # fmt: skip
         for path, count in rows.items():
             heading = VideoHeading.read(path)
             if heading.frames != count:

@@ -4,6 +4,7 @@ import os
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ TOLERANCE_S = 1e-4
 """A frame that lies further from its row's timestamp is another one; LeRobot's own tolerance."""
 MAX_OPEN = 8
 """Videos that a process keeps open; each holds a decoder and its reference frames."""
+_LOOKED_AT = 240  # packets that tell how far key frames lie apart
 _FORWARD_S = 0.5  # a frame that follows so soon on the last one is reached without a seek
 
 
@@ -119,6 +121,14 @@ class VideoHeading:
                 return cls(count, float(stream.average_rate or 0))
         except (ValueError, OSError) as error:
             raise ValueError(f"the video {path} cannot be opened: {error}. Download or encode it again") from error
+
+
+def key_frame_spacing(path: Path) -> float:
+    """Frames between key frames at a video's beginning; so many are decoded for one at random, half on average."""
+    with import_av().open(str(path)) as container:
+        stream = _video_stream(container)
+        packets = [packet.is_keyframe for packet in islice(container.demux(stream), _LOOKED_AT) if packet.size]
+    return len(packets) / max(sum(packets), 1)
 
 
 def _video_stream(container: Any) -> Any:

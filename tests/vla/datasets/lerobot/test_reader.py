@@ -54,11 +54,12 @@ def test_pixels_states_actions_and_words_equal_those_of_the_rlds(
 
 @pytest.mark.parametrize("gop", ["1", "7", "250"])
 def test_a_lossy_video_is_read_at_random_as_it_is_from_the_front(
-    tmp_path: Path, tiny_index: RldsIndex, gop: str
+    tmp_path: Path, tiny_index: RldsIndex, gop: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     codec = (*LOSSY[:2], {**LOSSY[2], "g": gop, "bf": "2"})
     write_lerobot(tmp_path / "arm", tiny_index.episodes, "v3.0", codec)
     episodes = read(tmp_path).episodes
+    assert ("a key frame every" in caplog.text) == (gop == "250")
     front = [[episode.image("full_image", step) for step in range(episode.num_frames)] for episode in episodes]
     for number, step in np.random.default_rng(0).permutation(
         [(n, s) for n, e in enumerate(front) for s in range(len(e))]
