@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from documents import DOCUMENTS, ROOT, Typed, commands
+from made_up_runs import write_run
 from report_results import digest
 
 from experiments.robot.libero.evaluation.checks import check_flags
@@ -142,6 +143,8 @@ def files(folder: Path, small_policy: Path) -> None:
         "wide": ("OURS", "logs/ours", "experiments/logs/RUN"),
         "random": ("THEIRS", "logs/theirs"),
     }
+    for run in ("first", "second"):
+        write_run(folder / "runs", name=run)
     for source, targets in copies.items():
         for target in targets:
             shutil.copytree(folder / "demo" / "evaluation" / source, folder / target)

@@ -27,6 +27,8 @@ INK = "#123457"
 
 _TABLE_ROWS = 12
 _LEGEND_LETTERS = 78  # that fit beside each other above a wide chart
+_NARROW_LETTERS = 64  # and above a narrow one
+_LINES_INSIDE = 4  # lines of a narrow chart whose legend finds a place among them
 _SMOOTH_FROM = 60  # Points from which on a running mean is drawn over the faint raw line.
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
@@ -128,13 +130,17 @@ class Curve:
         series = self.series
         if not series:
             return None
-        with chart_axes(5.2, 3.0) as axes:
+        columns = _columns_above(list(series))
+        rows = -(-len(series) // columns) if columns else 0
+        with chart_axes(5.2, 3.0 + 0.2 * rows) as axes:
             drawn = {
                 label: _draw_line(axes, steps, values, colour)
                 for colour, (label, (steps, values)) in zip(COLOURS * len(series), series.items(), strict=False)
             }
             _style_curve(axes, self)
-            if len(series) > 1:
+            if columns:
+                add_legend_above(axes, columns, drawn)
+            elif len(series) > 1:
                 add_legend(axes, drawn)
             return to_svg(axes, self.description)
 
@@ -146,6 +152,11 @@ class Curve:
             for index in spread(steps.size)
         ]
         return Table(self.title, ("optimiser step", "line", self.unit or "value"), rows) if rows else None
+
+
+def _columns_above(labels: Sequence[str]) -> int:
+    """Columns of a legend above a narrow chart; 0 for as few lines as leave room for one among them."""
+    return 0 if len(labels) <= _LINES_INSIDE else max(1, _NARROW_LETTERS // (6 + max(map(len, labels))))
 
 
 def spread(count: int, most: int = _TABLE_ROWS) -> list[int]:

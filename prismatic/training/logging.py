@@ -264,7 +264,10 @@ class RunLog:
         for _, sink in self._sinks:
             sink.close()
         if self._report is not None:
-            record_end(self.config.run_dir, self._step, *_ending(error))
+            try:
+                record_end(self.config.run_dir, self._step, *_ending(error))
+            except (OSError, ValueError) as problem:  # what ended the run comes first
+                log.warning("how the run ended is not written down: %s", problem)
             self._report.close()
 
     def add(self, metrics: StepMetrics, waited: float) -> None:

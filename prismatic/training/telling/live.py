@@ -13,8 +13,8 @@ from prismatic.training.runs.files import REPORT_FILE
 
 log = logging.getLogger(__name__)
 
-_PATIENCE_S = 120.0
-"""How long a run's end waits for its last page."""
+_PATIENCE_S = 30.0
+"""How long a run's end waits for a page that is being written, and then for its last one: schedulers kill what stays."""
 
 
 class LiveReport:
@@ -57,7 +57,9 @@ class LiveReport:
                 self._writer.wait(_PATIENCE_S)
                 self._is_over()
         except subprocess.TimeoutExpired:
-            log.warning("%s is not up to date: its writing takes long; lightvla report %s", REPORT_FILE, self._run)
+            log.warning(
+                "%s takes long to be written; where it lacks the end: lightvla report %s", REPORT_FILE, self._run
+            )
 
     def _is_over(self) -> bool:
         """Whether no page is being written; says what went wrong with the last one."""

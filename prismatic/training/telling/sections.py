@@ -52,7 +52,7 @@ def _schedules(run: RunRecord) -> Curve:
     records = run.history.lines.records
     highest = max((line["learning_rate"] for line in records if "learning_rate" in line), default=0.0) or 1.0
     lines = [{**line, "rate": line["learning_rate"] / highest} if "learning_rate" in line else line for line in records]
-    keys = {f"learning rate (1 is {highest:g})": "rate", "noise on the pruner's scores": "noise_scale"}
+    keys = {f"learning rate (1 is {highest:.3g})": "rate", "noise on the pruner's scores": "noise_scale"}
     return Curve("Learning rate and noise", keys, lines, "share of the highest")
 
 
