@@ -189,6 +189,7 @@ def records_to_rlds_parser() -> argparse.ArgumentParser:
     add("--dataset_name", required=True, help="lower case words joined by underscores, such as kitchen_1")
     add("--output_dir", type=Path, default=Path("datasets"), help="folder of datasets; finetune's --data_root_dir")
     add("--robot", help="whose layout the dataset gets (default: libero where the name begins with libero_)")
+    add("--dataset_spec", type=Path, help="YAML file that says the robot, features and gripper instead (default: none)")
     add(
         "--gripper",
         help="how the actions.npy of folders of frames store the gripper; libero, open1, closed1, width:C,O",

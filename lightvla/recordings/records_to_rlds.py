@@ -19,12 +19,13 @@ from rich.progress import track
 from lightvla.recordings.sources import Content, Source, find_sources
 from prismatic.command_status import STOPPED, UNUSABLE, print_error
 from prismatic.report.data import counted
-from prismatic.vla.datasets.catalog import DatasetSpec, get_dataset_spec, is_known
+from prismatic.vla.datasets.catalog import DatasetSpec, is_known
 from prismatic.vla.datasets.dataset import split_episodes
+from prismatic.vla.datasets.entries.spec_file import SpecFile, find_dataset_spec, read_spec_file
 from prismatic.vla.datasets.rlds import RldsIndex
 from prismatic.vla.datasets.statistics import dataset_statistics
 from prismatic.vla.datasets.writer import NewEpisode, RldsWriter, check_name
-from prismatic.vla.gripper import GRIPPERS, Gripper, suggestion
+from prismatic.vla.gripper import GRIPPERS, Gripper, suggestion, unsaid_gripper
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,10 +104,25 @@ def dataset_spec(arguments: argparse.Namespace) -> DatasetSpec:
     check_name(arguments.dataset_name)
     if not 0 <= arguments.val_fraction < 1:
         raise ValueError(f"--val_fraction {arguments.val_fraction}: expected 0 to less than 1")
-    spec = get_dataset_spec(arguments.dataset_name, arguments.robot)
-    if spec.has_gripper and not is_known(spec.name):
+    file = read_spec_file(arguments.dataset_spec)
+    spec = find_dataset_spec(arguments.dataset_name, arguments.robot, file=file)
+    if file is not None:
+        _check_written(file, spec)
+    if spec.has_gripper and spec.map_actions is unsaid_gripper:
         spec = replace(spec, map_actions=GRIPPERS["open1"])
     return spec
+
+
+def _check_written(file: SpecFile, spec: DatasetSpec) -> None:
+    """Raises ValueError for a file that says how a dataset is read which RLDS cannot be written for."""
+    keys = filter(None, (*spec.image_keys.values(), spec.state_key, spec.action_key, spec.language_key))
+    if other := [key for key in keys if not key.startswith("steps/")]:
+        raise ValueError(f"--dataset_spec {file.path}: RLDS names features steps/..., not {', '.join(other)}")
+    if spec.turns:
+        raise ValueError(
+            f"--dataset_spec {file.path} turns pictures where they are read; leave that out, and turn what is written "
+            "with --rotate"
+        )
 
 
 def stored_actions(
@@ -115,8 +131,8 @@ def stored_actions(
     """What is stored of each episode's actions.
 
     Records hold the policy's gripper, 1 open and 0 closed, which a policy may overshoot; what folders of frames hold is
-    said by `--gripper`. Both are stored as the policy's, or, under a name that implies LIBERO's, as the simulator
-    executes them: -1 open, +1 closed.
+    said by `--gripper`. Both are stored as the policy's; as `--dataset_spec` says; or, under a name that implies
+    LIBERO's, as the simulator executes them: -1 open, +1 closed.
 
     Raises ValueError where nothing says it, or the values cannot be of the convention that was said.
     """
@@ -133,19 +149,23 @@ def stored_actions(
                 f"nothing says how actions.npy stores the gripper; its last value runs from {stored.min():g} to "
                 f"{stored.max():g}. {suggestion(stored)}"
             )
-        convention = Gripper.parse(gripper)
-        convention.check(stored)
+        given = Gripper.parse(gripper)
+        given.check(stored)
         for number in own:
-            actions[number] = convention(actions[number]).astype(np.float64)
+            actions[number] = given(actions[number]).astype(np.float64)
     elif gripper is not None:
         raise ValueError(f"--gripper {gripper} is about folders of frames, and there are only records; leave it out")
     for values in actions:
         values[:, -1] = values[:, -1].clip(0, 1)
-    if spec.map_actions == GRIPPERS["libero"]:
-        actions = [np.concatenate([a[:, :-1], np.where(a[:, -1:] > 0.5, -1.0, 1.0)], axis=1) for a in actions]
-    assert isinstance(spec.map_actions, Gripper)
+    convention = spec.map_actions
+    assert isinstance(convention, Gripper)
+    for values in actions:
+        if convention == GRIPPERS["libero"]:
+            values[:, -1] = np.where(values[:, -1] > 0.5, -1.0, 1.0)
+        else:
+            values[:, -1] = convention.closed + values[:, -1] * (convention.open - convention.closed)
     try:
-        spec.map_actions.check(np.concatenate(actions)[:, -1])
+        convention.check(np.concatenate(actions)[:, -1])
     except ValueError as error:
         raise ValueError(
             f"the recorded gripper is not what a policy of robot {spec.robot.name!r} commands, 0 closed to 1 open: "
@@ -215,13 +235,21 @@ def summary(plan: Plan, arguments: argparse.Namespace) -> list[str]:
     if short:
         lines.append(f"note: {counted(short, 'episode')} shorter than {chunk} steps give no sample")
     said = "" if is_known(spec.name) else f" --robot {spec.robot.name}"
-    if spec.has_gripper and not is_known(spec.name):
+    if arguments.dataset_spec is not None:
+        said = f" --dataset_spec {arguments.dataset_spec}"
+    if spec.has_gripper and spec.map_actions == GRIPPERS["open1"] and not _says_gripper(arguments):
         said += " --gripper open1"
     cameras = f"--num_images_in_input {len(plan.sizes)}"
     lines.append(
         f"next: lightvla finetune --data_root_dir {arguments.output_dir} --dataset_name {spec.name}{said} {cameras}"
     )
     return lines
+
+
+def _says_gripper(arguments: argparse.Namespace) -> bool:
+    """Whether the dataset's name or the file says it."""
+    file = read_spec_file(arguments.dataset_spec)
+    return is_known(arguments.dataset_name) if file is None else file.spec.map_actions is not unsaid_gripper
 
 
 def _numbers(values: NDArray[np.float64]) -> str:

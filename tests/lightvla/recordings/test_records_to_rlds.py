@@ -17,6 +17,7 @@ from lightvla.recordings.records_to_rlds import main
 from prismatic.recordings.recording import Recording
 from prismatic.recordings.steps import StepRecorder
 from prismatic.vla.datasets.catalog import DatasetSpec, get_dataset_spec
+from prismatic.vla.datasets.entries.spec_file import find_dataset_spec, read_spec_file
 from prismatic.vla.datasets.rlds import RldsIndex
 from prismatic.vla.datasets.writer import NewEpisode, RldsWriter
 from prismatic.vla.images import decode_image, decode_jpeg, encode_jpeg
@@ -137,6 +138,36 @@ def test_folders_of_frames(tmp_path: Path, capsys: pytest.CaptureFixture[str], s
             picture = Image.fromarray(decode_image(file.read_bytes()))
             turned = np.asarray(picture.rotate(turn, expand=True))
             np.testing.assert_array_equal(first.image("wrist_image", step), decode_jpeg(encode_jpeg(turned)))
+
+
+def test_a_robot_that_a_file_describes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = write_frames(tmp_path / "episode")
+    for old, new in (("full_image", "front"), ("wrist_image", "hand")):
+        (tmp_path / "episode" / old).rename(tmp_path / "episode" / new)
+    file = tmp_path / "lab.yaml"
+    text = (
+        "robot: {name: lab_arm, cameras: [front, hand], proprio_dim: 8, action_dim: 7, chunk_length: 6,\n"
+        "  action_mask: [true, true, true, true, true, true, false]}\n"
+        "image_keys: {front: steps/rgb, hand: steps/rgb_hand}\nstate_key: steps/joints\n"
+    )
+    flags = ("--dataset_name", "lab", "--output_dir", tmp_path / "data", "--dataset_spec", file, "--gripper", "closed1")
+    for gripper, stored in (("", [1.0, 0.0]), ("gripper: width:0,0.08\n", [0.08, 0.0])):
+        file.write_text(text + gripper)
+        status, said = convert(capsys, tmp_path / "episode", *flags, "--replace")
+        assert status == 0 and f"--dataset_spec {file}" in said, said
+        assert ("--gripper open1" in said) == (not gripper)
+        spec = find_dataset_spec("lab", file=read_spec_file(file), gripper=None if gripper else "open1")
+        (episode,) = RldsIndex.open(tmp_path / "data", "lab", spec).with_checked_gripper().episodes
+        np.testing.assert_allclose(episode.action[[0, 3], 6], stored, atol=1e-6)
+        np.testing.assert_allclose(spec.map_actions(episode.action)[:, 6], 1 - given["actions"][:, 6], atol=1e-6)
+        np.testing.assert_allclose(episode.state, given["states"], atol=1e-6)
+    for wrong, message in (
+        (text + "rotate_pictures: 180\n", "lab.yaml turns pictures where they are read"),
+        (text.replace("steps/joints", "joints"), "RLDS names features steps/..., not joints"),
+    ):
+        file.write_text(wrong)
+        status, said = convert(capsys, tmp_path / "episode", *flags, "--replace")
+        assert status == 2 and message in said
 
 
 def test_only_what_succeeded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
