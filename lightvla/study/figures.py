@@ -8,6 +8,7 @@ from experiments.robot.libero.comparison.compare import ALPHA, p_equation, point
 from lightvla.study.definition import BASELINE, Fixed, Study
 from lightvla.study.records import ArmResult, Rollout
 from prismatic.clustered_trials import Cluster, clustered_bootstrap
+from prismatic.report.data import counted
 from prismatic.significance import (
     Interval,
     PairedCounts,
@@ -221,7 +222,7 @@ def _answer(fixed: Fixed, scene: str, results: Sequence[ArmResult]) -> Primary:
     tokens = sum(r.tokens_kept for r in sides[0]) / len(sides[0]) / sides[0][0].num_visual_tokens
     numbers = (
         f"{points(difference.value)} points, 95 % interval {span(difference.interval, signed=True)} over "
-        f"{difference.states} initial states, {p_equation(difference.p_value)}, margin -{margin:g}"
+        f"{counted(difference.states, 'initial state')}, {p_equation(difference.p_value)}, margin -{margin:g}"
     )
     with_tokens = f"{first} at {100 * tokens:.1f} % of the tokens"
     if 100 * low > -margin:
@@ -229,5 +230,5 @@ def _answer(fixed: Fixed, scene: str, results: Sequence[ArmResult]) -> Primary:
     elif 100 * high < -margin:
         answer, said = "inferior", f"{with_tokens} is worse than {second} by more than the margin ({numbers})"
     else:
-        answer, said = "not shown", f"that {with_tokens} is non-inferior to {second} is not shown ({numbers})"
+        answer, said = "not shown", f"it is not shown that {with_tokens} is non-inferior to {second} ({numbers})"
     return Primary(scene, answer, f"In {scene}, {said}.")

@@ -1,6 +1,7 @@
 """What is kept of a study: small results, a file per arm and seed, and by which definition they were made."""
 
 import json
+import shlex
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -53,7 +54,7 @@ class ArmResult:
 
     Attributes:
         study_sha256: of the definition that it was made by.
-        command: that evaluated it.
+        command: that evaluated it, as a person would type it.
         pruner: of the evaluated policy, with its options.
         made: device, versions, commit, date, seconds.
         tasks: index as text -> instruction.
@@ -66,7 +67,7 @@ class ArmResult:
     scene: str
     arm: str
     seed: int
-    command: list[str]
+    command: str
     pruner: str
     num_visual_tokens: int
     made: dict[str, Any]
@@ -131,7 +132,7 @@ def extract(study: Study, name: str, scene: str, arm: str, seed: int, evaluation
         scene=scene,
         arm=arm,
         seed=seed,
-        command=[*results.run["command"]],
+        command=shlex.join([*results.run["command"][0].split(), *results.run["command"][1:]]),
         pruner=str(results.policy.get("pruner")),
         num_visual_tokens=max(episode.num_visual_tokens for episode in results.episodes),
         made={

@@ -1,6 +1,5 @@
 """The report of a study, Markdown and HTML, made of its definition and its kept results: no run is needed."""
 
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -65,7 +64,7 @@ def report_data(study: Study, places: Places, results: Sequence[ArmResult], miss
         title=f"Study: {name}",
         summary=[study.question, *(answer.sentence for answer in answers)],
         alerts=_alerts(study, places, results, missing),
-        headlines=_headlines(figures, answers),
+        headlines=_headlines(study, figures, answers),
         sections=[
             *sections,
             Section("What was fixed in advance", [_fixed_table(study), *_scene_tables(study), _arm_table(study)]),
@@ -89,13 +88,16 @@ def _alerts(study: Study, places: Places, results: Sequence[ArmResult], missing:
     return alerts
 
 
-def _headlines(figures: Sequence[ArmFigures], answers: Sequence[Primary]) -> list[Headline]:
-    several = len(answers) > 1
-    found = [Headline(each.answer, "primary comparison" + f", {each.scene}" * several) for each in answers]
-    return found + [
-        Headline(f"{each.successes} of {each.trials}", f"{each.arm}, {100 * each.token_share:.0f} % of the tokens")
-        for each in figures[:3]
-    ]
+def _headlines(study: Study, figures: Sequence[ArmFigures], answers: Sequence[Primary]) -> list[Headline]:
+    def place(scene: str) -> str:
+        return f", {scene}" if len(answers) > 1 else ""
+
+    found = [Headline(each.answer, f"primary comparison{place(each.scene)}") for each in answers]
+    for each in figures:
+        if each.arm in study.fixed.primary:
+            label = f"{each.arm}, {100 * each.token_share:.0f} % of the tokens{place(each.scene)}"
+            found.append(Headline(f"{each.successes} of {each.trials}", label))
+    return found
 
 
 def _bars(figures: Sequence[ArmFigures]) -> RateBars:
@@ -248,4 +250,4 @@ def _made(results: Sequence[ArmResult]) -> list[Block]:
         + ", ".join(f"{name} {version}" for name, version in result.made["versions"].items())
         for result in results
     )
-    return [Notes(list(facts)), CodeBlock(f"How {results[0].arm} was evaluated", shlex.join(results[0].command))]
+    return [Notes(list(facts)), CodeBlock(f"How {results[0].arm} was evaluated", results[0].command)]

@@ -100,7 +100,7 @@ def _next(waiting: Sequence[Step], running: Sequence[_Running], num_processes: i
     # As many evaluations as there are processes, or nothing else to do: else a core would idle.
     if others and len(evaluations) < num_processes:
         return others[0]
-    return next(iter([*evaluations, *others]), None)
+    return next(iter(evaluations or others), None)
 
 
 def _start(progress: Progress, step: Step, num_processes: int, view: View, console: Console) -> _Running:

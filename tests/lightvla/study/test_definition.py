@@ -1,0 +1,112 @@
+"""A definition is read strictly, and stays what it was once an arm has been run."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from study_files import CONTENT, changed, write_study
+
+from lightvla.study.arm_flags import check_arms
+from lightvla.study.definition import read_study
+from lightvla.study.flags import study_parser
+from lightvla.study.records import check_unchanged, fix, forced_changes
+from lightvla.study.run import command
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "studies").glob("*/study.yaml")), ids=lambda path: path.parent.name)
+def test_every_study_of_this_repository_can_be_run(path: Path) -> None:
+    study = read_study(path)
+    check_arms(study)
+    assert {"none", "lightvla"} <= {arm.name for arm in study.arms}
+    assert study.fixed.primary == ("lightvla", "none")
+
+
+def test_comments_and_order_are_no_part_of_the_hash(tmp_path: Path) -> None:
+    places = write_study(tmp_path)
+    before = read_study(places.definition)
+    assert before.training.learning_rate == 3e-4
+    places.definition.write_text("# said otherwise\n" + yaml.safe_dump(CONTENT, sort_keys=False))
+    assert read_study(places.definition).sha256 == before.sha256
+    write_study(tmp_path, changed("fixed.margin_points", 12))
+    assert read_study(places.definition).sha256 != before.sha256
+
+
+@pytest.mark.parametrize(
+    ("where", "value", "said"),
+    [
+        ("question", 3, "question is 3; expected text"),
+        ("seeds", [7], "unknown keys at the top: seeds; known are question, scenes, training, arms, fixed"),
+        ("scenes.0.task", 1, "unknown keys in scenes[0]: task; known are name, suite, tasks, "),
+        ("scenes.0.tasks", [], "scenes[0].tasks is []; expected a list with at least one entry"),
+        ("scenes.0.tasks", ["1"], "scenes[0].tasks[0] is '1'; expected a whole number"),
+        ("scenes.0.held_out_states", "5-12", "state 5 is trained on and held out"),
+        ("scenes.0.held_out_states", "40-50", "initial states 0 to 49"),
+        ("scenes.0.wide_starts_m", 0, "10 trials of 5 held-out states would repeat rollouts"),
+        ("training", [], "in training stands []; expected the keys seeds, parent_steps"),
+        ("training.seeds", [7, 7], "expected different numbers from 0 on"),
+        ("training.arm_steps", 0, "training.arm_steps is 0; expected more than 0"),
+        ("training.batch_size", True, "training.batch_size is True; expected a whole number"),
+        ("training.learning_rate", "much", "training.learning_rate is 'much'; expected a number"),
+        ("arms.0.name", "a/b", "the name 'a/b' in arms: expected letters"),
+        ("arms.0.name", "lightvla", "the name 'lightvla' stands twice in arms"),
+        ("arms.0.kind", "learnt", "arm none has kind 'learnt'; known are trained: fine-tuned"),
+        ("arms.0.name", "dense", "arm grid needs a trained arm named none; add it"),
+        ("arms.1.flags", "--pruner grids:tokens={lightvla}", "a trained arm says a number"),
+        ("arms.0.flags", "--pruner", "expected pairs as --pruner none"),
+        ("arms.0.flags", "--prunner none", "lightvla finetune has no flag --prunner"),
+        ("arms.0.flags", "--max_steps 9", "--max_steps is the study's, the same for all arms"),
+        ("arms.2.flags", "--num_trials_per_task 9", "--num_trials_per_task is the study's"),
+        ("arms.2.flags", "--pruner gird:tokens=3", "gird"),
+        ("arms.3.flags", "--control blinded", "unknown --control blinded; known: none, blank_images"),
+        ("fixed.primary", ["lightvla"], "expected two arms: [lightvla, none], say"),
+        ("fixed.primary", ["lightvla", "dense"], "no arm 'dense'; the arms are none, lightvla, grid, blind"),
+        ("fixed.margin_points", 0, "fixed.margin_points is 0.0; expected more than 0"),
+        ("fixed.primry", 1, "unknown keys in fixed: primry; known are primary, margin_points, exclusions"),
+    ],
+)
+def test_what_does_not_fit_is_refused_in_one_line(where: str, value: Any, said: str, tmp_path: Path, capsys) -> None:
+    write_study(tmp_path / "s", changed(where, value))
+    options = study_parser().parse_args(["s", "--studies_dir", str(tmp_path), "--list"])
+    assert command(options) == 2
+    error = capsys.readouterr().err.strip()
+    assert error.startswith("error: ") and said in error and "\n" not in error
+    assert not (tmp_path / "s" / "work").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "name one study: lightvla study NAME, or lightvla study --preset quick"),
+        (["s", "--preset", "quick"], "name one study"),
+        (["nothing"], "there is no such study"),
+        (["s", "--only", "dense"], "--only dense: no arm 'dense'; the arms are none, lightvla, grid, blind"),
+        (["s", "--num_processes", "0"], "--num_processes 0: expected 1 or more"),
+        (["s", "--report_only", "True"], "holds no results yet"),
+    ],
+)
+def test_flags_that_cannot_be_used_are_refused(words: list[str], said: str, tmp_path: Path, capsys) -> None:
+    write_study(tmp_path / "s")
+    assert command(study_parser().parse_args([*words, "--studies_dir", str(tmp_path)])) == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "s" / "work").exists()
+
+
+def test_a_definition_stays_once_an_arm_was_run(tmp_path: Path) -> None:
+    places = write_study(tmp_path)
+    first = read_study(places.definition)
+    check_unchanged(first, places, force=False)
+    fix(first, places)
+    fix(first, places)
+    check_unchanged(first, places, force=False)
+    write_study(tmp_path, changed("fixed.margin_points", 20))
+    second = read_study(places.definition)
+    with pytest.raises(ValueError, match=r"was changed after arms had been run by it .* put it back, write the new"):
+        check_unchanged(second, places, force=False)
+    assert not forced_changes(places)
+    check_unchanged(second, places, force=True)
+    check_unchanged(second, places, force=False)
+    [change] = forced_changes(places)
+    assert (change["from"], change["to"]) == (first.sha256, second.sha256)

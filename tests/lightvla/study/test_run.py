@@ -1,0 +1,132 @@
+"""A tiny study in the real simulator: stopped twice, gone on with, and whole in the end."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+from study_files import CONTENT, check_numbers, write_study
+
+from lightvla.study.definition import read_study
+from lightvla.study.flags import study_parser
+from lightvla.study.places import Places
+from lightvla.study.progress import Progress
+from lightvla.study.records import ArmResult
+from lightvla.study.run import command
+from lightvla.study.running import held
+from prismatic.command_status import STOPPED, UNWANTED
+
+ROOT = Path(__file__).resolve().parents[3]
+SCENE = {
+    **CONTENT["scenes"][0], "name": "stove", "tasks": [1], "held_out_states": "30", "trials_per_task": 2,
+}  # fmt: skip
+TINY = {
+    **CONTENT,
+    "scenes": [SCENE],
+    "training": {**CONTENT["training"], "seeds": [7]},
+    "arms": [
+        *CONTENT["arms"][:3],
+        {"name": "random", "kind": "untrained", "flags": "--pruner random:tokens={lightvla}"},
+    ],
+}
+
+
+def started(folder: Path, *flags: str) -> subprocess.Popen:
+    words = [folder.name, "--studies_dir", str(folder.parent), *flags]
+    return subprocess.Popen([sys.executable, "scripts/study.py", *words], cwd=ROOT, start_new_session=True)
+
+
+def stopped_when(folder: Path, moment: Callable[[], bool], how: signal.Signals) -> None:
+    """Run it, stop it at the moment, and see that nothing goes on."""
+    process = started(folder)
+    try:
+        deadline = time.monotonic() + 1200
+        while process.poll() is None and not moment() and time.monotonic() < deadline:
+            time.sleep(0.2)
+        assert process.poll() is None, "it ended before it could be stopped"
+        process.send_signal(how)
+        assert process.wait(timeout=180) == STOPPED
+        ended_by = time.monotonic() + 30
+        with contextlib.suppress(ProcessLookupError):
+            while time.monotonic() < ended_by:
+                os.killpg(process.pid, 0)
+                time.sleep(0.2)
+            pytest.fail("something still runs")
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+@pytest.mark.slow
+def test_a_study_that_is_stopped_goes_on_and_ends_whole(tmp_path: Path) -> None:
+    folder = tmp_path / "tiny"
+    places = write_study(folder, TINY)
+    study = read_study(places.definition)
+
+    def trains() -> bool:
+        return (places.runs / "stove-none-seed7" / "run.json").is_file()
+
+    def evaluates() -> bool:
+        files = list(places.evaluation("evaluate-stove-none-seed7").glob("episodes.*.jsonl"))
+        return any(len(file.read_text().splitlines()) >= 2 for file in files)  # a header, then rollouts
+
+    stopped_when(folder, trains, signal.SIGTERM)
+    collected = places.record("collect-stove")
+    before = collected.read_bytes()
+    assert json.loads(before)["done"] and places.plan.is_file()
+    stopped_when(folder, evaluates, signal.SIGINT)
+    process = started(folder)
+    assert process.wait(timeout=1800) == 0
+    assert collected.read_bytes() == before, "what was done is not done again"
+    assert Progress(study, places).left(None) == []
+    check_numbers(places)
+    pruned = ArmResult.load(places.result(study, "stove", "lightvla", 7))
+    count = max(1, round(pruned.tokens_kept))
+    for arm in ("grid", "random"):
+        result = ArmResult.load(places.result(study, "stove", arm, 7))
+        assert {rollout.tokens for rollout in result.rollouts} == {float(count)} and not result.curves
+        assert [rollout.key for rollout in result.rollouts] == [(1, 30, 0), (1, 30, 1)]
+    assert set(pruned.curves) >= {"loss", "tokens_kept"} and not pruned.command.startswith("'")
+    # A changed definition is refused, and a second process too.
+    options = study_parser().parse_args([folder.name, "--studies_dir", str(tmp_path)])
+    with held(places):
+        assert command(options) == 2
+    places.definition.write_text(yaml.safe_dump({**TINY, "question": "Another?"}))
+    assert command(options) == 2
+
+
+@pytest.mark.slow
+def test_a_step_that_fails_is_named_with_its_log(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The simulator refuses a task that the suite does not have, before anything long."""
+    places = write_study(tmp_path / "s", {**TINY, "scenes": [{**SCENE, "tasks": [77]}]})
+    assert command(study_parser().parse_args(["s", "--studies_dir", str(tmp_path)])) == UNWANTED
+    error = capsys.readouterr().err
+    assert "collect-stove ended with status 2; its output is in" in error and "--task_ids 77" in error
+    assert "77" in places.log("collect-stove").read_text()
+    progress = Progress(read_study(places.definition), places)
+    record = progress.record(progress.steps["collect-stove"])
+    assert record is not None and not record.done and not places.plan.exists()
+
+
+def test_the_plan_is_shown_and_runs_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    places = write_study(tmp_path / "s", TINY)
+    assert command(study_parser().parse_args(["s", "--studies_dir", str(tmp_path), "--list"])) == 0
+    text = capsys.readouterr().out
+    assert "train-stove-parent-seed7" in text and "left: 9 of 9 steps, about" in text
+    assert not places.work.exists()
+    assert command(study_parser().parse_args(["s", "--studies_dir", str(tmp_path), "--list", "--only", "none"])) == 0
+    assert "left: 5 of 9 steps" in capsys.readouterr().out
+
+
+def test_only_one_process_runs_a_study(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    places = write_study(tmp_path / "s", TINY)
+    with held(Places(places.root)):
+        assert command(study_parser().parse_args(["s", "--studies_dir", str(tmp_path)])) == 2
+    assert "is being run by another process" in capsys.readouterr().err

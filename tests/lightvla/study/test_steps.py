@@ -1,0 +1,133 @@
+"""The steps of a study are commands that the command lines understand, and only what is left is run."""
+
+from pathlib import Path
+
+import draccus
+from study_files import changed, keep, write_study
+
+from experiments.robot.libero.demonstrations.config import CollectionConfig
+from experiments.robot.libero.evaluation.checks import check_flags
+from experiments.robot.libero.settings.flags import EvaluationConfig
+from lightvla.demo.small_model import SmallModelConfig
+from lightvla.study.definition import read_study
+from lightvla.study.progress import SECONDS_PER_UNIT, Progress, units_done, wall_seconds
+from lightvla.study.steps import all_steps, filled_in, fingerprints, ordered
+from prismatic.training.config import FinetuneConfig
+from prismatic.training.data import dataset_specs
+from prismatic.training.preflight import check_flags as check_training
+from prismatic.vla.gripper import GRIPPERS
+
+PARSERS = {
+    "collect": CollectionConfig, "build-small-model": SmallModelConfig, "finetune": FinetuneConfig,
+    "eval": EvaluationConfig,
+}  # fmt: skip
+
+
+def parsed(command: list[str]):
+    place = command.index("lightvla") + 1
+    return draccus.parse(PARSERS[command[place]], args=command[place + 1 :])
+
+
+def test_every_step_is_a_command_that_is_understood(tmp_path: Path) -> None:
+    places = write_study(tmp_path / "a study")
+    study = read_study(places.definition)
+    steps = all_steps(study, places)
+    assert len(steps) == 1 + 2 * (2 + 2 + 4)
+    configs = {name: parsed(filled_in(step, 2, 17)) for name, step in steps.items()}
+    before: set[str] = set()
+    for name, step in steps.items():
+        assert set(step.needs) <= before, "a step stands behind what it needs"
+        before.add(name)
+    collection, parent = configs["collect-goal"], configs["train-goal-parent-seed7"]
+    assert isinstance(collection, CollectionConfig) and collection.num_processes == 2
+    collection.validate()
+    assert parent.vla_path == str(configs["build-seed7"].output_dir)
+    for name in ("none", "lightvla"):
+        arm = configs[f"train-goal-{name}-seed7"]
+        assert arm.vla_path == str(parent.run_dir) and arm.max_steps == 3 and arm.learning_rate == 3e-4
+        check_training(arm)
+        assert [spec.map_actions for spec, _ in dataset_specs(arm)] == [GRIPPERS["libero"]]
+        assert (arm.seed, arm.batch_size) == (parent.seed, parent.batch_size)
+    trained_by = {"none": "none", "lightvla": "lightvla", "grid": "none", "blind": "lightvla"}
+    for name, run in trained_by.items():
+        evaluation = configs[f"evaluate-goal-{name}-seed11"]
+        check_flags(evaluation)
+        assert evaluation.pretrained_checkpoint == str(configs[f"train-goal-{run}-seed11"].run_dir)
+        assert (evaluation.initial_states, evaluation.trials_of_states, evaluation.seed) == ("30-34", 10, 7)
+    assert configs["evaluate-goal-grid-seed7"].pruner == "grid:tokens=17"
+    assert "evaluate-goal-lightvla-seed7" in steps["evaluate-goal-grid-seed7"].needs
+
+
+def test_one_arm_needs_less_and_kept_results_are_not_made_again(tmp_path: Path) -> None:
+    places = write_study(tmp_path)
+    study = read_study(places.definition)
+    progress = Progress(study, places)
+    assert len(progress.left(None)) == len(progress.steps)
+    assert {step.name for step in progress.left("none")} == {
+        "collect-goal", "build-seed7", "build-seed11",
+        *(f"{step}-seed{seed}" for seed in (7, 11) for step in
+          ("train-goal-parent", "train-goal-none", "evaluate-goal-none")),
+    }  # fmt: skip
+    for arm in ("none", "lightvla", "blind"):
+        keep(places, arm, lambda *_: True, tokens=17.4)
+    left = {step.name for step in progress.left(None)}
+    assert "train-goal-none-seed7" in left and "train-goal-lightvla-seed7" not in left
+    assert progress.count_for(progress.steps["evaluate-goal-grid-seed7"]) == 17
+    keep(places, "grid", lambda *_: True)
+    assert progress.left(None) == []
+
+
+def test_a_step_is_done_when_it_ended_well_and_is_whole(tmp_path: Path) -> None:
+    places = write_study(tmp_path)
+    progress = Progress(read_study(places.definition), places)
+    step = progress.steps["build-seed7"]
+    assert progress.begin(step) == 0.0 and not progress.is_done(step)
+    progress.end(step, 12.0, done=False)
+    assert progress.begin(step) == 12.0, "its time counts on"
+    step.makes.mkdir(parents=True)
+    step.proof.write_text("{}")
+    assert not progress.is_done(step)
+    progress.end(step, 30.0, done=True)
+    assert progress.is_done(step)
+    assert progress.estimates()["build-seed11"] == 30.0, "as long as the other one of its kind took"
+    step.proof.unlink()
+    assert not progress.is_done(step), "what it made is gone"
+
+
+def test_another_command_begins_anew_and_so_does_what_is_made_from_it(tmp_path: Path) -> None:
+    places = write_study(tmp_path)
+    before = Progress(read_study(places.definition), places)
+    for name in ("build-seed7", "train-goal-parent-seed7"):
+        step = before.steps[name]
+        before.begin(step)
+        step.proof.mkdir(parents=True)
+        before.end(step, 1.0, done=True)
+    assert before.is_done(before.steps["train-goal-parent-seed7"])
+    write_study(tmp_path, changed("scenes.0.image_size", 128))
+    after = Progress(read_study(places.definition), places)
+    parent = after.steps["train-goal-parent-seed7"]
+    assert after.is_done(after.steps["build-seed7"]) and not after.is_done(parent), "its data are others"
+    after.begin(parent)
+    assert not parent.makes.exists()
+
+
+def test_times_are_estimated_by_kind(tmp_path: Path) -> None:
+    places = write_study(tmp_path)
+    study = read_study(places.definition)
+    progress = Progress(study, places)
+    seconds = progress.estimates()
+    assert seconds["collect-goal"] == 6 * SECONDS_PER_UNIT["collect"]
+    assert seconds["train-goal-none-seed7"] == 12 * SECONDS_PER_UNIT["train"]
+    evaluations = ordered(progress.steps, ["evaluate-goal-none-seed7", "evaluate-goal-grid-seed7"])
+    assert wall_seconds(evaluations, seconds, 2) == 20 * SECONDS_PER_UNIT["evaluate"]
+    run = progress.steps["train-goal-none-seed7"].makes
+    run.mkdir(parents=True)
+    (run / "metrics.jsonl").write_text('{"step": 1, "loss": 3}\n{"step": 2, "loss": 2}\n{"ste')
+    assert units_done(progress.steps["train-goal-none-seed7"]) == 8
+
+
+def test_simulator_processes_change_nothing(tmp_path: Path) -> None:
+    places = write_study(tmp_path)
+    steps = all_steps(read_study(places.definition), places)
+    assert filled_in(steps["collect-goal"], 1, None) != filled_in(steps["collect-goal"], 3, None)
+    assert len(set(fingerprints(steps).values())) == len(steps)
