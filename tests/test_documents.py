@@ -42,6 +42,7 @@ PATHS = {
     "scripts/records_to_rlds.py": "records-to-rlds",
     "scripts/play.py": "play",
     "scripts/demo.py": "demo",
+    "scripts/study.py": "study",
     "scripts/build_small_model.py": "build-small-model",
 }
 """Files that are a command's -> the command."""
