@@ -26,6 +26,7 @@ from prismatic.command_status import STOPPED, UNWANTED
 ROOT = Path(__file__).resolve().parents[3]
 SCENE = {
     **CONTENT["scenes"][0], "name": "stove", "tasks": [1], "held_out_states": "30", "trials_per_task": 2,
+    "demonstrations_per_task": 2, "wide_starts_share": 0.0,
 }  # fmt: skip
 TINY = {
     **CONTENT,
@@ -65,6 +66,7 @@ def stopped_when(folder: Path, moment: Callable[[], bool], how: signal.Signals) 
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3000)
 def test_a_study_that_is_stopped_goes_on_and_ends_whole(tmp_path: Path) -> None:
     folder = tmp_path / "tiny"
     places = write_study(folder, TINY)
