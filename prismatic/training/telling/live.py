@@ -14,7 +14,7 @@ from prismatic.training.runs.files import REPORT_FILE
 log = logging.getLogger(__name__)
 
 _PATIENCE_S = 30.0
-"""How long a run's end waits for a page that is being written, and then for its last one: schedulers kill what stays."""
+"""How long the end of a run waits for a page being written, and then for its last: schedulers kill what stays."""
 
 
 class LiveReport:
