@@ -16,8 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from prismatic import __version__
-from prismatic.command_status import STOPPED, UNUSABLE, print_error
-from prismatic.interruption import noticed, raise_swallowed
+from prismatic.command_status import STOPPED, UNUSABLE, noticing_ctrl_c, print_error, raise_swallowed_ctrl_c
 
 
 @dataclass(frozen=True)
@@ -162,10 +161,10 @@ def run(name: str) -> int:
     # Before torch is imported: its idle threads must not take the cores from simulators and data loaders.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
-        with noticed():
+        with noticing_ctrl_c():
             flags = read_flags(name)
             module = importlib.import_module(COMMANDS[name].module)
-            raise_swallowed()
+            raise_swallowed_ctrl_c()
     except KeyboardInterrupt:
         print("stopped before it began", file=sys.stderr)
         return STOPPED

@@ -24,7 +24,6 @@ FLOORS = {
     "prismatic.lazy_tensors": 0,
     "prismatic.stored_files": 0,
     "prismatic.deferred_imports": 0,
-    "prismatic.interruption": 0,
     "prismatic.libraries": 0,
     "prismatic.vla.datasets": 1,
     "prismatic.models": 1,

@@ -29,7 +29,7 @@ from experiments.robot.libero.rollouts.worker_pool import SimulatorsUnusable
 from experiments.robot.libero.settings.flags import EvaluationConfig
 from experiments.robot.libero.settings.protocols import DEFAULT
 from experiments.robot.libero.simulator import backend
-from prismatic.interruption import noticed
+from prismatic.command_status import noticing_ctrl_c
 
 ROOT = Path(__file__).resolve().parents[3]
 SCRIPT = "experiments/robot/libero/run_libero_eval.py"
@@ -222,7 +222,7 @@ def rolled_out(plan: Any, agent: Any, capsys: pytest.CaptureFixture[str]) -> tup
     from experiments.robot.libero.results.journal import Journal
     from prismatic.training.distributed import Ranks
 
-    with Journal(plan.output_dir) as journal, noticed():
+    with Journal(plan.output_dir) as journal, noticing_ctrl_c():
         status = roll_out(plan, agent, journal, ["eval"], Console(), Ranks(0, 1, torch.device("cpu")))
     said = capsys.readouterr()
     return status, said.out, " ".join(said.err.split())

@@ -41,8 +41,7 @@ from experiments.robot.libero.settings.flags import EvaluationConfig
 from experiments.robot.libero.settings.suite_names import suites_of
 from experiments.robot.libero.simulator.backend import RenderingUnavailable, draw_on_own_gpu
 from prismatic.command_line import named_by_node, speaks_for_node
-from prismatic.command_status import INVALID, STOPPED, UNUSABLE, print_error
-from prismatic.interruption import noticed, raise_swallowed
+from prismatic.command_status import INVALID, STOPPED, UNUSABLE, noticing_ctrl_c, print_error, raise_swallowed_ctrl_c
 from prismatic.training.distributed import ElsewhereError, Ranks, ranks, resolve_device
 from prismatic.training.wandb_account import without_effect
 
@@ -61,7 +60,7 @@ def main(config: EvaluationConfig, command: list[str]) -> int:
     )
     transformers.utils.logging.disable_progress_bar()  # of loading weights; `prepared` shows that it goes on
     try:
-        with noticed(), _joined(config) as processes:
+        with noticing_ctrl_c(), _joined(config) as processes:
             return run(config, command, console, processes)
     except Refused as refused:
         if speaks_for_node():
@@ -122,7 +121,7 @@ def run(config: EvaluationConfig, command: list[str], console: Console, processe
     """What one process of an evaluation does; the main one shows it."""
     shown = console if processes.is_main else Console(quiet=True)
     with prepared(config, processes, shown) as (plan, agent, journal):
-        raise_swallowed()
+        raise_swallowed_ctrl_c()
         return roll_out(plan, agent, journal, command, shown, processes)
 
 

@@ -33,7 +33,7 @@ from experiments.robot.libero.results.measures import (
 )
 from experiments.robot.libero.results.results import EpisodeRecord, Results, count_successes
 from experiments.robot.libero.results.success import SuccessRow, success_rows
-from prismatic.interruption import raise_swallowed
+from prismatic.command_status import raise_swallowed_ctrl_c
 from prismatic.training.distributed import Ranks
 
 _WIDE = 90
@@ -90,7 +90,7 @@ def evaluate_with_progress(
                 total = progress.tasks[bar].total or 0
                 line = episode_line(record, outcomes, round(total))
                 console.print(line, markup=False, highlight=False, soft_wrap=True)
-            raise_swallowed()
+            raise_swallowed_ctrl_c()
 
         return evaluate(plan, agent, command, Listeners(on_begin, on_episode), processes, journal)
 
