@@ -84,6 +84,7 @@ def told(run: Path, name: str) -> list[dict[str, Any]]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)  # beside much other work
 def test_a_run_is_rolled_out_and_goes_on(untrained_checkpoint: Path, tmp_path: Path):
     dataset, run = "libero_spatial_no_noops", tmp_path / "run"
     write_tiny_rlds(tmp_path / "data", dataset, episodes=3, steps=12, size=64)
