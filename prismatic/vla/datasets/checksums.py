@@ -79,6 +79,7 @@ def compare_shards(directory: Path, shards: ShardFiles) -> None:
                 for record, _ in zip(records, pool.map(Record.compare, records), strict=True):
                     bar.advance(task, len(record))
                 passed[path.name] = stamps[path.name]
+                shards.let_go()
     finally:  # also where one is damaged: the others need not be read again
         _write_cache(directory, passed)
 

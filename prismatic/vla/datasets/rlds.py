@@ -48,7 +48,7 @@ class RldsEpisode(Episode):
 
     def image_bytes(self, camera: str, step: int) -> bytes:
         start, stop = self.image_ranges[camera][step]
-        return self.shards.bytes_of(self.shard)[start:stop]
+        return self.shards.read(self.shard, int(start), int(stop))
 
     def decoded(self, camera: str, step: int) -> np.ndarray:
         try:
@@ -111,6 +111,7 @@ class RldsIndex(DatasetIndex):
                 read += 1
                 if episode.instruction or as_stored:
                     episodes.append(episode)
+            reader.shards.let_go()
         if compare:  # behind all that is said at once
             compare_shards(directory, reader.shards)
         if not read:

@@ -11,6 +11,12 @@ _VERSION_NAME = re.compile(r"^\d+\.\d+\.\d+$")
 
 
 MAX_OPEN_SHARDS = 256
+MAPPED_BYTES = 256 << 20
+"""Of shards that a process has read through its maps; then it lets go of those pages, which stay in the file cache.
+
+Else a worker that has gone through a dataset seems to take as much memory as the dataset has bytes.
+"""
+_PER_READ = 64 << 10  # so many bytes at least are mapped around what is read
 
 
 class ShardFiles:
@@ -22,9 +28,25 @@ class ShardFiles:
     def __init__(self, paths: list[Path]):
         self.paths = paths
         self._maps: dict[int, mmap.mmap] = {}
+        self._mapped = 0
 
     def __getstate__(self) -> dict[str, object]:
-        return {"paths": self.paths, "_maps": {}}
+        return {"paths": self.paths, "_maps": {}, "_mapped": 0}
+
+    def read(self, shard: int, start: int, stop: int) -> bytes:
+        """A part of a shard, copied."""
+        found = self.bytes_of(shard)[start:stop]
+        self._mapped += max(len(found), _PER_READ)
+        if self._mapped > MAPPED_BYTES:
+            self.let_go()
+        return found
+
+    def let_go(self) -> None:
+        """Unmap the pages that were read; the next read maps what it needs again."""
+        self._mapped = 0
+        if hasattr(mmap, "MADV_DONTNEED"):
+            for opened in self._maps.values():
+                opened.madvise(mmap.MADV_DONTNEED)
 
     def bytes_of(self, shard: int) -> mmap.mmap:
         """The whole shard as a buffer. Raises ValueError if the file is empty."""

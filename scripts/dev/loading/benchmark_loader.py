@@ -197,6 +197,8 @@ def measured(given: argparse.Namespace, side: str) -> dict[str, float]:
         most, own = max(most, now[0]), max(own, now[1])
         time.sleep(0.3)
     assert process.stdout is not None
+    if process.returncode:
+        raise RuntimeError(f"{side} ended with {process.returncode}, having had {most / 1e9:.2f} GB")
     found: dict[str, float] = json.loads(process.stdout.read().splitlines()[-1])
     return found | {"pss": most / 1e9, "own": own / 1e9}
 

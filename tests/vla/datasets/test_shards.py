@@ -166,3 +166,22 @@ def test_a_placeholder_of_git_lfs_is_named(copied_root: Path) -> None:
 def test_a_home_folder_is_found(copied_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(copied_root.parent))
     assert len(RldsIndex.open(f"~/{copied_root.name}", NAME).episodes) == 3
+
+
+def test_a_process_lets_go_of_what_it_has_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a file that it has read through it maps no more than it is allowed to, and reads the same again."""
+    content = np.random.default_rng(0).bytes(32 << 20)
+    (tmp_path / "a-train.tfrecord").write_bytes(content)
+    monkeypatch.setattr("prismatic.vla.datasets.shards.MAPPED_BYTES", 4 << 20)
+
+    def mapped() -> int:
+        text = Path("/proc/self/smaps").read_text().partition("a-train.tfrecord")[2]
+        return int(text.partition("Rss:")[2].split()[0]) * 1024
+
+    shards = ShardFiles([tmp_path / "a-train.tfrecord"])
+    for start in range(0, len(content), 1 << 20):
+        assert shards.read(0, start, start + (1 << 20)) == content[start : start + (1 << 20)]
+        assert mapped() <= 8 << 20
+    assert len(shards.bytes_of(0)[:]) == len(content) and mapped() == len(content)
+    shards.let_go()
+    assert mapped() == 0 and shards.read(0, 5, 9) == content[5:9]
