@@ -71,13 +71,15 @@ def _cast(module: nn.Module, frozen_dtype: torch.dtype | None) -> None:
 
 
 def rounded_units(module: TrainableVLA) -> list[nn.Module]:
-    """Units that are gathered in bfloat16: those of which all weights are trained, under autocast, but for the head.
+    """Units that are gathered in bfloat16: Llama layers and projector, where all weights are trained under autocast.
 
-    Autocast would round them anyway, and keep what it has rounded of the whole model until the backward pass.
+    Autocast would round them anyway, and keep what it has rounded of the whole model until the backward pass. ViT
+    blocks and heads are not: a LayerNorm beside float32 rows takes float32 weights.
     """
     if not module.bf16 or has_lora(module.model):
         return []
-    return [unit for unit in sharded_units(module) if not isinstance(unit, MLPResNet)]
+    units = sharded_units(module)
+    return [unit for unit in units if not any(isinstance(part, nn.LayerNorm) for part in unit.modules())]
 
 
 def gathered_bytes(module: TrainableVLA) -> int:
