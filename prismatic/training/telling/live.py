@@ -13,8 +13,8 @@ from prismatic.training.runs.files import REPORT_FILE
 
 log = logging.getLogger(__name__)
 
-_PATIENCE_S = 30.0
-"""How long the end of a run waits for a page being written, and then for its last: schedulers kill what stays."""
+_PATIENCE_S = 60.0
+"""So long a run's end waits for a page that is being written, and then for its last one: schedulers kill who stays."""
 
 
 class LiveReport:
@@ -57,9 +57,9 @@ class LiveReport:
                 self._writer.wait(_PATIENCE_S)
                 self._is_over()
         except subprocess.TimeoutExpired:
-            log.warning(
-                "%s takes long to be written; where it lacks the end: lightvla report %s", REPORT_FILE, self._run
-            )
+            log.warning("%s is not waited for; where it lacks the end: lightvla report %s", REPORT_FILE, self._run)
+            assert self._writer is not None and self._writer.stderr is not None
+            self._writer.stderr.close()
 
     def _is_over(self) -> bool:
         """Whether no page is being written; says what went wrong with the last one."""
