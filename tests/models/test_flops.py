@@ -50,6 +50,7 @@ def rotary_flops(counter: FlopCounterMode) -> int:
         "lightvla_star:queries=40,site=llama,layer=1",
         "lightvla_star:queries=40,site=llama,layer=3",
         "grid:tokens=40",
+        "random:tokens=40",
         "text_similarity:keep=0.1",
         "divprune:tokens=40",
         "fastv:tokens=40,layer=2",

@@ -20,6 +20,7 @@ from prismatic.policy import Policy
 PRUNERS = (
     "grid:tokens=16", "text_similarity:tokens=16", "divprune:tokens=16", "fastv:layer=1,tokens=16",
     "static_reuse:tokens=16,similarity=0.9", "grids:tokens=16", "random:seed=3",
+    "random:tokens=16,seed=3",
 )  # fmt: skip
 
 
