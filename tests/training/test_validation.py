@@ -1,4 +1,4 @@
-"""What a run measures on held-out episodes."""
+"""What a validation says of held-out frames."""
 
 import numpy as np
 import pytest
