@@ -18,7 +18,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +147,38 @@ def measure(folder: Path, side: str, buffer: int, seconds: float) -> None:
     os._exit(0)  # neither side's threads are waited for
 
 
+def parts(folder: Path) -> None:
+    """Processor time of each part of one sample, two pictures, on one thread."""
+    import torch
+
+    from prismatic.vla.augmentation import AugmentationParameters, augment
+    from prismatic.vla.datasets.rlds import RldsIndex
+    from prismatic.vla.images import resize_lanczos3
+    from prismatic.vla.transform import PixelSpec, normalize_pixels
+
+    torch.set_num_threads(1)
+    episode = RldsIndex.open(folder, NAME, compare=False).episodes[0]
+    cameras, pixels = sorted(episode.cameras), PixelSpec(SIZE, MEANS, STDS)
+    stored = [episode.image(camera, 0) for camera in cameras]
+    small = np.stack([resize_lanczos3(picture, SIZE) for picture in stored])
+    drawn = AugmentationParameters.draw(np.random.default_rng(0), len(small))
+    steps: dict[str, Callable[[], Any]] = {
+        "decode": lambda: [episode.image(camera, 0) for camera in cameras],
+        "resize": lambda: [resize_lanczos3(picture, SIZE) for picture in stored],
+        "augment": lambda: augment(small, drawn),
+        "normalise": lambda: normalize_pixels(small, pixels),
+    }
+    spent = {}
+    for name, step in steps.items():
+        step()
+        begun = time.process_time()
+        for _ in range(50):
+            step()
+        spent[name] = (time.process_time() - begun) / 50 * 1e3
+    for name, took in spent.items():
+        print(f"{name}: {took:.1f} ms of processor a frame, {took / sum(spent.values()):.0%}")
+
+
 def family(root: int) -> set[int]:
     """A process and all below it."""
     parents = {pid: int(fields[1]) for pid, fields in _stats().items()}
@@ -218,12 +250,15 @@ def main() -> None:
     parser.add_argument("--buffer", type=int, default=100_000, help="frames that tf.data shuffles")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=20.0, help="of each measurement")
+    parser.add_argument("--parts", action="store_true", help="tell what the parts of this loader take, and end")
     parser.add_argument("--side", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.side:
         measure(given.folder, given.side, given.buffer, given.seconds)
     if not (given.folder / NAME).is_dir():
         make(given.pictures_from.resolve(), given.folder, given.frames)
+    if given.parts:
+        return parts(given.folder)
     names = {"tf.data": "tf.data", "1": "1 worker", "2": "2 workers"}
     rounds: dict[str, list[dict[str, float]]] = {side: [] for side in names}
     for _ in range(given.rounds):
