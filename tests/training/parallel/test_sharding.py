@@ -192,9 +192,10 @@ def test_every_kind_of_run_can_be_shared(flags, tmp_path: Path):
     pairs = [(make(name, "fsdp"), make(name, "none")) for name in HEADS_AND_PRUNERS]
     in_bf16 = rounded("fsdp"), rounded("none")
     train_together(2, tmp_path, [(config, {}) for pair in [*pairs, in_bf16] for config in pair])
-    for a, b in zip(*map(told, in_bf16), strict=True):
-        assert a["loss"] == pytest.approx(b["loss"], rel=0.02)
-        assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=0.1)
+    (first, second), (whole_first, whole_second) = map(told, in_bf16)
+    assert first["loss"] == pytest.approx(whole_first["loss"], rel=1e-3)
+    assert first["grad_norm"] == pytest.approx(whole_first["grad_norm"], rel=1e-3)
+    assert second["loss"] == pytest.approx(whole_second["loss"], rel=0.02)
     a, b = (tensors(config, 2) for config in in_bf16)
     # Adam moves a weight by the rate at most, in a direction that rounding decides where the gradient is about zero.
     assert all((a[name] - b[name]).abs().max() <= 4.1e-4 for name in a if "optimizer" not in name)
