@@ -196,7 +196,8 @@ def test_a_collapsed_pruner_is_told_once_with_the_remedy(caplog):
     assert [number for number, is_told in enumerate(told) if is_told] == [39]
     signs = Signs()
     for step in range(1, 60):
-        assert signs.read(step, {"loss": 0.1, "tokens_kept": 2.0}) == {"loss_spike": 0.0}
+        collapsed = {"collapsed": 1.0} if step == 20 else {}
+        assert signs.read(step, {"loss": 0.1, "tokens_kept": 2.0}) == {"loss_spike": 0.0, **collapsed}
     assert caplog.text.count("the pruner keeps 2.0 tokens per sample, fewer than 4 for 20 lines") == 1
     assert "step 20:" in caplog.text and "--pruner none first" in caplog.text and "min_tokens" in caplog.text
 
