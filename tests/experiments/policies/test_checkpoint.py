@@ -35,7 +35,7 @@ def observation() -> dict[str, np.ndarray]:
         ({"dtype": "float32", "torch_dtype": "float32"}, TypeError, "mean the same"),
         ({"robot": "panda"}, ValueError, "unknown robot 'panda'; known: aloha, bridge, libero"),
         ({"robot": {"name": "libero"}}, ValueError, "neither a RobotSpec nor the name of one"),
-        ({"device": "gpu"}, ValueError, "device 'gpu' is unknown; known: cpu, cuda, cuda:0"),
+        ({"device": "gpu"}, ValueError, "device 'gpu' is unknown; known: auto, cpu, cuda, cuda:0"),
         ({"device": "cuda:99"}, ValueError, r"device 'cuda:99': torch sees \d+ GPUs"),
         ({"engine": "fast"}, ValueError, "engine 'fast' is unknown; known: auto, eager, compiled"),
         ({"pruner": 5}, ValueError, "pruner 5: expected a name with options, such as 'lightvla:multiplicity=set'"),
