@@ -1,5 +1,6 @@
 """Captioned frames of several camera views, and sheets of pictures."""
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -113,12 +114,12 @@ def _draw_caption(draw: ImageDraw.ImageDraw, caption: Caption, lines: tuple[list
 
 
 def shorten(draw: ImageDraw.ImageDraw, text: str, font: Font, room: float) -> str:
-    """The text, or as much of its beginning as has room, in pixels, before an ellipsis."""
-    if draw.textlength(text, font) <= room:
+    """The text in one line, or as much of its beginning as has room, in pixels, before an ellipsis."""
+    text = " ".join(text.split())
+    if len(text) <= room and draw.textlength(text, font) <= room:  # a character is wider than a pixel
         return text
-    while text and draw.textlength(text + "...", font) > room:
-        text = text[:-1]
-    return text.rstrip() + "..."
+    fits = bisect_right(range(min(len(text), int(room))), room, key=lambda n: draw.textlength(text[:n] + "...", font))
+    return text[: max(fits - 1, 0)].rstrip() + "..."
 
 
 def sheet(rows: Sequence[Sequence[Picture]], size: int = PANEL_SIZE, gap: int = MARGIN) -> Picture:

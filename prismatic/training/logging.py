@@ -104,8 +104,12 @@ class JsonLines:
     def _open(self, step: int) -> None:
         kept = []
         if step and self._path.exists():
-            lines = self._path.read_text().splitlines(keepends=True)
-            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+            for number, line in enumerate(self._path.read_text(errors="replace").splitlines(), 1):
+                try:
+                    if json.loads(line)["step"] <= step:
+                        kept.append(f"{line}\n")
+                except (ValueError, TypeError, KeyError):  # the last one of a killed run, or somebody's edit
+                    log.warning("%s, line %d, holds no step, and is dropped", self._path, number)
         write_atomically(self._path, "".join(kept))
         self._file = self._path.open("a", buffering=1)
 
@@ -262,7 +266,10 @@ class RunLog:
     ) -> None:
         self._bar.stop()
         for _, sink in self._sinks:
-            sink.close()
+            try:
+                sink.close()
+            except OSError as problem:  # a full disk, which ended the run; the others are to be closed, too
+                log.warning("what was told last may be missing in %s: %s", type(sink).__name__, problem)
         if self._report is not None:
             try:
                 record_end(self.config.run_dir, self._step, *_ending(error))

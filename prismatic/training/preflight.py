@@ -49,6 +49,8 @@ _NOT_NEGATIVE = (
     "weight_decay",
     "max_grad_norm",
 )
+_MOST_PICTURE_FRAMES = 50
+"""More make a picture that is higher than WebP can hold."""
 _SHARES = ("ema_decay", "lora_dropout", "adam_beta1", "adam_beta2")
 
 
@@ -96,7 +98,7 @@ def _check_method(config: FinetuneConfig) -> None:
         raise ValueError(
             f"--gradient_checkpointing {config.gradient_checkpointing!r} is unknown; choose one of {known}"
         )
-    _check_sharding(config.sharding, int(os.environ.get("WORLD_SIZE", "1")))
+    _check_sharding(config.sharding, int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1)
     if config.precision not in ("auto", "bf16", "fp32"):
         raise ValueError(f"--precision {config.precision!r} is unknown; choose auto, bf16 or fp32")
 
@@ -115,6 +117,8 @@ def _check_ranges(config: FinetuneConfig) -> None:
     for name in _POSITIVE:
         if (value := getattr(config, name)) is not None and value < 1:
             raise ValueError(f"--{name} {value}: expected at least 1")
+    if config.picture_frames > _MOST_PICTURE_FRAMES:
+        raise ValueError(f"--picture_frames {config.picture_frames}: expected at most {_MOST_PICTURE_FRAMES}")
     for name in _NOT_NEGATIVE:
         if not (value := getattr(config, name)) >= 0:
             raise ValueError(f"--{name} {value}: expected 0 or more")

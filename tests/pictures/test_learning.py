@@ -40,6 +40,13 @@ def test_words_do_not_change_the_size_and_every_frame_has_a_row():
     assert padded(np.zeros((2, 4, 3), np.uint8), 6, 8).shape == (6, 8, 3)
 
 
+@pytest.mark.parametrize("instruction", ["put the bowl\non the plate", "", "very " * 50_000 + "long"])
+def test_any_sentence_can_be_drawn(instruction: str):
+    of_any = FixedFrame(instruction, "episode 3, step 40", frame().images)
+    kept = np.ones((1, 32), bool)
+    assert kept_picture([of_any], kept, 0, VIEW).shape == kept_picture([frame()], kept, 0, VIEW).shape
+
+
 @pytest.mark.parametrize(("looks", "columns"), [(1, 1), (3, 3), (40, 10)])
 def test_a_strip_shows_steps_from_first_to_last(looks: int, columns: int):
     kept = np.ones((looks, 32), bool)

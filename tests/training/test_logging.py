@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
 from prismatic.training.distributed import Ranks
@@ -45,6 +46,24 @@ def test_json_lines_of_a_resumed_run_continue_behind_its_step(tmp_path: Path):
         {"step": 2, "loss": 2.0},
         {"step": 3, "loss": 30.0},
     ]
+
+
+def test_lines_that_hold_no_step_are_dropped_and_named(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 1, "lo\n\xff\n[1]\n{"loss": 1}\n{"step": 2, "loss": 2.0}\n')
+    JsonLines(path, resume_step=2).close()
+    assert json.loads(path.read_text()) == {"step": 2, "loss": 2.0}
+    assert [f"line {number}," in caplog.text for number in (1, 2, 3, 4, 5)] == [True] * 4 + [False]
+
+
+def test_a_sink_on_a_full_disk_keeps_no_other_open(flags, monkeypatch, caplog: pytest.LogCaptureFixture):
+    with RunLog(flags(), ALONE, 0) as run_log:
+        sinks = [sink for _, sink in run_log._sinks]
+        sinks[0].close()
+        sinks[0]._file = open("/dev/full", "w")  # noqa: SIM115
+        sinks[0]._file.write("x")
+    assert "may be missing in JsonLines: [Errno 28]" in caplog.text
+    assert sinks[1]._records.closed
 
 
 def test_tensorboard_reads_back_what_was_written(tmp_path: Path):

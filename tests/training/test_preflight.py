@@ -24,6 +24,7 @@ from prismatic.training.preflight import preflight
         ),
         ({"num_diffusion_steps_train": 0}, "--num_diffusion_steps_train 0: expected at least 1"),
         ({"batch_size": 0}, "--batch_size 0: expected at least 1"),
+        ({"picture_frames": 60}, "--picture_frames 60: expected at most 50"),
         ({"grad_accumulation_steps": 0}, "--grad_accumulation_steps 0"),
         ({"ema_decay": 1.0}, "--ema_decay 1.0: expected at least 0 and less than 1"),
         ({"learning_rate": float("nan")}, "--learning_rate nan"),

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import logging
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +15,8 @@ from prismatic.training.config import FinetuneConfig
 from prismatic.training.runs.files import TRACKER_FILE
 from prismatic.training.telling.values import flat
 from prismatic.training.wandb_account import check_wandb
+
+log = logging.getLogger(__name__)
 
 TRACKERS = ("wandb", "trackio", "none")
 
@@ -38,7 +41,10 @@ def kept_id(run: Path, resume_step: int) -> str:
     """The run's id at Weights & Biases: that of `tracker.json` where it goes on, else a new one, which is put there."""
     file = run / TRACKER_FILE
     if resume_step and file.is_file():
-        return str(read_json(file)["wandb"])
+        try:
+            return str(read_json(file)["wandb"])
+        except (ValueError, TypeError, KeyError):
+            log.warning("%s does not hold the run's id, so the tracker gets a new run", file)
     made = uuid.uuid4().hex[:12]
     write_atomically(file, json.dumps({"wandb": made}) + "\n")
     return made

@@ -38,7 +38,7 @@ class KeptTokens:
         if self._folder is not None:
             try:
                 self._folder.rewind(step)
-            except (OSError, RuntimeError, ImportError) as error:
+            except (OSError, RuntimeError, ImportError, ValueError) as error:
                 _warn(error)
 
     def is_due(self, step: int) -> bool:
@@ -56,7 +56,7 @@ class KeptTokens:
             try:
                 picture = self._folder.add(step, kept, last=step == self._run.config.max_steps)
                 self._log.picture(step, NAME, picture)
-            except (OSError, RuntimeError, ImportError) as error:
+            except (OSError, RuntimeError, ImportError, ValueError) as error:
                 _warn(error)
 
     def kept(self) -> NDArray[np.bool_]:

@@ -88,6 +88,13 @@ def test_one_that_begins_anew_has_an_id_of_its_own(tmp_path: Path) -> None:
     assert kept_id(tmp_path, 5) == first != kept_id(tmp_path, 0)
 
 
+@pytest.mark.parametrize("content", ['{"wandb', "{}", "[]"])
+def test_an_id_that_cannot_be_read_costs_no_run(tmp_path: Path, content: str, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "tracker.json").write_text(content)
+    made = kept_id(tmp_path, 5)
+    assert "does not hold the run's id" in caplog.text and kept_id(tmp_path, 6) == made
+
+
 def test_lists_have_the_names_of_their_dimensions() -> None:
     values = {"loss": 1.0, "kept": [2.0, 3.0], "l1": Named(("x", "gripper"), (0.5, 0.25))}
     assert flat(values) == {"loss": 1.0, "kept/0": 2.0, "kept/1": 3.0, "l1/x": 0.5, "l1/gripper": 0.25}
