@@ -141,6 +141,7 @@ class Picture:
 
     Args:
         description: What is to be seen, for those who do not see it; the title where it is empty.
+        own_size: No wider than it is: more would only be coarser.
     """
 
     kind: ClassVar[str] = "picture"
@@ -148,6 +149,7 @@ class Picture:
     image: Media
     caption: str = ""
     description: str = ""
+    own_size: bool = False
 
 
 @dataclass(frozen=True)
@@ -157,6 +159,7 @@ class Clip:
     Args:
         picture: Shown below it.
         autoplay: Plays by itself, over and over.
+        own_size: No wider than it is.
     """
 
     kind: ClassVar[str] = "clip"
@@ -165,6 +168,7 @@ class Clip:
     caption: str = ""
     picture: Picture | None = None
     autoplay: bool = False
+    own_size: bool = False
 
 
 @dataclass(frozen=True)
@@ -204,6 +208,14 @@ class Section:
 
 
 @dataclass(frozen=True)
+class Advice:
+    """A sentence that ends with the command it speaks of."""
+
+    words: str
+    command: str
+
+
+@dataclass(frozen=True)
 class Headline:
     """A number worth reading first: `value` in large type over what it is."""
 
@@ -234,7 +246,7 @@ class ReportData:
     """
 
     title: str
-    summary: Sequence[str] = ()
+    summary: Sequence[str | Advice] = ()
     alerts: Sequence[str] = ()
     headlines: Sequence[Headline] = ()
     sections: Sequence[Section] = ()

@@ -28,7 +28,8 @@ INK = "#123457"
 _TABLE_ROWS = 12
 _LEGEND_LETTERS = 78  # that fit beside each other above a wide chart
 _NARROW_LETTERS = 64  # and above a narrow one
-_LINES_INSIDE = 4  # lines of a narrow chart whose legend finds a place among them
+_LINES_INSIDE = 3  # lines of a narrow chart whose legend finds a place among them
+_TICKED = 6  # measured steps that are so few are what the x axis names
 _SMOOTH_FROM = 60  # Points from which on a running mean is drawn over the faint raw line.
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
@@ -203,7 +204,12 @@ def _style_curve(axes: Any, curve: Curve) -> None:
         axes.set_ylim(min(0.0, low), max(high, 1.04 * axes.dataLim.y1))  # a level line is not the frame's
     axes.set_xlabel("optimiser step", color=INK)
     axes.set_ylabel(curve.unit, color=INK)
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+    axes.set_xlim(left=min(0.0, axes.get_xlim()[0]))  # steps are counted from 0
+    steps = np.unique(np.concatenate([steps for steps, _ in curve.series.values()]))
+    if 1 < steps.size <= _TICKED and np.diff(steps).min() >= steps[-1] / 8:
+        axes.set_xticks([0.0, *steps] if steps[0] >= steps[-1] / 8 else steps)
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
 
 
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:

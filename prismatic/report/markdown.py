@@ -8,7 +8,7 @@ from itertools import groupby
 from pathlib import Path
 
 from prismatic.atomic_files import write_atomically
-from prismatic.report.data import Block, Cell, Clip, CodeBlock, Notes, Picture, ReportData, Section, Table
+from prismatic.report.data import Advice, Block, Cell, Clip, CodeBlock, Notes, Picture, ReportData, Section, Table
 
 
 def render_markdown(data: ReportData) -> str:
@@ -16,7 +16,7 @@ def render_markdown(data: ReportData) -> str:
     parts = [
         f"# {escape(data.title)}",
         *(f"> **{escape(line)}**" for line in data.alerts),
-        *(_paragraph(line) for line in data.summary),
+        *(_advice(line) if isinstance(line, Advice) else _paragraph(line) for line in data.summary),
         "\n".join(f"- **{escape(item.value)}**: {escape(item.label)}" for item in data.headlines),
     ]
     for section in data.filled:
@@ -39,6 +39,16 @@ def escape(text: str) -> str:
 def _paragraph(text: str) -> str:
     """A paragraph that begins as no heading, list or rule."""
     return re.sub(r"^([#+=-]|\d+(?=[.)]))", _at_start, escape(text))
+
+
+def _advice(advice: Advice) -> str:
+    fence = _fence(advice.command, 1)
+    return f"{_paragraph(advice.words)} {fence}{advice.command}{fence}"
+
+
+def _fence(code: str, least: int) -> str:
+    """Backticks, more than stand beside each other in the code."""
+    return "`" * max(least, 1 + max(map(len, re.findall("`+", code)), default=0))
 
 
 def _at_start(match: re.Match[str]) -> str:
@@ -73,7 +83,7 @@ def _body(block: Block) -> list[str]:
     if isinstance(block, Notes):
         return ["\n".join(f"- {_paragraph(item)}" for item in block.items)]
     if isinstance(block, CodeBlock):
-        fence = "`" * max(3, 1 + max(map(len, re.findall("`+", block.code)), default=0))
+        fence = _fence(block.code, 3)
         return [_paragraph(block.note), f"{fence}\n{block.code}\n{fence}"]
     if isinstance(block, Picture):
         address, words = block.image.address, escape(block.description or block.title)

@@ -22,6 +22,7 @@ class MediaFiles:
         max_bytes: Room for embedded content, counted as it stands in the page (base64: 4/3 of the file).
         embedded: How many files went in.
         linked: How many did not fit.
+        linked_bytes: Room that these would take.
         used_bytes: Room taken so far.
     """
 
@@ -29,6 +30,7 @@ class MediaFiles:
     max_bytes: int
     embedded: int = 0
     linked: int = 0
+    linked_bytes: int = 0
     used_bytes: int = 0
 
     def add(self, folder: Path, name: str, mime: str) -> Media | None:
@@ -40,6 +42,7 @@ class MediaFiles:
         size = 4 * -(-path.stat().st_size // 3)
         if self.used_bytes + size > self.max_bytes:
             self.linked += 1
+            self.linked_bytes += size
             return Media(mime, address=address)
         self.used_bytes += size
         self.embedded += 1

@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,14 @@ def test_a_curve_is_a_table_too() -> None:
     table = Curve("Loss", {"training": "loss"}, metrics).table()
     assert table is not None and len(table.rows) == 12
     assert table.rows[0] == ("0", "training", "0") and table.rows[-1] == ("99", "training", "9801")
+
+
+def test_the_few_steps_that_were_measured_are_named_from_0_on() -> None:
+    ticks = re.compile(r"<text [^>]*middle[^>]*>([0-9]+)</text>")
+    few = Curve("L1", {"x": "x"}, [{"step": step, "x": 1.0} for step in (150, 300, 450)]).svg()
+    assert few is not None and ticks.findall(few) == ["0", "150", "300", "450"]
+    close = Curve("L1", {"x": "x"}, [{"step": step, "x": 1.0} for step in (1, 2, 3, 1000)]).svg()
+    assert close is not None and "1" not in ticks.findall(close) and "1000" in ticks.findall(close)
 
 
 def test_points_are_sorted_and_finite() -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 from markdown_it import MarkdownIt
 from report_page import EVIL
 
-from prismatic.report.data import Notes, ReportData, Section, Table
+from prismatic.report.data import Advice, Notes, ReportData, Section, Table
 from prismatic.report.markdown import escape, render_markdown, write_markdown
 
 
@@ -79,3 +79,8 @@ def test_files_are_linked_and_code_is_fenced(report: ReportData) -> None:
 def test_write_markdown(report: ReportData, tmp_path: Path) -> None:
     path = write_markdown(report, tmp_path / "deep" / "report.md")
     assert path.read_text(encoding="utf-8") == render_markdown(report)
+
+
+def test_a_command_stands_in_more_backticks_than_it_has() -> None:
+    text = render_markdown(ReportData("t", summary=[Advice("It is *one*:", "make a`b*")]))
+    assert r"It is \*one\*: ``make a`b*``" in text

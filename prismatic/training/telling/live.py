@@ -3,6 +3,7 @@
 import importlib.util
 import logging
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -57,7 +58,11 @@ class LiveReport:
                 self._writer.wait(_PATIENCE_S)
                 self._is_over()
         except subprocess.TimeoutExpired:
-            log.warning("%s is not waited for; where it lacks the end: lightvla report %s", REPORT_FILE, self._run)
+            log.warning(
+                "the last %s was not finished in time and may still say that the run goes on; make it again with: "
+                "lightvla report %s",
+                REPORT_FILE, shlex.quote(str(self._run)),
+            )  # fmt: skip
             assert self._writer is not None and self._writer.stderr is not None
             self._writer.stderr.close()
 

@@ -48,7 +48,7 @@ def report_data(run: RunRecord, files: MediaFiles) -> ReportData:
     return ReportData(
         title=f"Training run {run.name}",
         alerts=_alerts(run, standing),
-        summary=[standing_text(run, standing), *sections.media_note(files)],
+        summary=[standing_text(run, standing), *sections.media_note(run, files)],
         headlines=_headlines(run, standing),
         sections=parts,
         footer=f"Written at {moment(now)} from {run.path.resolve()}",
@@ -114,7 +114,9 @@ def _headlines(run: RunRecord, standing: Standing) -> list[Headline]:
         now = f", now {last['val_loss']:.4g}" if last.get("val_loss") != loss else ""
         found.append(Headline(f"{loss:.4g}", f"lowest validation loss (step {step}{now})"))
     if isinstance(last.get("tokens_kept"), float):
-        found.append(Headline(f"{last['tokens_kept']:.1f}", "visual tokens kept per sample"))
+        pruned = run.flags.get("pruner") != "none"
+        label = "visual tokens kept per sample (training batch, with noise)" if pruned else "visual tokens per sample"
+        found.append(Headline(f"{last['tokens_kept']:.1f}", label))
     if isinstance(last.get("samples_per_s"), float):
         waited = 100 * last.get("data_wait_s", 0.0) / last["step_time_s"] if last.get("step_time_s") else 0.0
         found.append(Headline(f"{last['samples_per_s']:.3g}", f"samples per second ({waited:.0f} % waiting for data)"))

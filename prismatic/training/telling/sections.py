@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
-from prismatic.report.data import Block, Cell, Clip, Notes, Picture, Row, Section, Table, counted, share_cell
+from prismatic.report.data import Advice, Block, Cell, Clip, Notes, Picture, Row, Section, Table, counted, share_cell
 from prismatic.report.figures import Curve
 from prismatic.report.media import MediaFiles, relative_address
 from prismatic.training.config import FinetuneConfig
@@ -24,6 +25,15 @@ def learning(run: RunRecord) -> Section:
     both = [*run.history.lines.records, *run.history.validations.records]
     kept = {"mean": "tokens_kept", "fewest of a sample": "tokens_kept_min", "most of a sample": "tokens_kept_max"}
     cameras = len(run.history.last.get("tokens_kept_per_image", ()))
+    prunes = run.flags.get("pruner") != "none"
+    tokens = [
+        Curve("Visual tokens kept", {**kept, "held out": "val_tokens_kept"}, both, "tokens"),
+        Curve(
+            "Visual tokens kept per camera",
+            {f"camera {number + 1}": f"tokens_kept_per_image/{number}" for number in range(cameras)},
+            [_listed(line, "tokens_kept_per_image") for line in both], "tokens",
+        ),
+    ]  # fmt: skip
     curves = [
         Curve("Loss", {"training": "loss", "held out": "val_loss"}, both, "loss"),
         Curve(
@@ -35,24 +45,24 @@ def learning(run: RunRecord) -> Section:
             },
             both, "L1",
         ),
-        Curve("Visual tokens kept", {**kept, "held out": "val_tokens_kept"}, both, "tokens"),
-        Curve(
-            "Visual tokens kept per camera",
-            {f"camera {number + 1}": f"tokens_kept_per_image/{number}" for number in range(cameras)},
-            [_listed(line, "tokens_kept_per_image") for line in both], "tokens",
-        ),
+        *(tokens if prunes else ()),
         Curve("Norm of the gradient", {"norm": "grad_norm"}, both, "norm", log_scale=True),
-        _schedules(run),
+        _schedules(run, prunes),
     ]  # fmt: skip
-    return Section("Learning", _drawn(curves), columns=2)
+    note = "Tokens kept in training are those of its batches, with the noise of the step; held out, without noise."
+    blocks = _drawn(curves)
+    return Section("Learning", blocks, note if blocks and prunes else "", columns=2)
 
 
-def _schedules(run: RunRecord) -> Curve:
-    """Learning rate and noise, each as a share."""
+def _schedules(run: RunRecord, noise: bool) -> Curve:
+    """Learning rate and, where there is any, noise, each as a share."""
     records = run.history.lines.records
     highest = max((line["learning_rate"] for line in records if "learning_rate" in line), default=0.0) or 1.0
     lines = [{**line, "rate": line["learning_rate"] / highest} if "learning_rate" in line else line for line in records]
-    keys = {f"learning rate (1 is {highest:.3g})": "rate", "noise on the pruner's scores": "noise_scale"}
+    keys = {f"learning rate (1 is {highest:.3g})": "rate"}
+    if not noise:
+        return Curve(f"Learning rate (1 is {highest:.3g})", keys, lines, "share of the highest")
+    keys["noise on the pruner's scores"] = "noise_scale"
     return Curve("Learning rate and noise", keys, lines, "share of the highest")
 
 
@@ -84,12 +94,15 @@ def pictures(run: RunRecord, files: MediaFiles) -> Section:
     """What the pruner keeps on frames that stay the same."""
     folder, listed, blocks = run.path / PICTURES, run.pictures(), []
     if strip := files.add(folder, "strip.webp", "image/webp"):
-        blocks.append(Picture("The same frames as training goes on", strip, "Pruned patches are dimmed."))
+        words = "Pruned patches are dimmed. A number is of the tokens of this frame, without noise."
+        blocks.append(Picture("One frame as training goes on", strip, words, own_size=True))
     if listed and (newest := files.add(folder, str(listed[-1]["file"]), "image/webp")):
-        blocks.append(Picture(f"Step {listed[-1]['step']}", newest, _kept_text(listed[-1].get("tokens_kept"))))
+        words = _kept_text(listed[-1].get("tokens_kept"))
+        blocks.append(Picture(f"Step {listed[-1]['step']}", newest, words, own_size=True))
     film: list[Block] = []
     if video := files.add(folder, "kept.mp4", "video/mp4"):
-        film.append(Clip("As a film", video, f"{counted(len(listed), 'picture')}, from the first step on."))
+        words = f"{counted(len(listed), 'picture')}, from the first step on."
+        film.append(Clip("As a film", video, words, own_size=True))
     return Section("What the pruner keeps", [*blocks, *film])
 
 
@@ -97,7 +110,8 @@ def _kept_text(tokens_kept: Any) -> str:
     """Of the frames of a picture, each a number per image."""
     try:
         frames = [sum(images) for images in tokens_kept]
-        return f"{sum(frames) / len(frames):.1f} tokens kept per frame." if frames else ""
+        mean = f"{sum(frames) / len(frames):.1f} tokens kept" if frames else ""
+        return mean and f"{mean}: the mean of {counted(len(frames), 'frame')} that stay the same, without noise."
     except TypeError:
         return ""
 
@@ -249,8 +263,11 @@ def _is_default(value: Any, default: Any) -> bool:
     return bool(value == default or value == str(default))
 
 
-def media_note(files: MediaFiles) -> list[str]:
-    """Where pictures and videos are, where some are beside the page."""
+def media_note(run: RunRecord, files: MediaFiles) -> list[Advice]:
+    """Where pictures and videos are, where some are beside the page, and how to have one page with all of them."""
     if not files.linked:
         return []
-    return ["Pictures and videos are files beside this page; `lightvla report` makes a page that holds them."]
+    command = f"lightvla report {shlex.quote(str(run.path.resolve()))} --output_dir to-send"
+    if files.max_bytes:  # the limit was not enough
+        command += f" --max_embedded_mb {-(-(files.used_bytes + files.linked_bytes) // 10**6)}"
+    return [Advice("Pictures and videos are files beside this page. One page that holds them:", command)]

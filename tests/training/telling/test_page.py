@@ -19,6 +19,7 @@ from prismatic.training.runs.record import record_end, record_start
 from prismatic.training.runs.saving import Facts
 from prismatic.training.telling.folder import RunRecord
 from prismatic.training.telling.page import report_data, write_page
+from prismatic.training.telling.sections import media_note
 from prismatic.vla.robots import ALOHA, LIBERO
 
 MakeRun = Callable[..., Path]
@@ -138,7 +139,8 @@ def test_pictures_and_rollouts_stand_beside_the_page_or_in_it(run_folder: MakeRu
     assert {"pictures/strip.webp", "pictures/kept/step_00000100.webp", "pictures/kept.mp4",
             "rollouts/50/a%20b.mp4"} <= set(addresses)  # fmt: skip
     assert not any(address.startswith("data:") for address in addresses) and page.stat().st_size < 1.5e6
-    assert "files beside this page" in text and "40.5 tokens kept per frame." in text
+    assert "files beside this page" in text and "40.5 tokens kept: the mean of 2 frames that stay the same" in text
+    assert f"<code>lightvla report {run.resolve()} --output_dir to-send</code>" in page.read_text()
     (newest, first) = in_table(told(run), "Success by step")
     assert newest.startswith("100 | 1/1 · 100 %") and first.startswith("50 | 1/2 · 50 %") and first.endswith("| 80")
     assert "step 50, initial state 3: solved" in text
@@ -148,13 +150,28 @@ def test_pictures_and_rollouts_stand_beside_the_page_or_in_it(run_folder: MakeRu
     assert len(sources) == 4 and all(source.startswith("data:") for source in sources)
 
 
+def test_a_page_that_was_too_small_for_its_pictures_says_how_large_it_must_be(run_folder: MakeRun) -> None:
+    run = run_folder()
+    add_pictures_and_rollouts(run)
+    files = MediaFiles(run, 1)
+    report_data(RunRecord.read(run), files)
+    (advice,) = media_note(RunRecord.read(run), files)
+    assert files.embedded == 0 and files.linked == 4 and advice.command.endswith(" --max_embedded_mb 1")
+
+
+def test_a_run_without_a_pruner_draws_nothing_of_one(run_folder: MakeRun) -> None:
+    titles = [block.title for section in told(run_folder(pruner="none")).sections for block in section.blocks]
+    assert "Learning rate (1 is 0.0005)" in titles and "Loss" in titles
+    assert not any("okens" in title or "noise" in title for title in titles)
+
+
 def test_a_name_of_a_picture_leads_nowhere_else(run_folder: MakeRun) -> None:
     run = run_folder()
     add_pictures_and_rollouts(run)
     (run / "pictures" / "pictures.json").write_text(json.dumps([{"step": 1, "file": "../../secret.webp"}, 3, {}]))
     (run.parent / "secret.webp").write_bytes(b"x")
     (section,) = (section for section in told(run).sections if section.title == "What the pruner keeps")
-    assert [block.title for block in section.blocks] == ["The same frames as training goes on", "As a film"]
+    assert [block.title for block in section.blocks] == ["One frame as training goes on", "As a film"]
 
 
 def test_words_from_anywhere_are_words(run_folder: MakeRun) -> None:
