@@ -32,12 +32,22 @@ def command(given: argparse.Namespace) -> int:
     """What the command line runs; returns the exit status."""
     try:
         pages = write(given.results, given.output_dir, given.max_embedded_mb)
-    except (ValueError, OSError) as error:
+    except ValueError as error:
         print_error(error)
+        return UNUSABLE
+    except OSError as error:
+        # One that cannot be written to its end (a full disk) names no file.
+        unwritten = error.filename is None and error.strerror
+        print_error(_unwritten(given, error.strerror) if unwritten else error)
         return UNUSABLE
     page, *others = pages
     print("\n".join([f"{page} ({page.stat().st_size / 1e6:.1f} MB)", *map(str, others)]))
     return 0
+
+
+def _unwritten(given: argparse.Namespace, why: str | None) -> str:
+    folder = given.output_dir or given.results[0]
+    return f"the report could not be written to {folder}: {why}; make room, or give another folder with --output_dir"
 
 
 def write(paths: list[Path], output_dir: Path | None, max_embedded_mb: float) -> tuple[Path, ...]:

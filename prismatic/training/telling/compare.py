@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -15,6 +16,8 @@ from prismatic.training.telling.folder import RunRecord, moment
 from prismatic.training.telling.page import standing_text
 
 _LONGEST_LABEL = 28
+_FACTS = {"base": "base model", "base_fingerprint": "its weights", "samples_per_step": "samples of a step"}
+"""Names in `run.json` -> what a run's own page calls them."""
 _OVERLAID = (
     ("Training loss", "loss", "loss", False),
     ("Validation loss", "val_loss", "loss", False),
@@ -120,7 +123,7 @@ def _text(cell: str | Cell) -> str:
 def _differences(runs: Mapping[str, RunRecord]) -> list[Table]:
     tables = []
     facts = {label: _facts(run) for label, run in runs.items()}
-    versions = {label: (run.starts[-1].get("versions", {}) if run.starts else {}) for label, run in runs.items()}
+    versions = {label: (run.starts[-1]["versions"] if run.starts else {}) for label, run in runs.items()}
     flags = {
         label: {f"--{name}": value for name, value in run.flags.items() if name != "run_id_override"}
         for label, run in runs.items()
@@ -128,7 +131,7 @@ def _differences(runs: Mapping[str, RunRecord]) -> list[Table]:
     for title, given in (("Flags", flags), ("Base and data", facts), ("Versions", versions)):
         names = dict.fromkeys(name for values in given.values() for name in values)
         rows: list[Row] = [
-            (name, *(_words(values, name) for values in given.values()))
+            (name, *(_shown(_words(values, name)) for values in given.values()))
             for name in names
             if len({_words(values, name) for values in given.values()}) > 1
         ]
@@ -138,15 +141,21 @@ def _differences(runs: Mapping[str, RunRecord]) -> list[Table]:
 
 
 def _facts(run: RunRecord) -> dict[str, Any]:
-    facts = dict(run.content.get("facts", {}))
-    data = {f"data: {name}": value for name, value in (facts.pop("data", None) or {}).items()}
-    return {**{name: value for name, value in facts.items() if not isinstance(value, dict)}, **data}
+    facts = run.content["facts"]
+    data = {f"data: {name}": value for name, value in facts.get("data", {}).items()}
+    own = {_FACTS.get(name, name): value for name, value in facts.items() if not isinstance(value, dict)}
+    return {**own, **data}
 
 
 def _words(values: Mapping[str, Any], name: str) -> str:
     """`–` also for what a run did not record."""
     value = values.get(name)
     return "–" if value is None else str(value)
+
+
+def _shown(words: str) -> str:
+    """A hash by its first digits: a column of a narrow window has no room for all."""
+    return re.sub(r"^(sha256:[0-9a-f]{12})[0-9a-f]+$", r"\1", words)
 
 
 def _dimensions(runs: Mapping[str, RunRecord]) -> list[Table]:

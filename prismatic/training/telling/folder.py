@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import time
 from calendar import timegm
@@ -60,7 +61,7 @@ class RunRecord:
 
     Attributes:
         path: of the folder.
-        content: of `run.json`; empty where there is none.
+        content: of `run.json`, with `starts`, `flags`, `facts` and `robot`; these are empty where nothing says them.
         history: of its metrics.
     """
 
@@ -75,7 +76,7 @@ class RunRecord:
         Raises FileNotFoundError and ValueError as `History.read`, and ValueError for a `run.json` that is none.
         """
         content = read_json(path / RUN_FILE) if (path / RUN_FILE).is_file() else {}
-        return cls(path, content, History.remembered(path) if remember else History.read(path))
+        return cls(path, _sound(content), History.remembered(path) if remember else History.read(path))
 
     @property
     def name(self) -> str:
@@ -85,13 +86,13 @@ class RunRecord:
     @property
     def starts(self) -> list[dict[str, Any]]:
         """Every start, the first one first."""
-        return list(self.content.get("starts", ()))
+        return list(self.content["starts"])
 
     @property
     def flags(self) -> dict[str, Any]:
         """As they are by now: those of the run's beginning, with what later starts changed."""
-        changes = {change["flag"]: change["now"] for start in self.starts for change in start.get("changes", ())}
-        return {**self.content.get("flags", {}), **changes}
+        changes = {change["flag"]: change["now"] for start in self.starts for change in start["changes"]}
+        return {**self.content["flags"], **changes}
 
     @property
     def step(self) -> int:
@@ -102,26 +103,27 @@ class RunRecord:
     def max_steps(self) -> int | None:
         """Where the run ends; None where nothing says it."""
         steps = self.flags.get("max_steps")
-        return steps if isinstance(steps, int) else None
+        return steps if isinstance(steps, int) and steps > 0 else None
 
     @property
     def report_minutes(self) -> float:
         """How often the run writes its page."""
         minutes = self.flags.get("report_minutes")
-        return minutes if isinstance(minutes, int | float) and minutes > 0 else 2.0
+        return minutes if isinstance(minutes, int | float) and 0 < minutes < math.inf else 2.0
 
     @property
     def action_names(self) -> list[str]:
         """Of the dimensions of an action; their numbers in a run that did not record them."""
-        names = self.content.get("robot", {}).get("action_names")
-        values = self.history.last.get("val_l1_dimensions", ())
-        return names if names and len(names) == len(values) else [f"action {n}" for n in range(len(values))]
+        names = self.content["robot"].get("action_names")
+        count = len(self.history.last.get("val_l1_dimensions", ()))
+        fit = isinstance(names, list) and len(names) == count
+        return [str(name) for name in names] if fit else [f"action {number}" for number in range(count)]
 
     def standing(self) -> Standing:
         """How it stands now."""
         last = self.starts[-1] if self.starts else {}
         if ended := last.get("ended"):
-            return Standing(ended["how"], seconds_of(ended.get("time")), ended.get("words", ""))
+            return Standing(ended["how"], seconds_of(ended["time"]), ended["words"])
         if is_held(self.path):
             return Standing("running", seconds_of(last.get("time")))
         if self.max_steps is not None and self.step >= self.max_steps:  # of a version that did not record its end
@@ -145,6 +147,7 @@ class RunRecord:
             except (ValueError, OSError):  # it is being removed, or was damaged: inspect-checkpoint says more
                 manifest = None
             loss = manifest.facts.get("validation_loss") if manifest else None
+            loss = loss if isinstance(loss, int | float) else None
             size = sum(manifest.files.values()) if manifest else None
             pointers = tuple(name for name, target in pointed.items() if target == path.name)
             found.append(StoredCheckpoint(int(match.group(1)), path, loss, size, pointers))
@@ -175,6 +178,37 @@ class RunRecord:
                 continue
             found += [item] if _has_step(item) else []
         return found
+
+
+def _sound(content: Mapping[str, Any]) -> dict[str, Any]:
+    """What `run.json` says, without what is of another kind than `record_start` and `record_end` write."""
+    facts = _mapping(content.get("facts"))
+    facts |= {name: _mapping(facts[name]) for name in ("data", "computing") if name in facts}
+    starts = [_sound_start(start) for start in _mappings(content.get("starts"))]
+    known = {name: _mapping(content.get(name)) for name in ("flags", "robot")}
+    return {**content, **known, "facts": facts, "starts": starts}
+
+
+def _sound_start(start: Mapping[str, Any]) -> dict[str, Any]:
+    changes = [
+        change
+        for change in _mappings(start.get("changes"))
+        if change.keys() >= {"flag", "was", "now"} and isinstance(change["flag"], str)
+    ]
+    ended = _mapping(start.get("ended"))
+    if ended:
+        how, words = (str(ended.get(name) or missing) for name, missing in (("how", "ended"), ("words", "")))
+        ended = {"how": how, "step": ended.get("step", "?"), "time": ended.get("time"), "words": words}
+    versions = {name: str(value) for name, value in _mapping(start.get("versions")).items()}
+    return {**start, "step": start.get("step", "?"), "changes": changes, "ended": ended, "versions": versions}
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    return dict(value) if isinstance(value, dict) else {}
+
+
+def _mappings(value: Any) -> list[dict[str, Any]]:
+    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
 
 
 def _has_step(item: Any) -> bool:

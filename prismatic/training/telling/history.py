@@ -6,6 +6,7 @@ A run that goes on adds only the lines that are new since the last time, which `
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections import deque
 from collections.abc import Mapping
@@ -30,7 +31,9 @@ _COUNTS = {
 """Numbers that count up since a start -> what one is."""
 _ONCE = {"loss_spike": "loss spike", "collapsed": "the pruner has collapsed"}
 """Marks, 1 in the line that they are of -> what they say."""
-_SCHEMA = 1
+_LISTS = ("tokens_kept_per_image", "val_l1_dimensions", "val_l1_current_dimensions")
+"""Names of lists of numbers; the others are of numbers."""
+_SCHEMA = 2
 
 
 @dataclass
@@ -112,12 +115,14 @@ class History:
     count: int = 0
 
     def add(self, line: Mapping[str, Any]) -> None:
-        """Take in the next line."""
+        """Take in the next line. A value that is not what its name says (null, text) is left out."""
         self.count += 1
-        if any(name.startswith("val_") for name in line):
+        is_validation = any(name.startswith("val_") for name in line)
+        line = {name: value for name, value in line.items() if _fits(name, value)}
+        if is_validation:
             self.validations.add(line)
             loss = line.get("val_loss")
-            if isinstance(loss, int | float) and (self.best is None or loss < self.best[0]):
+            if loss is not None and math.isfinite(loss) and (self.best is None or loss < self.best[0]):
                 self.best = (loss, line["step"])
         else:
             self._note_events(line)
@@ -177,12 +182,12 @@ class History:
                 try:
                     line = json.loads(raw)
                     step = line["step"]
-                except (ValueError, TypeError, KeyError) as error:
+                except (ValueError, TypeError, KeyError, RecursionError) as error:
                     raise ValueError(
                         f"{path}, line {self.count + 1}: no JSON object with a `step` ({error}); remove that line"
                     ) from error
-                if not isinstance(step, int | float):
-                    raise ValueError(f"{path}, line {self.count + 1}: step {step!r}; expected a number")
+                if not _is_finite(step):
+                    raise ValueError(f"{path}, line {self.count + 1}: step {step!r}; expected a number, finite")
                 self.add(line)
         return place
 
@@ -199,6 +204,20 @@ class History:
             tuple(data["best"]) if data["best"] else None,  # type: ignore[arg-type]
             deque((Event(**event) for event in data["events"]), maxlen=EVENTS), data["num_events"], data["count"],
         )  # fmt: skip
+
+
+def _fits(name: str, value: Any) -> bool:
+    """Whether a value is of the kind that its name stands for. A loss may be NaN; a count and a list may not."""
+    if name in _LISTS:
+        return isinstance(value, list) and all(map(_is_finite, value))
+    return _is_finite(value) or (isinstance(value, float) and name not in _COUNTS)
+
+
+def _is_finite(value: Any) -> bool:
+    try:
+        return isinstance(value, int | float) and math.isfinite(value)
+    except OverflowError:  # an integer beyond all floats
+        return False
 
 
 def _mark(path: Path, place: int) -> dict[str, Any]:

@@ -71,7 +71,9 @@ def by_dimension(run: RunRecord) -> Section:
     last, names = run.history.last, run.action_names
     if not names:
         return Section("Validation by action dimension", [])
-    whole, first = last["val_l1_dimensions"], last.get("val_l1_current_dimensions", [None] * len(names))
+    whole, first = last["val_l1_dimensions"], last.get("val_l1_current_dimensions", [])
+    if len(first) != len(whole):
+        first = [None] * len(whole)
     top = max(*whole, 1e-12)
     rows: list[Row] = [
         (name, Cell(f"{value:.4f}", sort=value, interval=(0.0, value / top, value / top)), _number(begin, 4))
@@ -197,14 +199,14 @@ def health(run: RunRecord) -> Section:
 
 def what_it_is(run: RunRecord) -> Section:
     """Base, data, flags, starts, versions."""
-    facts, flags = run.content.get("facts", {}), run.flags
+    facts, flags = run.content["facts"], run.flags
     rows: list[Row] = [
         ("base model", _words(facts.get("base"))),
         ("its weights", _words(facts.get("base_fingerprint"))),
     ]
-    rows += [(f"data: {name}", _words(value)) for name, value in (facts.get("data") or {}).items()]
+    rows += [(f"data: {name}", _words(value)) for name, value in facts.get("data", {}).items()]
     rows += [("samples of a step", _words(facts.get("samples_per_step")))]
-    rows += [(name, _words(value)) for name, value in (facts.get("computing") or {}).items()]
+    rows += [(name, _words(value)) for name, value in facts.get("computing", {}).items()]
     defaults = {item.name: item.default for item in fields(FinetuneConfig)}
     given = [name for name, value in flags.items() if not _is_default(value, defaults.get(name))]
     blocks: list[Block] = [Table("Base and data", ("fact", "value"), rows, numeric=False)] if facts else []
@@ -221,16 +223,14 @@ def what_it_is(run: RunRecord) -> Section:
 def _starts(run: RunRecord) -> list[Table]:
     starts: list[Row] = []
     for start in run.starts:
-        ended = start.get("ended")
+        ended = start["ended"]
         outcome = f"{ended['how']} at step {ended['step']}, {moment(seconds_of(ended['time']))}" if ended else "–"
         place = f"{start.get('processes', '?')} x {start.get('device', '?')}"
-        changes = "; ".join(f"--{c['flag']} {c['now']} (was {c['was']})" for c in start.get("changes", ()))
-        starts.append(
-            (moment(seconds_of(start.get("time"))), str(start.get("step", "–")), place, outcome, changes or "none")
-        )
+        changes = "; ".join(f"--{c['flag']} {c['now']} (was {c['was']})" for c in start["changes"])
+        starts.append((moment(seconds_of(start.get("time"))), str(start["step"]), place, outcome, changes or "none"))
     columns = ("started", "from step", "processes", "ended", "flags changed")
     tables = [Table("Starts", columns, starts, numeric=False)] if starts else []
-    versions = run.starts[-1].get("versions", {}) if run.starts else {}
+    versions = run.starts[-1]["versions"] if run.starts else {}
     if versions:
         tables.append(Table("Versions", ("part", "version"), [*versions.items()], numeric=False, folded=True))
     return tables

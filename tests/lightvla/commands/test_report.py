@@ -1,3 +1,4 @@
+import sys
 from pathlib import Path
 
 import pytest
@@ -26,3 +27,22 @@ def test_command_refuses_with_one_line(tmp_path: Path, capsys: pytest.CaptureFix
     (tmp_path / "results.json").write_text("{")
     assert main([str(tmp_path)]) == UNUSABLE
     assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no limits of a process")
+def test_a_disk_that_is_full_is_said_with_its_folder_and_the_remedy(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A file may have a byte: as on a full disk writing fails behind opening."""
+    import resource
+
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 0.5}\n')
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1, limits[1]))
+    try:
+        status = main([str(tmp_path)])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert status == UNUSABLE and not list(tmp_path.glob("report.html*"))
+    words = capsys.readouterr().err
+    assert f"written to {tmp_path}: File too large; make room, or give another folder with --output_dir" in words

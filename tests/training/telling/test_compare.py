@@ -36,6 +36,15 @@ def test_a_run_of_before_compares_with_one_of_now(run_folder: MakeRun, tmp_path:
     assert rows.row("old")[:3] == ["3", "0.5000", "–"] and rows.row("--batch_size") == ["–", "8"]
 
 
+def test_hashes_are_shown_by_their_first_digits(run_folder: MakeRun, tmp_path: Path) -> None:
+    runs = [run_folder(name=name) for name in ("one", "other")]
+    for run, digit in zip(runs, "ab", strict=True):
+        text = (run / "run.json").read_text()
+        (run / "run.json").write_text(text.replace("sha256:base", "sha256:" + "0" * 11 + digit * 53))
+    rows = Rows(write_comparison(runs, tmp_path))
+    assert rows.row("its weights") == ["sha256:" + "0" * 11 + digit for digit in "ab"]
+
+
 def test_long_names_become_letters() -> None:
     assert labels(["a", "b"]) == ["a", "b"]
     assert labels(["a" * 40, "b"]) == labels(["same", "same"]) == ["run A", "run B"]

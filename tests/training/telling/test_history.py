@@ -120,6 +120,8 @@ def test_events_are_what_counts_up_and_what_is_marked(tmp_path: Path) -> None:
         ('{"loss": 1}\n', "line 1: no JSON object"),
         ("[1]\n", "line 1: no JSON object"),
         ('{"step": "x"}\n', "line 1: step 'x'; expected a number"),
+        ('{"step": Infinity}\n', "line 1: step inf; expected a number, finite"),
+        ("[" * 100_000 + "\n", "line 1: no JSON object"),
     ],
 )
 def test_a_line_that_is_none_is_named(tmp_path: Path, text: str, words: str) -> None:

@@ -17,6 +17,7 @@ from prismatic.training.preemption import Preempted
 from prismatic.training.runs.files import is_held
 from prismatic.training.runs.folder import RunFolder
 from prismatic.training.step import StepMetrics
+from prismatic.training.telling import live
 from prismatic.training.telling.live import LiveReport
 
 ALONE = Ranks(0, 1, torch.device("cpu"))
@@ -101,6 +102,20 @@ def test_what_goes_wrong_with_the_page_is_a_warning(tmp_path: Path, caplog: pyte
     assert [message.partition(" (")[0] for message in caplog.messages] == [
         f"report.html could not be written: ValueError: {run / 'metrics.jsonl'}, line 1: no JSON object with a `step`"
     ] * 2
+
+
+def test_a_last_page_that_takes_too_long_is_said_to_be_old(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = write_run(tmp_path, steps=2).run_dir
+    monkeypatch.setattr(live, "_PATIENCE_S", 0.0)
+    report = LiveReport(run, 60.0)
+    report.close()
+    assert caplog.messages == [
+        "the last report.html was not finished in time and may still say that the run goes on; make it again with: "
+        f"lightvla report {run}"
+    ]
+    assert report._writer is not None and report._writer.wait(120) is not None
 
 
 def test_a_run_is_held_by_whoever_trains_it(tmp_path: Path) -> None:

@@ -5,18 +5,21 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from made_up_runs import Rows, add_pictures_and_rollouts, read, text_of
 from report_page import EVIL, write_video
 
 from prismatic.report.data import ReportData, Table
+from prismatic.report.figures import Curve
 from prismatic.report.media import MediaFiles
 from prismatic.training.config import FinetuneConfig
 from prismatic.training.runs.folder import RunFolder
 from prismatic.training.runs.identity import Change
 from prismatic.training.runs.record import record_end, record_start
 from prismatic.training.runs.saving import Facts
+from prismatic.training.telling.compare import comparison
 from prismatic.training.telling.folder import RunRecord
 from prismatic.training.telling.page import report_data, write_page
 from prismatic.training.telling.sections import media_note
@@ -28,6 +31,12 @@ MakeRun = Callable[..., Path]
 def told(run: Path) -> ReportData:
     """What the page says, before it is drawn."""
     return report_data(RunRecord.read(run), MediaFiles(run, 0))
+
+
+def standing(data: ReportData) -> str:
+    """The sentence that says how the run stands."""
+    assert isinstance(data.summary[0], str)
+    return data.summary[0]
 
 
 def in_table(data: ReportData, title: str) -> list[str]:
@@ -85,14 +94,14 @@ def test_how_it_ended_is_said(run_folder: MakeRun, how: str, words: str, sentenc
     run = run_folder()
     record_end(run, 100, how, words)
     data = told(run)
-    assert re.match(sentence, data.summary[0]) and data.live is None
+    assert re.match(sentence, standing(data)) and data.live is None
     assert data.alerts == (["Stopped by an error: the loss is nan"] if how == "error" else [])
     assert f"| {how} at step 100, " in in_table(data, "Starts")[0]
 
 
 def test_one_that_was_killed_is_not_said_to_run(run_folder: MakeRun) -> None:
     data = told(run_folder())
-    assert "It is not running, and did not say how it ended; its last line of metrics is of step 100" in data.summary[0]
+    assert "It is not running, and did not say how it ended; its last line of metrics is of step 100" in standing(data)
     assert data.live is None
 
 
@@ -112,7 +121,7 @@ def test_a_run_of_before_has_a_report_too(run_folder: MakeRun) -> None:
     assert "Validation by action dimension" not in text and "Most memory held" not in text
     (run / "run.json").unlink()
     data = told(run)
-    assert data.title == "Training run run" and "after" not in data.summary[0]
+    assert data.title == "Training run run" and "after" not in standing(data)
     assert [headline.value for headline in data.headlines][:2] == ["200", "0.005"]
 
 
@@ -124,7 +133,7 @@ def test_a_resumed_run_tells_its_starts_and_what_changed(run_folder: MakeRun) ->
     record_start(config, facts, LIBERO, 100, 2, "cuda", [Change("max_steps", 200, 400)])
     with RunFolder(run).held():
         data = told(run)
-    assert "start 2, from step 100. Step 100 of 400 is done" in data.summary[0] and data.live is not None
+    assert "start 2, from step 100. Step 100 of 400 is done" in standing(data) and data.live is not None
     first, second = in_table(data, "Starts")
     assert "| 0 | 1 x cpu | preempted at step 100, " in first and "none" in first
     assert "| 100 | 2 x cuda | – | --max_steps 400 (was 200)" in second
@@ -172,6 +181,42 @@ def test_a_name_of_a_picture_leads_nowhere_else(run_folder: MakeRun) -> None:
     (run.parent / "secret.webp").write_bytes(b"x")
     (section,) = (section for section in told(run).sections if section.title == "What the pruner keeps")
     assert [block.title for block in section.blocks] == ["One frame as training goes on", "As a film"]
+
+
+ODD: tuple[Any, ...] = (None, "x", 3, -(10**400), True, [], [None], ["x"], [1.0], {}, float("nan"), float("inf"))
+
+
+def test_values_of_another_kind_are_left_out(run_folder: MakeRun) -> None:
+    """Each value of each name in turn; what is said of the others stays."""
+    run = run_folder(steps=20)
+    path = run / "metrics.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    names = dict.fromkeys(name for line in lines for name in line if name != "step")
+    for odd in ODD:
+        changed = [{**line, **{name: odd for name in line if name != "step"}} for line in lines]
+        path.write_text("".join(json.dumps(line) + "\n" for line in (*changed, *lines[:1], *changed)))
+        data = told(run)
+        blocks = [block for section in data.sections for block in section.blocks]
+        assert all(block.description for block in blocks if isinstance(block, Curve))
+    for name in names:
+        path.write_text("".join(json.dumps({**line, name: None}) + "\n" for line in lines))
+        assert told(run).headlines[0].label == "step 20 of 200" and name not in RunRecord.read(run).history.last
+
+
+@pytest.mark.parametrize("odd", [None, 3, "x", [], [None], {}, {"ended": 3, "changes": [3, {"flag": []}]}])
+def test_a_run_json_with_odd_parts_is_read(run_folder: MakeRun, odd: object) -> None:
+    run = run_folder(steps=20)
+    file = run / "run.json"
+    whole = json.loads(file.read_text())
+    for changed in (
+        *({**whole, name: odd} for name in whole),
+        *({**whole, "starts": [{**whole["starts"][0], name: odd}]} for name in (*whole["starts"][0], "ended")),
+        *({**whole, "facts": {**whole["facts"], name: odd}} for name in whole["facts"]),
+        {**whole, "starts": [odd]},
+        {**whole, "robot": {"action_names": odd}},
+    ):
+        file.write_text(json.dumps(changed))
+        assert told(run).headlines and comparison([RunRecord.read(run)] * 2).title
 
 
 def test_words_from_anywhere_are_words(run_folder: MakeRun) -> None:
