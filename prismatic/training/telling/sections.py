@@ -267,7 +267,7 @@ def media_note(run: RunRecord, files: MediaFiles) -> list[Advice]:
     """Where pictures and videos are, where some are beside the page, and how to have one page with all of them."""
     if not files.linked:
         return []
-    command = f"lightvla report {shlex.quote(str(run.path.resolve()))} --output_dir to-send"
+    command = f"lightvla report {shlex.quote(str(run.path.resolve()))} --output_dir one_page"
     if files.max_bytes:  # the limit was not enough
         command += f" --max_embedded_mb {-(-(files.used_bytes + files.linked_bytes) // 10**6)}"
     return [Advice("Pictures and videos are files beside this page. One page that holds them:", command)]

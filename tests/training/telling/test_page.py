@@ -149,7 +149,7 @@ def test_pictures_and_rollouts_stand_beside_the_page_or_in_it(run_folder: MakeRu
             "rollouts/50/a%20b.mp4"} <= set(addresses)  # fmt: skip
     assert not any(address.startswith("data:") for address in addresses) and page.stat().st_size < 1.5e6
     assert "files beside this page" in text and "40.5 tokens kept: the mean of 2 frames that stay the same" in text
-    assert f"<code>lightvla report {run.resolve()} --output_dir to-send</code>" in page.read_text()
+    assert f"<code>lightvla report {run.resolve()} --output_dir one_page</code>" in page.read_text()
     (newest, first) = in_table(told(run), "Success by step")
     assert newest.startswith("100 | 1/1 · 100 %") and first.startswith("50 | 1/2 · 50 %") and first.endswith("| 80")
     assert "step 50, initial state 3: solved" in text
