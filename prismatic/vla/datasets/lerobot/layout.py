@@ -4,16 +4,19 @@ Versions 2.0 and 2.1 have a Parquet file and a video per camera for each episode
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from prismatic.vla.datasets.lerobot.libraries import import_parquet
+from prismatic.vla.datasets.lerobot.numbers import positive_number, seconds, whole_number
 
 INFO = Path("meta") / "info.json"
 VERSIONS = ("v2.0", "v2.1", "v3.0")
 _CHUNK = 1000  # episodes in a folder where v2 does not say it
+_TASK_KEYS = ("task_index", "task")
 _CONVERTER = "convert it with LeRobot's own converter (python -m lerobot.datasets.v30.convert_dataset_v21_to_v30)"
 
 
@@ -34,12 +37,14 @@ class EpisodeEntry:
         length: frames.
         table: the Parquet file of its values.
         videos: feature -> where its pictures are.
+        listed_in: the file of `meta`.
     """
 
     number: int
     length: int
     table: Path
     videos: Mapping[str, VideoPart]
+    listed_in: Path
 
 
 @dataclass(frozen=True)
@@ -71,11 +76,14 @@ class Layout:
                 f"{_CONVERTER}"
             )
         features = info.get("features")
-        if not isinstance(features, dict) or not all(isinstance(f, dict) and "dtype" in f for f in features.values()):
+        if not isinstance(features, dict) or not all(
+            isinstance(feature, dict) and isinstance(feature.get("dtype"), str) for feature in features.values()
+        ):
             raise ValueError(f"{path} lists no features with their dtype. Download the dataset again")
         needed = ("fps", "data_path", *(["video_path"] if "video" in {f["dtype"] for f in features.values()} else []))
-        if missing := [key for key in needed if not info.get(key)]:
+        if missing := [key for key in needed if info.get(key) in (None, "")]:
             raise ValueError(f"{path} lacks {', '.join(missing)}. Download the dataset again")
+        positive_number(info["fps"], f"{path}: fps")
         return cls(folder, version, info)
 
     @property
@@ -117,11 +125,17 @@ class Layout:
         """
         found = self._listed() if self.version == "v3.0" else self._one_file_each()
         found.sort(key=lambda entry: entry.number)
+        for before, entry in pairwise(found):
+            if before.number == entry.number:
+                raise ValueError(
+                    f"episode {entry.number} is listed twice, in {before.listed_in} and {entry.listed_in}: its steps "
+                    "would count twice. Take one out, or download the dataset again"
+                )
         frames = sum(entry.length for entry in found)
         for key, count in (("total_episodes", len(found)), ("total_frames", frames)):
             if self.info.get(key, count) != count:
                 raise ValueError(
-                    f"{self.folder / INFO} says {key} {self.info[key]}, and meta/episodes lists {count}: the copy is "
+                    f"{self.folder / INFO} says {key} {self.info[key]!r}, and meta/episodes lists {count}: the copy is "
                     "incomplete. Download the dataset again"
                 )
         if not found:
@@ -129,28 +143,30 @@ class Layout:
         return found
 
     def sentences(self) -> dict[int, str]:
-        """`task_index` -> instruction, stripped of blanks. Raises ValueError where they cannot be read."""
+        """`task_index` -> instruction, stripped of blanks, empty for null. Raises ValueError where they are no such."""
         if self.version != "v3.0":
-            rows = _json_lines(self.folder / "meta" / "tasks.jsonl", ("task_index", "task"))
-            return {int(row["task_index"]): str(row["task"]).strip() for row in rows}
+            path = self.folder / "meta" / "tasks.jsonl"
+            return _sentences(path, ((row["task_index"], row["task"]) for row in _json_lines(path, _TASK_KEYS)))
         path = self.folder / "meta" / "tasks.parquet"
         columns = _read_parquet(path)
         texts = next((columns[name] for name in ("task", "__index_level_0__") if name in columns), None)
         if texts is None or "task_index" not in columns:
             raise ValueError(f"{path} has the columns {', '.join(columns)}; expected task_index and a task for each")
-        return {int(n): str(text).strip() for n, text in zip(columns["task_index"], texts, strict=True)}
+        return _sentences(path, zip(columns["task_index"], texts, strict=True))
 
     def _videos(self) -> list[str]:
         return [name for name, feature in self.features.items() if feature["dtype"] == "video"]
 
     def _one_file_each(self) -> list[EpisodeEntry]:
-        rows = _json_lines(self.folder / "meta" / "episodes.jsonl", ("episode_index", "length"))
+        path = self.folder / "meta" / "episodes.jsonl"
+        chunk = whole_number(self.info.get("chunks_size", _CHUNK), f"{self.folder / INFO}: chunks_size", least=1)
         found = []
-        for row in rows:
-            number = int(row["episode_index"])
-            place = {"episode_chunk": number // int(self.info.get("chunks_size", _CHUNK)), "episode_index": number}
+        for line, row in enumerate(_json_lines(path, ("episode_index", "length")), 1):
+            number = whole_number(row["episode_index"], f"{path}, episode {line} in it: episode_index")
+            length = whole_number(row["length"], f"{path}: length of episode {number}")
+            place = {"episode_chunk": number // chunk, "episode_index": number}
             videos = {key: VideoPart(self._file("video_path", **place, video_key=key), 0.0) for key in self._videos()}
-            found.append(EpisodeEntry(number, int(row["length"]), self._file("data_path", **place), videos))
+            found.append(EpisodeEntry(number, length, self._file("data_path", **place), videos, path))
         return found
 
     def _listed(self) -> list[EpisodeEntry]:
@@ -167,27 +183,36 @@ class Layout:
                 raise ValueError(f"{path} lacks the columns {', '.join(missing)}. Download the dataset again")
             for values in zip(*(columns[key] for key in keys), strict=True):
                 row = dict(zip(keys, values, strict=True))
-                found.append(self._entry(row))
+                found.append(self._entry(row, path))
         return found
 
-    def _entry(self, row: Mapping[str, Any]) -> EpisodeEntry:
+    def _entry(self, row: Mapping[str, Any], path: Path) -> EpisodeEntry:
+        number = whole_number(row["episode_index"], f"{path}: episode_index")
+
+        def said(key: str) -> str:
+            return f"{path}: {key} of episode {number}"
+
         def place(prefix: str) -> dict[str, int]:
-            return {part: int(row[f"{prefix}/{part}"]) for part in ("chunk_index", "file_index")}
+            keys = {part: f"{prefix}/{part}" for part in ("chunk_index", "file_index")}
+            return {part: whole_number(row[key], said(key)) for part, key in keys.items()}
+
+        def start(key: str) -> float:
+            return seconds(row[key], said(key))
 
         videos = {
             key: VideoPart(
                 self._file("video_path", video_key=key, **place(f"videos/{key}")),
-                float(row[f"videos/{key}/from_timestamp"]),
+                start(f"videos/{key}/from_timestamp"),
             )
             for key in self._videos()
         }
         table = self._file("data_path", **place("data"))
-        return EpisodeEntry(int(row["episode_index"]), int(row["length"]), table, videos)
+        return EpisodeEntry(number, whole_number(row["length"], said("length")), table, videos, path)
 
     def _file(self, pattern: str, **place: Any) -> Path:
         try:
             return self.folder / str(self.info[pattern]).format(**place)
-        except (KeyError, IndexError, ValueError) as error:
+        except (KeyError, IndexError, ValueError, AttributeError, TypeError) as error:
             raise ValueError(
                 f"{self.folder / INFO}: {pattern} {self.info[pattern]!r} cannot be filled in with {', '.join(place)} "
                 f"({error!r})"
@@ -197,6 +222,15 @@ class Layout:
 def is_lerobot(folder: Path) -> bool:
     """Whether a folder holds a LeRobot dataset, of any version."""
     return (folder / INFO).is_file()
+
+
+def _sentences(path: Path, tasks: Iterable[tuple[Any, Any]]) -> dict[int, str]:
+    found = {}
+    for index, text in tasks:
+        # pandas writes a sentence that lacks as null or as NaN.
+        lacks = text is None or text != text
+        found[whole_number(index, f"{path}: task_index of {text!r}")] = "" if lacks else str(text).strip()
+    return found
 
 
 def _json_lines(path: Path, keys: Sequence[str]) -> list[dict[str, Any]]:

@@ -239,12 +239,14 @@ class _Reader:
         return [name for name in self.features.cameras.values() if self.layout.features[name]["dtype"] == "video"]
 
     def _check_videos(self) -> None:
-        """Raises ValueError for a video that cannot be opened or has another number of frames than its episodes."""
+        """Raises ValueError for a video that cannot be opened, or does not show its episodes one behind the other."""
         self._number_of = {path: number for number, path in enumerate(self._videos.paths)}
-        rows = dict.fromkeys(self._videos.paths, 0)
+        parts: dict[Path, list[tuple[float, EpisodeEntry]]] = {path: [] for path in self._videos.paths}
         for entry in self.entries:
             for name in self._video_features():
-                rows[entry.videos[name].path] += entry.length
+                parts[entry.videos[name].path].append((entry.videos[name].start, entry))
+        for path, inside in parts.items():
+            self._check_video(path, inside)
         for path in self._videos.paths[:1]:
             if (spacing := key_frame_spacing(path)) > _FAR_APART:
                 logger.warning(
@@ -252,13 +254,25 @@ class _Reader:
                     "videos again with a key frame every second one: ffmpeg -i OLD -c:v libx264 -crf 18 -g 2 NEW",
                     path, spacing,
                 )  # fmt: skip
-        for path, count in rows.items():
-            heading = VideoHeading.read(path)
-            if heading.frames != count:
+
+    def _check_video(self, path: Path, parts: list[tuple[float, EpisodeEntry]]) -> None:
+        """Parts: from which second on the video shows which episode."""
+        heading = VideoHeading.read(path)
+        count = sum(entry.length for _, entry in parts)
+        if heading.frames != count:
+            raise ValueError(
+                f"the video {path} has {heading.frames} frames, and its episodes have {count} rows: the copy is "
+                "incomplete, or the recording broke off. Download the dataset again, or take the episode out"
+            )
+        before = 0
+        for start, entry in sorted(parts, key=lambda part: part[0]):
+            if abs(start - before / self.layout.fps) > 0.5 / self.layout.fps:
                 raise ValueError(
-                    f"the video {path} has {heading.frames} frames, and its episodes have {count} rows: the copy is "
-                    "incomplete, or the recording broke off. Download the dataset again, or take the episode out"
+                    f"{entry.listed_in} has episode {entry.number} begin at {start:.4f} s of the video {path}, where "
+                    f"the {before} frames of the episodes before it end at {before / self.layout.fps:.4f} s: it would "
+                    "show another episode's pictures. Mend its from_timestamp, or download the dataset again"
                 )
+            before += entry.length
 
     def _texts(self, values: EpisodeValues) -> list[str]:
         if self.features.language:

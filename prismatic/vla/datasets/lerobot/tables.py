@@ -40,10 +40,12 @@ def read_values(layout: Layout, entries: Sequence[EpisodeEntry], features: Seque
     """
     names = ["episode_index", "frame_index", "timestamp", *features]
     first = 0
-    for path in tables_of(entries):
+    entries_of: dict[Path, list[EpisodeEntry]] = {}
+    for entry in entries:
+        entries_of.setdefault(entry.table, []).append(entry)
+    for path, inside in entries_of.items():
         columns = _read(path, names)
         number = columns["episode_index"]
-        inside = [entry for entry in entries if entry.table == path]
         if others := sorted({*number.tolist()} - {entry.number for entry in inside}):
             raise ValueError(f"{path} holds episode {others[0]}, which meta has elsewhere or not. Download it again")
         for entry in inside:
@@ -64,7 +66,7 @@ def _check(entry: EpisodeEntry, rows: np.ndarray, columns: dict[str, np.ndarray]
     ):
         raise ValueError(f"the rows of episode {entry.number} in {path} are not frames 0 to {len(rows) - 1} in order")
     off = np.abs(columns["timestamp"][rows] - np.arange(len(rows)) / fps)
-    if off.max() > 0.5 / fps:
+    if not off.max() <= 0.5 / fps:  # NaN is not either
         raise ValueError(
             f"frame {int(off.argmax())} of episode {entry.number} in {path} is at "
             f"{float(columns['timestamp'][rows][off.argmax()]):.4f} s, where {fps:g} frames per second have it at "
