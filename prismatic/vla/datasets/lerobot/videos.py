@@ -3,6 +3,7 @@
 import os
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -58,6 +59,8 @@ class _Decoder:
         self._container = import_av().open(str(path))
         self._stream = _video_stream(self._container)
         self._stream.codec_context.thread_count = 1  # workers share the cores already
+        # What is damaged is an error, where the decoder would else fill it with what lies about it and say nothing.
+        self._stream.codec_context.options = {"err_detect": "explode"}
         self._frames: Iterator[Any] = iter(())
         self._last: Any = None
 
@@ -83,7 +86,20 @@ class _Decoder:
     def _seek(self, time: float) -> None:
         self._last = None
         self._container.seek(round(time / float(self._stream.time_base)), stream=self._stream, backward=True)
-        self._frames = self._container.decode(self._stream)
+        self._frames = self._decoded()
+
+    def _decoded(self) -> Iterator[Any]:
+        """All frames from here on. Raises ValueError at one that is damaged: those behind it may be made of it."""
+        first = None
+        for packet in self._container.demux(self._stream):
+            if packet.pts is not None:
+                first = packet.pts if first is None else first
+                if packet.pts < first:  # shown before its key frame, so made of frames that a seek left out
+                    continue
+            for frame in packet.decode():
+                if frame.is_corrupt:
+                    raise ValueError(f"the frame at {frame.time:.4f} s is damaged")
+                yield frame
 
     def _forward(self, time: float) -> Any:
         """The first frame that is not before that time; None behind the last one."""
@@ -112,23 +128,31 @@ class VideoHeading:
     @classmethod
     def read(cls, path: Path) -> "VideoHeading":
         """Nothing is decoded. Raises ValueError for a file that is no video, FileNotFoundError where it lacks."""
-        if not path.is_file():
-            raise FileNotFoundError(f"the video {path} is missing: the copy is incomplete. Download it again")
-        try:
-            with import_av().open(str(path)) as container:
-                stream = _video_stream(container)
-                count = stream.frames or sum(packet.size > 0 for packet in container.demux(stream))
-                return cls(count, float(stream.average_rate or 0))
-        except (ValueError, OSError) as error:
-            raise ValueError(f"the video {path} cannot be opened: {error}. Download or encode it again") from error
+        with _opened(path) as (container, stream):
+            count = stream.frames or sum(packet.size > 0 for packet in container.demux(stream))
+            return cls(count, float(stream.average_rate or 0))
 
 
 def key_frame_spacing(path: Path) -> float:
-    """Frames between key frames at a video's beginning; so many are decoded for one at random, half on average."""
-    with import_av().open(str(path)) as container:
-        stream = _video_stream(container)
+    """Frames between key frames at a video's beginning; so many are decoded for one at random, half on average.
+
+    Errors as of `VideoHeading.read`.
+    """
+    with _opened(path) as (container, stream):
         packets = [packet.is_keyframe for packet in islice(container.demux(stream), _LOOKED_AT) if packet.size]
     return len(packets) / max(sum(packets), 1)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[Any, Any]]:
+    """A video and its stream of pictures."""
+    if not path.is_file():
+        raise FileNotFoundError(f"the video {path} is missing: the copy is incomplete. Download it again")
+    try:
+        with import_av().open(str(path)) as container:
+            yield container, _video_stream(container)
+    except (ValueError, OSError) as error:
+        raise ValueError(f"the video {path} cannot be opened: {error}. Download or encode it again") from error
 
 
 def _video_stream(container: Any) -> Any:
