@@ -69,17 +69,25 @@ class _Source:
 
     def pictures(self) -> Iterator[bytes]:
         """In the order of rows. Raises ValueError for one that is not in the file."""
-        parquet = import_parquet()
         for path in self.tables:
             row = 0
             try:
-                with parquet.ParquetFile(path, memory_map=True) as file:
+                with self._opened(path) as file:
                     for batch in file.iter_batches(batch_size=64, columns=[self.feature], use_threads=False):
                         for picture in batch.column(0).to_pylist():
                             yield self._bytes(picture, path, row)
                             row += 1
             except OSError as error:
                 raise ValueError(f"{path} is damaged: {error}. Download it again") from error
+
+    def _opened(self, path: Path) -> Any:
+        try:
+            file = import_parquet().ParquetFile(path, memory_map=True)
+        except (OSError, ValueError) as error:  # pyarrow's own errors are both
+            raise ValueError(f"{path} cannot be read as Parquet: {error}. Download the dataset again") from error
+        if self.feature not in file.schema_arrow.names:
+            raise ValueError(f"{path} lacks the column {self.feature}; it has {', '.join(file.schema_arrow.names)}")
+        return file
 
     def _bytes(self, picture: Any, path: Path, row: int) -> bytes:
         found = picture.get("bytes") if isinstance(picture, dict) else None

@@ -10,6 +10,8 @@ import numpy as np
 from prismatic.vla.datasets.lerobot.layout import EpisodeEntry, Layout
 from prismatic.vla.datasets.lerobot.libraries import import_parquet
 
+_NUMBERS = ("episode_index", "frame_index", "timestamp", "task_index")
+
 
 @dataclass(frozen=True)
 class EpisodeValues:
@@ -84,9 +86,17 @@ def _read(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
                 has = ", ".join(file.schema_arrow.names)
                 raise ValueError(f"it lacks the columns {', '.join(missing)}; it has {has}")
             table = file.read(columns=list(names))
-            return {name: _array(table.column(name).combine_chunks(), name) for name in names}
+            columns = {name: _array(table.column(name).combine_chunks(), name) for name in names}
+            return columns | {name: _one_each(columns[name], name) for name in _NUMBERS if name in columns}
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} cannot be read: {error}. Download the dataset again") from error
+
+
+def _one_each(values: np.ndarray, name: str) -> np.ndarray:
+    """(T,) numbers of (T,) or (T, 1)."""
+    if values.dtype.kind not in "fiu" or values.size != len(values):
+        raise ValueError(f"{name} holds no number for each frame")
+    return values.reshape(-1)
 
 
 def _array(column: Any, name: str) -> np.ndarray:
@@ -100,6 +110,6 @@ def _array(column: Any, name: str) -> np.ndarray:
         if len(column) and len(inside) % len(column):
             raise ValueError(f"{name} holds lists of different lengths")
         values: np.ndarray = inside.to_numpy(zero_copy_only=False)
-        return values.reshape(len(column), -1)
+        return values.reshape(len(column), len(inside) // max(len(column), 1))
     values = column.to_numpy(zero_copy_only=False)
     return values

@@ -155,3 +155,40 @@ def test_a_heading_that_is_malformed_is_named(
     write_lerobot(tmp_path / "arm", tiny_index.episodes, "v2.1", changed=lambda info: info | wrong)
     with pytest.raises(ValueError, match=re.escape(told)):
         read(tmp_path)
+
+
+TABLE = Path("data/chunk-000/episode_000001.parquet")
+
+
+def with_column(name: str, change: Callable[[Any], Any]) -> Callable[[Path], None]:
+    """Another value in every row of one of the files."""
+    return lambda path: change_rows(path, lambda rows: [row | {name: change(row[name])} for row in rows])
+
+
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        (with_column("timestamp", lambda _: float("nan")), "frame 0 of episode 1 in .*000001.parquet is at nan s"),
+        (with_column("timestamp", str), "000001.parquet cannot be read: timestamp holds no number for each frame"),
+        (with_column("episode_index", lambda _: [1, 1]), "000001.parquet cannot be read: episode_index holds no"),
+        (lambda path: pq.write_table(pq.read_table(path).slice(0, 0), path), "episode 1 has 0 rows in"),
+        (lambda path: path.write_bytes(b""), "000001.parquet cannot be read as Parquet"),
+        (
+            lambda path: pq.write_table(pq.read_table(path).drop_columns(["observation.images.image"]), path),
+            "000001.parquet lacks the column observation.images.image; it has ",
+        ),
+    ],
+)
+def test_a_file_of_values_that_holds_others_is_named(
+    tmp_path: Path, tiny_index: RldsIndex, damage: Callable[[Path], None], told: str
+) -> None:
+    damage(write_lerobot(tmp_path / "arm", tiny_index.episodes, "v2.1") / TABLE)
+    with pytest.raises(ValueError, match=told):
+        read(tmp_path)
+
+
+def test_numbers_may_be_lists_of_one(tmp_path: Path, tiny_index: RldsIndex) -> None:
+    folder = write_lerobot(tmp_path / "arm", tiny_index.episodes, "v2.1")
+    for name in ("timestamp", "frame_index", "episode_index", "task_index"):
+        with_column(name, lambda value: [value])(folder / TABLE)
+    assert read(tmp_path).episodes[1].instructions == tiny_index.episodes[1].instructions
