@@ -37,7 +37,7 @@ class Command:
 
 COMMANDS = {
     "finetune": Command(
-        "fine-tune a policy, with its token pruner, on an RLDS dataset",
+        "fine-tune a policy, with its token pruner, on an RLDS or LeRobot dataset",
         "lightvla.flags:FinetuneFlags",
         "lightvla.commands.finetune",
     ),
@@ -87,7 +87,7 @@ COMMANDS = {
         "lightvla.commands.inspect_checkpoint",
     ),
     "inspect-dataset": Command(
-        "look at an RLDS dataset: what it holds and what is wrong with it, as a report",
+        "look at an RLDS or LeRobot dataset: what it holds and what is wrong with it, as a report",
         "lightvla.flags:inspect_dataset_parser",
         "lightvla.datasets.inspect_dataset",
     ),

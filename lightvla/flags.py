@@ -21,7 +21,7 @@ TABLE_SUFFIXES = {".md": "markdown", ".csv": "csv", ".tex": "latex", ".txt": "te
 
 @dataclass
 class FinetuneFlags(RolloutFlags, FinetuneConfig):
-    """Fine-tune a checkpoint on an RLDS dataset. A step is an optimiser step, whatever the gradient accumulation."""
+    """Fine-tune a checkpoint on an RLDS or LeRobot dataset. A step is an optimiser step, also with accumulation."""
 
     def config(self) -> FinetuneConfig:
         """What makes the run; the rest only looks at it, and is no part of its identity."""
@@ -135,11 +135,11 @@ def inspect_parser() -> argparse.ArgumentParser:
 
 def inspect_dataset_parser() -> argparse.ArgumentParser:
     parser = _parser(
-        "Look at an RLDS dataset before a policy is trained on it: episodes, statistics, instructions, pictures,\n"
-        "action plots, and what is wrong, with its remedy. Writes report.html, which opens offline, and report.md."
+        "Look at an RLDS or LeRobot dataset before a policy is trained on it: episodes, statistics, instructions,\n"
+        "pictures, action plots, and what is wrong, with its remedy. Writes report.html (opens offline) and report.md."
     )
     add = parser.add_argument
-    add("dataset_dir", type=Path, help="RLDS dataset, DATA/NAME")
+    add("dataset_dir", type=Path, help="RLDS or LeRobot dataset, DATA/NAME")
     add("--robot", help="layout of a dataset that the catalogue does not know (default: the catalogue's)")
     add("--dataset_spec", type=Path, help="YAML file that says how the dataset is read (default: none)")
     add("--gripper", help="how such a dataset stores the gripper (default: the catalogue's)")
@@ -208,7 +208,7 @@ def replay_plot_parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--checkpoint", required=True, help="folder or hub id of the policy")
-    add("--dataset_dir", type=Path, required=True, help="RLDS dataset, DATA/NAME")
+    add("--dataset_dir", type=Path, required=True, help="RLDS or LeRobot dataset, DATA/NAME")
     add("--episode", type=int, default=0, help="which one, counted from 0")
     add("--every", type=int, help="a policy query each so many steps of it (default: as in a rollout)")
     add("--robot", help="layout of a dataset that the catalogue does not know (default: the catalogue's)")
@@ -232,7 +232,7 @@ def visualize_parser() -> argparse.ArgumentParser:
         "--record", type=Path, nargs="+", help=f"recorded episodes: files, their folders, an evaluation's folder {none}"
     )
     add("--checkpoint", help=f"folder or hub id of a policy to run {none}")
-    add("--dataset_dir", type=Path, help=f"RLDS dataset to take an episode from, DATA/NAME {none}")
+    add("--dataset_dir", type=Path, help=f"RLDS or LeRobot dataset to take an episode from, DATA/NAME {none}")
     add("--episode", type=int, default=0, help="which one, counted from 0")
     add("--every", type=int, help="a policy query each so many steps of it (default: as in a rollout)")
     add("--robot", help="layout of a dataset that the catalogue does not know (default: the catalogue's)")

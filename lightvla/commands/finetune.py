@@ -1,4 +1,4 @@
-"""Fine-tune a policy, with its token pruner, on an RLDS dataset.
+"""Fine-tune a policy, with its token pruner, on an RLDS or LeRobot dataset.
 
     torchrun --standalone --nproc-per-node 8 -m lightvla finetune --vla_path openvla/openvla-7b \
         --data_root_dir datasets/rlds --dataset_name libero_spatial_no_noops --run_root_dir runs

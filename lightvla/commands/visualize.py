@@ -4,7 +4,7 @@ From recorded episodes (`lightvla eval --record True`, `lightvla serve --record`
 
     lightvla visualize --record experiments/logs/RUN --output_dir pictures
 
-From any checkpoint, over an episode of an RLDS dataset or a picture per camera:
+From any checkpoint, over an episode of an RLDS or LeRobot dataset or a picture per camera:
 
     lightvla visualize --checkpoint CHECKPOINT --dataset_dir DATA/libero_goal_no_noops --episode 3
     lightvla visualize --checkpoint CHECKPOINT --images full.png wrist.png --instruction "lift it"

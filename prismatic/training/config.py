@@ -19,7 +19,7 @@ SHARDINGS = ("none", "fsdp")
 
 @dataclass
 class FinetuneConfig:
-    """Fine-tune a checkpoint on an RLDS dataset. A step is an optimiser step, whatever the gradient accumulation."""
+    """Fine-tune a checkpoint on an RLDS or LeRobot dataset. A step is an optimiser step, also with accumulation."""
 
     # Model and data
     vla_path: str = "openvla/openvla-7b"  # checkpoint folder or hub id
