@@ -115,6 +115,11 @@ class Progress:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, json.dumps(asdict(record)))
 
+    def measured(self) -> set[str]:
+        """Kinds of which a step is finished, so that the others' times go by it."""
+        records = ((step.kind, self.record(step)) for step in self.steps.values())
+        return {kind for kind, record in records if record is not None and record.done}
+
     def estimates(self) -> dict[str, float]:
         """Seconds by step: measured where it is done, else as long per unit as others of its kind took here."""
         records = {step.name: self.record(step) for step in self.steps.values()}

@@ -29,7 +29,7 @@ from prismatic.report.markdown import write_markdown
 NAMES = ("report.md", "report.html")
 
 COMMANDS = """\
-lightvla study {name} --list               # the steps, what is done, how long the rest takes
+lightvla study {name} --list True          # the steps, what is done, how long the rest takes
 lightvla study {name}                      # run what is left; interrupted, the same command goes on
 lightvla study {name} --only {arm}         # one arm, and what it needs
 lightvla study {name} --report_only True   # this report from the kept results, in seconds"""

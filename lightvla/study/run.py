@@ -1,7 +1,7 @@
 """A study from one definition: collect, train, evaluate, compare, report; `lightvla study`.
 
     lightvla study --preset quick              # under an hour on two cores
-    lightvla study goal3 --list                # what it would do, and for how long
+    lightvla study goal3 --list True           # what it would do, and for how long
     lightvla study goal3 --report_only True    # its report from the results that are kept
 
 Each step is one of the project's ordinary commands, printed before it runs.
@@ -9,6 +9,7 @@ Each step is one of the project's ordinary commands, printed before it runs.
 
 import argparse
 import signal
+from collections.abc import Sequence
 
 from rich.console import Console
 from rich.markup import escape
@@ -21,6 +22,7 @@ from lightvla.study.progress import Progress, units_done, wall_seconds
 from lightvla.study.records import check_unchanged, load_all
 from lightvla.study.report import write_reports
 from lightvla.study.running import StepFailed, held, run_steps
+from lightvla.study.steps import Step
 from prismatic.command_status import STOPPED, UNUSABLE, UNWANTED, print_error
 from prismatic.report.data import duration
 
@@ -69,9 +71,12 @@ def _show_plan(study: Study, places: Places, arm: str | None, processes: int, co
     progress = Progress(study, places)
     seconds, left = progress.estimates(), progress.left(arm)
     names = {step.name for step in left}
-    table = Table(title=f"study {places.root.name}", title_justify="left", box=None, pad_edge=False)
-    for heading in ("step", "time", "state"):
-        table.add_column(heading, overflow="fold")
+    console.print(f"study {places.root.name}: {study.question}\n", markup=False)
+    arms = _table("arm", "kind", "flags")
+    for each in study.arms:
+        arms.add_row(escape(each.name), each.kind, escape(each.flags))
+    console.print(arms, "")
+    table = _table("step", "time", "state")
     for step in progress.steps.values():
         if step.name not in names:
             record = progress.record(step)
@@ -84,8 +89,28 @@ def _show_plan(study: Study, places: Places, arm: str | None, processes: int, co
             state, time = f"{100 * share:.0f} % done" if share else "to do", f"about {duration(seconds[step.name])}"
         table.add_row(escape(step.name), time, state)
     console.print(table)
-    total = wall_seconds(left, seconds, processes)
-    console.print(f"left: {len(left)} of {len(progress.steps)} steps, about {duration(total)} on this machine")
+    count = f"left: {len(left)} of {len(progress.steps)} steps"
+    if left:
+        total = duration(wall_seconds(left, seconds, processes))
+        beside = "one evaluation at a time" if processes == 1 else f"{processes} evaluations at a time"
+        count += f", about {total}, {beside}, {_basis(left, progress.measured())}"
+    console.print(count, soft_wrap=True)
+
+
+def _table(*headings: str) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for heading in headings:
+        table.add_column(heading, overflow="fold")
+    return table
+
+
+def _basis(left: Sequence[Step], measured: set[str]) -> str:
+    """What the times of steps are taken from."""
+    kinds = {step.kind for step in left}
+    here, demo = "by this machine's finished steps", "by the demo's times on two free cores"
+    if kinds <= measured:
+        return here
+    return f"{here}, else {demo}" if kinds & measured else demo
 
 
 def command(options: argparse.Namespace) -> int:

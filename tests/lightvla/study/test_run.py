@@ -122,9 +122,34 @@ def test_the_plan_is_shown_and_runs_nothing(tmp_path: Path, capsys: pytest.Captu
     assert command(study_parser().parse_args(["s", "--studies_dir", str(tmp_path), "--list"])) == 0
     text = capsys.readouterr().out
     assert "train-stove-parent-seed7" in text and "left: 9 of 9 steps, about" in text
+    assert ", 2 evaluations at a time, by the demo's times on two free cores" in text
+    assert text.index(TINY["question"][:20]) < text.index("--pruner grid:tokens=") < text.index("collect-stove")
     assert not places.work.exists()
     assert command(study_parser().parse_args(["s", "--studies_dir", str(tmp_path), "--list", "--only", "none"])) == 0
     assert "left: 5 of 9 steps" in capsys.readouterr().out
+    _finished(places, "build-seed7")
+    assert command(study_parser().parse_args(["s", "--studies_dir", str(tmp_path), "--list", "True"])) == 0
+    text = capsys.readouterr().out
+    assert "left: 8 of 9 steps" in text and "by the demo's times on two free cores" in text, "no other is like it"
+    _finished(places, "collect-stove")
+    assert command(study_parser().parse_args(["s", "--studies_dir", str(tmp_path), "--list", "True"])) == 0
+    text = capsys.readouterr().out
+    assert "left: 7 of 9 steps" in text and "finished steps" not in text
+    _finished(places, "train-stove-parent-seed7")
+    assert (
+        command(study_parser().parse_args(["s", "--studies_dir", str(tmp_path), "--list", "--num_processes", "1"])) == 0
+    )
+    said = ", one evaluation at a time, by this machine's finished steps, else by the demo's times on two free cores"
+    assert said in capsys.readouterr().out
+
+
+def _finished(places: Places, name: str) -> None:
+    """A step that is done, as far as the next ones can see."""
+    progress = Progress(read_study(places.definition), places)
+    step = progress.steps[name]
+    progress.begin(step)
+    step.proof.mkdir(parents=True)
+    progress.end(step, 3.0, done=True)
 
 
 def test_only_one_process_runs_a_study(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
