@@ -20,6 +20,11 @@ log = logging.getLogger(__name__)
 
 Row = tuple[str, str]
 
+_LEAST_BYTES = 50_000
+"""Less is a part of 0.0 MB, and not told."""
+_LEAST_STEP_S = 0.005
+"""A shorter step takes longer to start than to compute, so that its arithmetic says nothing."""
+
 
 def tell_plan(
     config: FinetuneConfig, ranks: Ranks, folder: Path, data: TrainingData, done: int, computing: Computing
@@ -42,7 +47,7 @@ def show(plan: Plan) -> None:
     console = get_console()
     if not console.is_terminal:
         for group, rows in groups(plan):
-            log.info("%s: %s", group, "; ".join(f"{name} {value}" for name, value in rows))
+            log.info("%s: %s", group, "; ".join(f"{name} {value}".strip() for name, value in rows))
         return
     table = Table(show_header=False, title="plan", title_justify="left")
     for group, rows in groups(plan):
@@ -75,28 +80,28 @@ def groups(plan: Plan) -> Iterator[tuple[str, list[Row]]]:
             ("host memory", f"up to {gigabytes(plan.saving)} more meanwhile"),
         ],
     )
-    if (seconds := plan.seconds_per_step) is not None:
+    if (seconds := plan.seconds_per_step) is not None and seconds >= _LEAST_STEP_S:
         whole = timedelta(seconds=round(seconds * plan.steps_left))
         rate = "by the rate of matrix products here; the progress bar tells the real one"
         yield "time, at best", [("a step", f"{seconds:.3g} s ({rate})"), ("all", f"{whole}")]
 
 
 def memory_rows(memory: MemoryPlan) -> Iterator[Row]:
-    """The parts of a process's memory, at the moment when it is fullest."""
+    """The parts of a process's memory, at the moment when it is fullest; those of 0.0 MB are left out."""
     cost = memory.costs.get(memory.kept)
     lasting = {
         "this process": memory.process, "frozen weights": memory.frozen, "trained weights": memory.trained,
         "optimizer": memory.optimizer, "average of weights": memory.average,
     }  # fmt: skip
     for name, size in lasting.items():
-        if size:
+        if size >= _LEAST_BYTES:
             yield name, gigabytes(size)
-    if memory.gathered:
+    if memory.gathered >= _LEAST_BYTES:
         yield (
             "gathered",
             f"{gigabytes(memory.gathered)} (the largest block twice, and what is in none; the rest: shares)",
         )
-    if memory.gradients_stay:
+    if memory.gradients_stay and memory.gradients >= _LEAST_BYTES:
         where = "" if memory.gathered else " (kept between micro-steps, or in buckets for exchange)"
         yield "gradients", f"{gigabytes(memory.gradients)}{where}"
     if cost is None:
@@ -116,11 +121,16 @@ def _step_rows(memory: MemoryPlan, cost: StepCost) -> Iterator[Row]:
     if not memory.gradients_stay and memory.gradients > cost.peak:
         yield "gradients", f"{gigabytes(memory.gradients)} (more than a pass takes meanwhile: {gigabytes(cost.peak)})"
         return
-    if not memory.gradients_stay:
+    if not memory.gradients_stay and cost.new_gradients >= _LEAST_BYTES:
         yield "gradients", f"{gigabytes(cost.new_gradients)} (in the end {gigabytes(memory.gradients)})"
-    yield "activations: vision", gigabytes(cost.vision)
-    yield "activations: rest", gigabytes(cost.activations - cost.vision)
-    yield "temporary", gigabytes(max(0, cost.peak - cost.activations - cost.new_gradients))
+    passing = {
+        "activations: vision": cost.vision,
+        "activations: rest": cost.activations - cost.vision,
+        "temporary": cost.peak - cost.activations - cost.new_gradients,
+    }
+    for name, size in passing.items():
+        if size >= _LEAST_BYTES:
+            yield name, gigabytes(size)
 
 
 def _parts(counts: Mapping[str, int]) -> str:

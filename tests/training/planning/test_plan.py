@@ -191,7 +191,7 @@ def test_a_run_that_goes_on_plans_with_what_it_kept(flags):
     lines = (config.run_dir / "metrics.jsonl").read_text()
     plan = planned(config)
     assert str(plan.memory.kept) in lines and plan.memory.kept_because == "as many as the run kept last"
-    assert dict(groups(plan)).keys() == {
+    assert dict(groups(replace(plan, seconds_per_step=0.02))).keys() == {
         "steps",
         "data",
         "parameters",
@@ -199,3 +199,12 @@ def test_a_run_that_goes_on_plans_with_what_it_kept(flags):
         "saving",
         "time, at best",
     }
+
+
+def test_what_is_next_to_nothing_is_not_told(flags):
+    plan = planned(flags())
+    for trained in (0, 49_000, 60_000):
+        told = dict(groups(replace(plan, seconds_per_step=0.001, memory=replace(plan.memory, trained=trained))))
+        assert "time, at best" not in told
+        assert all(not value.startswith("0.0 MB") for _, value in told["memory of a process"])
+        assert ("trained weights" in dict(told["memory of a process"])) == (trained == 60_000)
