@@ -37,7 +37,7 @@ def test_two_processes_learn_what_one_with_the_doubled_batch_learns(flags):
     assert one[0]["loss"] == pytest.approx(two[0]["loss"], abs=1e-5)
     for a, b in zip(one, two, strict=True):
         assert a["step"] == b["step"]
-        for name in set(a) - {"step_time_s", "data_wait_s", "samples_per_s"}:
+        for name in set(a) - {"step_time_s", "data_wait_s", "samples_per_s", "host_peak_gb"}:
             assert a[name] == pytest.approx(b[name], abs=1e-4), (a["step"], name)
 
 
