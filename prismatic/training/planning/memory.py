@@ -5,6 +5,7 @@ any weights are read, temporary tensors and recomputed activations included. Wha
 allocator rounds up or leaves unused, is not counted.
 """
 
+import gc
 import sys
 import weakref
 from collections.abc import Iterable, Mapping
@@ -89,6 +90,10 @@ class Ledger(TorchDispatchMode):
         self._ignore([*parameters, *module.buffers(), *gradients, *given])
         self._live, self._gradients = nbytes(given), 0
         with ExitStack() as stack:
+            # Python frees what refers to itself whenever it comes to look for such, so two counts would differ.
+            if gc.isenabled():
+                gc.disable()
+                stack.callback(gc.enable)
 
             def behind_vision(*_: Any) -> None:
                 self._cost.vision = self._live - nbytes(given)

@@ -18,6 +18,7 @@ from prismatic.training.planning.memory import Ledger, StepShape, StepSimulator,
 from prismatic.training.planning.plan import Plan, make_plan
 from prismatic.training.planning.text import groups
 from prismatic.training.pruning import score_noise
+from prismatic.training.runs.computing import Computing
 
 ONE = Ranks(0, 1, torch.device("cpu"))
 
@@ -65,7 +66,9 @@ def test_what_is_planned_is_what_a_step_takes(flags, name):
         kept = int(run.module(counted, noise)[1].kept.sum(1).max())
     plan = planned(config)
     assert plan.memory.trained == sum(before.values())
-    parts = assemble(config, Path(config.vla_path), ONE.device, run.data.robot, on_meta=True)
+    # How attention is computed is measured, and decides what is kept: the run's choice, not another measurement.
+    computing = Computing(**run.training.facts.computing)
+    parts = assemble(config, Path(config.vla_path), ONE.device, run.data.robot, on_meta=True, computing=computing)
     shape = StepShape(config.batch_size, batch["input_ids"].shape[1], kept, noise is not None)
     assert StepSimulator(parts.module, on_gpu=False).run(shape) == real
     assert plan.memory.frozen + plan.memory.trained == nbytes([*run.module.parameters(), *run.module.buffers()])
