@@ -25,7 +25,7 @@ from prismatic.training.runs.record import record_end
 from prismatic.training.step import StepMetrics
 from prismatic.training.telling.live import LiveReport
 from prismatic.training.telling.peaks import peak_memory
-from prismatic.training.telling.trackers import Trackio, kept_id
+from prismatic.training.telling.trackers import Trackio, Wandb
 from prismatic.training.telling.values import Values, flat
 
 log = logging.getLogger(__name__)
@@ -172,39 +172,6 @@ class TensorBoard:
     def close(self) -> None:
         """Close the file."""
         self._records.close()
-
-
-class Wandb:
-    """Weights & Biases. A run that goes on goes on there, too."""
-
-    def __init__(self, config: FinetuneConfig, resume_step: int = 0) -> None:
-        import wandb
-
-        self._image = wandb.Image
-        self._run = wandb.init(
-            entity=config.wandb_entity,
-            project=config.wandb_project,
-            name=config.run_id,
-            id=kept_id(config.run_dir, resume_step),
-            resume="allow",
-            dir=str(config.run_dir),
-            config={name: str(value) for name, value in vars(config).items()},
-        )
-
-    def write(self, step: int, values: Mapping[str, Any]) -> None:
-        """Log the values of one step."""
-        self._run.log(flat(values), step=step)
-
-    def write_picture(self, step: int, name: str, picture: Picture) -> None:
-        """Log the picture, uint8 (H, W, 3), of one step."""
-        self._run.log({name: self._image(picture)}, step=step)
-
-    def rewind(self, step: int) -> None:
-        """Nothing: it takes no step twice, and leaves out what is told until the run is past where it was."""
-
-    def close(self) -> None:
-        """Finish the run."""
-        self._run.finish()
 
 
 def make_sinks(config: FinetuneConfig, resume_step: int) -> list[tuple[int, Sink]]:

@@ -51,7 +51,6 @@ def page_router(feed: LiveFeed, make_record: RecordMaker | None = None, scripts:
         scripts: addresses of further modules of this server that the page loads, with controls of their own.
     """
     router = APIRouter(include_in_schema=False)
-    one_record = asyncio.Semaphore(1)  # compressing is the answers' time, too, where there are few cores
     page = _read("page.html").replace("<!-- scripts -->", "".join(map(_script, scripts)))
 
     @router.get("/")
@@ -72,6 +71,14 @@ def page_router(feed: LiveFeed, make_record: RecordMaker | None = None, scripts:
         about = {"has_records": make_record is not None, "crop_area": CROP_AREA, "kept_s": KEPT_S}
         lines = _events(feed, lambda: {**about, "info": service.served.info()}, client, service.ending)
         return StreamingResponse(lines, media_type="text/event-stream", headers={**HEADERS, "X-Accel-Buffering": "no"})
+
+    _add_moments(router, feed, make_record)
+    return router
+
+
+def _add_moments(router: APIRouter, feed: LiveFeed, make_record: RecordMaker | None) -> None:
+    """What was answered at one moment: its text, its pictures, its record."""
+    one_record = asyncio.Semaphore(1)  # compressing is the answers' time, too, where there are few cores
 
     @router.get("/moments")
     async def moments(client: str | None = None) -> Response:
@@ -102,8 +109,6 @@ def page_router(feed: LiveFeed, make_record: RecordMaker | None = None, scripts:
             content = await run_in_threadpool(make_record, event)
         name = {"Content-Disposition": f'attachment; filename="moment_{number}.npz"'}
         return Response(content, media_type="application/octet-stream", headers={**HEADERS, **name})
-
-    return router
 
 
 def _read(name: str) -> str:

@@ -50,20 +50,11 @@ def kept_id(run: Path, resume_step: int) -> str:
     return made
 
 
-class Trackio:
-    """Trackio: a database on this machine, or a Space of Hugging Face's (TRACKIO_SPACE_ID)."""
+class Tracker:
+    """What the two services have in common: a run that takes numbers and pictures of a step."""
 
-    def __init__(self, config: FinetuneConfig, resume_step: int = 0) -> None:
-        import trackio
-
-        self._image = trackio.Image
-        self._run = trackio.init(
-            project=config.wandb_project,
-            name=config.run_id,
-            config={name: str(value) for name, value in vars(config).items()},
-            resume="allow" if resume_step else "never",
-            embed=False,
-        )
+    _run: Any
+    _image: Any
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
         """Log the values of one step."""
@@ -74,8 +65,46 @@ class Trackio:
         self._run.log({name: self._image(picture)}, step=step)
 
     def rewind(self, step: int) -> None:
-        """Nothing: what was told stays, and what is told of the same steps again stands beside it."""
+        """Nothing: wandb leaves out what is told until the run is past where it was, trackio keeps both."""
 
     def close(self) -> None:
         """Finish the run; waits until all is written."""
         self._run.finish()
+
+
+class Wandb(Tracker):
+    """Weights & Biases."""
+
+    def __init__(self, config: FinetuneConfig, resume_step: int = 0) -> None:
+        import wandb
+
+        self._image = wandb.Image
+        self._run = wandb.init(
+            entity=config.wandb_entity,
+            project=config.wandb_project,
+            name=config.run_id,
+            id=kept_id(config.run_dir, resume_step),
+            resume="allow",
+            dir=str(config.run_dir),
+            config=_told(config),
+        )
+
+
+class Trackio(Tracker):
+    """Trackio: a database on this machine, or a Space of Hugging Face's (TRACKIO_SPACE_ID)."""
+
+    def __init__(self, config: FinetuneConfig, resume_step: int = 0) -> None:
+        import trackio
+
+        self._image = trackio.Image
+        self._run = trackio.init(
+            project=config.wandb_project,
+            name=config.run_id,
+            config=_told(config),
+            resume="allow" if resume_step else "never",
+            embed=False,
+        )
+
+
+def _told(config: FinetuneConfig) -> dict[str, str]:
+    return {name: str(value) for name, value in vars(config).items()}

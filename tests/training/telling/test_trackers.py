@@ -10,9 +10,8 @@ import pytest
 from wandb_file import history, offline_files
 
 from prismatic.training.config import FinetuneConfig
-from prismatic.training.logging import Wandb
 from prismatic.training.preflight import check_flags
-from prismatic.training.telling.trackers import kept_id
+from prismatic.training.telling.trackers import Wandb, kept_id
 from prismatic.training.telling.values import Named, flat
 
 
