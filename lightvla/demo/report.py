@@ -96,6 +96,10 @@ def write_report(config: DemoConfig) -> Path:
     return write_html(data, paths.report)
 
 
+_AIMED_ROLLOUTS = 36
+"""Of a condition: so many the numbers that are asked for are of."""
+
+
 @dataclass(frozen=True)
 class SuccessRow:
     """Successes under one condition.
@@ -163,12 +167,17 @@ def training_curves(config: DemoConfig) -> list[Curve]:
 
 
 def success_rows(results: dict[str, Results]) -> list[SuccessRow]:
-    """Own goals under every condition; under the swapped instruction also the goal whose instruction was given."""
+    """Own goals under every condition; under the swapped instruction also the goal whose instruction was given.
+
+    What was asked for is said of the demo's own number of rollouts alone.
+    """
 
     def row(name: str, title: str, note: str, expected: str = "", least: int = 0, most: int = 10**9) -> SuccessRow:
         counts = results[name].counts(other_goal=title.endswith("the other goal"))
-        successes = sum(number for number, _ in counts.values())
-        return SuccessRow(title, counts, note, expected, least <= successes <= most if expected else None)
+        successes, rollouts = map(sum, zip(*counts.values(), strict=True))
+        if rollouts != _AIMED_ROLLOUTS or not expected:
+            return SuccessRow(title, counts, note)
+        return SuccessRow(title, counts, note, expected, least <= successes <= most)
 
     swapped = "wide starts, another task's instruction"
     return [
