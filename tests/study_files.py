@@ -63,14 +63,16 @@ def keep(places: Places, arm: str, solved: Outcome, tokens: float = 98.0, curve:
     for seed in study.training.seeds:
         rollouts = [
             Rollout(task, 30 + trial % 5, trial // 5, solved(seed, task, 30 + trial % 5, trial // 5), 100 + trial,
-                    tokens, 10)
+                    tokens, 10, 0.5 * trial + seed)
             for task in scene.tasks for trial in range(scene.trials_per_task)
         ]  # fmt: skip
         made = {"device": "a cpu", "git_commit": "c0ffee", "started": "today", "seconds": 1.0, "versions": {"x": "1"}}
         curves = {"loss": [[1.0, 2.0], [0.5, 0.25]], "tokens_kept": [[1.0, 2.0], [98.0, tokens]]} if curve else {}
         result = ArmResult(
             places.root.name, study.sha256, scene.name, arm, seed, "lightvla eval", "none", 98, made,
-            {"1": "put the bowl on the stove", "4": "put the bowl on the cabinet"}, rollouts, curves,
+            {"1": "put the bowl on the stove", "4": "put the bowl on the cabinet"}, rollouts,
+            query_ms=10.0 + tokens / 10, flops=int(tokens * 1e6),
+            training={"seconds": 60.0 * seed, "host_peak_gb": 1.5} if curve else {}, curves=curves,
         )  # fmt: skip
         path = places.result(study, scene.name, arm, seed)
         path.parent.mkdir(parents=True, exist_ok=True)

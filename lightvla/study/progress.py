@@ -102,9 +102,11 @@ class Progress:
             raise ValueError(f"{step.name} ended well, but {step.proof} is not whole; run the same command again")
         if step.kind == "evaluate":
             arm = self.study.arm(step.arm)
-            run = self.steps[step.needs[0]].makes if arm.kind == "trained" else None
+            training = self.steps[step.needs[0]]
+            record = self.record(training)
+            trained = (training.makes, record.seconds) if arm.kind == "trained" and record is not None else None
             name = self.places.root.name
-            result = extract(self.study, name, step.scene, step.arm, step.seed, step.makes, run)
+            result = extract(self.study, name, step.scene, step.arm, step.seed, step.makes, trained)
             path = self.result_of(step)
             path.parent.mkdir(parents=True, exist_ok=True)
             result.save(path)

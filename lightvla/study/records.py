@@ -12,9 +12,11 @@ import numpy as np
 
 from experiments.robot.libero.results.results import Results
 from lightvla.study.definition import Study
+from lightvla.study.measures import peak_memory, query_flops, rounded
 from lightvla.study.places import Places
 from prismatic.atomic_files import write_atomically
 from prismatic.report.figures import points_of, read_metrics, spread
+from prismatic.training.runs.files import METRICS_FILE
 
 FORMAT = 1
 CURVES = ("loss", "tokens_kept", "val_loss", "val_tokens_kept")
@@ -32,6 +34,7 @@ class Rollout:
         steps: control steps taken.
         tokens: kept per policy query, mean.
         queries: of the policy.
+        jerk: RMS of the end effector's jerk in m/s^3; None where it was not recorded.
     """
 
     task: int
@@ -41,6 +44,7 @@ class Rollout:
     steps: int
     tokens: float
     queries: int
+    jerk: float | None = None
 
     @property
     def key(self) -> tuple[int, int, int]:
@@ -59,7 +63,10 @@ class ArmResult:
         made: device, versions, commit, date, seconds.
         tasks: index as text -> instruction.
         rollouts: all of them; none is invalid.
-        curves: of its training: name -> [steps, values]; empty where it was not trained.
+        query_ms: median time inside the policy of a query, on one thread with other evaluations beside it.
+        flops: of a query at the mean number of tokens, rounded (`models/flops.py`); None where it was not counted.
+        training: `seconds` of the whole command and `host_peak_gb`; empty where the arm was not trained.
+        curves: of its training: name -> [steps, values]; empty likewise.
     """
 
     study: str
@@ -73,6 +80,9 @@ class ArmResult:
     made: dict[str, Any]
     tasks: dict[str, str]
     rollouts: list[Rollout]
+    query_ms: float | None = None
+    flops: int | None = None
+    training: dict[str, float] = field(default_factory=dict)
     curves: dict[str, list[list[float]]] = field(default_factory=dict)
 
     @property
@@ -111,8 +121,12 @@ class ArmResult:
 _ROLLOUT_FIELDS = [field.name for field in fields(Rollout)]
 
 
-def extract(study: Study, name: str, scene: str, arm: str, seed: int, evaluation: Path, run: Path | None) -> ArmResult:
-    """The small result of a complete evaluation and, where the arm was trained, its run.
+def extract(
+    study: Study, name: str, scene: str, arm: str, seed: int, evaluation: Path, trained: tuple[Path, float] | None
+) -> ArmResult:
+    """The small result of a complete evaluation.
+
+    `trained`: where the arm was trained, the folder of its run, and how many seconds that took.
 
     Raises ValueError for an invalid rollout, which is no result.
     """
@@ -122,10 +136,12 @@ def extract(study: Study, name: str, scene: str, arm: str, seed: int, evaluation
     rollouts = [
         Rollout(
             episode.task_index, episode.initial_state, episode.key[-1], bool(episode.success), episode.steps,
-            float(np.mean(episode.tokens_kept)), len(episode.tokens_kept),
+            float(np.mean(episode.tokens_kept)), len(episode.tokens_kept), rounded(episode.jerk),
         )
         for episode in results.episodes
     ]  # fmt: skip
+    times = [time for episode in results.episodes for time in episode.policy_ms]
+    run, seconds = trained if trained is not None else (None, 0.0)
     return ArmResult(
         study=name,
         study_sha256=study.sha256,
@@ -144,7 +160,10 @@ def extract(study: Study, name: str, scene: str, arm: str, seed: int, evaluation
         },
         tasks={str(episode.task_index): episode.task_name.replace("_", " ") for episode in results.episodes},
         rollouts=rollouts,
-        curves={} if run is None else _curves(run / "metrics.jsonl"),
+        query_ms=rounded(float(np.median(times))) if times else None,
+        flops=query_flops(results),
+        training={} if run is None else {"seconds": round(seconds, 1), **peak_memory(run / METRICS_FILE)},
+        curves={} if run is None else _curves(run / METRICS_FILE),
     )
 
 
@@ -155,7 +174,7 @@ def _curves(metrics: Path) -> dict[str, list[list[float]]]:
         steps, values = points_of(records, key)
         chosen = spread(steps.size, _POINTS) if steps.size else []
         if chosen:
-            found[key] = [[float(steps[i]) for i in chosen], [float(f"{values[i]:.4g}") for i in chosen]]
+            found[key] = [[float(steps[i]) for i in chosen], [rounded(values[i]) for i in chosen]]
     return found
 
 

@@ -20,9 +20,9 @@ from lightvla.study.definition import Study, read_study
 from lightvla.study.places import Places
 from lightvla.study.progress import Progress, units_done, wall_seconds
 from lightvla.study.records import check_unchanged, load_all
-from lightvla.study.report import write_reports
 from lightvla.study.running import StepFailed, held, run_steps
 from lightvla.study.steps import Step
+from lightvla.study.telling.report import write_reports
 from prismatic.command_status import STOPPED, UNUSABLE, UNWANTED, print_error
 from prismatic.report.data import duration
 

@@ -7,8 +7,8 @@ import pytest
 from study_files import changed, keep, write_study
 
 from lightvla.study.definition import read_study
-from lightvla.study.figures import arm_figures, difference_of, primary_answers
 from lightvla.study.records import ArmResult, load_all
+from lightvla.study.telling.figures import arm_figures, difference_of, primary_answers
 from prismatic.significance import mcnemar_exact, wilson_interval
 
 
@@ -21,7 +21,7 @@ def test_a_result_is_read_as_it_was_written(tmp_path: Path) -> None:
     before = path.read_bytes()
     result.save(path)
     assert path.read_bytes() == before
-    assert len(before.splitlines()) > 20 and b"[1, 30, 0, false, 100, 17.25, 10]" in before
+    assert len(before.splitlines()) > 20 and b"[1, 30, 0, false, 100, 17.25, 10, 7.0]" in before
     text = path.read_text()
     path.write_text(text.replace("[1, 30, 1, ", "[1, 30, 0, "))
     with pytest.raises(ValueError, match="holds a rollout twice, and a copy is no trial"):

@@ -9,8 +9,8 @@ from lightvla.study.definition import read_study
 from lightvla.study.flags import study_parser
 from lightvla.study.places import Places
 from lightvla.study.records import check_unchanged, fix
-from lightvla.study.report import write_reports
 from lightvla.study.run import command
+from lightvla.study.telling.report import write_reports
 
 ROOT = Path(__file__).resolve().parents[3]
 REPORTED = sorted(path.parent for path in (ROOT / "studies").glob("*/report.md"))

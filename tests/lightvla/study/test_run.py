@@ -96,6 +96,10 @@ def test_a_study_that_is_stopped_goes_on_and_ends_whole(tmp_path: Path) -> None:
         assert {rollout.tokens for rollout in result.rollouts} == {float(count)} and not result.curves
         assert [rollout.key for rollout in result.rollouts] == [(1, 30, 0), (1, 30, 1)]
     assert set(pruned.curves) >= {"loss", "tokens_kept"} and not pruned.command.startswith("'")
+    baseline = ArmResult.load(places.result(study, "stove", "none", 7))
+    assert 0 < pruned.flops < baseline.flops and min(pruned.query_ms, baseline.query_ms) > 0
+    assert pruned.training["seconds"] > 1 and pruned.training["host_peak_gb"] > 0.1
+    assert all(rollout.jerk > 0 for rollout in pruned.rollouts)
     # A changed definition is refused, and a second process too.
     options = study_parser().parse_args([folder.name, "--studies_dir", str(tmp_path)])
     with held(places):

@@ -5,9 +5,10 @@ from pathlib import Path
 
 from experiments.robot.libero.comparison.compare import ALPHA, p_text, points, span
 from lightvla.study.definition import BASELINE, Study
-from lightvla.study.figures import ArmFigures, Primary, arm_figures, primary_answers
 from lightvla.study.places import Places
 from lightvla.study.records import ArmResult, forced_changes, foreign, load_all
+from lightvla.study.telling.costs import Costs, cost_note, cost_table, costs
+from lightvla.study.telling.figures import ArmFigures, Primary, arm_figures, primary_answers
 from prismatic.report.charts import RateBars
 from prismatic.report.data import (
     Block,
@@ -58,6 +59,7 @@ def report_data(study: Study, places: Places, results: Sequence[ArmResult], miss
             Section(f"Against {BASELINE}{title}", [difference_table(own)], note=_difference_note()),
             Section(f"Task by task{title}", [task_table(own, names)]),
             Section(f"Seed by seed{title}", [seed_table(own, study.training.seeds)], note=_seed_note(study)),
+            Section(f"Cost and movement{title}", [cost_table(_costs(study, in_scene))], note=cost_note()),
             Section(f"Training{title}", _curves(in_scene), columns=2),
         ]
     return ReportData(
@@ -73,6 +75,12 @@ def report_data(study: Study, places: Places, results: Sequence[ArmResult], miss
         ],
         footer="A small-scale study: a policy of a few million parameters, scripted demonstrations, a simulator.",
     )
+
+
+def _costs(study: Study, results: Sequence[ArmResult]) -> list[Costs]:
+    by_arm = {arm.name: [result for result in results if result.arm == arm.name] for arm in study.arms}
+    baseline = by_arm.get(BASELINE, [])
+    return [costs(name, own, baseline if name != BASELINE else []) for name, own in by_arm.items() if own]
 
 
 def _alerts(study: Study, places: Places, results: Sequence[ArmResult], missing: Sequence[str]) -> list[str]:
