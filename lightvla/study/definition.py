@@ -9,7 +9,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
@@ -107,8 +107,8 @@ class Study:
 
     @property
     def sha256(self) -> str:
-        """Of everything that it says."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+        """Of everything that it says; an optional key at its default says nothing."""
+        return hashlib.sha256(json.dumps(_said(self), sort_keys=True).encode()).hexdigest()
 
     def arm(self, name: str) -> Arm:
         """Raises ValueError for an unknown name, with the known ones."""
@@ -134,18 +134,28 @@ def read_study(path: Path) -> Study:
     return study
 
 
+def _said(part: Any) -> Any:
+    """As plain values, without fields at their default: a key that did not exist yet changes no hash."""
+    if isinstance(part, tuple):
+        return [_said(entry) for entry in part]
+    if not dataclasses.is_dataclass(part):
+        return part
+    values = {field: getattr(part, field.name) for field in fields(part)}
+    return {field.name: _said(value) for field, value in values.items() if value != field.default}
+
+
 def _build(kind: type[Part], content: Any, where: str) -> Part:
-    """A dataclass from plain values, with exactly its keys."""
-    known = [field.name for field in fields(kind)]  # type: ignore[arg-type]
+    """A dataclass from plain values: all its keys but those with a default, and no others."""
+    known = {field.name: field.default for field in fields(kind)}  # type: ignore[arg-type]
     place = f"in {where}" if where else "at the top"
     if not isinstance(content, Mapping):
         raise ValueError(f"{place} stands {content!r}; expected the keys {', '.join(known)}")
     if unknown := [str(key) for key in content if key not in known]:
         raise ValueError(f"unknown keys {place}: {', '.join(unknown)}; known are {', '.join(known)}")
-    if missing := [key for key in known if key not in content]:
+    if missing := [key for key, value in known.items() if value is MISSING and key not in content]:
         raise ValueError(f"missing {place}: {', '.join(missing)}")
     types = get_type_hints(kind)
-    return kind(**{key: _value(types[key], content[key], f"{where}.{key}".lstrip(".")) for key in known})
+    return kind(**{key: _value(types[key], content[key], f"{where}.{key}".lstrip(".")) for key in content})
 
 
 def _value(kind: Any, value: Any, where: str) -> Any:

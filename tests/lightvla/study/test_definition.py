@@ -24,6 +24,18 @@ def test_every_study_of_this_repository_can_be_run(path: Path) -> None:
     assert study.fixed.primary == ("lightvla", "none")
 
 
+@pytest.mark.parametrize(
+    ("name", "sha256"),
+    [
+        ("quick", "bae9528dae66114268339dfadc87f26e4080c5d6a1ddd86ea7853d45a73b8b64"),
+        ("goal3", "452140cf39a1e538f012c6196d5f30a3e52ac0bf61c465c7687fabe0a5114b92"),
+    ],
+)
+def test_hashes_stay_where_definitions_do(name: str, sha256: str) -> None:
+    """Results are bound to them: keys that came later change none, and a study that is changed shows here."""
+    assert read_study(ROOT / "studies" / name / "study.yaml").sha256 == sha256
+
+
 def test_comments_and_order_are_no_part_of_the_hash(tmp_path: Path) -> None:
     places = write_study(tmp_path)
     before = read_study(places.definition)
