@@ -3,7 +3,7 @@
 import shlex
 from dataclasses import fields
 
-from experiments.robot.libero.evaluation.checks import CONTROLS
+from experiments.robot.libero.settings.controls import CONTROLS
 from experiments.robot.libero.settings.flags import EvaluationConfig
 from lightvla.study.definition import COUNT, Arm, Study
 from prismatic.models.pruners.registry import PrunerSpec

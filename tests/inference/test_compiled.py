@@ -47,8 +47,12 @@ def run_by(policy: Policy, padded: bool) -> Policy:
 
 @pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize(
-    "pruner", ["lightvla", "lightvla:multiplicity=set", "lightvla:min_tokens=40", "none", "random:seed=3"]
-)
+    "pruner",
+    [
+        "lightvla", "lightvla:multiplicity=set", "lightvla:min_tokens=40", "none", "random:seed=3",
+        "random:draw=added,seed=3", "random:draw=dropped,seed=3",
+    ],
+)  # fmt: skip
 def test_answers_are_the_eager_ones(eager, pruner, padded):
     eager.set_pruner(pruner)
     policy = run_by(eager, padded)

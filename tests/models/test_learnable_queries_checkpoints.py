@@ -95,8 +95,9 @@ def test_a_policy_has_only_the_queries_it_loaded(trained):
         ValueError, match="needs trained parameters, but lightvla_star:site=llama,layer=1,queries=5 was"
     ):
         policy.set_pruner("lightvla_star:site=projector")
-    with pytest.raises(ValueError, match="'random' keeps as many tokens as LightVLA would"):
-        policy.set_pruner("random")
+    for control in ("random", "random:draw=added", "random:draw=dropped"):
+        with pytest.raises(ValueError, match="'random' goes by what LightVLA would keep, which is no control for"):
+            policy.set_pruner(control)
     with pytest.raises(ValueError, match="needs trained parameters, but none was loaded"):
         Policy.from_pretrained(folder, pruner="none").set_pruner("lightvla_star")
     with pytest.raises(

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from prismatic.models.batch import Call
+from prismatic.models.pruners.random import number_dropped
 from prismatic.models.pruners.registry import PrunerSpec, resolve_pruner
 from prismatic.models.token_pruner import KeepAllTokens, TokenPruner, group_picks, rms_normalize, score_tokens
 
@@ -128,6 +129,48 @@ def test_random_control_keeps_as_many_but_other_tokens():
     for row in range(4):
         index = random.index[row][random.valid[row]]
         torch.testing.assert_close(random.tokens[row][random.valid[row]], patches[row, index])
+
+
+@pytest.mark.parametrize("multiplicity", ["weighted", "set"])
+@pytest.mark.parametrize("draw", ["added", "dropped"])
+def test_what_lightvla_keeps_with_others_or_without_some(draw, multiplicity):
+    patches, context = torch.randn(4, 60, 8), torch.randn(4, 4, 8)
+    chosen = TokenPruner(multiplicity).eval()(patches, context)
+    pruner = PrunerSpec.parse(f"random:draw={draw},seed=3,multiplicity={multiplicity}").build().eval()
+    seeds = [(query, 0) for query in (5, 6, 7, 5)]
+    found = pruner(patches, context, seeds=seeds)
+    assert found.scores is None and found.multiplicity == multiplicity and found.valid.any(0).all()
+    for row in range(4):
+        own = dict(zip(chosen.index[row].tolist(), chosen.count[row].tolist(), strict=True))
+        own = {token: count for token, count in own.items() if count}
+        index, valid = found.index[row], found.valid[row]
+        kept = dict(zip(index[valid].tolist(), found.count[row][valid].tolist(), strict=True))
+        assert list(kept) == sorted(kept) and not found.count[row][~valid].any()
+        torch.testing.assert_close(found.tokens[row][valid], patches[row, index[valid]])
+        if draw == "added":
+            expected = own | dict.fromkeys(set(kept) - set(own), 1.0)
+            assert kept == expected and len(kept) == min(2 * len(own), 60)
+        else:
+            assert kept.items() <= own.items() and len(own) - len(kept) == max(1, int(len(own) / 10 + 0.5))
+    again, alone = pruner(patches, context, seeds=seeds), pruner(patches[1:2], context[1:2], seeds=seeds[1:2])
+    assert torch.equal(again.kept(), found.kept()) and torch.equal(alone.kept()[0], found.kept()[1])
+    others = pruner(patches, context, seeds=[(query + 1, 0) for query, _ in seeds])
+    assert not torch.equal(others.kept(), found.kept()), "each query draws anew"
+    seed = PrunerSpec.parse(f"random:draw={draw},seed=4,multiplicity={multiplicity}").build().eval()
+    assert not torch.equal(seed(patches, context, seeds=seeds).kept(), found.kept())
+
+
+def test_a_tenth_is_dropped_and_one_stays():
+    assert [number_dropped(kept) for kept in (1, 2, 9, 14, 16, 60)] == [0, 1, 1, 1, 2, 6]
+    context = torch.randn(1, 4, 8)
+    one = PrunerSpec.parse("random:draw=dropped").build().eval()(torch.ones(1, 9, 8), context, seeds=[(1, 0)])
+    assert one.distinct().tolist() == [1], "all queries agree, and the one token stays"
+    few = torch.eye(3, 8)[None] * 3
+    chosen = TokenPruner("weighted", min_tokens=2).eval()(few, context).distinct().item()
+    more = PrunerSpec.parse("random:draw=added,min_tokens=2").build().eval()(few, context, seeds=[(1, 0)])
+    assert chosen >= 2 and more.distinct().tolist() == [3], "there are no more others"
+    with pytest.raises(ValueError, match="draw=added: it changes what LightVLA keeps, which tokens=5 does not look at"):
+        PrunerSpec.parse("random:draw=added,tokens=5")
 
 
 def test_a_given_number_is_drawn_at_random():

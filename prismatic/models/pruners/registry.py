@@ -149,7 +149,7 @@ class PrunerSpec:
             )
         if self.name == "random" and "tokens" not in self.options and loaded.has_parameters:
             raise ValueError(
-                f"pruner 'random' keeps as many tokens as LightVLA would, which is no control for {loaded}; "
+                f"pruner 'random' goes by what LightVLA would keep, which is no control for {loaded}; "
                 "say a number: random:tokens=16"
             )
 

@@ -196,6 +196,9 @@ def test_policy_follows_suite_and_flags(untrained_checkpoint: Path) -> None:
     assert policy.unnorm_key == "libero_goal_no_noops" and not policy.transform.center_crop
     random = load_policy(config(pretrained_checkpoint=path, control="random_tokens"))
     assert random.description()["pruner"].startswith("random")
+    for control in ("added", "dropped"):
+        changed = load_policy(config(pretrained_checkpoint=path, control=f"{control}_tokens", seed=11))
+        assert f"draw={control}" in changed.description()["pruner"] and "seed=11" in changed.description()["pruner"]
     with pytest.raises(ValueError, match="was trained with 2"):
         load_policy(config(pretrained_checkpoint=path, num_images_in_input=1))
     with pytest.raises(ValueError, match="a chunk has 8"):
@@ -223,6 +226,7 @@ def test_an_original_checkpoint_is_evaluated_as_what_it_is(original_directory: P
         },
         r"num_open_loop_steps 8: a chunk has 1 actions \(autoregressive head\)": {"num_open_loop_steps": 8},
         "the pruner is 'random'; set pruner to none": {"control": "random_tokens"},
+        "the pruner is 'random'; set pruner to": {"control": "dropped_tokens"},
         "the pruner is 'lightvla'; set pruner to none": {"pruner": "lightvla"},
     }
     for words, flags in refused.items():

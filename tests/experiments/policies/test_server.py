@@ -322,6 +322,8 @@ def config(**flags: Any) -> EvaluationConfig:
         ({"use_l1_regression": False}, "--use_l1_regression"),
         ({"device": "cpu"}, "--device"),
         ({"control": "random_tokens"}, "needs the policy in this process"),
+        ({"control": "added_tokens"}, "--control added_tokens needs the policy in this process"),
+        ({"control": "dropped_tokens"}, "--control dropped_tokens needs the policy in this process"),
         ({"policy_timeout_s": 0.0}, "--policy_timeout_s 0.0: expected seconds"),
         (
             {"policy_timeout_s": float("inf")},

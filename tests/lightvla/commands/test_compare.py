@@ -191,6 +191,8 @@ def test_different_policies_have_different_names() -> None:
     assert found == ["ours (float32)", "ours (bfloat16)"]
     drawn = (("runs/ours", {"pruner": f"random:multiplicity=weighted,seed={seed}"}) for seed in (7, 8))
     assert names_of(*drawn, control="random_tokens") == ["ours (random tokens)"] * 2
+    drawn = (("runs/ours", {"pruner": f"random:multiplicity=weighted,seed={seed},draw=added"}) for seed in (7, 8))
+    assert names_of(*drawn, control="added_tokens") == ["ours (added tokens)"] * 2
 
 
 def test_different_policies_are_not_averaged(ours: Path, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import importlib.util
 from dataclasses import fields
 
 from experiments.robot.libero.policies.checkpoint import quantization_of
+from experiments.robot.libero.settings.controls import CONTROLS, TOKEN_CONTROLS
 from experiments.robot.libero.settings.flags import EvaluationConfig, parse_shard, protocol_of
 from experiments.robot.libero.settings.suite_names import perturbed, suites_of
 from experiments.robot.libero.simulator.renderer import MIN_RESOLUTION, RENDERERS
@@ -15,7 +16,6 @@ from prismatic.models.precision import DTYPES
 from prismatic.models.pruners.registry import PrunerSpec
 from prismatic.training.wandb_account import check_wandb
 
-CONTROLS = ("none", "blank_images", "swapped_instruction", "random_tokens")
 MAX_SEED = 2**31 - 1
 MAX_RESOLUTION = 4096
 CHECKPOINT_FLAGS = (
@@ -57,8 +57,8 @@ def check_remote_flags(config: EvaluationConfig) -> None:
     if given:
         flags = ", ".join(f"--{name}" for name in given)
         raise ValueError(f"{flags}: for a checkpoint, not for the server of --policy_url; leave out, and set it there")
-    if config.control == "random_tokens":
-        raise ValueError("--control random_tokens needs the policy in this process: give --pretrained_checkpoint")
+    if config.control in TOKEN_CONTROLS:
+        raise ValueError(f"--control {config.control} needs the policy in this process: give --pretrained_checkpoint")
     if missing := [name for name in ("websockets", "msgpack") if importlib.util.find_spec(name) is None]:
         raise ImportError(f"--policy_url needs {' and '.join(missing)}: pip install 'lightvla[serve]'")
 

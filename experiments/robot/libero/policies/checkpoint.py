@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from experiments.robot.libero.settings.controls import TOKEN_CONTROLS
 from experiments.robot.libero.settings.flags import EvaluationConfig
 from experiments.robot.libero.settings.suite_names import SUITES, suites_of
 from experiments.robot.libero.simulator.environment import CAMERAS
@@ -76,8 +77,8 @@ def load_policy(config: EvaluationConfig, device: torch.device | str = "cpu") ->
             policy.action_head.kind,
         )
     check_fits(policy, config.num_open_loop_steps, directory)
-    if config.control == "random_tokens":
-        policy.set_pruner(f"random:seed={config.seed}")
+    if (draw := TOKEN_CONTROLS.get(config.control)) is not None:
+        policy.set_pruner(f"random:seed={config.seed}" + (f",draw={draw}" if draw != "instead" else ""))
     return policy
 
 

@@ -16,6 +16,8 @@ CONTROL_TEXT = {
     "blank_images": "the policy saw mid-grey pictures; what it solves, it solves with its eyes shut",
     "swapped_instruction": "the policy got another task's instruction; its own goal should stay unreached",
     "random_tokens": "the policy saw as many tokens as the pruner chose, but chosen at random",
+    "added_tokens": "the policy saw what the pruner chose and as many other tokens, chosen at random",
+    "dropped_tokens": "the policy saw what the pruner chose but for a tenth of it, chosen at random",
 }
 """What each control means, for readers who have not read the documentation."""
 

@@ -12,6 +12,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from experiments.robot.libero.results.results import Results
+from experiments.robot.libero.settings.controls import TOKEN_CONTROLS
 
 REVISION_DIGITS = 7
 """As many digits of a revision as the hub and git show."""
@@ -88,8 +89,8 @@ def _identity(result: Results) -> dict[str, str]:
     checkpoint = policy.get("checkpoint")
     control = str(config.get("control") or "none")
     pruner, _, options = str(policy.get("pruner") or "lightvla").partition(":")
-    # The seed of that control is the evaluation's: several of them are runs of one policy.
-    kept = [option for option in options.split(",") if control != "random_tokens" or not option.startswith("seed=")]
+    # The seed of such a control is the evaluation's: several of them are runs of one policy.
+    kept = [option for option in options.split(",") if control not in TOKEN_CONTROLS or not option.startswith("seed=")]
     steps = policy.get("num_diffusion_steps_inference") or config.get("num_diffusion_steps_inference")
     denoising = f"with {steps} denoising steps" if policy.get("action_head") == "diffusion" else ""
     return {
@@ -111,7 +112,7 @@ def _name(identity: Mapping[str, str], place: str, in_full: Collection[str] = ()
     """`small`, `small (random tokens)`: not `small, random tokens`, which in a sentence would be two."""
     pruner, control = identity["pruner"], identity["control"]
     short = pruner.partition(":")[0]
-    said = [short] if short != "lightvla" and control != "random_tokens" else []
+    said = [short] if short != "lightvla" and control not in TOKEN_CONTROLS else []
     name = _apart(place, namesakes) if "place" in in_full else _place_name(place)
     particulars = [
         *([pruner] if "pruner" in in_full else said),

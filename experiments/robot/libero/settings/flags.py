@@ -76,7 +76,7 @@ class EvaluationConfig:
     initial_states: str | None = None  # `30-41`: each once, or gone round for as many trials as are asked for
     wide_starts_m: float = 0.0  # objects of the goal moved anywhere free within so many metres; 0: standard starts
     renderer: str = "robosuite"  # robosuite or fast
-    control: str = "none"  # none, blank_images, swapped_instruction or random_tokens
+    control: str = "none"  # none, blank_images, swapped_instruction, random_tokens, added_tokens, dropped_tokens
     device: str = "auto"  # auto, cpu or cuda
     dtype: str | None = None  # bfloat16, float16, float32; None: bfloat16 on GPUs and CPUs that are faster in it
     load_in_fp8: bool = False  # the language model in fp8 by torchao: faster, on GPUs of compute capability 8.9 and up
