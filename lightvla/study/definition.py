@@ -233,9 +233,10 @@ def _check_arm(study: Study, arm: Arm) -> None:
     if arm.kind not in KINDS:
         known = "; ".join(f"{kind}: {what}" for kind, what in KINDS.items())
         raise ValueError(f"arm {arm.name} has kind {arm.kind!r}; known are {known}")
-    if arm.kind == "trained" and COUNT in arm.flags:
+    if arm.name in (BASELINE, PRUNED) and COUNT in arm.flags:
         raise ValueError(
-            f"arm {arm.name}: {COUNT} is known when {PRUNED} has been measured; a trained arm says a number"
+            f"arm {arm.name}: {COUNT} is what {PRUNED} keeps once it has been measured; neither it nor {BASELINE} "
+            "can begin with that, so say a number"
         )
     needed = {"trained": None, "untrained": BASELINE, "control": PRUNED}[arm.kind]
     for name in filter(None, (needed, PRUNED if COUNT in arm.flags else None)):

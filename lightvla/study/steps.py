@@ -131,20 +131,25 @@ def _train(study: Study, scene: Scene, seed: int, places: Places, arm: Arm | Non
     flags = "--pruner none" if arm is None else arm.flags
     command = tuple(shared.command(origin.makes, name, flags, f"{training.learning_rate:g}", steps))
     makes = places.runs / name
+    needs = (f"collect-{scene.name}", origin.name, *_for_count(flags, scene, seed))
     step = Step(
-        f"train-{name}", "train", (f"collect-{scene.name}", origin.name), command, makes,
+        f"train-{name}", "train", needs, command, makes,
         makes / CHECKPOINTS / checkpoint_name(name, steps), steps * training.batch_size, scene.name, "", seed,
     )  # fmt: skip
     return step if arm is None else replace(step, arm=arm.name)
 
 
+def _for_count(flags: str, scene: Scene, seed: int) -> list[str]:
+    """The step that tells the number of tokens, where flags name it."""
+    return [f"evaluate-{scene.name}-{PRUNED}-seed{seed}"] if COUNT in flags else []
+
+
 def _evaluate(study: Study, scene: Scene, seed: int, places: Places, arm: Arm) -> Step:
     trained = {"trained": arm.name, "untrained": BASELINE, "control": PRUNED}[arm.kind]
     name = f"evaluate-{scene.name}-{arm.name}-seed{seed}"
-    needs = [f"train-{scene.name}-{trained}-seed{seed}"]
-    needs += [f"evaluate-{scene.name}-{PRUNED}-seed{seed}"] if COUNT in arm.flags else []
+    flags = "" if arm.kind == "trained" else arm.flags
+    needs = (f"train-{scene.name}-{trained}-seed{seed}", *_for_count(flags, scene, seed))
     makes = places.evaluation(name)
-    own = [] if arm.kind == "trained" else shlex.split(arm.flags)
     command = shlex.split(f"""lightvla eval
         --pretrained_checkpoint {quote(places.runs / f"{scene.name}-{trained}-seed{seed}")}
         --task_suite_name {scene.suite} --task_ids {_tasks(scene)} --initial_states {scene.held_out_states}
@@ -152,4 +157,5 @@ def _evaluate(study: Study, scene: Scene, seed: int, places: Places, arm: Arm) -
         --env_img_res {scene.image_size} --renderer fast --seed {scene.starts_seed} --num_envs 1 --dtype float32
         --resume True --report False --output_dir {quote(makes)}""")
     units = scene.trials_per_task * len(scene.tasks)
-    return Step(name, "evaluate", tuple(needs), (*command, *own), makes, makes, units, scene.name, arm.name, seed)
+    own = shlex.split(flags)
+    return Step(name, "evaluate", needs, (*command, *own), makes, makes, units, scene.name, arm.name, seed)

@@ -28,7 +28,7 @@ def test_every_study_of_this_repository_can_be_run(path: Path) -> None:
     ("name", "sha256"),
     [
         ("quick", "bae9528dae66114268339dfadc87f26e4080c5d6a1ddd86ea7853d45a73b8b64"),
-        ("goal3", "5437164c087924569186350d74153703560f7e54690bbf3444c25e1303189cc4"),
+        ("goal3", "5a80640253c8ae69653882fb6e709480c5892ac9c1c61505543554cca663a222"),
     ],
 )
 def test_hashes_stay_where_definitions_do(name: str, sha256: str) -> None:
@@ -66,7 +66,8 @@ def test_comments_and_order_are_no_part_of_the_hash(tmp_path: Path) -> None:
         ("arms.0.name", "lightvla", "the name 'lightvla' stands twice in arms"),
         ("arms.0.kind", "learnt", "arm none has kind 'learnt'; known are trained: fine-tuned"),
         ("arms.0.name", "dense", "arm grid needs a trained arm named none; add it"),
-        ("arms.1.flags", "--pruner grids:tokens={lightvla}", "a trained arm says a number"),
+        ("arms.1.flags", "--pruner grids:tokens={lightvla}", "arm lightvla: {lightvla} is what lightvla keeps once"),
+        ("arms.0.flags", "--pruner grids:tokens={lightvla}", "neither it nor none can begin with that, so say a"),
         ("arms.0.flags", "--pruner", "expected pairs as --pruner none"),
         ("arms.0.flags", "--prunner none", "lightvla finetune has no flag --prunner"),
         ("arms.0.flags", "--max_steps 9", "--max_steps is the study's, the same for all arms"),

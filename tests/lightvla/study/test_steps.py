@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import draccus
-from study_files import changed, keep, write_study
+from study_files import CONTENT, changed, keep, write_study
 
 from experiments.robot.libero.demonstrations.config import CollectionConfig
 from experiments.robot.libero.evaluation.checks import check_flags
@@ -56,6 +56,24 @@ def test_every_step_is_a_command_that_is_understood(tmp_path: Path) -> None:
         assert (evaluation.initial_states, evaluation.trials_of_states, evaluation.seed) == ("30-34", 10, 7)
     assert configs["evaluate-goal-grid-seed7"].pruner == "grid:tokens=17"
     assert "evaluate-goal-lightvla-seed7" in steps["evaluate-goal-grid-seed7"].needs
+
+
+def test_a_trained_arm_may_begin_with_the_count_that_lightvla_reached(tmp_path: Path) -> None:
+    sampler = {"name": "sampler", "kind": "trained", "flags": "--pruner grids:tokens={lightvla}"}
+    places = write_study(tmp_path, {**CONTENT, "arms": [sampler, *CONTENT["arms"]]})
+    progress = Progress(read_study(places.definition), places)
+    names = list(progress.steps)
+    train = progress.steps["train-goal-sampler-seed11"]
+    assert set(train.needs) == {"collect-goal", "train-goal-parent-seed11", "evaluate-goal-lightvla-seed11"}
+    assert all(names.index(need) < names.index(train.name) for need in train.needs)
+    assert "evaluate-goal-lightvla-seed11" not in progress.steps["evaluate-goal-sampler-seed11"].needs
+    assert "train-goal-lightvla-seed7" in {step.name for step in progress.left("sampler")}
+    keep(places, "lightvla", lambda *_: True, tokens=17.4)
+    left = {step.name for step in progress.left("sampler")}
+    assert train.name in left and "train-goal-lightvla-seed7" not in left
+    config = parsed(filled_in(train, 2, progress.count_for(train)))
+    assert isinstance(config, FinetuneConfig) and config.pruner == "grids:tokens=17"
+    check_training(config)
 
 
 def test_one_arm_needs_less_and_kept_results_are_not_made_again(tmp_path: Path) -> None:
