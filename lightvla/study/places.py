@@ -55,5 +55,11 @@ class Places:
 
     def result(self, study: Study, scene: str, arm: str, seed: int) -> Path:
         """The small result that is kept; in a folder of its scene where there are several."""
-        folder = self.results / scene if len(study.scenes) > 1 else self.results
-        return folder / f"{arm}-seed{seed}.json"
+        return self._of_scene(study, scene) / f"{arm}-seed{seed}.json"
+
+    def benchmark(self, study: Study, scene: str) -> Path:
+        """What is kept of the benchmark of a scene."""
+        return self._of_scene(study, scene) / "benchmark.json"
+
+    def _of_scene(self, study: Study, scene: str) -> Path:
+        return self.results / scene if len(study.scenes) > 1 else self.results

@@ -7,14 +7,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from lightvla.processes import evaluation_is_complete, evaluation_progress
+from lightvla.study.benchmarks import SceneBenchmark, benchmark_of
 from lightvla.study.definition import PRUNED, Study
 from lightvla.study.places import Places
 from lightvla.study.records import ArmResult, extract
-from lightvla.study.steps import Step, all_steps, fingerprints, needs_count, ordered, wanted
+from lightvla.study.steps import KEPT, Step, all_steps, fingerprints, needs_count, ordered, wanted
 from prismatic.atomic_files import write_atomically
 
-SECONDS_PER_UNIT = {"collect": 687 / 186, "build": 20.0, "train": 1310 / (3750 * 32), "evaluate": 2 * 330 / 180}
-"""Of `lightvla demo` on two cores: a demonstration, a policy, a sample, a rollout (two ran beside each other)."""
+SECONDS_PER_UNIT = {
+    "collect": 687 / 186, "build": 20.0, "train": 1310 / (3750 * 32), "evaluate": 2 * 330 / 180, "benchmark": 60.0
+}  # fmt: skip
+"""Of `lightvla demo` on two cores: a demonstration, a policy, a sample, a rollout (two ran beside each other); of a
+benchmark a guess."""
 
 
 @dataclass
@@ -31,7 +35,8 @@ class Progress:
     """Which steps are done, by what lies on the disk.
 
     A step is done when its command ended well, was the one of now (`fingerprints`), and what it writes is whole. An
-    evaluation is done when its small result is there: where others' results are kept, nothing of theirs is run again.
+    evaluation or a benchmark is done when its small result is there: where others' results are kept, nothing of theirs
+    is run again.
     """
 
     def __init__(self, study: Study, places: Places) -> None:
@@ -47,13 +52,16 @@ class Progress:
             return None
 
     def result_of(self, step: Step) -> Path:
-        """Where the small result of an evaluation is."""
+        """Where the small result of an evaluation or a benchmark is."""
+        if step.kind == "benchmark":
+            return self.places.benchmark(self.study, step.scene)
         return self.places.result(self.study, step.scene, step.arm, step.seed)
 
     def is_done(self, step: Step) -> bool:
-        if step.kind == "evaluate":
+        if step.kind in KEPT:
             path = self.result_of(step)
-            return path.is_file() and ArmResult.load(path).study_sha256 == self.study.sha256
+            kind = ArmResult if step.kind == "evaluate" else SceneBenchmark
+            return path.is_file() and kind.load(path).study_sha256 == self.study.sha256
         record = self.record(step)
         known = record is not None and record.done and record.fingerprint == self._fingerprints[step.name]
         return known and step.proof.exists()
@@ -100,6 +108,8 @@ class Progress:
         whole = evaluation_is_complete(step.makes) if step.kind == "evaluate" else step.proof.exists()
         if not whole:
             raise ValueError(f"{step.name} ended well, but {step.proof} is not whole; run the same command again")
+        if step.kind == "benchmark":
+            benchmark_of(self.study, step.makes).save(self.result_of(step))
         if step.kind == "evaluate":
             arm = self.study.arm(step.arm)
             training = self.steps[step.needs[0]]

@@ -16,13 +16,17 @@ PROCESSES = "{processes}"
 """In a command: simulator processes, which change nothing but the time."""
 
 
+KEPT = ("evaluate", "benchmark")
+"""Kinds of steps that leave a small result, by which they count as done."""
+
+
 @dataclass(frozen=True)
 class Step:
     """One command of a study.
 
     Attributes:
         name: unique; of its files.
-        kind: collect, build, train or evaluate.
+        kind: collect, build, train, evaluate or benchmark.
         needs: names of the steps whose outcome it takes.
         command: as a person would type it, but for `PROCESSES` and `COUNT`.
         makes: the folder that it writes.
@@ -59,12 +63,15 @@ def all_steps(study: Study, places: Places) -> dict[str, Step]:
             for arm in [*first, *(arm for arm in study.arms if arm.kind != "trained")]:
                 steps += [_train(study, scene, seed, places, arm, parent)] if arm.kind == "trained" else []
                 steps.append(_evaluate(study, scene, seed, places, arm))
+        if any(arm.name == PRUNED and arm.kind == "trained" for arm in study.arms):
+            steps.append(_benchmark(study, scene, places))
     return {step.name: step for step in steps}
 
 
 def wanted(steps: Mapping[str, Step], arm: str | None) -> list[Step]:
-    """The evaluations that are asked for: of one arm, or all."""
-    return [step for step in steps.values() if step.kind == "evaluate" and arm in (None, step.arm)]
+    """What is asked for: the evaluations of one arm, or everything that a result is kept of."""
+    kinds = KEPT if arm is None else ("evaluate",)
+    return [step for step in steps.values() if step.kind in kinds and arm in (None, step.arm)]
 
 
 def fingerprints(steps: Mapping[str, Step]) -> dict[str, str]:
@@ -159,3 +166,21 @@ def _evaluate(study: Study, scene: Scene, seed: int, places: Places, arm: Arm) -
     units = scene.trials_per_task * len(scene.tasks)
     own = shlex.split(flags)
     return Step(name, "evaluate", needs, (*command, *own), makes, makes, units, scene.name, arm.name, seed)
+
+
+def _benchmark(study: Study, scene: Scene, places: Places) -> Step:
+    """What a query costs with the first seed's weights: without pruning, at the count of `lightvla`, untrained arms."""
+    seed = study.training.seeds[0]
+    name = f"benchmark-{scene.name}-seed{seed}"
+    makes = places.evaluation(name)
+    flags = [dict(zip(words[::2], words[1::2], strict=True)) for arm in study.arms
+             if arm.kind == "untrained" and (words := shlex.split(arm.flags))]  # fmt: skip
+    pruners = ["none", "lightvla", *(given["--pruner"] for given in flags if list(given) == ["--pruner"])]
+    command = shlex.split(f"""lightvla benchmark
+        --checkpoint {quote(places.runs / f"{scene.name}-{PRUNED}-seed{seed}")} --engines eager
+        --pruners {shlex.quote(",".join(pruners))} --tokens {COUNT} --dtypes float32 --threads 1 --cold_starts 0
+        --repeats 40 --output_dir {quote(makes)}""")
+    needs = tuple(f"{kind}-{scene.name}-{PRUNED}-seed{seed}" for kind in ("train", "evaluate"))
+    return Step(
+        name, "benchmark", needs, tuple(command), makes, makes / "benchmark.json", 1, scene.name, "", seed
+    )  # fmt: skip

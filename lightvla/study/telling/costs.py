@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean, median
 
+from lightvla.study.benchmarks import SceneBenchmark
 from lightvla.study.definition import BASELINE
 from lightvla.study.records import ArmResult
 from prismatic.clustered_trials import Cluster, clustered_bootstrap
@@ -115,3 +116,24 @@ def cost_note() -> str:
         "gripper's, over successful rollouts. Training: the whole command; memory: the most that its process held, "
         "without those that read data."
     )
+
+
+def benchmark_table(benchmark: SceneBenchmark) -> Table:
+    """What pruners cost on the pruned arm's weights, with nothing beside them."""
+    rows: list[Row] = []
+    for row in benchmark.rows:
+        fewest, most = row.tokens
+        value, low, high = row.times_as_fast
+        rows.append((
+            row.pruner,
+            Cell(str(most) if fewest == most else f"{fewest} to {most}", sort=most),
+            Cell(f"{row.flops / 1e6:.1f} MFLOP", sort=row.flops),
+            Cell(f"{row.ms:.1f} ms", sort=row.ms),
+            Cell(f"{value:.2f} ({low:.2f} to {high:.2f})" if low < high else f"{value:.2f}", sort=value),
+        ))  # fmt: skip
+    note = (
+        "`lightvla benchmark`, alone on the machine: one thread, float32, eager engine, the model's part of a query; "
+        f"median of calls in turns, and how many times as fast as without pruning. On {benchmark.machine['device']}."
+    )
+    columns = ("pruner", "tokens", "work of a query", "time of a query", "times as fast as all tokens")
+    return Table("A query, measured alone", columns, rows, note, sortable=True)

@@ -4,10 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from experiments.robot.libero.comparison.compare import ALPHA, p_text, points, span
+from lightvla.study.benchmarks import SceneBenchmark, load_benchmarks
 from lightvla.study.definition import BASELINE, Study
 from lightvla.study.places import Places
 from lightvla.study.records import ArmResult, forced_changes, foreign, load_all
-from lightvla.study.telling.costs import Costs, cost_note, cost_table, costs
+from lightvla.study.telling.costs import benchmark_table, cost_note, cost_table, costs
 from lightvla.study.telling.figures import ArmFigures, Primary, arm_figures, primary_answers
 from prismatic.report.charts import RateBars
 from prismatic.report.data import (
@@ -46,12 +47,13 @@ def write_reports(study: Study, places: Places) -> list[Path]:
 def report_data(study: Study, places: Places, results: Sequence[ArmResult], missing: Sequence[str]) -> ReportData:
     """Everything in the report."""
     figures, answers, name = arm_figures(study, results), primary_answers(study, results), places.root.name
-    sections: list[Section] = []
+    alone, sections = load_benchmarks(study, places), list[Section]()
     for scene in study.scenes:
         own = [each for each in figures if each.scene == scene.name]
         if not own:
             continue
         title = f": {scene.name}" if len(study.scenes) > 1 else ""
+        benchmark = alone.get(scene.name)
         in_scene = [result for result in results if result.scene == scene.name]
         names = {int(index): task for result in in_scene for index, task in result.tasks.items()}
         sections += [
@@ -59,7 +61,7 @@ def report_data(study: Study, places: Places, results: Sequence[ArmResult], miss
             Section(f"Against {BASELINE}{title}", [difference_table(own)], note=_difference_note()),
             Section(f"Task by task{title}", [task_table(own, names)]),
             Section(f"Seed by seed{title}", [seed_table(own, study.training.seeds)], note=_seed_note(study)),
-            Section(f"Cost and movement{title}", [cost_table(_costs(study, in_scene))], note=cost_note()),
+            Section(f"Cost and movement{title}", _cost_tables(study, in_scene, benchmark), note=cost_note()),
             Section(f"Training{title}", _curves(in_scene), columns=2),
         ]
     return ReportData(
@@ -77,10 +79,11 @@ def report_data(study: Study, places: Places, results: Sequence[ArmResult], miss
     )
 
 
-def _costs(study: Study, results: Sequence[ArmResult]) -> list[Costs]:
+def _cost_tables(study: Study, results: Sequence[ArmResult], benchmark: SceneBenchmark | None) -> list[Table]:
     by_arm = {arm.name: [result for result in results if result.arm == arm.name] for arm in study.arms}
     baseline = by_arm.get(BASELINE, [])
-    return [costs(name, own, baseline if name != BASELINE else []) for name, own in by_arm.items() if own]
+    found = [costs(name, own, baseline if name != BASELINE else []) for name, own in by_arm.items() if own]
+    return [cost_table(found), *([benchmark_table(benchmark)] if benchmark is not None else [])]
 
 
 def _alerts(study: Study, places: Places, results: Sequence[ArmResult], missing: Sequence[str]) -> list[str]:

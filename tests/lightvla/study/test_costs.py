@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from study_files import keep, table, write_study
 
+from lightvla.study.benchmarks import BenchmarkRow, SceneBenchmark
 from lightvla.study.measures import peak_memory
 from lightvla.study.records import load_all
 from lightvla.study.telling.costs import costs
@@ -54,3 +55,22 @@ def test_memory_is_the_most_that_was_held(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1, "host_peak_gb": 1.25}\n{"step": 2, "host_peak_gb": 1.51234}\n{"step": 3}\n{"st')
     assert peak_memory(path) == {"host_peak_gb": 1.512}
+
+
+def test_the_benchmark_is_kept_and_told(tmp_path: Path) -> None:
+    places = write_study(tmp_path)
+    study = keep(places, "none", lambda *_: True)
+    rows = (
+        BenchmarkRow("none", (98, 98), 98_000_000, 12.34, (1.0, 1.0, 1.0)),
+        BenchmarkRow("grid:tokens=17", (17, 17), 21_500_000, 6.17, (2.0, 1.9, 2.1)),
+    )
+    path = places.benchmark(study, "goal")
+    SceneBenchmark(study.sha256, "lightvla benchmark", {"device": "a cpu"}, rows).save(path)
+    assert SceneBenchmark.load(path).rows == rows
+    write_reports(study, places)
+    found = table((tmp_path / "report.md").read_text(), "A query, measured alone")
+    assert found["none"] == ["98", "98.0 MFLOP", "12.3 ms", "1.00"]
+    assert found["grid:tokens=17"] == ["17", "21.5 MFLOP", "6.2 ms", "2.00 (1.90 to 2.10)"]
+    path.write_text(path.read_text().replace("times_as_fast", "faster"))
+    with pytest.raises(ValueError, match="is no benchmark of a study"):
+        SceneBenchmark.load(path)

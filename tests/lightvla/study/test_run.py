@@ -14,6 +14,7 @@ import pytest
 import yaml
 from study_files import CONTENT, check_numbers, write_study
 
+from lightvla.study.benchmarks import SceneBenchmark
 from lightvla.study.definition import read_study
 from lightvla.study.flags import study_parser
 from lightvla.study.places import Places
@@ -100,6 +101,11 @@ def test_a_study_that_is_stopped_goes_on_and_ends_whole(tmp_path: Path) -> None:
     assert 0 < pruned.flops < baseline.flops and min(pruned.query_ms, baseline.query_ms) > 0
     assert pruned.training["seconds"] > 1 and pruned.training["host_peak_gb"] > 0.1
     assert all(rollout.jerk > 0 for rollout in pruned.rollouts)
+    alone = SceneBenchmark.load(places.benchmark(study, "stove"))
+    assert [row.pruner for row in alone.rows] == ["none", "lightvla", f"grid:tokens={count}", f"random:tokens={count}"]
+    assert {row.tokens for row in alone.rows[1:]} == {(count, count)} and alone.rows[0].times_as_fast == (1, 1, 1)
+    assert alone.rows[1].flops < alone.rows[0].flops and all(row.ms > 0 for row in alone.rows)
+    assert "A query, measured alone" in (folder / "report.md").read_text()
     # A changed definition is refused, and a second process too.
     options = study_parser().parse_args([folder.name, "--studies_dir", str(tmp_path)])
     with held(places):
@@ -125,20 +131,20 @@ def test_the_plan_is_shown_and_runs_nothing(tmp_path: Path, capsys: pytest.Captu
     places = write_study(tmp_path / "s", TINY)
     assert command(study_parser().parse_args(["s", "--studies_dir", str(tmp_path), "--list"])) == 0
     text = capsys.readouterr().out
-    assert "train-stove-parent-seed7" in text and "left: 9 of 9 steps, about" in text
+    assert "train-stove-parent-seed7" in text and "left: 10 of 10 steps, about" in text
     assert ", 2 evaluations at a time, by the demo's times on two free cores" in text
     assert text.index(TINY["question"][:20]) < text.index("--pruner grid:tokens=") < text.index("collect-stove")
     assert not places.work.exists()
     assert command(study_parser().parse_args(["s", "--studies_dir", str(tmp_path), "--list", "--only", "none"])) == 0
-    assert "left: 5 of 9 steps" in capsys.readouterr().out
+    assert "left: 5 of 10 steps" in capsys.readouterr().out
     _finished(places, "build-seed7")
     assert command(study_parser().parse_args(["s", "--studies_dir", str(tmp_path), "--list", "True"])) == 0
     text = capsys.readouterr().out
-    assert "left: 8 of 9 steps" in text and "by the demo's times on two free cores" in text, "no other is like it"
+    assert "left: 9 of 10 steps" in text and "by the demo's times on two free cores" in text, "no other is like it"
     _finished(places, "collect-stove")
     assert command(study_parser().parse_args(["s", "--studies_dir", str(tmp_path), "--list", "True"])) == 0
     text = capsys.readouterr().out
-    assert "left: 7 of 9 steps" in text and "finished steps" not in text
+    assert "left: 8 of 10 steps" in text and "finished steps" not in text
     _finished(places, "train-stove-parent-seed7")
     assert (
         command(study_parser().parse_args(["s", "--studies_dir", str(tmp_path), "--list", "--num_processes", "1"])) == 0

@@ -9,9 +9,11 @@ from experiments.robot.libero.demonstrations.config import CollectionConfig
 from experiments.robot.libero.evaluation.checks import check_flags
 from experiments.robot.libero.settings.flags import EvaluationConfig
 from lightvla.demo.small_model import SmallModelConfig
+from lightvla.study.benchmarks import SceneBenchmark
 from lightvla.study.definition import read_study
 from lightvla.study.progress import SECONDS_PER_UNIT, Progress, units_done, wall_seconds
 from lightvla.study.steps import all_steps, filled_in, fingerprints, ordered
+from prismatic.benchmark.config import BenchmarkConfig, pruner_names
 from prismatic.training.config import FinetuneConfig
 from prismatic.training.data import dataset_specs
 from prismatic.training.preflight import check_flags as check_training
@@ -19,7 +21,7 @@ from prismatic.vla.gripper import GRIPPERS
 
 PARSERS = {
     "collect": CollectionConfig, "build-small-model": SmallModelConfig, "finetune": FinetuneConfig,
-    "eval": EvaluationConfig,
+    "eval": EvaluationConfig, "benchmark": BenchmarkConfig,
 }  # fmt: skip
 
 
@@ -32,7 +34,7 @@ def test_every_step_is_a_command_that_is_understood(tmp_path: Path) -> None:
     places = write_study(tmp_path / "a study")
     study = read_study(places.definition)
     steps = all_steps(study, places)
-    assert len(steps) == 1 + 2 * (2 + 2 + 4)
+    assert len(steps) == 1 + 2 * (2 + 2 + 4) + 1
     configs = {name: parsed(filled_in(step, 2, 17)) for name, step in steps.items()}
     before: set[str] = set()
     for name, step in steps.items():
@@ -56,6 +58,9 @@ def test_every_step_is_a_command_that_is_understood(tmp_path: Path) -> None:
         assert (evaluation.initial_states, evaluation.trials_of_states, evaluation.seed) == ("30-34", 10, 7)
     assert configs["evaluate-goal-grid-seed7"].pruner == "grid:tokens=17"
     assert "evaluate-goal-lightvla-seed7" in steps["evaluate-goal-grid-seed7"].needs
+    benchmark = configs["benchmark-goal-seed7"]
+    assert benchmark.checkpoint == str(configs["train-goal-lightvla-seed7"].run_dir) and benchmark.tokens == 17
+    assert pruner_names(benchmark.pruners) == ["none", "lightvla", "grid:tokens=17"]
 
 
 def test_a_trained_arm_may_begin_with_the_count_that_lightvla_reached(tmp_path: Path) -> None:
@@ -88,10 +93,13 @@ def test_one_arm_needs_less_and_kept_results_are_not_made_again(tmp_path: Path) 
     }  # fmt: skip
     for arm in ("none", "lightvla", "blind"):
         keep(places, arm, lambda *_: True, tokens=17.4)
-    left = {step.name for step in progress.left(None)}
+    left = {step.name for step in progress.left("grid")}
     assert "train-goal-none-seed7" in left and "train-goal-lightvla-seed7" not in left
     assert progress.count_for(progress.steps["evaluate-goal-grid-seed7"]) == 17
     keep(places, "grid", lambda *_: True)
+    assert [step.kind for step in progress.left("grid")] == []
+    assert {step.name for step in progress.left(None)} >= {"train-goal-lightvla-seed7", "benchmark-goal-seed7"}
+    SceneBenchmark(study.sha256, "lightvla benchmark", {}, ()).save(places.benchmark(study, "goal"))
     assert progress.left(None) == []
 
 
