@@ -56,6 +56,7 @@ class SmallTraining:
         data, dataset: as of the collection.
         runs: folder of the runs.
         seed: of the order of the data and of noise.
+        save_freq: steps between checkpoints, which all stay; None: the newest one alone.
     """
 
     data: Path
@@ -63,6 +64,7 @@ class SmallTraining:
     runs: Path
     batch_size: int
     seed: int
+    save_freq: int | None = None
 
     def command(self, base: Path, name: str, flags: str, rate: str, steps: int) -> list[str]:
         """Train the policy in `base` for so many steps; `flags` say with which pruner."""
@@ -71,7 +73,8 @@ class SmallTraining:
         --use_lora False --use_l1_regression True --num_images_in_input 2 --use_proprio True --image_aug False
         --state_noise 0.05 --batch_size {self.batch_size} --lr_schedule cosine --lr_warmup_steps 100
         --weight_decay 0.02 --adam_beta2 0.98 --max_grad_norm 1.0 --ema_decay 0.99 --precision auto --num_workers 1
-        --num_threads 2 --use_val_set True --val_freq 500 --save_freq 1000 --save_latest_checkpoint_only True
+        --num_threads 2 --use_val_set True --val_freq 500 --save_freq {self.save_freq or 1000}
+        --save_latest_checkpoint_only {self.save_freq is None}
         --seed {self.seed} --vla_path {quote(base)} --run_id_override {name}
         {flags}
         --learning_rate {rate} --max_steps {steps}""")

@@ -56,15 +56,19 @@ Outcome = Callable[[int, int, int, int], bool]
 """Whether the rollout of (seed, task, state, round) succeeded."""
 
 
-def keep(places: Places, arm: str, solved: Outcome, tokens: float = 98.0, curve: bool = False) -> Study:
-    """Write the results of one arm for all training seeds, as an evaluation leaves them."""
+def keep(
+    places: Places, arm: str, solved: Outcome, tokens: float = 98.0, curve: bool = False, variant: str = "",
+    trials: int | None = None,
+) -> Study:  # fmt: skip
+    """Write the results of one arm, or of a variant of it, for all training seeds, as an evaluation leaves them."""
     study = read_study(places.definition)
     scene = study.scenes[0]
+    trials = trials or scene.trials_per_task
     for seed in study.training.seeds:
         rollouts = [
             Rollout(task, 30 + trial % 5, trial // 5, solved(seed, task, 30 + trial % 5, trial // 5), 100 + trial,
                     tokens, 10, 0.5 * trial + seed)
-            for task in scene.tasks for trial in range(scene.trials_per_task)
+            for task in scene.tasks for trial in range(trials)
         ]  # fmt: skip
         made = {"device": "a cpu", "git_commit": "c0ffee", "started": "today", "seconds": 1.0, "versions": {"x": "1"}}
         curves = {"loss": [[1.0, 2.0], [0.5, 0.25]], "tokens_kept": [[1.0, 2.0], [98.0, tokens]]} if curve else {}
@@ -72,9 +76,9 @@ def keep(places: Places, arm: str, solved: Outcome, tokens: float = 98.0, curve:
             places.root.name, study.sha256, scene.name, arm, seed, "lightvla eval", "none", 98, made,
             {"1": "put the bowl on the stove", "4": "put the bowl on the cabinet"}, rollouts,
             query_ms=10.0 + tokens / 10, flops=int(tokens * 1e6),
-            training={"seconds": 60.0 * seed, "host_peak_gb": 1.5} if curve else {}, curves=curves,
+            training={"seconds": 60.0 * seed, "host_peak_gb": 1.5} if curve else {}, curves=curves, variant=variant,
         )  # fmt: skip
-        path = places.result(study, scene.name, arm, seed)
+        path = places.result(study, scene.name, arm, seed, variant)
         path.parent.mkdir(parents=True, exist_ok=True)
         result.save(path)
     return study
@@ -95,6 +99,8 @@ def check_numbers(places: Places) -> None:
     found: dict[str, list[ArmResult]] = {}
     for file in sorted(places.results.glob("*-seed*.json")):
         result = ArmResult.load(file)
+        if result.variant:
+            continue
         found.setdefault(result.arm, []).append(result)
     success, by_seed = table(text, "Every arm"), table(text, "Solved by training seed")
     by_task, differences = table(text, "Solved by task"), table(text, "Paired difference to none")

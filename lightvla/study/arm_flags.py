@@ -13,6 +13,7 @@ _OF_THE_STUDY = {
     "trained": frozenset(
         {"vla_path", "data_root_dir", "dataset_name", "run_root_dir", "run_id_override", "batch_size"}
         | {"learning_rate", "max_steps", "seed", "resume", "dry_run"}
+        | {"save_freq", "save_latest_checkpoint_only", "keep_last"}
     ),
     "evaluated": frozenset(
         {"pretrained_checkpoint", "policy_url", "task_suite_name", "task_ids", "initial_states", "num_trials_per_task"}

@@ -7,6 +7,7 @@ margin, what is excluded. The hash is of what the file says, not of how it says 
 import dataclasses
 import hashlib
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
@@ -30,6 +31,8 @@ KINDS = {
 }
 LIBERO_STATES = 50
 """Initial states that LIBERO has of each task."""
+MOST_CHECKPOINTS = 20
+"""That one training may keep."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,7 @@ class Scene:
         wide_starts_m: how far in measuring.
         trials_per_task: rollouts of each task; the held-out states are gone round for them.
         starts_seed: of collection and of the displacements that are measured on.
+        checkpoint_trials_per_task: rollouts of each task from an arm's `checkpoints`, the first of those above; 0: all.
     """
 
     name: str
@@ -57,6 +61,7 @@ class Scene:
     wide_starts_m: float
     trials_per_task: int
     starts_seed: int
+    checkpoint_trials_per_task: int = 0
 
 
 @dataclass(frozen=True)
@@ -72,11 +77,18 @@ class Training:
 
 @dataclass(frozen=True)
 class Arm:
-    """One thing that is measured; `kind` is one of `KINDS`, `flags` those that make it this arm."""
+    """One thing that is measured.
+
+    Attributes:
+        kind: one of `KINDS`.
+        flags: those that make it this arm.
+        checkpoints: steps of its training that are measured too.
+    """
 
     name: str
     kind: str
     flags: str
+    checkpoints: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -215,6 +227,11 @@ def _check_scene(scene: Scene) -> None:
             raise ValueError(f"{where}: {key} is {getattr(scene, key)}; expected 1 or more")
     if not (0 <= scene.wide_starts_m <= 0.3 and 0 <= scene.wide_starts_train_m <= 0.3):
         raise ValueError(f"{where}: wide_starts_m and wide_starts_train_m are metres; expected 0 to 0.3")
+    if not 0 <= scene.checkpoint_trials_per_task <= scene.trials_per_task:
+        raise ValueError(
+            f"{where}: checkpoint_trials_per_task is {scene.checkpoint_trials_per_task}; expected at most the "
+            f"{scene.trials_per_task} of trials_per_task, or 0 for all of them"
+        )
     if not 0 <= scene.wide_starts_share <= 1:
         raise ValueError(f"{where}: wide_starts_share is {scene.wide_starts_share}; expected 0 to 1")
     train, held_out = (parse_indices(getattr(scene, key), key) for key in ("train_states", "held_out_states"))
@@ -238,7 +255,22 @@ def _check_arm(study: Study, arm: Arm) -> None:
             f"arm {arm.name}: {COUNT} is what {PRUNED} keeps once it has been measured; neither it nor {BASELINE} "
             "can begin with that, so say a number"
         )
+    if arm.checkpoints:
+        _check_checkpoints(arm, study.training.arm_steps)
     needed = {"trained": None, "untrained": BASELINE, "control": PRUNED}[arm.kind]
     for name in filter(None, (needed, PRUNED if COUNT in arm.flags else None)):
         if not any(other.name == name and other.kind == "trained" for other in study.arms):
             raise ValueError(f"arm {arm.name} needs a trained arm named {name}; add it")
+
+
+def _check_checkpoints(arm: Arm, steps: int) -> None:
+    where = f"arm {arm.name}: checkpoints {list(arm.checkpoints)}"
+    if arm.kind != "trained":
+        raise ValueError(f"{where}: only a trained arm has some of its own; leave the key out")
+    if list(arm.checkpoints) != sorted(set(arm.checkpoints) & set(range(1, steps))):
+        raise ValueError(f"{where}: expected rising steps, from 1 to below the {steps} of training.arm_steps")
+    if (kept := steps // (every := math.gcd(*arm.checkpoints)) + 1) > MOST_CHECKPOINTS:
+        raise ValueError(
+            f"{where}: to have these, one is kept every {every} steps, {kept} in all; give multiples of a number that "
+            f"makes at most {MOST_CHECKPOINTS}"
+        )

@@ -8,6 +8,11 @@ from lightvla.study.definition import Study
 DEFINITION, PLAN_FILE = "study.yaml", "plan.json"
 
 
+def measured(arm: str, variant: str) -> str:
+    """`lightvla`, `lightvla@step400`: what files and steps of an arm or of one of its variants are called."""
+    return f"{arm}@{variant}" if variant else arm  # no arm has such a letter in its name
+
+
 @dataclass(frozen=True)
 class Places:
     """Below `studies/NAME`: what is kept (definition, results, report), and `work`, which git does not see."""
@@ -53,9 +58,9 @@ class Places:
     def log(self, step: str) -> Path:
         return self.work / "logs" / f"{step}.log"
 
-    def result(self, study: Study, scene: str, arm: str, seed: int) -> Path:
-        """The small result that is kept; in a folder of its scene where there are several."""
-        return self._of_scene(study, scene) / f"{arm}-seed{seed}.json"
+    def result(self, study: Study, scene: str, arm: str, seed: int, variant: str = "") -> Path:
+        """The small result that is kept, of an arm or a variant; in a folder of its scene where there are several."""
+        return self._of_scene(study, scene) / f"{measured(arm, variant)}-seed{seed}.json"
 
     def benchmark(self, study: Study, scene: str) -> Path:
         """What is kept of the benchmark of a scene."""

@@ -3,7 +3,7 @@
 import json
 import shutil
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from lightvla.processes import evaluation_is_complete, evaluation_progress
@@ -55,7 +55,7 @@ class Progress:
         """Where the small result of an evaluation or a benchmark is."""
         if step.kind == "benchmark":
             return self.places.benchmark(self.study, step.scene)
-        return self.places.result(self.study, step.scene, step.arm, step.seed)
+        return self.places.result(self.study, step.scene, step.arm, step.seed, step.variant)
 
     def is_done(self, step: Step) -> bool:
         if step.kind in KEPT:
@@ -111,15 +111,15 @@ class Progress:
         if step.kind == "benchmark":
             benchmark_of(self.study, step.makes).save(self.result_of(step))
         if step.kind == "evaluate":
-            arm = self.study.arm(step.arm)
+            own = self.study.arm(step.arm).kind == "trained" and not step.variant
             training = self.steps[step.needs[0]]
             record = self.record(training)
-            trained = (training.makes, record.seconds) if arm.kind == "trained" and record is not None else None
+            trained = (training.makes, record.seconds) if own and record is not None else None
             name = self.places.root.name
             result = extract(self.study, name, step.scene, step.arm, step.seed, step.makes, trained)
             path = self.result_of(step)
             path.parent.mkdir(parents=True, exist_ok=True)
-            result.save(path)
+            replace(result, variant=step.variant).save(path)
         self._write(step, Record(self._fingerprints[step.name], True, seconds, step.units))
 
     def _write(self, step: Step, record: Record) -> None:

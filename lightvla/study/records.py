@@ -13,7 +13,7 @@ import numpy as np
 from experiments.robot.libero.results.results import Results
 from lightvla.study.definition import Study
 from lightvla.study.measures import peak_memory, query_flops, rounded
-from lightvla.study.places import Places
+from lightvla.study.places import Places, measured
 from prismatic.atomic_files import write_atomically
 from prismatic.report.figures import points_of, read_metrics, spread
 from prismatic.training.runs.files import METRICS_FILE
@@ -67,6 +67,7 @@ class ArmResult:
         flops: of a query at the mean number of tokens, rounded (`models/flops.py`); None where it was not counted.
         training: `seconds` of the whole command and `host_peak_gb`; empty where the arm was not trained.
         curves: of its training: name -> [steps, values]; empty likewise.
+        variant: in which way it was measured beside the comparison (`variants.py`); empty: as the arm itself.
     """
 
     study: str
@@ -84,6 +85,7 @@ class ArmResult:
     flops: int | None = None
     training: dict[str, float] = field(default_factory=dict)
     curves: dict[str, list[list[float]]] = field(default_factory=dict)
+    variant: str = ""
 
     @property
     def tokens_kept(self) -> float:
@@ -223,7 +225,8 @@ def forced_changes(places: Places) -> Sequence[dict[str, str]]:
 
 def foreign(study: Study, results: Iterable[ArmResult]) -> list[str]:
     """Results that were made by another definition, in words."""
-    return [f"{r.scene}, {r.arm}, seed {r.seed}" for r in results if r.study_sha256 != study.sha256]
+    others = [result for result in results if result.study_sha256 != study.sha256]
+    return [f"{other.scene}, {measured(other.arm, other.variant)}, seed {other.seed}" for other in others]
 
 
 def _write(places: Places, plan: dict[str, Any]) -> None:

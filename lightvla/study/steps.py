@@ -9,7 +9,8 @@ from pathlib import Path
 
 from lightvla.small_scale import Collection, SmallTraining, build_command, quote
 from lightvla.study.definition import BASELINE, COUNT, PRUNED, Arm, Scene, Study
-from lightvla.study.places import Places
+from lightvla.study.places import Places, measured
+from lightvla.study.variants import Variant, save_freq, variants
 from prismatic.checkpoints.places import CHECKPOINTS, checkpoint_name
 
 PROCESSES = "{processes}"
@@ -33,6 +34,7 @@ class Step:
         proof: what lies there when it is whole; of evaluations `makes`.
         units: demonstrations, samples or rollouts: what its time is proportional to.
         scene, arm, seed: of arms and evaluations.
+        variant: of an evaluation beside the comparison (`variants.py`); empty: of the arm itself.
     """
 
     name: str
@@ -45,6 +47,7 @@ class Step:
     scene: str = ""
     arm: str = ""
     seed: int = 0
+    variant: str = ""
 
 
 def all_steps(study: Study, places: Places) -> dict[str, Step]:
@@ -62,7 +65,7 @@ def all_steps(study: Study, places: Places) -> dict[str, Step]:
             first = sorted(trained, key=lambda arm: arm.name not in (BASELINE, PRUNED))
             for arm in [*first, *(arm for arm in study.arms if arm.kind != "trained")]:
                 steps += [_train(study, scene, seed, places, arm, parent)] if arm.kind == "trained" else []
-                steps.append(_evaluate(study, scene, seed, places, arm))
+                steps += [_evaluate(scene, seed, places, arm, variant) for variant in variants(scene, arm)]
         if any(arm.name == PRUNED and arm.kind == "trained" for arm in study.arms):
             steps.append(_benchmark(study, scene, places))
     return {step.name: step for step in steps}
@@ -134,7 +137,8 @@ def _train(study: Study, scene: Scene, seed: int, places: Places, arm: Arm | Non
     training = study.training
     name = f"{scene.name}-{'parent' if arm is None else arm.name}-seed{seed}"
     steps = training.parent_steps if arm is None else training.arm_steps
-    shared = SmallTraining(places.data, _dataset(scene), places.runs, training.batch_size, seed)
+    every = None if arm is None else save_freq(arm)
+    shared = SmallTraining(places.data, _dataset(scene), places.runs, training.batch_size, seed, every)
     flags = "--pruner none" if arm is None else arm.flags
     command = tuple(shared.command(origin.makes, name, flags, f"{training.learning_rate:g}", steps))
     makes = places.runs / name
@@ -151,21 +155,26 @@ def _for_count(flags: str, scene: Scene, seed: int) -> list[str]:
     return [f"evaluate-{scene.name}-{PRUNED}-seed{seed}"] if COUNT in flags else []
 
 
-def _evaluate(study: Study, scene: Scene, seed: int, places: Places, arm: Arm) -> Step:
+def _evaluate(scene: Scene, seed: int, places: Places, arm: Arm, variant: Variant) -> Step:
     trained = {"trained": arm.name, "untrained": BASELINE, "control": PRUNED}[arm.kind]
-    name = f"evaluate-{scene.name}-{arm.name}-seed{seed}"
+    run = f"{scene.name}-{trained}-seed{seed}"
+    name = f"evaluate-{scene.name}-{measured(arm.name, variant.name)}-seed{seed}"
     flags = "" if arm.kind == "trained" else arm.flags
-    needs = (f"train-{scene.name}-{trained}-seed{seed}", *_for_count(flags, scene, seed))
-    makes = places.evaluation(name)
+    needs = (f"train-{run}", *_for_count(flags, scene, seed))
+    checkpoint, makes = places.runs / run, places.evaluation(name)
+    if variant.step is not None:
+        checkpoint = checkpoint / CHECKPOINTS / checkpoint_name(run, variant.step)
     command = shlex.split(f"""lightvla eval
-        --pretrained_checkpoint {quote(places.runs / f"{scene.name}-{trained}-seed{seed}")}
+        --pretrained_checkpoint {quote(checkpoint)}
         --task_suite_name {scene.suite} --task_ids {_tasks(scene)} --initial_states {scene.held_out_states}
-        --num_trials_per_task {scene.trials_per_task} --wide_starts_m {scene.wide_starts_m}
+        --num_trials_per_task {variant.trials} --wide_starts_m {scene.wide_starts_m}
         --env_img_res {scene.image_size} --renderer fast --seed {scene.starts_seed} --num_envs 1 --dtype float32
-        --resume True --report False --output_dir {quote(makes)}""")
-    units = scene.trials_per_task * len(scene.tasks)
-    own = shlex.split(flags)
-    return Step(name, "evaluate", needs, (*command, *own), makes, makes, units, scene.name, arm.name, seed)
+        --resume True --report False --output_dir {quote(makes)}
+        {flags}""")
+    units = variant.trials * len(scene.tasks)
+    return Step(
+        name, "evaluate", needs, tuple(command), makes, makes, units, scene.name, arm.name, seed, variant.name
+    )  # fmt: skip
 
 
 def _benchmark(study: Study, scene: Scene, places: Places) -> Step:

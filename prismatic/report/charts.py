@@ -24,7 +24,7 @@ from prismatic.report.figures import (
 )
 from prismatic.significance import wilson_interval
 
-_WIDTH = 6.0  # inches
+WIDTH = 6.0  # inches
 _LABEL_LETTERS = 66
 _LINE, _BAR = 0.17, 0.22  # heights of a line of text and of a bar in inches
 
@@ -62,7 +62,7 @@ class RateBars:
             return None
         tops, height = _row_tops(self.names, len(self.series))
         legend_columns, legend_height = legend_shape(list(self.series))
-        with chart_axes(_WIDTH, height + 0.65 + legend_height) as axes:
+        with chart_axes(WIDTH, height + 0.65 + legend_height) as axes:
             drawn = {
                 label: _draw_rates(axes, counts, np.array(tops) + (number + 0.5) * _BAR, COLOURS[number % len(COLOURS)])
                 for number, (label, counts) in enumerate(self.series.items())
@@ -194,7 +194,7 @@ class BandChart:
         if not bands:
             return None
         legend_columns, legend_height = legend_shape(list(bands))
-        with chart_axes(_WIDTH, 3.4 + legend_height) as axes:
+        with chart_axes(WIDTH, 3.4 + legend_height) as axes:
             drawn = {
                 label: _draw_band(axes, band, COLOURS[number % len(COLOURS)])
                 for number, (label, band) in enumerate(bands.items())
@@ -262,7 +262,7 @@ class StackedBars:
             return None
         tops, height = _row_tops(self.names, 1)
         legend_columns, legend_height = legend_shape(list(self.parts))
-        with chart_axes(_WIDTH, height + 0.65 + legend_height) as axes:
+        with chart_axes(WIDTH, height + 0.65 + legend_height) as axes:
             middles = np.array(tops) + _BAR / 2
             left, drawn = np.zeros(len(self.names)), {}
             for number, (part, values) in enumerate(self.parts.items()):

@@ -129,7 +129,7 @@ def _figures(arm: str, kind: str, own: Sequence[ArmResult], baseline: Sequence[A
     rollouts = [rollout for result in own for rollout in result.rollouts]
     tasks = sorted({rollout.task for rollout in rollouts})
     successes, trials = _count(rollouts)
-    rate, clustered = _rate(rollouts)
+    rate, clustered = success_rate(rollouts)
     queries = sum(rollout.queries for rollout in rollouts)
     steps = [rollout.steps for rollout in rollouts if rollout.success]
     return ArmFigures(
@@ -155,7 +155,7 @@ def _count(rollouts: Sequence[Rollout]) -> tuple[int, int]:
     return sum(rollout.success for rollout in rollouts), len(rollouts)
 
 
-def _rate(rollouts: Sequence[Rollout]) -> tuple[float, Interval]:
+def success_rate(rollouts: Sequence[Rollout]) -> tuple[float, Interval]:
     """The mean over tasks, and its interval over initial states; Wilson's for so many states where all are alike."""
     outcomes: dict[Place, list[bool]] = {}
     for rollout in rollouts:

@@ -8,8 +8,10 @@ from lightvla.study.benchmarks import SceneBenchmark, load_benchmarks
 from lightvla.study.definition import BASELINE, Study
 from lightvla.study.places import Places
 from lightvla.study.records import ArmResult, forced_changes, foreign, load_all
+from lightvla.study.telling.checkpoints import checkpoint_sections, checkpoints_text
 from lightvla.study.telling.costs import benchmark_table, cost_note, cost_table, costs
 from lightvla.study.telling.figures import ArmFigures, Primary, arm_figures, primary_answers
+from lightvla.study.variants import load_variants
 from prismatic.report.charts import RateBars
 from prismatic.report.data import (
     Block,
@@ -40,12 +42,15 @@ lightvla study {name} --report_only True   # this report from the kept results, 
 def write_reports(study: Study, places: Places) -> list[Path]:
     """Write both forms below the study's folder; raises ValueError for kept results that cannot be read."""
     results, missing = load_all(study, places)
-    data = report_data(study, places, results, missing)
+    beside, missing_beside = load_variants(study, places)
+    data = report_data(study, places, results, [*missing, *missing_beside], beside)
     return [write_markdown(data, places.root / NAMES[0]), write_html(data, places.root / NAMES[1])]
 
 
-def report_data(study: Study, places: Places, results: Sequence[ArmResult], missing: Sequence[str]) -> ReportData:
-    """Everything in the report."""
+def report_data(
+    study: Study, places: Places, results: Sequence[ArmResult], missing: Sequence[str], beside: Sequence[ArmResult] = ()
+) -> ReportData:
+    """Everything in the report; `beside` are results of variants, which are in no comparison."""
     figures, answers, name = arm_figures(study, results), primary_answers(study, results), places.root.name
     alone, sections = load_benchmarks(study, places), list[Section]()
     for scene in study.scenes:
@@ -63,17 +68,18 @@ def report_data(study: Study, places: Places, results: Sequence[ArmResult], miss
             Section(f"Seed by seed{title}", [seed_table(own, study.training.seeds)], note=_seed_note(study)),
             Section(f"Cost and movement{title}", _cost_tables(study, in_scene, benchmark), note=cost_note()),
             Section(f"Training{title}", _curves(in_scene), columns=2),
+            *checkpoint_sections(study, scene, in_scene, [result for result in beside if result.scene == scene.name]),
         ]
     return ReportData(
         title=f"Study: {name}",
         summary=[study.question, *(answer.sentence for answer in answers)],
-        alerts=_alerts(study, places, results, missing),
+        alerts=_alerts(study, places, [*results, *beside], missing),
         headlines=_headlines(study, figures, answers),
         sections=[
             *sections,
             Section("What was fixed in advance", [_fixed_table(study), *_scene_tables(study), _arm_table(study)]),
             Section("Commands", [CodeBlock("", COMMANDS.format(name=name, arm=study.arms[0].name))]),
-            Section("Made with", _made(results)),
+            Section("Made with", _made([*results, *beside])),
         ],
         footer="A small-scale study: a policy of a few million parameters, scripted demonstrations, a simulator.",
     )
@@ -240,6 +246,7 @@ def _scene_tables(study: Study) -> list[Table]:
                 ("measured on", f"{scene.trials_per_task} rollouts a task from initial states {scene.held_out_states}"),
                 ("objects moved by", f"up to {100 * scene.wide_starts_m:g} cm, seed {scene.starts_seed}"),
                 ("pictures", f"{scene.image_size} px"),
+                *(("measured while training", text) for text in checkpoints_text(study, scene)),
             ],
             numeric=False,
         )

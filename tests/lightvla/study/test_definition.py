@@ -42,8 +42,15 @@ def test_comments_and_order_are_no_part_of_the_hash(tmp_path: Path) -> None:
     assert before.training.learning_rate == 3e-4
     places.definition.write_text("# said otherwise\n" + yaml.safe_dump(CONTENT, sort_keys=False))
     assert read_study(places.definition).sha256 == before.sha256
-    write_study(tmp_path, changed("fixed.margin_points", 12))
-    assert read_study(places.definition).sha256 != before.sha256
+    for where, value in (
+        ("fixed.margin_points", 12),
+        ("arms.1.checkpoints", [1]),
+        ("scenes.0.checkpoint_trials_per_task", 5),
+    ):
+        write_study(tmp_path, changed(where, value))
+        assert read_study(places.definition).sha256 != before.sha256
+    write_study(tmp_path, changed("scenes.0.checkpoint_trials_per_task", 0))
+    assert read_study(places.definition).sha256 == before.sha256, "what it is without the key"
 
 
 @pytest.mark.parametrize(
@@ -68,6 +75,16 @@ def test_comments_and_order_are_no_part_of_the_hash(tmp_path: Path) -> None:
         ("arms.0.name", "dense", "arm grid needs a trained arm named none; add it"),
         ("arms.1.flags", "--pruner grids:tokens={lightvla}", "arm lightvla: {lightvla} is what lightvla keeps once"),
         ("arms.0.flags", "--pruner grids:tokens={lightvla}", "neither it nor none can begin with that, so say a"),
+        ("arms.2.checkpoints", [1], "arm grid: checkpoints [1]: only a trained arm has some of its own"),
+        (
+            "arms.1.checkpoints",
+            [2, 1],
+            "arm lightvla: checkpoints [2, 1]: expected rising steps, from 1 to below the 3",
+        ),
+        ("arms.1.checkpoints", [1, 3], "checkpoints [1, 3]: expected rising steps, from 1 to below the 3 of training."),
+        ("arms.1.checkpoints", 1, "arms[1].checkpoints is 1; expected a list"),
+        ("scenes.0.checkpoint_trials_per_task", 11, "is 11; expected at most the 10 of trials_per_task, or 0 for all"),
+        ("arms.0.flags", "--save_freq 5", "--save_freq is the study's, the same for all arms"),
         ("arms.0.flags", "--pruner", "expected pairs as --pruner none"),
         ("arms.0.flags", "--prunner none", "lightvla finetune has no flag --prunner"),
         ("arms.0.flags", "--max_steps 9", "--max_steps is the study's, the same for all arms"),
@@ -105,6 +122,15 @@ def test_flags_that_cannot_be_used_are_refused(words: list[str], said: str, tmp_
     assert command(study_parser().parse_args([*words, "--studies_dir", str(tmp_path)])) == 2
     assert said in capsys.readouterr().err
     assert not (tmp_path / "s" / "work").exists()
+
+
+def test_more_checkpoints_than_a_disk_should_hold_are_refused(tmp_path: Path) -> None:
+    content = changed("arms.1.checkpoints", [400, 801])
+    content["training"]["arm_steps"] = 1650
+    with pytest.raises(
+        ValueError, match=r"\[400, 801\]: to have these, one is kept every 1 steps, 1651 in all; give mul"
+    ):
+        read_study(write_study(tmp_path, content).definition)
 
 
 def test_a_definition_stays_once_an_arm_was_run(tmp_path: Path) -> None:

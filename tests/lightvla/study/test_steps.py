@@ -81,6 +81,39 @@ def test_a_trained_arm_may_begin_with_the_count_that_lightvla_reached(tmp_path: 
     check_training(config)
 
 
+def test_checkpoints_are_kept_and_measured_as_steps_of_their_own(tmp_path: Path) -> None:
+    content = changed("arms.1.checkpoints", [2, 4])
+    content["training"]["arm_steps"] = 5
+    content["scenes"][0]["checkpoint_trials_per_task"] = 6
+    places = write_study(tmp_path, content)
+    study = read_study(places.definition)
+    steps = all_steps(study, places)
+    assert len(steps) == 1 + 2 * (2 + 2 + 4 + 2)
+    train = parsed(filled_in(steps["train-goal-lightvla-seed7"], 2, None))
+    assert isinstance(train, FinetuneConfig) and train.save_freq == 2 and not train.save_latest_checkpoint_only
+    other = parsed(filled_in(steps["train-goal-none-seed7"], 2, None))
+    assert isinstance(other, FinetuneConfig) and other.save_freq == 1000 and other.save_latest_checkpoint_only
+    own = parsed(filled_in(steps["evaluate-goal-lightvla-seed7"], 2, None))
+    for number in (2, 4):
+        step = steps[f"evaluate-goal-lightvla@step{number}-seed7"]
+        config = parsed(filled_in(step, 2, None))
+        assert isinstance(config, EvaluationConfig) and isinstance(own, EvaluationConfig)
+        check_flags(config)
+        checkpoint = train.run_dir / "checkpoints" / f"goal-lightvla-seed7--{number}_chkpt"
+        assert config.pretrained_checkpoint == str(checkpoint) and step.needs == ("train-goal-lightvla-seed7",)
+        assert (config.trials_of_states, own.trials_of_states, step.units) == (6, 10, 12)
+        assert (config.initial_states, config.seed, config.wide_starts_m) == ("30-34", own.seed, own.wide_starts_m)
+    progress = Progress(study, places)
+    keep(places, "lightvla", lambda *_: True)
+    left = {step.name for step in progress.left("lightvla")}
+    assert {name for name in left if "evaluate" in name} == {
+        f"evaluate-goal-lightvla@step{step}-seed{seed}" for step in (2, 4) for seed in (7, 11)
+    }
+    for number in (2, 4):
+        keep(places, "lightvla", lambda *_: True, variant=f"step{number}", trials=6)
+    assert progress.left("lightvla") == []
+
+
 def test_one_arm_needs_less_and_kept_results_are_not_made_again(tmp_path: Path) -> None:
     places = write_study(tmp_path)
     study = read_study(places.definition)
