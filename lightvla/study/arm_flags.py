@@ -17,7 +17,18 @@ _OF_THE_STUDY = {
     ),
     "evaluated": frozenset(
         {"pretrained_checkpoint", "policy_url", "task_suite_name", "task_ids", "initial_states", "num_trials_per_task"}
-        | {"wide_starts_m", "env_img_res", "renderer", "seed", "resume", "force", "report", "output_dir", "shard"}
+        | {
+            "perturbation",
+            "wide_starts_m",
+            "env_img_res",
+            "renderer",
+            "seed",
+            "resume",
+            "force",
+            "report",
+            "output_dir",
+            "shard",
+        }
     ),
 }
 """Flags that the study gives itself, alike for all arms: else arms would differ in more than what they are about."""

@@ -17,6 +17,7 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 import yaml
 
 from experiments.robot.libero.settings.flags import parse_indices
+from experiments.robot.libero.settings.suite_names import perturbed
 
 Part = TypeVar("Part")
 
@@ -47,6 +48,8 @@ class Scene:
         trials_per_task: rollouts of each task; the held-out states are gone round for them.
         starts_seed: of collection and of the displacements that are measured on.
         checkpoint_trials_per_task: rollouts of each task from an arm's `checkpoints`, the first of those above; 0: all.
+        perturbations: of the suite by LIBERO-PRO (`position`, `object`), in which, too,
+        perturbed_arms: these arms are measured.
     """
 
     name: str
@@ -62,6 +65,8 @@ class Scene:
     trials_per_task: int
     starts_seed: int
     checkpoint_trials_per_task: int = 0
+    perturbations: tuple[str, ...] = ()
+    perturbed_arms: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -204,6 +209,7 @@ def _check(study: Study) -> None:
                 raise ValueError(f"the name {name!r} stands twice in {kind}; give each its own")
     for scene in study.scenes:
         _check_scene(scene)
+        _check_perturbed(study, scene)
     training = study.training
     for key in ("parent_steps", "arm_steps", "batch_size", "learning_rate"):
         if not getattr(training, key) > 0:
@@ -244,6 +250,22 @@ def _check_scene(scene: Scene) -> None:
             f"{where}: {scene.trials_per_task} trials of {len(held_out)} held-out states would repeat rollouts; ask "
             "for fewer, or displace objects by wide_starts_m"
         )
+
+
+def _check_perturbed(study: Study, scene: Scene) -> None:
+    where = f"scene {scene.name}"
+    if bool(scene.perturbations) != bool(scene.perturbed_arms):
+        raise ValueError(f"{where}: perturbations and perturbed_arms go together; give both, or neither")
+    for key in ("perturbations", "perturbed_arms"):
+        if len(set(getattr(scene, key))) < len(getattr(scene, key)):
+            raise ValueError(f"{where}: {key} are {list(getattr(scene, key))}; name each once")
+    try:
+        for perturbation in scene.perturbations:
+            perturbed(scene.suite, perturbation)
+        for name in scene.perturbed_arms:
+            study.arm(name)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
 
 
 def _check_arm(study: Study, arm: Arm) -> None:

@@ -170,6 +170,7 @@ def _evaluate(scene: Scene, seed: int, places: Places, arm: Arm, variant: Varian
         --num_trials_per_task {variant.trials} --wide_starts_m {scene.wide_starts_m}
         --env_img_res {scene.image_size} --renderer fast --seed {scene.starts_seed} --num_envs 1 --dtype float32
         --resume True --report False --output_dir {quote(makes)}
+        {f"--perturbation {variant.perturbation}" if variant.perturbation else ""}
         {flags}""")
     units = variant.trials * len(scene.tasks)
     return Step(

@@ -1,4 +1,4 @@
-"""What is measured of an arm beside the comparison: checkpoints on the way of its training."""
+"""What is measured of an arm beside the comparison: checkpoints of its training, perturbed scenes."""
 
 import math
 from collections.abc import Iterable
@@ -14,22 +14,27 @@ class Variant:
     """A way to measure an arm. But for the arm itself they are no arms: compared with no other, in no correction.
 
     Attributes:
-        name: of its files, `step400`; empty: the arm itself.
+        name: of its files, `step400`, `position`; empty: the arm itself.
         trials: rollouts of each task, the first of the arm's.
         step: of the checkpoint; None: the newest.
+        perturbation: of the suite; empty: none.
     """
 
     name: str
     trials: int
     step: int | None = None
+    perturbation: str = ""
 
 
 def variants(scene: Scene, arm: Arm) -> list[Variant]:
     """The arm itself, then the others."""
-    trials = scene.checkpoint_trials_per_task or scene.trials_per_task
+    all_trials = scene.trials_per_task
+    trials = scene.checkpoint_trials_per_task or all_trials
+    perturbations = scene.perturbations if arm.name in scene.perturbed_arms else ()
     return [
-        Variant("", scene.trials_per_task),
+        Variant("", all_trials),
         *(Variant(f"step{step}", trials, step=step) for step in arm.checkpoints),
+        *(Variant(name, all_trials, perturbation=name) for name in perturbations),
     ]
 
 

@@ -105,7 +105,7 @@ def arm_figures(study: Study, results: Sequence[ArmResult]) -> list[ArmFigures]:
     for scene in study.scenes:
         by_arm = {arm.name: [r for r in results if (r.scene, r.arm) == (scene.name, arm.name)] for arm in study.arms}
         figures = [
-            _figures(arm.name, arm.kind, own, by_arm[BASELINE] if BASELINE in by_arm and arm.name != BASELINE else [])
+            figures_of(arm.name, arm.kind, own, by_arm[BASELINE] if BASELINE in by_arm and arm.name != BASELINE else [])
             for arm in study.arms
             if (own := by_arm[arm.name])
         ]
@@ -125,7 +125,8 @@ def _corrected(figures: Sequence[ArmFigures]) -> list[ArmFigures]:
     ]
 
 
-def _figures(arm: str, kind: str, own: Sequence[ArmResult], baseline: Sequence[ArmResult]) -> ArmFigures:
+def figures_of(arm: str, kind: str, own: Sequence[ArmResult], baseline: Sequence[ArmResult]) -> ArmFigures:
+    """Of the results of one arm in one scene; without a difference where there are no results of the baseline."""
     rollouts = [rollout for result in own for rollout in result.rollouts]
     tasks = sorted({rollout.task for rollout in rollouts})
     successes, trials = _count(rollouts)

@@ -11,6 +11,7 @@ from lightvla.study.records import ArmResult, forced_changes, foreign, load_all
 from lightvla.study.telling.checkpoints import checkpoint_sections, checkpoints_text
 from lightvla.study.telling.costs import benchmark_table, cost_note, cost_table, costs
 from lightvla.study.telling.figures import ArmFigures, Primary, arm_figures, primary_answers
+from lightvla.study.telling.perturbed import perturbed_sections, perturbed_text
 from lightvla.study.variants import load_variants
 from prismatic.report.charts import RateBars
 from prismatic.report.data import (
@@ -59,7 +60,7 @@ def report_data(
             continue
         title = f": {scene.name}" if len(study.scenes) > 1 else ""
         benchmark = alone.get(scene.name)
-        in_scene = [result for result in results if result.scene == scene.name]
+        in_scene, beside_in_scene = ([r for r in found if r.scene == scene.name] for found in (results, beside))
         names = {int(index): task for result in in_scene for index, task in result.tasks.items()}
         sections += [
             Section(f"Success{title}", [_bars(own), success_table(own)], note=_success_note()),
@@ -68,7 +69,8 @@ def report_data(
             Section(f"Seed by seed{title}", [seed_table(own, study.training.seeds)], note=_seed_note(study)),
             Section(f"Cost and movement{title}", _cost_tables(study, in_scene, benchmark), note=cost_note()),
             Section(f"Training{title}", _curves(in_scene), columns=2),
-            *checkpoint_sections(study, scene, in_scene, [result for result in beside if result.scene == scene.name]),
+            *checkpoint_sections(study, scene, in_scene, beside_in_scene),
+            *perturbed_sections(study, scene, in_scene, beside_in_scene),
         ]
     return ReportData(
         title=f"Study: {name}",
@@ -247,6 +249,7 @@ def _scene_tables(study: Study) -> list[Table]:
                 ("objects moved by", f"up to {100 * scene.wide_starts_m:g} cm, seed {scene.starts_seed}"),
                 ("pictures", f"{scene.image_size} px"),
                 *(("measured while training", text) for text in checkpoints_text(study, scene)),
+                *(("perturbed, too", text) for text in perturbed_text(scene)),
             ],
             numeric=False,
         )

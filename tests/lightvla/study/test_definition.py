@@ -84,6 +84,9 @@ def test_comments_and_order_are_no_part_of_the_hash(tmp_path: Path) -> None:
         ("arms.1.checkpoints", [1, 3], "checkpoints [1, 3]: expected rising steps, from 1 to below the 3 of training."),
         ("arms.1.checkpoints", 1, "arms[1].checkpoints is 1; expected a list"),
         ("scenes.0.checkpoint_trials_per_task", 11, "is 11; expected at most the 10 of trials_per_task, or 0 for all"),
+        ("scenes.0.perturbations", ["position"], "perturbations and perturbed_arms go together; give both, or neither"),
+        ("scenes.0.perturbed_arms", ["none"], "perturbations and perturbed_arms go together; give both, or neither"),
+        ("arms.2.flags", "--perturbation position", "--perturbation is the study's, the same for all arms"),
         ("arms.0.flags", "--save_freq 5", "--save_freq is the study's, the same for all arms"),
         ("arms.0.flags", "--pruner", "expected pairs as --pruner none"),
         ("arms.0.flags", "--prunner none", "lightvla finetune has no flag --prunner"),
@@ -122,6 +125,21 @@ def test_flags_that_cannot_be_used_are_refused(words: list[str], said: str, tmp_
     assert command(study_parser().parse_args([*words, "--studies_dir", str(tmp_path)])) == 2
     assert said in capsys.readouterr().err
     assert not (tmp_path / "s" / "work").exists()
+
+
+@pytest.mark.parametrize(
+    ("perturbations", "arms", "said"),
+    [
+        (["swap"], ["none"], "scene goal: unknown --perturbation 'swap'; known: language, object, position, task, env"),
+        (["position"], ["dense"], "scene goal: no arm 'dense'; the arms are none, lightvla, grid, blind"),
+        (["object", "object"], ["none"], r"perturbations are \['object', 'object'\]; name each once"),
+    ],
+)
+def test_perturbations_that_cannot_be_measured_are_refused(perturbations, arms, said, tmp_path: Path) -> None:
+    content = changed("scenes.0.perturbations", perturbations)
+    content["scenes"][0]["perturbed_arms"] = arms
+    with pytest.raises(ValueError, match=said):
+        read_study(write_study(tmp_path, content).definition)
 
 
 def test_more_checkpoints_than_a_disk_should_hold_are_refused(tmp_path: Path) -> None:

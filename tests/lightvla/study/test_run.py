@@ -70,7 +70,13 @@ def stopped_when(folder: Path, moment: Callable[[], bool], how: signal.Signals) 
 @pytest.mark.timeout(3000)
 def test_a_study_that_is_stopped_goes_on_and_ends_whole(tmp_path: Path) -> None:
     folder = tmp_path / "tiny"
-    places = write_study(folder, TINY)
+    none, lightvla, grid, random = TINY["arms"]
+    sampler = {"name": "sampler", "kind": "trained", "flags": "--pruner grids:tokens={lightvla}"}
+    added = {"name": "added", "kind": "control", "flags": "--control added_tokens"}
+    arms = [sampler, none, {**lightvla, "checkpoints": [2]}, grid, random, added]
+    beside = {"checkpoint_trials_per_task": 1, "perturbations": ["position"], "perturbed_arms": ["none"]}
+    content = {**TINY, "scenes": [{**SCENE, **beside}], "arms": arms}
+    places = write_study(folder, content)
     study = read_study(places.definition)
 
     def trains() -> bool:
@@ -97,6 +103,18 @@ def test_a_study_that_is_stopped_goes_on_and_ends_whole(tmp_path: Path) -> None:
         assert {rollout.tokens for rollout in result.rollouts} == {float(count)} and not result.curves
         assert [rollout.key for rollout in result.rollouts] == [(1, 30, 0), (1, 30, 1)]
     assert set(pruned.curves) >= {"loss", "tokens_kept"} and not pruned.command.startswith("'")
+    sampled = ArmResult.load(places.result(study, "stove", "sampler", 7))
+    assert sampled.pruner == f"grids:tokens={count}"
+    more = {
+        rollout.key: rollout.tokens for rollout in ArmResult.load(places.result(study, "stove", "added", 7)).rollouts
+    }
+    assert all(more[rollout.key] > rollout.tokens for rollout in pruned.rollouts)
+    halfway = ArmResult.load(places.result(study, "stove", "lightvla", 7, "step2"))
+    assert [rollout.key for rollout in halfway.rollouts] == [(1, 30, 0)] and not halfway.curves
+    assert "stove-lightvla-seed7--2_chkpt" in halfway.command and halfway.pruner == pruned.pruner
+    moved = ArmResult.load(places.result(study, "stove", "none", 7, "position"))
+    assert "--perturbation position" in moved.command and moved.tasks == pruned.tasks
+    assert [rollout.key for rollout in moved.rollouts] == [(1, 30, 0), (1, 30, 1)]
     baseline = ArmResult.load(places.result(study, "stove", "none", 7))
     assert 0 < pruned.flops < baseline.flops and min(pruned.query_ms, baseline.query_ms) > 0
     assert pruned.training["seconds"] > 1 and pruned.training["host_peak_gb"] > 0.1
@@ -110,7 +128,7 @@ def test_a_study_that_is_stopped_goes_on_and_ends_whole(tmp_path: Path) -> None:
     options = study_parser().parse_args([folder.name, "--studies_dir", str(tmp_path)])
     with held(places):
         assert command(options) == 2
-    places.definition.write_text(yaml.safe_dump({**TINY, "question": "Another?"}))
+    places.definition.write_text(yaml.safe_dump({**content, "question": "Another?"}))
     assert command(options) == 2
 
 

@@ -114,6 +114,29 @@ def test_checkpoints_are_kept_and_measured_as_steps_of_their_own(tmp_path: Path)
     assert progress.left("lightvla") == []
 
 
+def test_perturbed_arms_are_measured_on_the_perturbed_suite(tmp_path: Path) -> None:
+    content = changed("scenes.0.perturbations", ["position", "object"])
+    content["scenes"][0]["perturbed_arms"] = ["none", "grid"]
+    places = write_study(tmp_path, content)
+    study = read_study(places.definition)
+    steps = all_steps(study, places)
+    assert len(steps) == 1 + 2 * (2 + 2 + 4 + 4)
+    plain = parsed(filled_in(steps["evaluate-goal-grid-seed11"], 2, 17))
+    for perturbation, suite in (("position", "libero_goal_swap"), ("object", "libero_goal_object")):
+        step = steps[f"evaluate-goal-grid@{perturbation}-seed11"]
+        config = parsed(filled_in(step, 2, 17))
+        assert isinstance(config, EvaluationConfig) and isinstance(plain, EvaluationConfig)
+        check_flags(config)
+        assert config.task_suite_name == suite and config.pruner == "grid:tokens=17"
+        changes = {name for name, value in vars(config).items() if value != getattr(plain, name)}
+        assert changes == {"task_suite_name", "perturbation", "output_dir"}
+        assert step.needs == steps["evaluate-goal-grid-seed11"].needs and step.units == 20
+    progress = Progress(study, places)
+    for variant in ("", "position", "object"):
+        keep(places, "none", lambda *_: True, variant=variant)
+    assert progress.left("none") == []
+
+
 def test_one_arm_needs_less_and_kept_results_are_not_made_again(tmp_path: Path) -> None:
     places = write_study(tmp_path)
     study = read_study(places.definition)
