@@ -47,16 +47,21 @@ def parsed(config: DemoConfig, stage: str) -> list:
 def test_every_command_is_understood_and_the_stages_fit_together():
     config = DemoConfig(output_dir=Path("a folder/demo"))
     [collection], [model] = parsed(config, "collect"), parsed(config, "build")
-    unpruned, pruned = parsed(config, "finetune")
+    unpruned, pruned, baseline = parsed(config, "finetune")
     runs = parsed(config, "evaluate")
     assert unpruned.vla_path == str(model.output_dir) and pruned.vla_path == str(unpruned.run_dir)
+    # Alike but for the pruner and what it is watched by.
+    own = {"pruner", "noise_end_fraction", "picture_freq", "run_id_override"}
+    differ = {f.name for f in dataclasses.fields(pruned) if getattr(pruned, f.name) != getattr(baseline, f.name)}
+    assert differ == own and baseline.pruner == "none" and baseline.run_dir != unpruned.run_dir
     assert unpruned.data_root_dir == collection.output_dir and unpruned.dataset_name == collection.dataset_name
-    for training in (unpruned, pruned):
+    for training in (unpruned, pruned, baseline):
         assert [spec.map_actions for spec, _ in dataset_specs(training)] == [GRIPPERS["libero"]]
     assert PrunerSpec.parse(unpruned.pruner).name == "none" and PrunerSpec.parse(pruned.pruner).name == "lightvla"
     for evaluation, run in zip(evaluations(config), runs, strict=True):
         check_flags(run)
-        assert Path(run.pretrained_checkpoint) == pruned.run_dir
+        wanted = baseline if evaluation.name == "baseline" else pruned
+        assert Path(run.pretrained_checkpoint) == wanted.run_dir
         assert (run.env_img_res, run.renderer) == (collection.resolution, collection.renderer)
         assert Path(run.output_dir) == Paths(config.output_dir).evaluation(evaluation.name)
     assert collection.canonical_quaternion == model.canonical_quaternion

@@ -88,7 +88,7 @@ def test_checkpoints_are_kept_and_measured_as_steps_of_their_own(tmp_path: Path)
     places = write_study(tmp_path, content)
     study = read_study(places.definition)
     steps = all_steps(study, places)
-    assert len(steps) == 1 + 2 * (2 + 2 + 4 + 2)
+    assert len(steps) == 1 + 2 * (2 + 2 + 4 + 2) + 1
     train = parsed(filled_in(steps["train-goal-lightvla-seed7"], 2, None))
     assert isinstance(train, FinetuneConfig) and train.save_freq == 2 and not train.save_latest_checkpoint_only
     other = parsed(filled_in(steps["train-goal-none-seed7"], 2, None))
@@ -120,7 +120,7 @@ def test_perturbed_arms_are_measured_on_the_perturbed_suite(tmp_path: Path) -> N
     places = write_study(tmp_path, content)
     study = read_study(places.definition)
     steps = all_steps(study, places)
-    assert len(steps) == 1 + 2 * (2 + 2 + 4 + 4)
+    assert len(steps) == 1 + 2 * (2 + 2 + 4 + 4) + 1
     plain = parsed(filled_in(steps["evaluate-goal-grid-seed11"], 2, 17))
     for perturbation, suite in (("position", "libero_goal_swap"), ("object", "libero_goal_object")):
         step = steps[f"evaluate-goal-grid@{perturbation}-seed11"]
