@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerFast
 
 from lightvla.demo.settings import SmallModelConfig
 from prismatic.checkpoints.directory import Checkpoint
+from prismatic.checkpoints.files import PROCESSOR_FILES, read_small_files
 from prismatic.checkpoints.saving import save_checkpoint
 from prismatic.command_status import UNUSABLE, print_error
 from prismatic.extern.hf.configuration_prismatic import OpenVLAConfig
@@ -132,7 +133,10 @@ def build(config: SmallModelConfig) -> Path:
         generation = {"bos_token_id": ids.bos, "eos_token_id": ids.stop, "pad_token_id": ids.pad}
         (Path(folder) / "generation_config.json").write_text(json.dumps(generation))
         processor = PrismaticProcessor(image_processor, tokenizer)
-        checkpoint = Checkpoint(Path(folder), config_json, model, None, None, processor, {})
+        checkpoint = Checkpoint(
+            Path(folder), config_json, model, None, None, processor, {},
+            processor_files=read_small_files(Path(folder), PROCESSOR_FILES),
+        )  # fmt: skip
         save_checkpoint(config.output_dir, checkpoint, step=0)
     parameters = sum(p.numel() for p in model.parameters())
     (config.output_dir / "small_model.json").write_text(json.dumps({"parameters": parameters, "seed": config.seed}))

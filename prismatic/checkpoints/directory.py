@@ -14,7 +14,14 @@ import torch
 
 from prismatic.checkpoints.atomic_folder import reading
 from prismatic.checkpoints.components import diffusion_steps, head_kind, load_head, load_proprio
-from prismatic.checkpoints.files import check_complete, read_config, read_statistics, resolve
+from prismatic.checkpoints.files import (
+    PROCESSOR_FILES,
+    check_complete,
+    read_config,
+    read_small_files,
+    read_statistics,
+    resolve,
+)
 from prismatic.checkpoints.options import LoadOptions, checked_options
 from prismatic.checkpoints.weight_checks import check_weights, without_new_pruner
 from prismatic.checkpoints.weight_files import read_ahead, tensor_reader
@@ -51,6 +58,8 @@ class Checkpoint:
         processor: tokenizer and image processor.
         dataset_statistics: by dataset; from `dataset_statistics.json`, else the config's.
         assumptions: what had to be assumed because the checkpoint does not say.
+        processor_files: by name, as they stood when it was loaded. A run removes old checkpoints, the one among them
+            that it went on from, and what it saves later needs them still.
     """
 
     path: Path
@@ -61,6 +70,7 @@ class Checkpoint:
     processor: PrismaticProcessor
     dataset_statistics: dict[str, Any]
     assumptions: list[str] = field(default_factory=list)
+    processor_files: dict[str, bytes] = field(default_factory=dict)
 
     def transform(
         self,
@@ -132,7 +142,8 @@ def _load(directory: Path, options: LoadOptions) -> Checkpoint:
     head = load_head(directory, model, kind, options.dtype)
     reads_state = options.use_proprio is not False and kind != AUTOREGRESSIVE
     projector = load_proprio(directory, model, options.dtype) if reads_state else None
-    return Checkpoint(directory, config_json, model, head, projector, processor, statistics, assumptions)
+    beside = read_small_files(directory, PROCESSOR_FILES)
+    return Checkpoint(directory, config_json, model, head, projector, processor, statistics, assumptions, beside)
 
 
 def _load_model(

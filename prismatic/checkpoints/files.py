@@ -5,7 +5,6 @@ The layout is the published one (see README). Nothing here loads weights.
 
 import json
 import re
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -190,13 +189,21 @@ def check_statistics(directory: Path, key: str, robot: RobotSpec, use_proprio: b
         raise ValueError(f"{file if file.is_file() else directory / 'config.json'}: {problems[0]}")
 
 
-def copy_small_files(source: Path, target: Path, names: Sequence[str]) -> None:
-    """Copy those files that there are, byte for byte but for references to code that is not copied (`auto_map`)."""
+def read_small_files(source: Path, names: Sequence[str]) -> dict[str, bytes]:
+    """The content of those files that there are, without references to code that is not copied (`auto_map`)."""
+    found = {}
     for name in names:
         if not (file := source / name).is_file():
             continue
         content = read_json(file) if name.endswith("_config.json") or name == "config.json" else {}
         if "auto_map" in content and (kept := foreign_code_only(content)) != content:
-            (target / name).write_text(json.dumps(kept, indent=2, ensure_ascii=False), encoding="utf-8")
+            found[name] = json.dumps(kept, indent=2, ensure_ascii=False).encode()
         else:
-            shutil.copyfile(file, target / name)
+            found[name] = file.read_bytes()
+    return found
+
+
+def copy_small_files(source: Path, target: Path, names: Sequence[str]) -> None:
+    """Copy those files that there are, byte for byte but for references to code that is not copied (`auto_map`)."""
+    for name, content in read_small_files(source, names).items():
+        (target / name).write_bytes(content)

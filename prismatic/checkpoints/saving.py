@@ -10,7 +10,7 @@ import torch
 from prismatic.checkpoints.atomic_folder import new_folder
 from prismatic.checkpoints.components import component_states
 from prismatic.checkpoints.directory import Checkpoint
-from prismatic.checkpoints.files import PROCESSOR_FILES, STATISTICS_FILE, copy_small_files
+from prismatic.checkpoints.files import STATISTICS_FILE
 from prismatic.checkpoints.manifest import write_manifest
 from prismatic.checkpoints.weight_files import split_into_shards, write_shards
 from prismatic.lazy_tensors import LazyTensor, save_finite
@@ -36,7 +36,7 @@ def save_checkpoint(
 
     Args:
         directory: a folder that does not exist yet, or is empty.
-        checkpoint: the parts to write; processor files are copied byte for byte from `checkpoint.path`.
+        checkpoint: the parts to write; processor files are written as they stood when it was loaded.
         step: in the names of component files, or "latest".
         weights: what to write instead of the model's own (merged or averaged ones), in the order of its state dict;
             {} writes none.
@@ -61,7 +61,8 @@ def save_checkpoint(
             write_shards(staging, split_into_shards(weights), weights, description=None)
         (staging / "config.json").write_text(json.dumps(config_to_write(checkpoint, dtype), indent=2))
         (staging / STATISTICS_FILE).write_text(json.dumps(checkpoint.dataset_statistics, indent=2))
-        copy_small_files(checkpoint.path, staging, PROCESSOR_FILES)
+        for name, content in checkpoint.processor_files.items():
+            (staging / name).write_bytes(content)
         if components is None:
             components = component_states(checkpoint.action_head, checkpoint.proprio_projector)
         for component, part in {

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText
 
 from prismatic.checkpoints.directory import load_checkpoint
+from prismatic.checkpoints.files import PROCESSOR_FILES
 from prismatic.checkpoints.saving import load_training_state, save_checkpoint
 from prismatic.policy import Policy
 from prismatic.stored_files import load_component
@@ -278,6 +279,17 @@ def test_what_is_kept(flags):
     there = {int(path.name.split("--")[1].split("_")[0]) for path in config.checkpoint_dir(0).parent.glob("*_chkpt")}
     assert there == {best, 4, 5}
     assert load_checkpoint(config.run_dir / "checkpoints" / "best").path == config.checkpoint_dir(best)
+
+
+def test_a_run_that_removed_what_it_went_on_from_saves_whole_checkpoints(flags):
+    """All weights are trained, so it goes on from its own checkpoint, which a later save removes."""
+    config = flags(save_freq=1, keep_last=1, max_steps=4)
+    begun = stop_after(config, 1)
+    beside = {name for name in PROCESSOR_FILES if (begun / name).is_file()}
+    last = finetune(config)
+    assert not begun.exists() and beside >= {"tokenizer.json", "preprocessor_config.json"}
+    assert {name for name in PROCESSOR_FILES if (last / name).is_file()} == beside
+    load_checkpoint(last)
 
 
 @pytest.mark.parametrize("background", ["True", "False"])

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import torch
 
-from prismatic.checkpoints.files import PROCESSOR_FILES
 from prismatic.models import film, lora
 from prismatic.models.precision import stored_dtype
 from prismatic.training.config import FinetuneConfig
@@ -102,5 +101,4 @@ def checkpoint_bytes(config: FinetuneConfig, parts: Parts, state: int) -> int:
             if film.has_film(model.vision_backbone):
                 weights, component = film.split_state(weights)
         total += nbytes(weights.values()) + nbytes(component.values())
-    copied = (checkpoint.path / name for name in PROCESSOR_FILES)
-    return total + sum(file.stat().st_size for file in copied if file.is_file())
+    return total + sum(map(len, checkpoint.processor_files.values()))
