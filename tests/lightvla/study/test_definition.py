@@ -27,7 +27,7 @@ def test_every_study_of_this_repository_can_be_run(path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "sha256"),
     [
-        ("quick", "bae9528dae66114268339dfadc87f26e4080c5d6a1ddd86ea7853d45a73b8b64"),
+        ("quick", "f50dab70767c72709e698da148368a408fd8041faf44a15665e1333ac0c3487a"),
         ("goal3", "5a80640253c8ae69653882fb6e709480c5892ac9c1c61505543554cca663a222"),
     ],
 )
