@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from experiments.robot.libero.comparison.compare import compare, points, span
+from experiments.robot.libero.comparison.tables import outcome_name, outcomes_of
 from experiments.robot.libero.results.results import Results
 from experiments.robot.libero.settings.flags import parse_indices
 from experiments.robot.libero.simulator.environment import LiberoEnvironment
@@ -81,6 +83,11 @@ def write_report(config: DemoConfig) -> Path:
         ),
         sections=(
             Section("Success", success_blocks(config, rows)),
+            *(
+                [Section("What pruning costs", [against_baseline(results["wide"], results["baseline"])])]
+                if config.baseline
+                else []
+            ),
             Section("Rollouts", clips(paths, results["wide"]), columns=2),
             Section("What the policy keeps", pictures, columns=2),
             Section("Training", training_curves(config), columns=2),
@@ -149,6 +156,29 @@ def success_blocks(config: DemoConfig, rows: Sequence[SuccessRow]) -> list[RateB
     ]  # fmt: skip
 
 
+def against_baseline(pruned: Results, baseline: Results) -> Table:
+    """The pruned policy and the one that was trained alike without pruning, on the same starts."""
+    comparison = compare([pruned], [baseline], ("pruned", "not pruned"))
+    rows = [
+        (
+            outcome_name(outcome, comparison),
+            *(f"{solved} of {outcome.counts.trials}" for solved in outcome.solved),
+            *map(str, outcome.counts),
+            f"{points(outcome.difference)} ({span(outcome.interval, signed=True)})",
+        )
+        for outcome in outcomes_of(comparison)
+    ]
+    columns = (
+        "task", "pruned", "not pruned", "by both", "by the pruned alone", "by the other alone", "by neither",
+        "points (95 % interval)",
+    )  # fmt: skip
+    note = (
+        "Both went on from one policy, with as many steps on the same data in the same order, and began from the same "
+        f"wide starts. {comparison.verdict} {comparison.motion}"
+    )
+    return Table("Solved by the pruned policy and by one trained alike without pruning", columns, rows, note.strip())
+
+
 def training_log(config: DemoConfig) -> list[dict[str, Any]]:
     """The records of both runs, the pruned one counted on from the unpruned one's last step."""
     paths = Paths(config.output_dir, config.suffix)
@@ -183,6 +213,11 @@ def success_rows(results: dict[str, Results]) -> list[SuccessRow]:
     return [
         row("standard", "standard initial states", "LIBERO's own", "at least 30", least=30),
         row("wide", "wide starts", "objects moved", "at least 24", least=24),
+        *(
+            [row("baseline", "wide starts, not pruned", "trained alike without the pruner")]
+            if "baseline" in results
+            else []
+        ),
         row("blank", "control: blank images", "wide starts, grey pictures", "at most 6", most=6),
         row("swapped", "control: swapped instruction, own goal", swapped, "at most 2", most=2),
         row("swapped", "control: swapped instruction, the other goal", swapped, "more than half", least=19),

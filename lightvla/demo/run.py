@@ -87,7 +87,7 @@ def _discard(paths: Paths, stage: str) -> None:
     """Forget what a stage made and that later stages are done. Collection decides itself what it can keep."""
     made = {
         "build": [paths.base],
-        "finetune": [paths.unpruned_run, paths.run],
+        "finetune": [paths.unpruned_run, paths.run, paths.baseline_run],
         "evaluate": [paths.evaluation("wide").parent],
     }
     for folder in made.get(stage, []):

@@ -31,6 +31,9 @@ class DemoConfig:
     resolution: int = 128  # side of rendered pictures, pixels
     unpruned_steps: int = 2100  # optimiser steps with all visual tokens
     max_steps: int = 1650  # optimiser steps with the pruner, from there
+    baseline: bool = (
+        False  # also train as many steps without the pruner, and compare on the same starts: a quarter longer
+    )
     batch_size: int = 32  # of both trainings
     seed: int = 7  # of initial weights and training
     starts_seed: int = 7  # of collection and evaluation
@@ -62,26 +65,33 @@ class SmallModelConfig:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One evaluation of the trained policy.
+    """One evaluation of a trained policy.
 
     Attributes:
         name: of its folder.
         title: in the report.
         flags: beside those that all evaluations share.
+        pruned: whether of the pruned policy, or of the one that was trained as long without pruning.
     """
 
     name: str
     title: str
     flags: tuple[str, ...] = ()
+    pruned: bool = True
 
 
 def evaluations(config: DemoConfig) -> list[Evaluation]:
-    """What the report shows: standard initial states, wide starts, and the controls on wide starts."""
+    """What the report shows: standard initial states, wide starts, the unpruned policy and the controls on those."""
     wide = ("--wide_starts_m", str(config.wide_starts_m))
     video = ("--save_rollout_video", "True", "--max_videos_per_task", "1")
     return [
         Evaluation("standard", "LIBERO's own initial states"),
         Evaluation("wide", "wide starts", (*wide, *video)),
+        *(
+            [Evaluation("baseline", "wide starts, trained alike without pruning", wide, pruned=False)]
+            if config.baseline
+            else []
+        ),
         Evaluation("blank", "wide starts, blank images", (*wide, "--control", "blank_images")),
         Evaluation("swapped", "wide starts, another task's instruction", (*wide, "--control", "swapped_instruction")),
         Evaluation("random", "wide starts, as many random tokens", (*wide, "--control", "random_tokens")),
@@ -109,7 +119,13 @@ class Paths:
 
     @property
     def unpruned_run(self) -> Path:
+        """Where the other two go on from."""
         return self.root / "runs" / f"small-unpruned{self.suffix}"
+
+    @property
+    def baseline_run(self) -> Path:
+        """Trained on without pruning: with as many steps as `run`, on the same data in the same order."""
+        return self.root / "runs" / f"small-baseline{self.suffix}"
 
     def evaluation(self, name: str) -> Path:
         return self.root / f"evaluation{self.suffix}" / name
@@ -142,19 +158,25 @@ def stage_commands(config: DemoConfig, stage: str) -> list[list[str]]:
 
 
 def _finetune_commands(config: DemoConfig, paths: Paths) -> list[list[str]]:
-    """First without pruning, then with: a pruner that starts before the policy can act keeps too few tokens."""
+    """First without pruning, then with: a pruner that starts before the policy can act keeps too few tokens.
+
+    With `baseline` once more without, from the same policy: what pruning costs is told by policies trained alike.
+    """
     training = SmallTraining(paths.data, DATASET, paths.run.parent, config.batch_size, config.seed)
     pruner = "--pruner lightvla:noise=uniform,multiplicity=weighted --noise_end_fraction 0.7"
     pruner += f" --picture_freq {PICTURE_FREQ}"
+    baseline = training.command(paths.unpruned_run, paths.baseline_run.name, "--pruner none", "3e-4", config.max_steps)
     return [
         training.command(paths.base, paths.unpruned_run.name, "--pruner none", "3e-4", config.unpruned_steps),
         training.command(paths.unpruned_run, paths.run.name, pruner, "3e-4", config.max_steps),
+        *([baseline] if config.baseline else []),
     ]
 
 
 def _evaluation_command(config: DemoConfig, paths: Paths, evaluation: Evaluation) -> list[str]:
+    run = paths.run if evaluation.pruned else paths.baseline_run
     command = f"""lightvla eval
-        --pretrained_checkpoint {quote(paths.run)} --task_suite_name libero_goal --task_ids {TASKS}
+        --pretrained_checkpoint {quote(run)} --task_suite_name libero_goal --task_ids {TASKS}
         --initial_states {config.held_out_states} --env_img_res {config.resolution} --renderer fast
         --seed {config.starts_seed} --num_envs 1 --dtype float32 --resume True --report False
         --output_dir {quote(paths.evaluation(evaluation.name))}"""
