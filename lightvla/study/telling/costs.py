@@ -113,8 +113,8 @@ def cost_note() -> str:
         f"In brackets: of {BASELINE}'s. Work: floating-point operations at the mean number of tokens, by formula. Time:"
         " median inside the policy, on one thread, with another evaluation beside it: rough. Steps: on starts that the "
         f"arm and {BASELINE} both solved, with a 95 % interval over initial states. Jerk: root mean square of the "
-        "gripper's, over successful rollouts. Training: the whole command; memory: the most that its process held, "
-        "without those that read data."
+        "gripper's, over successful rollouts. Training: the whole command, longer where the machine did other work; "
+        "memory: the most that its process held, without those that read data."
     )
 
 
@@ -132,8 +132,8 @@ def benchmark_table(benchmark: SceneBenchmark) -> Table:
             Cell(f"{value:.2f} ({low:.2f} to {high:.2f})" if low < high else f"{value:.2f}", sort=value),
         ))  # fmt: skip
     note = (
-        "`lightvla benchmark`, alone on the machine: one thread, float32, eager engine, the model's part of a query; "
+        "With nothing else of the study beside it: one thread, float32, eager engine, the model's part of a query; "
         f"median of calls in turns, and how many times as fast as without pruning. On {benchmark.machine['device']}."
     )
     columns = ("pruner", "tokens", "work of a query", "time of a query", "times as fast as all tokens")
-    return Table("A query, measured alone", columns, rows, note, sortable=True)
+    return Table("A query, by the benchmark", columns, rows, note, sortable=True)

@@ -33,11 +33,12 @@ from prismatic.report.markdown import write_markdown
 
 NAMES = ("report.md", "report.html")
 
-COMMANDS = """\
-lightvla study {name} --list True          # the steps, what is done, how long the rest takes
-lightvla study {name}                      # run what is left; interrupted, the same command goes on
-lightvla study {name} --only {arm}         # one arm, and what it needs
-lightvla study {name} --report_only True   # this report from the kept results, in seconds"""
+COMMANDS = {
+    "--list True": "the steps, what is done, how long the rest takes",
+    "": "run what is left; interrupted, the same command goes on",
+    "--only {arm}": "one arm, and what it needs",
+    "--report_only True": "this report from the kept results, in seconds",
+}
 
 
 def write_reports(study: Study, places: Places) -> list[Path]:
@@ -80,7 +81,7 @@ def report_data(
         sections=[
             *sections,
             Section("What was fixed in advance", [_fixed_table(study), *_scene_tables(study), _arm_table(study)]),
-            Section("Commands", [CodeBlock("", COMMANDS.format(name=name, arm=study.arms[0].name))]),
+            Section("Commands", [CodeBlock("", _commands(name, study.arms[0].name))]),
             Section("Made with", _made([*results, *beside])),
         ],
         footer="A small-scale study: a policy of a few million parameters, scripted demonstrations, a simulator.",
@@ -92,6 +93,12 @@ def _cost_tables(study: Study, results: Sequence[ArmResult], benchmark: SceneBen
     baseline = by_arm.get(BASELINE, [])
     found = [costs(name, own, baseline if name != BASELINE else []) for name, own in by_arm.items() if own]
     return [cost_table(found), *([benchmark_table(benchmark)] if benchmark is not None else [])]
+
+
+def _commands(name: str, arm: str) -> str:
+    lines = {f"lightvla study {name} {flags.format(arm=arm)}".rstrip(): said for flags, said in COMMANDS.items()}
+    width = max(map(len, lines))
+    return "\n".join(f"{command:<{width}}   # {said}" for command, said in lines.items())
 
 
 def _alerts(study: Study, places: Places, results: Sequence[ArmResult], missing: Sequence[str]) -> list[str]:

@@ -68,7 +68,7 @@ def test_the_benchmark_is_kept_and_told(tmp_path: Path) -> None:
     SceneBenchmark(study.sha256, "lightvla benchmark", {"device": "a cpu"}, rows).save(path)
     assert SceneBenchmark.load(path).rows == rows
     write_reports(study, places)
-    found = table((tmp_path / "report.md").read_text(), "A query, measured alone")
+    found = table((tmp_path / "report.md").read_text(), "A query, by the benchmark")
     assert found["none"] == ["98", "98.0 MFLOP", "12.3 ms", "1.00"]
     assert found["grid:tokens=17"] == ["17", "21.5 MFLOP", "6.2 ms", "2.00 (1.90 to 2.10)"]
     path.write_text(path.read_text().replace("times_as_fast", "faster"))

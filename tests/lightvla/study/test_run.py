@@ -123,7 +123,7 @@ def test_a_study_that_is_stopped_goes_on_and_ends_whole(tmp_path: Path) -> None:
     assert [row.pruner for row in alone.rows] == ["none", "lightvla", f"grid:tokens={count}", f"random:tokens={count}"]
     assert {row.tokens for row in alone.rows[1:]} == {(count, count)} and alone.rows[0].times_as_fast == (1, 1, 1)
     assert alone.rows[1].flops < alone.rows[0].flops and all(row.ms > 0 for row in alone.rows)
-    assert "A query, measured alone" in (folder / "report.md").read_text()
+    assert "A query, by the benchmark" in (folder / "report.md").read_text()
     # A changed definition is refused, and a second process too.
     options = study_parser().parse_args([folder.name, "--studies_dir", str(tmp_path)])
     with held(places):
