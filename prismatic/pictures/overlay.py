@@ -61,12 +61,25 @@ def outline_kept(image: Picture, grid: NDArray[np.bool_], center_crop: bool = Fa
 
 def _kept_pixels(image: Picture, grid: NDArray[np.bool_], center_crop: bool) -> NDArray[np.bool_]:
     """(H, W): which pixels lie on kept patches."""
-    height, width = image.shape[:2]
+    patches = patch_of_pixels((image.shape[0], image.shape[1]), grid.shape[0], center_crop)
+    return np.append(grid.reshape(-1), False)[patches]
+
+
+def patch_of_pixels(shape: tuple[int, int], grid: int, center_crop: bool = False) -> NDArray[np.int64]:
+    """Which of the policy's patches every pixel of the full camera view lies on.
+
+    Args:
+        shape: (H, W) of the view.
+        grid: G, patches along one side.
+        center_crop: as in `dim_pruned`.
+
+    Returns:
+        (H, W), row by row from 0; G * G for what the policy never saw.
+    """
     side = math.sqrt(CROP_AREA) if center_crop else 1.0
-    rows = _patch_of_pixel(height, grid.shape[0], side)
-    columns = _patch_of_pixel(width, grid.shape[1], side)
-    padded = np.pad(grid, ((0, 1), (0, 1)))  # The extra row and column stand for "outside".
-    return padded[rows[:, None], columns[None, :]]
+    rows, columns = (_patch_of_pixel(pixels, grid, side) for pixels in shape)
+    inside = (rows[:, None] < grid) & (columns[None] < grid)
+    return np.where(inside, rows[:, None] * grid + columns[None], grid * grid)
 
 
 def _patch_of_pixel(pixels: int, patches: int, side: float) -> NDArray[np.int64]:

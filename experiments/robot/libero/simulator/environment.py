@@ -257,9 +257,19 @@ class LiberoEnvironment:
             RenderError: when the picture is blank.
             ValueError: when the environment was made with `render=False`.
         """
+        return self._drawing().render(self.data, CAMERAS.get(camera, camera))
+
+    def bodies(self, camera: str = "full_image") -> NDArray[np.int32]:
+        """Which body every pixel of `frame` shows, (H, W) ids of the model; -1 where it shows none.
+
+        Raises ValueError when the environment was made with `render=False`.
+        """
+        return self._drawing().bodies(self.data, CAMERAS.get(camera, camera))
+
+    def _drawing(self) -> CameraRenderer:
         if self._renderer is None:
             raise ValueError("this environment was made with render=False; make it with render=True to see pictures")
-        return self._renderer.render(self.data, CAMERAS.get(camera, camera))
+        return self._renderer
 
     def succeeded(self, goal: Sequence[Sequence[str]] | None = None) -> bool:
         """Whether a goal holds now: the task's own, or another task's (`LiberoTask.goal`) that lives in the same scene.

@@ -52,6 +52,11 @@ class CameraRenderer:
             raise RenderingUnavailable(_why_not(f"no renderer: {error}", os.environ)) from error
         self._options = mujoco.MjvOption()
         self._options.geomgroup[0] = 0  # collision shapes
+        self._solid = mujoco.MjvOption()
+        self._solid.geomgroup[0] = 0
+        self._solid.sitegroup[:] = 0  # marks that pictures do not show are drawn where things are told apart
+        self._model, self._geom = model, int(mujoco.mjtObj.mjOBJ_GEOM)
+        self._effects = (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION)
 
     def render(self, data: Any, camera: str) -> NDArray[np.uint8]:
         """Draws one camera, (H, W, 3): the simulator's bottom-up picture turned by 180 degrees, as datasets store it.
@@ -70,6 +75,23 @@ class CameraRenderer:
             )
         # MuJoCo's renderer has already turned the picture upside down; what is missing from 180 degrees is the mirror.
         return np.ascontiguousarray(image[:, ::-1])
+
+    def bodies(self, data: Any, camera: str) -> NDArray[np.int32]:
+        """Which body every pixel of `render`'s picture shows, (H, W); -1 where it shows none."""
+        scene = self._renderer.scene
+        before = scene.flags.copy()
+        self._renderer.enable_segmentation_rendering()
+        try:
+            self._renderer.update_scene(data, camera, self._solid)
+            for flag in self._effects:
+                scene.flags[flag] = 0
+            found = self._renderer.render()
+        finally:
+            self._renderer.disable_segmentation_rendering()
+            scene.flags[:] = before
+        ids, kinds = found[..., 0], found[..., 1]
+        bodies = np.where(kinds == self._geom, self._model.geom_bodyid[np.maximum(ids, 0)], -1)
+        return np.ascontiguousarray(bodies[:, ::-1].astype(np.int32))
 
     def close(self) -> None:
         self._renderer.close()
