@@ -25,13 +25,14 @@ from prismatic.models.batch import Call, Session
 from prismatic.models.contract import ActionHead
 from prismatic.models.diffusion import DiffusionActionHead
 from prismatic.models.precision import check_device, choose_dtype
+from prismatic.models.pruners.blanking import checked_blankings
 from prismatic.models.pruners.registry import PrunerSpec, as_spec, resolve_pruner
 from prismatic.models.stage_clock import StageClock
 from prismatic.models.token_pruner import TokenSelection
 from prismatic.stored_files import component_file
 from prismatic.vla.datasets.collate import collate
 from prismatic.vla.preparation import Preparation
-from prismatic.vla.request import Observation, read_request
+from prismatic.vla.request import Blanking, Observation, read_request
 from prismatic.vla.robots import RobotSpec
 from prismatic.vla.transform import PolicyTransform
 
@@ -196,6 +197,7 @@ class Policy:
         instructions: Sequence[str | bytes],
         sessions: Sequence[Session | None] | None = None,
         seeds: Sequence[int] | None = None,
+        blankings: Sequence[Blanking | None] | None = None,
     ) -> PolicyOutput:
         """Several observations at once; samples do not influence each other.
 
@@ -211,18 +213,21 @@ class Policy:
             seeds: a whole number per observation, of what is random about the actions (diffusion's starting noise, the
                 control `random`); None draws from torch's generator. With seeds an answer depends on its own request
                 alone.
+            blankings: one per observation, or None: which kept tokens lose their content, to see if it is needed.
 
         Raises:
             ValueError: naming what is wrong with the lists, or the observation's key, what came and what was expected.
             FloatingPointError: the model computed NaN or infinity; names the stage where it began.
         """
         observations, instructions, seeds = read_request(observations, instructions, sessions, seeds)
+        blanked = checked_blankings(blankings, len(observations), self.model)
         start = time.perf_counter()
         samples = self._preparation.samples(self.transform, observations, instructions)
         batch = collate(samples, self.transform.pad_token_id)
         prepared = time.perf_counter()
         clock = StageClock(self.model.device)
-        answer = self.engine.answer(batch, Call(None, seeds, clock, self._begin(sessions, instructions)))
+        memory = self._begin(sessions, instructions)
+        answer = self.engine.answer(batch, Call(None, seeds, clock, memory, blankings=blanked))
         normalized = answer.predicted.cpu().numpy()
         actions = self.transform.unnormalize_actions(normalized)
         if not (np.isfinite(actions).all() and _finite(answer.selection.scores)):

@@ -132,7 +132,7 @@ class CompiledEngine:
     def _answer(self, batch: Mapping[str, torch.Tensor], call: Call) -> Answer:
         try:
             plan, answer = self._run(batch, call)
-            if self._checked is None and not self._warming_up and not self._chosen().is_eager:
+            if self._checked is None and self._may_check(call) and not self._chosen().is_eager:
                 self._check(plan, batch, call, answer)
         except RuntimeError as error:
             if not self._on_gpu:
@@ -141,6 +141,10 @@ class CompiledEngine:
         if self._broken is not None:
             return self._eager.answer(batch, call)
         return answer
+
+    def _may_check(self, call: Call) -> bool:
+        """Whether it is a plain observation that was really seen."""
+        return not self._warming_up and call.blankings is None
 
     def _run(self, batch: Mapping[str, torch.Tensor], call: Call) -> tuple[Plan, Answer]:
         parts = self.parts

@@ -115,12 +115,12 @@ class Plan:
         with call.stage("vision"):
             patches = self._see()
         context = self._context()
-        if self._counts:
+        if self._counts and call.blankings is None:
             with call.stage("pruner"):
                 kept = self.buckets.fit(int(self._choose()[2]))  # the only wait for the device before the end
             with call.stage("llm"):
                 result, selection = self._act(kept)()
-        elif type(model.pruner) is KeepAllTokens:
+        elif type(model.pruner) is KeepAllTokens and call.blankings is None:
             with call.stage("llm"):
                 result, selection = self._act(model.num_visual_tokens)()
         else:
@@ -278,7 +278,9 @@ def _repeated(selection: TokenSelection, rows: int) -> TokenSelection:
 def _each(selection: TokenSelection, change: Callable[[torch.Tensor, bool], torch.Tensor]) -> TokenSelection:
     """The selection with its tensors changed; the second argument says whether columns are kept tokens."""
     by_token: dict[str, Any] = {
-        name: change(getattr(selection, name), True) for name in ("tokens", "index", "valid", "count")
+        name: change(value, True)
+        for name in ("tokens", "index", "valid", "count", "blanked")
+        if (value := getattr(selection, name)) is not None
     }
     scores = None if selection.scores is None else change(selection.scores, False)
     return dataclasses.replace(selection, **by_token, scores=scores)

@@ -10,6 +10,7 @@ from torch import nn
 
 from prismatic.models.stage_clock import StageClock
 from prismatic.models.token_pruner import TokenSelection
+from prismatic.vla.request import Blanking
 
 
 @dataclass(eq=False)
@@ -46,6 +47,7 @@ class Call:
         clock: told when a stage begins and ends, or None.
         sessions: one per sample, or None for a sample that stands for itself; None: all do.
         number: which pass of the LLM over the same batch it is, from 0; denoising makes several.
+        blankings: one per sample, or None for a sample whose tokens keep their content; None: all do.
     """
 
     score_noise: torch.Tensor | None = None
@@ -53,6 +55,7 @@ class Call:
     clock: StageClock | None = None
     sessions: Sequence[Session | None] | None = None
     number: int = 0
+    blankings: Sequence[Blanking | None] | None = None
 
     @property
     def pruner_seeds(self) -> list[tuple[int, int]] | None:

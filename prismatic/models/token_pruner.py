@@ -30,6 +30,7 @@ class TokenSelection:
         multiplicity: "weighted" lets a token count as often as it was picked, "set" once.
         scores: (B, V) float32, the best score that any query gave each visual token; None in training, and where
             nothing was scored.
+        blanked: (B, K) bool, which of them hold no content of their own (`pruners.blanking`); None: all do.
     """
 
     tokens: torch.Tensor
@@ -39,11 +40,20 @@ class TokenSelection:
     num_visual: int
     multiplicity: Multiplicity = "set"
     scores: torch.Tensor | None = None
+    blanked: torch.Tensor | None = None
 
     def kept(self) -> torch.Tensor:
         """(B, V) bool: the tokens that stay."""
+        return self._among_all(self.valid)
+
+    def without_content(self) -> torch.Tensor | None:
+        """(B, V) bool: the tokens that stay and are blanked; None where nothing was to be."""
+        return None if self.blanked is None else self._among_all(self.blanked & self.valid)
+
+    def _among_all(self, which: torch.Tensor) -> torch.Tensor:
+        """(B, K) bool of the kept tokens -> (B, V) of all."""
         mask = torch.zeros(len(self.index), self.num_visual, dtype=torch.int32, device=self.index.device)
-        return mask.scatter_add_(1, self.index, self.valid.int()) > 0
+        return mask.scatter_add_(1, self.index, which.int()) > 0
 
     def distinct(self) -> torch.Tensor:
         """(B,) number of tokens that stay."""

@@ -1,11 +1,25 @@
-"""What a policy is asked: observations, their instructions and seeds."""
+"""What a policy is asked: observations, their instructions and seeds, and what it must do without."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 Observation = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Blanking:
+    """Which kept visual tokens lose their content before the language model reads them. Their positions stay.
+
+    Attributes:
+        tokens: (V,) bool; those that are also kept lose their content.
+        others_seed: where given, as many other kept tokens lose theirs instead, drawn by this seed: a control.
+    """
+
+    tokens: np.ndarray
+    others_seed: int | None = None
 
 
 def read_request(

@@ -35,6 +35,7 @@ from prismatic.models.llama import (
     run_llama_reusing,
 )
 from prismatic.models.projectors import VisionProjector
+from prismatic.models.pruners.blanking import blank_tokens
 from prismatic.models.pruners.kind import TrainedPruner
 from prismatic.models.pruners.registry import PrunerSpec
 from prismatic.models.sequence import Context, build_context, complete_prompt, lay_out, tail_ids
@@ -195,13 +196,17 @@ class OpenVLAForActionPrediction(StoredModel):
     ) -> TokenSelection:
         """What the pruner keeps of (B, V, D) tokens, at its site; counted as the stage `pruner`.
 
-        Of what is `known` beside tokens and context, or `there` at the site alone, it is given what it `needs`.
+        Of what is `known` beside tokens and context, or `there` at the site alone, it is given what it `needs`. Where
+        the call says so, kept tokens are then blanked.
         """
         noise = (call.score_noise,) if getattr(self.pruner, "needs_noise", False) else ()
         offered = {"seeds": call.pruner_seeds, **(known or {}), **there}
         with call.stage("pruner"):
             needed = {name: offered[name] for name in getattr(self.pruner, "needs", ())}
-            return self.pruner(tokens, context, context_mask, *noise, **needed)
+            kept: TokenSelection = self.pruner(tokens, context, context_mask, *noise, **needed)
+        if call.blankings is None:
+            return kept
+        return blank_tokens(kept, tokens, call.blankings, self.num_images_in_input)
 
     def _checked_pixels(self, pixel_values: torch.Tensor) -> torch.Tensor:
         expected = self.num_images_in_input * self.vision_backbone.channels_per_image

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from prismatic.vla.request import Blanking
 from prismatic.vla.robots import RobotSpec
 
 Observation = dict[str, NDArray[Any]]
@@ -33,6 +34,7 @@ class PolicyQuery:
         session: who asks, one episode after another; a policy with a memory keeps one for each. Empty: a query that
             stands for itself.
         number: how many queries came before it in its episode; with 0 another one begins.
+        blanking: which kept tokens lose their content, for policies of this project; None: none.
     """
 
     observation: Observation
@@ -41,6 +43,7 @@ class PolicyQuery:
     suite: str = ""
     session: str = ""
     number: int = 0
+    blanking: Blanking | None = None
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,7 @@ class ActionChunk:
         policy_ms: milliseconds that the policy itself took for the call that made this chunk, without any waiting for
             it; None where nobody has measured it.
         call_queries: how many policy queries that call had.
+        blanked: (V,) bool, the kept tokens whose content was replaced; None where nobody asked for it.
     """
 
     actions: NDArray[np.floating[Any]]
@@ -65,6 +69,7 @@ class ActionChunk:
     scores: NDArray[np.float32] | None = None
     policy_ms: float | None = None
     call_queries: int = 1
+    blanked: NDArray[np.bool_] | None = None
 
 
 class Queryable(Protocol):

@@ -71,6 +71,7 @@ class PolicyAgent:
             [query.instruction for query in queries],
             [self._session(query) for query in queries],
             seeds=[query.seed for query in queries],
+            blankings=[query.blanking for query in queries],
         )
         selection, stage_ms = output.selection, {k: round(1000 * v, 3) for k, v in output.timing.items()}
         kept = selection.kept().cpu().numpy()
@@ -78,6 +79,9 @@ class PolicyAgent:
         rows = np.arange(len(kept))[:, None]
         np.add.at(picks, (rows, selection.index.cpu().numpy()), selection.count.float().cpu().numpy())
         scores = [None] * len(kept) if selection.scores is None else list(selection.scores.cpu().numpy())
+        without = selection.without_content()
+        blanked = [None] * len(kept) if without is None else list(without.cpu().numpy())
         return [
-            ActionChunk(output.actions[row], kept[row], picks[row], stage_ms, scores[row]) for row in range(len(kept))
+            ActionChunk(output.actions[row], kept[row], picks[row], stage_ms, scores[row], blanked=blanked[row])
+            for row in range(len(kept))
         ]
