@@ -102,6 +102,11 @@ COMMANDS = {
     "visualize": Command(
         "draw which image patches a policy kept", "lightvla.flags:visualize_parser", "lightvla.commands.visualize"
     ),
+    "looks": Command(
+        "say on which objects a policy's kept tokens lie, phase by phase, and whether it needs them there",
+        "experiments.robot.libero.looks.config:LooksConfig",
+        "experiments.robot.libero.looks.command",
+    ),
     "replay": Command(
         "repeat a recorded episode in the simulator, without the model",
         "lightvla.flags:replay_parser",

@@ -41,6 +41,7 @@ PATHS = {
     "scripts/replay_record.py": "replay",
     "scripts/records_to_rlds.py": "records-to-rlds",
     "scripts/play.py": "play",
+    "scripts/looks.py": "looks",
     "scripts/demo.py": "demo",
     "scripts/study.py": "study",
     "scripts/build_small_model.py": "build-small-model",

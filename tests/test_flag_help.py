@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from experiments.robot.libero.demonstrations.config import CollectionConfig
+from experiments.robot.libero.looks.config import LooksConfig
 from experiments.robot.libero.settings.flags import EvaluationConfig
 from lightvla.demo.settings import DemoConfig, SmallModelConfig
 from lightvla.flags import FinetuneFlags, MergeConfig
@@ -50,7 +51,8 @@ def test_help_shows_sections_and_defaults(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.parametrize(
-    "config", [FinetuneFlags, EvaluationConfig, CollectionConfig, DemoConfig, SmallModelConfig, MergeConfig]
+    "config",
+    [FinetuneFlags, EvaluationConfig, LooksConfig, CollectionConfig, DemoConfig, SmallModelConfig, MergeConfig],
 )
 def test_every_flag_says_what_it_does_and_what_holds_without_it(config: type) -> None:
     flags = flags_of(config)

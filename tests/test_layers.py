@@ -48,6 +48,7 @@ FLOORS = {
     "experiments.robot.libero.rollouts": 9,
     "experiments.robot.libero.evaluation": 10,
     "experiments.robot.libero.play": 10,
+    "experiments.robot.libero.looks": 11,
     "experiments.robot.libero.run_libero_eval": 13,
     "experiments.robot.libero.regenerate_libero_dataset": 13,
     "lightvla": 12,
@@ -212,13 +213,13 @@ def test_tensorflow_stays_out_of_the_library() -> None:
 
 MOST_LINES = 400
 MOST_MODULES = 12
-FULLER = {"prismatic/models": 17, "prismatic/training": 17, "scripts": 15, "scripts/dev": 17}
+FULLER = {"prismatic/models": 17, "prismatic/training": 17, "scripts": 16, "scripts/dev": 17}
 """Folders that hold more modules than `MOST_MODULES`; the numbers may only fall.
 
 `training`'s rose by three: `loading` out of `build`, which was near its most lines, `health` when a run learnt to look
 after itself, and `parts`, since a policy is put together twice, for the plan without weights and to train. `scripts`
 got measurements of saving, of memory, of asynchronous chunks and of the policy server in `dev`, and itself holds one
-file per user's command, of which `study` is the last.
+file per user's command, of which `study` and `looks` are the last.
 """
 
 

@@ -233,6 +233,7 @@ def episode_settings(plan: Plan, agent: Agent) -> EpisodeSettings:
         if config.record
         else None,
         name_suites=len(suites_of(config.task_suite_name)) > 1,
+        probes=plan.probes,
     )
 
 

@@ -13,6 +13,7 @@ from experiments.robot.libero.evaluation import conventions
 from experiments.robot.libero.evaluation.checks import check_flags
 from experiments.robot.libero.results.journal import read_evaluation
 from experiments.robot.libero.results.results import FILE_NAME
+from experiments.robot.libero.rollouts.rollout import Probes
 from experiments.robot.libero.rollouts.start import Start
 from experiments.robot.libero.settings.flags import OWN_STATES, EvaluationConfig, parse_indices, parse_shard
 from experiments.robot.libero.settings.suite_names import suites_of
@@ -25,7 +26,10 @@ from experiments.robot.libero.simulator.wide_starts import Displacement
 
 @dataclass(frozen=True)
 class Plan:
-    """What will be rolled out: `starts` task by task, and how; `warnings` are for whoever reads the results."""
+    """What will be rolled out: `starts` task by task, and how; `warnings` are for whoever reads the results.
+
+    `probes` ask more of the policy than an evaluation does; None: nothing more.
+    """
 
     config: EvaluationConfig
     starts: list[list[Start]]
@@ -34,6 +38,7 @@ class Plan:
     backend: str
     output_dir: Path
     warnings: list[str]
+    probes: Probes | None = None
 
 
 def make_plan(config: EvaluationConfig) -> Plan:

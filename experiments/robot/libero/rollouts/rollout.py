@@ -10,6 +10,7 @@ import time
 import traceback
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -85,6 +86,24 @@ class Observer(Protocol):
         ...
 
 
+class Probe(Observer, Protocol):
+    """Asks something of the policy by what it adds to its queries, and keeps what came out."""
+
+    def before_query(self, moment: Moment, query: PolicyQuery) -> PolicyQuery:
+        """The query to send in place of this one, which is about `moment`."""
+        ...
+
+    def save(self, record: EpisodeRecord, folder: Path, stem: str) -> None:
+        """Write what came out of the ended rollout below a folder, under its name without suffix."""
+        ...
+
+
+class Probes(Protocol):
+    """Makes a probe for every rollout; goes to worker processes, so that it can be pickled."""
+
+    def probe(self, start: Start) -> Probe: ...
+
+
 def new_record(start: Start, control: str = "none") -> EpisodeRecord:
     """The record of a rollout that has not begun."""
     return EpisodeRecord(
@@ -109,10 +128,11 @@ def run_episode(
     start: Start,
     settings: RolloutSettings,
     observers: Sequence[Observer] = (),
+    probe: Probe | None = None,
 ) -> EpisodeRecord:
     """Roll out once. An exception on the way makes the rollout invalid, with the traceback in the record.
 
-    With `start.other` the rollout ends as soon as either goal holds.
+    With `start.other` the rollout ends as soon as either goal holds. The probe observes it, too.
 
     Raises:
         PolicyLost: as the agent; it is no matter of this rollout.
@@ -122,7 +142,8 @@ def run_episode(
     try:
         state = start.initial_state if start.state is None else start.state
         environment.reset(state, seed=start.seed, displacement=start.displacement)
-        _act_until_done(environment, agent, start, settings, record, observers)
+        watching = [*observers, *([] if probe is None else [probe])]
+        _act_until_done(environment, _Asked(agent, probe), start, settings, record, watching)
     except PolicyLost:
         raise
     except Exception:
@@ -132,9 +153,22 @@ def run_episode(
     return record
 
 
+@dataclass(frozen=True)
+class _Asked:
+    """Whom a rollout queries, and what changes its queries on the way."""
+
+    agent: Queryable
+    probe: Probe | None
+
+    def query(self, moment: Moment, query: PolicyQuery) -> ActionChunk:
+        asked = query if self.probe is None else self.probe.before_query(moment, query)
+        (chunk,) = timed_query(self.agent, [asked])
+        return chunk
+
+
 def _act_until_done(
     environment: LiberoEnvironment,
-    agent: Queryable,
+    agent: _Asked,
     start: Start,
     settings: RolloutSettings,
     record: EpisodeRecord,
@@ -173,7 +207,7 @@ def _act_until_done(
 
 def _query(
     moment: Moment,
-    agent: Queryable,
+    agent: _Asked,
     start: Start,
     settings: RolloutSettings,
     record: EpisodeRecord,
@@ -193,7 +227,7 @@ def _query(
     began = time.perf_counter()
     seed, session = query_seed(start.seed, *where), f"{platform.node()}-{os.getpid()}"
     asked = PolicyQuery(observation, start.instruction, seed, start.task.suite, session, len(record.latency_ms))
-    (chunk,) = timed_query(agent, [asked])
+    chunk = agent.query(moment, asked)
     record.latency_ms.append(round(1000 * (time.perf_counter() - began), 3))
     assert chunk.policy_ms is not None  # timed_query's
     record.policy_ms.append(chunk.policy_ms)

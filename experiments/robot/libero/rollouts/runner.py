@@ -12,7 +12,7 @@ from typing import Any
 from experiments.robot.libero.policies.contract import Queryable
 from experiments.robot.libero.results.results import EpisodeRecord
 from experiments.robot.libero.rollouts.record import EpisodeRecorder
-from experiments.robot.libero.rollouts.rollout import RolloutSettings, new_record, run_episode
+from experiments.robot.libero.rollouts.rollout import Probe, Probes, RolloutSettings, new_record, run_episode
 from experiments.robot.libero.rollouts.start import Start
 from experiments.robot.libero.rollouts.video import RolloutRecorder
 from experiments.robot.libero.simulator.environment import LiberoEnvironment
@@ -91,6 +91,7 @@ class EpisodeSettings:
         video: None films nothing.
         record: None records nothing.
         name_suites: whether the names of videos and records begin with the suite, since there are several.
+        probes: what else is asked of the policy, and kept below `output_dir`; None: nothing.
     """
 
     rollout: RolloutSettings
@@ -99,6 +100,7 @@ class EpisodeSettings:
     video: VideoSettings | None = None
     record: RecordSettings | None = None
     name_suites: bool = False
+    probes: Probes | None = None
 
 
 def is_full(error: BaseException) -> bool:
@@ -133,16 +135,17 @@ class EpisodeRunner:
         film = settings.video.recorder(start) if settings.video is not None else None
         memory = EpisodeRecorder(start, settings.rollout, **vars(settings.record)) if settings.record else None
         observers = [observer for observer in (film, memory) if observer is not None]
+        probe = settings.probes.probe(start) if settings.probes is not None else None
         try:
             environment = self._environment_of(start.task)
         except Exception:
             record = new_record(start, settings.rollout.control)
             record.invalid = traceback.format_exc()
         else:
-            record = run_episode(environment, self._agent, start, settings.rollout, observers)
+            record = run_episode(environment, self._agent, start, settings.rollout, observers, probe)
         if record.invalid is None:
             try:
-                self._save(record, film, memory)
+                self._save(record, film, memory, probe)
             except Exception as error:
                 if is_full(error):
                     raise no_space(settings.output_dir) from error
@@ -152,7 +155,13 @@ class EpisodeRunner:
             self.close()  # the error may have left the simulator in any state
         return record
 
-    def _save(self, record: EpisodeRecord, film: RolloutRecorder | None, memory: EpisodeRecorder | None) -> None:
+    def _save(
+        self,
+        record: EpisodeRecord,
+        film: RolloutRecorder | None,
+        memory: EpisodeRecorder | None,
+        probe: Probe | None,
+    ) -> None:
         stem = f"{record.suite}_{record.file_stem}" if self._settings.name_suites else record.file_stem
         video = self._settings.video
         if film is not None and video is not None and video.keeps(record):
@@ -161,6 +170,8 @@ class EpisodeRunner:
         if memory is not None and memory.recording is not None:
             record.record = f"{FOLDER}/{stem}.npz"
             memory.recording.save(self._settings.output_dir / record.record)
+        if probe is not None:
+            probe.save(record, self._settings.output_dir, stem)
 
     def _environment_of(self, task: LiberoTask) -> LiberoEnvironment:
         if self._environment is not None and self._environment.task != task:

@@ -1,0 +1,142 @@
+"""The command over a real untrained policy and the real simulator, in short rollouts."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from experiments.robot.libero.evaluation.evaluate import evaluate
+from experiments.robot.libero.evaluation.plan import make_plan
+from experiments.robot.libero.looks.classes import CLASSES, TARGET
+from experiments.robot.libero.looks.command import explore, main, prepared
+from experiments.robot.libero.looks.config import LooksConfig
+from experiments.robot.libero.looks.report import Looks, report_data
+from experiments.robot.libero.looks.seen import read_all
+from experiments.robot.libero.looks.shares import lies_on
+from experiments.robot.libero.policies.choice import make_agent
+from experiments.robot.libero.results.results import Results
+from experiments.robot.libero.settings.flags import EvaluationConfig
+
+STEPS = 16
+QUIET = Console(quiet=True)
+SAME = {
+    "task_suite_name": "libero_goal",
+    "task_ids": "8",
+    "initial_states": "30,31",
+    "env_img_res": 128,
+    "renderer": "fast",
+    "num_envs": 1,
+}
+
+
+@pytest.fixture(scope="module")
+def config(untrained_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> LooksConfig:
+    """Of a command that has been run: two rollouts of two policy queries, in three conditions."""
+    where = {"output_dir": tmp_path_factory.mktemp("looks"), "blank": "target,random"}
+    config = LooksConfig(str(untrained_checkpoint), engine="eager", dtype="float32", **where, **SAME)  # type: ignore[arg-type]
+    plans, agent = prepared(config, QUIET)
+    plans = {name: dataclasses.replace(plan, max_steps=STEPS) for name, plan in plans.items()}
+    assert explore(config, plans, agent, ["lightvla", "looks"], QUIET) == 0
+    return config
+
+
+def results(config: LooksConfig, name: str) -> Results:
+    return Results.load(config.output_dir / "rollouts" / name)
+
+
+@pytest.mark.slow
+def test_looking_changes_no_action(config: LooksConfig, tmp_path: Path) -> None:
+    flags = {name: getattr(config, name) for name in ("pretrained_checkpoint", "engine", "dtype")}
+    plan = make_plan(EvaluationConfig(output_dir=str(tmp_path), **flags, **SAME))  # type: ignore[arg-type]
+    agent = make_agent(plan.config)
+    plain = evaluate(dataclasses.replace(plan, max_steps=STEPS), agent, ["eval"]).episodes
+    looked = results(config, "unblanked").episodes
+    assert [each.actions_sha256 for each in looked] == [each.actions_sha256 for each in plain]
+    assert [each.tokens_kept for each in looked] == [each.tokens_kept for each in plain]
+    assert [each.success for each in looked] == [each.success for each in plain]
+
+
+def test_counts_are_those_of_the_stored_patches(config: LooksConfig) -> None:
+    looks = Looks.load(config.output_dir / "looks.json")
+    found = read_all(config.output_dir / "rollouts" / "unblanked", results(config, "unblanked").episodes, False)
+    assert len(looks.unblanked) == len(found) == 2
+    for rollout, (record, seen) in zip(looks.unblanked, found, strict=True):
+        assert rollout.state == record.initial_state and rollout.kept == sum(record.tokens_kept)
+        on, chance = np.zeros(len(CLASSES)), np.zeros(len(CLASSES))
+        for kept, pixels in zip(seen.kept, seen.pixels, strict=True):
+            for camera in range(2):  # token by token
+                own = range(camera * len(kept) // 2, (camera + 1) * len(kept) // 2)
+                shares = {token: pixels[token] / pixels[token].sum() for token in own}
+                on += sum((shares[token] for token in own if kept[token]), np.zeros(len(CLASSES)))
+                chance += sum(kept[list(own)]) * sum(shares.values()) / len(own)
+        counts = rollout.counts()
+        assert counts.queries == 2 * 2 and counts.kept == rollout.kept  # each query is counted for each camera
+        np.testing.assert_allclose(list(counts.on.values()), on, atol=1e-5)
+        np.testing.assert_allclose(list(counts.chance.values()), chance, atol=1e-5)
+        for sums in (counts.on, counts.chance, counts.majority):
+            assert abs(sum(sums.values()) - counts.kept) < 1e-4
+
+
+def test_blanked_is_what_was_asked_and_the_count_is_told(config: LooksConfig) -> None:
+    looks = Looks.load(config.output_dir / "looks.json")
+    for record, seen in read_all(config.output_dir / "rollouts" / "target", results(config, "target").episodes, False):
+        expected = seen.kept & np.stack([lies_on(pixels, TARGET) for pixels in seen.pixels])
+        np.testing.assert_array_equal(seen.blanked, expected)
+        (told,) = [r.blanked for r in looks.rollouts if (r.condition, r.state) == ("target", record.initial_state)]
+        assert told == expected.sum() > 0
+    before = results(config, "unblanked").episodes
+    assert [e.actions_sha256 for e in results(config, "target").episodes] != [e.actions_sha256 for e in before]
+    for _, seen in read_all(config.output_dir / "rollouts" / "random", results(config, "random").episodes, False):
+        on_target = np.stack([lies_on(pixels, TARGET) for pixels in seen.pixels])
+        assert not (seen.blanked & on_target).any() and not (seen.blanked & ~seen.kept).any()
+        np.testing.assert_array_equal(seen.blanked.sum(axis=1), (seen.kept & on_target).sum(axis=1))
+
+
+def test_the_report_holds_the_tables_and_says_how_it_was_made(config: LooksConfig) -> None:
+    folder = config.output_dir
+    text = (folder / "looks.md").read_text()
+    for words in (
+        "times chance",
+        "Phase by phase",
+        "Success with blanked tokens",
+        "full_image",
+        "wrist_image",
+        "sha256:",
+    ):
+        assert words in text
+    made = json.loads((folder / "looks.json").read_text())["made"]
+    assert made["command"] == ["lightvla", "looks"] and made["weights_fingerprint"].startswith("sha256:")
+    assert "<table" in (folder / "looks.html").read_text()
+    titles = [section.title for section in report_data(Looks.load(folder / "looks.json"), folder).filled]
+    assert titles[0] == "In pictures" and "Does it need them there" in titles
+
+
+def test_the_same_command_goes_on_with_what_is_there(config: LooksConfig) -> None:
+    plans, agent = prepared(config, QUIET)
+    plans = {name: dataclasses.replace(plan, max_steps=STEPS) for name, plan in plans.items()}
+    written = (config.output_dir / "rollouts" / "target" / "looks").iterdir()
+    before = {path: path.stat().st_mtime_ns for path in written}
+    assert explore(config, plans, agent, ["lightvla", "looks"], QUIET) == 0
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"blank": "target,table"}, "--blank 'target,table' has 'table'; expected some of target, goal"),
+        ({"blank": "goal,goal"}, "names one twice"),
+        ({"task_ids": "11"}, "has no task 11"),
+        ({"env_img_res": 13 + 3, "pruner": "fastv:tokens=8,layer=1", "blank": "target"}, "drops tokens inside"),
+        ({"pretrained_checkpoint": "nowhere/at all"}, "nowhere/at all"),
+    ],
+)
+def test_bad_flags_are_refused_before_any_rollout(
+    untrained_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: dict, message: str
+) -> None:
+    given = {"pretrained_checkpoint": str(untrained_checkpoint), **SAME, "output_dir": tmp_path / "out", **flags}
+    assert main(LooksConfig(**given), ["lightvla", "looks"], QUIET) == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "out" / "looks.json").exists()
