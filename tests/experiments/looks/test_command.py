@@ -49,6 +49,7 @@ def results(config: LooksConfig, name: str) -> Results:
 
 @pytest.mark.slow
 def test_looking_changes_no_action(config: LooksConfig, tmp_path: Path) -> None:
+    """Neither against an evaluation nor from simulators in processes of their own."""
     flags = {name: getattr(config, name) for name in ("pretrained_checkpoint", "engine", "dtype")}
     plan = make_plan(EvaluationConfig(output_dir=str(tmp_path), **flags, **SAME))  # type: ignore[arg-type]
     agent = make_agent(plan.config)
@@ -57,6 +58,13 @@ def test_looking_changes_no_action(config: LooksConfig, tmp_path: Path) -> None:
     assert [each.actions_sha256 for each in looked] == [each.actions_sha256 for each in plain]
     assert [each.tokens_kept for each in looked] == [each.tokens_kept for each in plain]
     assert [each.success for each in looked] == [each.success for each in plain]
+
+    beside = dataclasses.replace(config, num_envs=2, blank="none", output_dir=tmp_path / "beside")
+    plans, agent = prepared(beside, QUIET)
+    plans = {name: dataclasses.replace(plan, max_steps=STEPS) for name, plan in plans.items()}
+    assert explore(beside, plans, agent, ["lightvla", "looks"], QUIET) == 0
+    found = Looks.load(tmp_path / "beside" / "looks.json").rollouts
+    assert found == Looks.load(config.output_dir / "looks.json").unblanked
 
 
 def test_counts_are_those_of_the_stored_patches(config: LooksConfig) -> None:
@@ -110,6 +118,8 @@ def test_the_report_holds_the_tables_and_says_how_it_was_made(config: LooksConfi
     made = json.loads((folder / "looks.json").read_text())["made"]
     assert made["command"] == ["lightvla", "looks"] and made["weights_fingerprint"].startswith("sha256:")
     assert "<table" in (folder / "looks.html").read_text()
+    assert (folder / "libero_goal_task8.png").stat().st_size > 10_000
+    assert (folder / "libero_goal_task8.mp4").stat().st_size > 1_000 and "libero_goal_task8.png" in text
     titles = [section.title for section in report_data(Looks.load(folder / "looks.json"), folder).filled]
     assert titles[0] == "In pictures" and "Does it need them there" in titles
 

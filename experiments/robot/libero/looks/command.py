@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import logging
 import math
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,16 +24,17 @@ from experiments.robot.libero.evaluation.resume import check_resumable, check_sa
 from experiments.robot.libero.evaluation.terminal import GoesOn, evaluate_with_progress
 from experiments.robot.libero.evaluation.wandb_log import WandbLog
 from experiments.robot.libero.looks.config import UNBLANKED, LooksConfig
-from experiments.robot.libero.looks.counts import Rollout, count
+from experiments.robot.libero.looks.counts import count
+from experiments.robot.libero.looks.pictures import draw
 from experiments.robot.libero.looks.probe import Looking
-from experiments.robot.libero.looks.report import NAMES, Looks, write_reports
-from experiments.robot.libero.looks.seen import read_all
+from experiments.robot.libero.looks.report import NAMES, Looks, picture_stem, write_reports
+from experiments.robot.libero.looks.seen import Seen, read_all
 from experiments.robot.libero.policies.choice import make_agent, weights_of
 from experiments.robot.libero.policies.local import PolicyAgent
 from experiments.robot.libero.policies.watched import PolicyLost
 from experiments.robot.libero.results.journal import Journal
 from experiments.robot.libero.results.provenance import collect_versions, git_commit
-from experiments.robot.libero.results.results import TIME_FORMAT, Results
+from experiments.robot.libero.results.results import TIME_FORMAT, EpisodeRecord, Results
 from experiments.robot.libero.rollouts.worker_pool import SimulatorsUnusable
 from experiments.robot.libero.settings.flags import EvaluationConfig
 from experiments.robot.libero.settings.suite_names import suites_of
@@ -72,9 +75,12 @@ def explore(
     except (PolicyLost, SimulatorsUnusable, OSError) as error:
         print_error(f"{error}; the same command goes on")
         return UNUSABLE
+    several = len(suites_of(config.task_suite_name)) > 1
     try:
-        looks = Looks(_made(config, command, began, results[UNBLANKED]), _rollouts(plans, results, config))
-        looks.save(config.output_dir / NAMES[0])
+        found = {name: read_all(plans[name].output_dir, each.episodes, several) for name, each in results.items()}
+        rollouts = [count(record, seen, name) for name, each in found.items() for record, seen in each]
+        Looks(_made(config, command, began, results[UNBLANKED]), rollouts).save(config.output_dir / NAMES[0])
+        _draw(found[UNBLANKED], config, agent)
         written = write_reports(config.output_dir)
     except (ValueError, OSError, ImportError) as error:
         print_error(error)
@@ -93,6 +99,9 @@ def prepared(config: LooksConfig, console: Console) -> tuple[dict[str, Plan], Po
     Raises ValueError and the like for whatever can be refused, before any rollout.
     """
     conditions = config.conditions()
+    for package in ("imageio_ffmpeg", "matplotlib", "jinja2"):
+        if importlib.util.find_spec(package) is None:
+            raise ImportError(f"the report needs {package}: pip install 'lightvla[libero,report]'")
     device = resolve_device(config.device)
     draw_on_own_gpu(1)
     plan = make_plan(config.evaluation(UNBLANKED))
@@ -147,13 +156,12 @@ def _roll_out(plan: Plan, agent: PolicyAgent, command: list[str], console: Conso
         return evaluate_with_progress(plan, agent, journal, command, console, alone, WandbLog(plan, active=False))
 
 
-def _rollouts(plans: dict[str, Plan], results: dict[str, Results], config: LooksConfig) -> list[Rollout]:
-    several = len(suites_of(config.task_suite_name)) > 1
-    return [
-        count(record, seen, name)
-        for name, plan in plans.items()
-        for record, seen in read_all(plan.output_dir, results[name].episodes, several)
-    ]
+def _draw(found: Sequence[tuple[EpisodeRecord, Seen]], config: LooksConfig, agent: PolicyAgent) -> None:
+    """A sheet and a video of each task."""
+    fps = agent.robot.control_rate_hz / (config.num_open_loop_steps or agent.robot.open_loop_steps)
+    for suite, task in dict.fromkeys((record.suite, record.task_index) for record, _ in found):
+        own = [each for each in found if (each[0].suite, each[0].task_index) == (suite, task)]
+        draw(own, agent.center_crop, fps, config.output_dir / picture_stem(suite, task))
 
 
 def _made(config: LooksConfig, command: list[str], began: str, results: Results) -> dict[str, Any]:

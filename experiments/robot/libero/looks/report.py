@@ -136,6 +136,7 @@ def report_data(looks: Looks, folder: Path) -> ReportData:
     successes = sum(rollout.success for rollout in rollouts)
     kept, queries = sum(r.kept for r in rollouts), sum(r.queries for r in rollouts)
     target = overall["target"]
+    times = target.ratio if target else None
     return ReportData(
         title="What the pruner looks at",
         summary=[
@@ -147,7 +148,7 @@ def report_data(looks: Looks, folder: Path) -> ReportData:
         headlines=[
             Headline(f"{successes} of {len(rollouts)}", "solved, nothing blanked"),
             Headline(f"{kept / queries:.1f}", "tokens kept per policy query"),
-            *([Headline(_ratio(target), "as many tokens on the target as by chance")] if target else []),
+            *([Headline(f"{times:.2f} times", "as many on the target as by chance")] if times is not None else []),
         ],
         sections=sections,
         footer="Positions are the simulator's own; nothing is estimated from pictures.",
@@ -293,7 +294,7 @@ def picture_blocks(looks: Looks, folder: Path) -> list[Block]:
 def _shown(title: str, image: Media | None, video: Media | None) -> list[Block]:
     words = "Both cameras at several moments of one rollout; pruned patches are dark, classes outlined"
     picture = [Picture(title, image, description=words)] if image else []
-    return [*picture, *([Clip(f"{title}, as a video", video)] if video else [])]
+    return [*picture, *([Clip(f"{title}, as a video", video, own_size=True)] if video else [])]
 
 
 def picture_stem(suite: str, task: int) -> str:

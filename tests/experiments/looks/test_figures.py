@@ -1,0 +1,100 @@
+"""Shares against chance and paired success, by counts whose answers are known."""
+
+import numpy as np
+import pytest
+
+from experiments.robot.libero.looks.classes import BACKGROUND, CLASSES, GRIPPER, TARGET
+from experiments.robot.libero.looks.counts import Counts, Rollout
+from experiments.robot.libero.looks.figures import against_chance, blanked
+from experiments.robot.libero.looks.phases import CARRY, GRASP, PLACE, REACH
+from experiments.robot.libero.looks.pictures import COLOURS, SIZE, moments, view
+from experiments.robot.libero.looks.report import sentence
+from experiments.robot.libero.looks.seen import Seen
+
+
+def counts(on_target: float, by_chance: float, kept: int = 100) -> Counts:
+    rest = dict.fromkeys(CLASSES, 0.0)
+    return Counts(
+        queries=10,
+        kept=kept,
+        tokens=1000,
+        on={**rest, "target": on_target, "background": kept - on_target},
+        chance={**rest, "target": by_chance, "background": kept - by_chance},
+        majority={**dict.fromkeys(CLASSES, 0), "background": kept},
+    )
+
+
+def rollout(
+    state: int, success: bool = True, condition: str = "unblanked", task: int = 8, of: Counts | None = None
+) -> Rollout:
+    lost = 0 if condition == "unblanked" else 30
+    return Rollout(
+        condition=condition, suite="libero_goal", task=task, task_name="put", instruction="put", names=[("a", "b")],
+        state=state, round=0, success=success, steps=80, queries=10, kept=100, blanked=lost,
+        of={"full_image": {"reach": of or counts(10, 5)}},
+    )  # fmt: skip
+
+
+def test_shares_chance_and_ratio_are_of_all_tokens_together() -> None:
+    rollouts = [rollout(30, of=counts(10, 5)), rollout(31, of=counts(60, 10, 200)), rollout(32, of=counts(5, 5))]
+    found = against_chance(rollouts, Rollout.counts, "target")
+    assert found is not None and found.ratio is not None
+    np.testing.assert_allclose([found.share, found.chance, found.ratio], [75 / 400, 20 / 400, 75 / 20])
+    assert found.ratio_interval is not None and found.ratio_interval.low < found.ratio < found.ratio_interval.high
+    assert found.ratio_interval.low >= 1.0 and found.ratio_interval.high <= 6.0  # of one state alone
+    never = against_chance(rollouts, Rollout.counts, "arm")
+    assert never is not None and never.ratio is None and never.share == 0
+
+
+def test_rollouts_of_one_initial_state_are_one_cluster() -> None:
+    one = [rollout(30, of=counts(10, 5)), rollout(30, of=counts(60, 10, 200))]
+    found = against_chance(one, Rollout.counts, "target")
+    assert found is not None and found.share_interval is None and found.ratio_interval is None
+
+
+def test_nothing_kept_is_no_share() -> None:
+    assert against_chance([rollout(30)], lambda r: r.counts(phases=["carry"]), "target") is None
+
+
+@pytest.mark.parametrize(
+    ("solved", "words"),
+    [
+        (lambda state: False, "success falls"),
+        (lambda state: True, "success stays"),
+        (lambda state: state != 30, "neither is shown"),
+    ],
+)
+def test_blanked_rollouts_are_paired_with_the_same_starts(solved: object, words: str) -> None:
+    states = range(30, 70) if words != "neither is shown" else range(30, 34)
+    plain = [rollout(state) for state in states]
+    other = [rollout(state, solved(state), "background") for state in [*states, 99]]  # type: ignore[operator]
+    found = blanked([*plain, *other], "background")
+    assert found is not None and found.counts.trials == len(states)
+    assert (found.tokens, found.kept) == (3.0, 10.0)
+    assert words in sentence(found)
+    assert ("sinks" in sentence(found)) == (words == "success stays")
+    assert blanked(plain, "background") is None
+
+
+def test_a_moment_of_every_phase_is_shown() -> None:
+    phases = np.array([REACH] * 9 + [GRASP] * 2 + [CARRY] * 6 + [PLACE])
+    chosen = moments(phases)
+    assert len(chosen) == 6 and chosen == sorted(chosen)
+    assert {phases[query] for query in chosen} == {REACH, GRASP, CARRY, PLACE}
+    assert moments(np.array([REACH, REACH])) == [0, 1]
+
+
+def test_kept_patches_stay_bright_and_classes_are_outlined() -> None:
+    classes = np.full((1, 70, 70), BACKGROUND, np.uint8)
+    classes[0, 35:50, 35:50], classes[0, :10, :10] = TARGET, GRIPPER
+    picture = np.full((1, 70, 70, 3), 200, np.uint8)
+    kept = np.zeros((1, 49), bool)
+    kept[0, 6] = True  # at the right end of the first row
+    none = np.zeros((1, 49, len(CLASSES)), np.int64)
+    seen = Seen(("full_image",), [("a", "b")], np.zeros(1), np.zeros(1), kept, ~kept, none, [picture], [classes])
+    found = view(seen, 0, 0, center_crop=False)
+    side = SIZE // 7
+    assert (found[2 : side - 2, -side + 2 :] == 200).all()
+    assert found[SIZE - 5, 5].max() < 100
+    for kind in (TARGET, GRIPPER):
+        assert (found == COLOURS[kind]).all(axis=2).sum() > 30
