@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,11 +11,12 @@ from typing import Any
 from experiments.robot.libero.comparison.compare import p_text, points, span
 from experiments.robot.libero.looks.classes import CLASSES
 from experiments.robot.libero.looks.config import UNBLANKED
-from experiments.robot.libero.looks.counts import Rollout
+from experiments.robot.libero.looks.counts import Counts, Rollout
 from experiments.robot.libero.looks.figures import STAYS_POINTS, Against, Blanked, Take, against_chance, blanked
 from experiments.robot.libero.looks.phases import AT_GOAL_M, JUST_RELEASED_STEPS, LIFTED_M, NEAR_M, PHASES
 from experiments.robot.libero.looks.shares import ALL_BACKGROUND, LIES_ON
 from prismatic.atomic_files import write_atomically
+from prismatic.report.charts import StackedBars
 from prismatic.report.data import (
     Block,
     Cell,
@@ -35,6 +36,7 @@ from prismatic.report.data import (
 from prismatic.report.html import write_report as write_html
 from prismatic.report.markdown import write_markdown
 from prismatic.report.media import MediaFiles
+from prismatic.significance import holm
 
 FORMAT_VERSION = 1
 NAMES = ("looks.json", "looks.md", "looks.html")
@@ -68,7 +70,7 @@ class Looks:
     rollouts: list[Rollout]
 
     def save(self, path: Path) -> None:
-        """Write atomically."""
+        """Write atomically, a line per rollout."""
         thresholds = {
             "lifted_m": LIFTED_M, "at_goal_m": AT_GOAL_M, "near_m": NEAR_M, "just_released_steps": JUST_RELEASED_STEPS,
             "lies_on": LIES_ON, "all_background": ALL_BACKGROUND,
@@ -79,9 +81,10 @@ class Looks:
             "classes": CLASSES,
             "phases": PHASES,
             "thresholds": thresholds,
-            "rollouts": [rollout.to_json() for rollout in self.rollouts],
         }
-        write_atomically(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
+        head = json.dumps(content, indent=1, allow_nan=False).removesuffix("\n}")
+        lines = ",\n".join(f"  {json.dumps(rollout.to_json(), allow_nan=False)}" for rollout in self.rollouts)
+        write_atomically(path, f'{head},\n "rollouts": [\n{lines}\n ]\n}}\n')
 
     @classmethod
     def load(cls, path: Path) -> Looks:
@@ -124,7 +127,7 @@ def report_data(looks: Looks, folder: Path) -> ReportData:
     sections = [
         Section("In pictures", picture_blocks(looks, folder), note=_picture_note()),
         Section("On what kept tokens lie", _camera_tables(rollouts, looks.cameras), note=_chance_note()),
-        Section("Phase by phase", [phase_table(rollouts, both, None)], note=_phase_note()),
+        Section("Phase by phase", [_phase_bars(rollouts), phase_table(rollouts, both)], note=_phase_note()),
         Section(
             "Does it need them there",
             [blanked_table(looks, compared), Notes([sentence(each) for each in compared])] if compared else [],
@@ -156,12 +159,27 @@ def report_data(looks: Looks, folder: Path) -> ReportData:
 
 
 def _camera_tables(rollouts: Sequence[Rollout], cameras: Sequence[str]) -> list[Block]:
-    everything: list[Block] = [class_table(rollouts, Rollout.counts, "All cameras")]
-    return [*everything, *(class_table(rollouts, _of_camera(camera), camera) for camera in cameras)]
+    taken = {camera: _of_camera(camera) for camera in cameras}
+    tables = [class_table(rollouts, take, camera) for camera, take in taken.items()]
+    bars = composition(rollouts, taken, "Kept tokens, and as many by chance")
+    return [bars, class_table(rollouts, Rollout.counts, "All cameras"), *tables]
 
 
 def _of_camera(camera: str) -> Take:
     return lambda rollout: rollout.counts(cameras=[camera])
+
+
+def composition(rollouts: Sequence[Rollout], taken: Mapping[str, Take], title: str) -> StackedBars:
+    """A pair of bars for each way of taking: classes of the kept tokens, and of as many by chance."""
+    parts: dict[str, list[float]] = {kind: [] for kind in CLASSES}
+    names: list[str] = []
+    for name, take in taken.items():
+        total = Counts.total(map(take, rollouts))
+        if total.kept:
+            names += [f"{name}, kept", f"{name}, by chance"]
+            for kind in CLASSES:
+                parts[kind] += [100 * counts[kind] / total.kept for counts in (total.on, total.chance)]
+    return StackedBars(title, names, parts, "% of tokens")
 
 
 def class_table(rollouts: Sequence[Rollout], take: Take, title: str) -> Table:
@@ -194,15 +212,15 @@ def _ratio(found: Against) -> str:
     return f"{found.ratio:.2f}" + (f" ({ends.low:.2f} to {ends.high:.2f})" if ends else "")
 
 
-def phase_table(rollouts: Sequence[Rollout], title: str, cameras: Sequence[str] | None) -> Table:
-    """Every class by phase: share of the kept tokens and times chance."""
+def phase_table(rollouts: Sequence[Rollout], title: str) -> Table:
+    """Every class by phase, in all cameras: share of the kept tokens and times chance."""
     queries = [sum(r.counts(phases=[phase]).queries for r in rollouts) // max(1, _number(rollouts)) for phase in PHASES]
     shown = [phase for phase, number in zip(PHASES, queries, strict=True) if number]
     rows: list[Row] = []
     for kind in CLASSES:
         cells: list[str | Cell] = [kind]
         for phase in shown:
-            found = against_chance(rollouts, lambda r, p=phase: r.counts(cameras, [p]), kind)  # type: ignore[misc]
+            found = against_chance(rollouts, _of_phase(phase), kind)
             text = "–" if found is None else f"{100 * found.share:.1f} % · {_ratio(found)}"
             cells.append(text)
         rows.append(cells)
@@ -218,6 +236,15 @@ def phase_table(rollouts: Sequence[Rollout], title: str, cameras: Sequence[str] 
     return Table(title, ("class", *shown), rows, totals=totals)
 
 
+def _phase_bars(rollouts: Sequence[Rollout]) -> StackedBars:
+    taken: dict[str, Take] = {phase: _of_phase(phase) for phase in PHASES}
+    return composition(rollouts, taken, "Kept tokens by phase, all cameras")
+
+
+def _of_phase(phase: str) -> Take:
+    return lambda rollout: rollout.counts(phases=[phase])
+
+
 def _number(rollouts: Sequence[Rollout]) -> int:
     """Cameras: each counts every query."""
     return max((len(rollout.of) for rollout in rollouts), default=1)
@@ -230,7 +257,7 @@ def _task_section(looks: Looks, task: tuple[str, int]) -> Section:
     blocks: list[Block] = [class_table(own, _of_camera(camera), camera) for camera in looks.cameras]
     return Section(
         f"Task {task[1]}: {own[0].instruction}",
-        [*blocks, phase_table(own, "Phase by phase, all cameras", None)],
+        [*blocks, phase_table(own, "Phase by phase, all cameras")],
         note=f"{moved[:1].upper()}{moved[1:]}. {solved} of {len(own)} solved.",
     )
 
@@ -241,7 +268,8 @@ def blanked_table(looks: Looks, compared: Sequence[Blanked]) -> Table:
     kept = sum(r.kept for r in rollouts) / sum(r.queries for r in rollouts)
     solved = share_cell(sum(r.success for r in rollouts), len(rollouts))
     rows: list[Row] = [("nothing", f"0 of {kept:.1f}", solved, "", "", "", "")]
-    for each in compared:
+    corrected = holm([each.p_value for each in compared])
+    for each, p_value in zip(compared, corrected, strict=True):
         counts = each.counts
         rows.append((
             Cell(each.condition, note=_BLANKED[each.condition]),
@@ -250,11 +278,11 @@ def blanked_table(looks: Looks, compared: Sequence[Blanked]) -> Table:
             Cell(points(each.difference), sort=each.difference),
             span(each.interval, signed=True),
             f"{counts.both}/{counts.only_first}/{counts.only_second}/{counts.neither}",
-            p_text(each.p_value),
+            p_text(p_value),
         ))  # fmt: skip
     columns = (
         "blanked", "tokens per query", "solved", "points", "95 % interval", "both/blanked only/unblanked only/neither",
-        "p",
+        "p (Holm)",
     )  # fmt: skip
     return Table("Success with blanked tokens", columns, rows)
 
@@ -331,7 +359,8 @@ def _blanked_note() -> str:
     return (
         "The same starts once more: the content of these tokens is replaced by the mean token of their picture before "
         "the language model reads it, at every policy query. Number, positions and weights of tokens stay, and what is "
-        f"kept is chosen before. Success stays where the interval's lower end lies above -{STAYS_POINTS:g} points."
+        f"kept is chosen before. Success stays where the interval's lower end lies above -{STAYS_POINTS:g} points. "
+        "p: McNemar's test by initial states."
     )
 
 
