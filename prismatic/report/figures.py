@@ -73,8 +73,8 @@ def legend_shape(labels: Sequence[str]) -> tuple[int, float]:
     """Columns of a legend above a wide chart, and the inches that it takes in height; (0, 0) for a single label."""
     if len(labels) < 2:
         return 0, 0.0
-    one_row = sum(6 + len(label) for label in labels) <= _LEGEND_LETTERS
-    columns = len(labels) if one_row else max(1, _LEGEND_LETTERS // (6 + max(map(len, labels))))
+    one_row = sum(7 + len(label) for label in labels) <= _LEGEND_LETTERS
+    columns = len(labels) if one_row else max(1, _LEGEND_LETTERS // (7 + max(map(len, labels))))
     return columns, 0.12 + 0.2 * -(-len(labels) // columns)
 
 
