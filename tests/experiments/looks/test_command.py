@@ -34,8 +34,8 @@ SAME = {
 
 @pytest.fixture(scope="module")
 def config(untrained_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> LooksConfig:
-    """Of a command that has been run: two rollouts of two policy queries, in three conditions."""
-    where = {"output_dir": tmp_path_factory.mktemp("looks"), "blank": "target,random"}
+    """Of a command that has been run: two rollouts of two policy queries, in four conditions."""
+    where = {"output_dir": tmp_path_factory.mktemp("looks"), "blank": "target,random,hidden"}
     config = LooksConfig(str(untrained_checkpoint), engine="eager", dtype="float32", **where, **SAME)  # type: ignore[arg-type]
     plans, agent = prepared(config, QUIET)
     plans = {name: dataclasses.replace(plan, max_steps=STEPS) for name, plan in plans.items()}
@@ -101,6 +101,13 @@ def test_blanked_is_what_was_asked_and_the_count_is_told(config: LooksConfig) ->
         on_target = np.stack([lies_on(pixels, TARGET) for pixels in seen.pixels])
         assert not (seen.blanked & on_target).any() and not (seen.blanked & ~seen.kept).any()
         np.testing.assert_array_equal(seen.blanked.sum(axis=1), (seen.kept & on_target).sum(axis=1))
+
+
+def test_a_hidden_target_blanks_nothing_and_changes_what_is_seen(config: LooksConfig) -> None:
+    before, hidden = results(config, "unblanked").episodes, results(config, "hidden").episodes
+    assert [e.actions_sha256 for e in hidden] != [e.actions_sha256 for e in before]
+    for _, seen in read_all(config.output_dir / "rollouts" / "hidden", hidden, False):
+        assert not seen.blanked.any() and seen.pixels[..., TARGET].any()  # the truth still has it
 
 
 def test_the_report_holds_the_tables_and_says_how_it_was_made(config: LooksConfig) -> None:

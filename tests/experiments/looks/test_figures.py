@@ -8,8 +8,8 @@ from experiments.robot.libero.looks.counts import Counts, Rollout
 from experiments.robot.libero.looks.figures import against_chance, blanked
 from experiments.robot.libero.looks.phases import CARRY, GRASP, PLACE, REACH
 from experiments.robot.libero.looks.pictures import COLOURS, SIZE, moments, view
-from experiments.robot.libero.looks.report import sentence
 from experiments.robot.libero.looks.seen import Seen
+from experiments.robot.libero.looks.tables import sentence
 
 
 def counts(on_target: float, by_chance: float, kept: int = 100) -> Counts:

@@ -65,6 +65,17 @@ def test_what_is_told_apart_is_what_the_picture_shows(environment: LiberoEnviron
     np.testing.assert_array_equal(environment.frame(camera), before)
 
 
+def test_a_body_is_left_out_of_a_picture_and_of_nothing_else(environment: LiberoEnvironment) -> None:
+    own = environment.bodies("full_image") == environment.model.body(f"{BOWL}_main").id
+    body = environment.model.body(f"{BOWL}_main").id
+    before, groups = environment.frame("full_image"), environment.model.geom_group.copy()
+    without = environment.frame("full_image", [body])
+    changed = (without != before).any(axis=2)
+    assert changed[own].mean() > 0.9 and not changed[~own].any()  # the fast renderer draws no shadows
+    np.testing.assert_array_equal(environment.model.geom_group, groups)
+    np.testing.assert_array_equal(environment.frame("full_image"), before)
+
+
 @pytest.mark.parametrize(
     ("task", "target", "goal"),
     [

@@ -112,7 +112,7 @@ def prepared(config: LooksConfig, console: Console) -> tuple[dict[str, Plan], Po
         agent = make_agent(plan.config, device, fingerprint)
     assert isinstance(agent, PolicyAgent)  # there is no flag for a server
     plans = {name: check_same_policy(plan, agent) for name, plan in plans.items()}
-    looking = _looking(config, agent, blanks=len(conditions) > 1)
+    looking = _looking(config, agent, blanks=not {*conditions} <= {UNBLANKED, "hidden"})
     return {name: _asking(plan, looking, name) for name, plan in plans.items()}, agent
 
 
@@ -136,7 +136,7 @@ def _looking(config: LooksConfig, agent: PolicyAgent, blanks: bool) -> Looking:
     if agent.policy.action_head.kind == AUTOREGRESSIVE:
         reason = "the policy decodes one token after another, over all visual tokens"
     if blanks and reason is not None:
-        raise ValueError(f"--blank {config.blank}: {reason}, or give --blank none")
+        raise ValueError(f"--blank {config.blank}: {reason}, or give --blank hidden or none")
     return Looking(cameras, grid, agent.center_crop)
 
 
@@ -144,7 +144,7 @@ def _asking(plan: Plan, looking: Looking, condition: str) -> Plan:
     """The plan of a condition, whose results say what is special about them."""
     if condition == UNBLANKED:
         return replace(plan, probes=replace(looking, pictured=PICTURED))
-    warning = f"lightvla looks --blank {condition}: kept tokens had their content replaced, so this is no plain result"
+    warning = f"lightvla looks --blank {condition}: something was taken from the policy, so this is no plain result"
     return replace(plan, probes=replace(looking, blank=condition), warnings=[*plan.warnings, warning])
 
 

@@ -8,8 +8,10 @@ from pathlib import Path
 from experiments.robot.libero.settings.flags import EvaluationConfig
 
 UNBLANKED = "unblanked"
-BLANKED = ("target", "goal", "background", "random")
-"""What kept tokens lose their content on: a class of pixels, or as many others as lie on the target."""
+BLANKED = ("target", "goal", "background", "random", "all", "hidden")
+"""What kept tokens lose their content on: a class of pixels, as many others as lie on the target, or all of them.
+`hidden` blanks nothing: the target is left out of the policy's pictures, so that no token has seen it."""
+_ASKED = ("target", "goal", "background", "random", "hidden")
 NOTHING = "none"
 
 
@@ -41,7 +43,7 @@ class LooksConfig:
     num_envs: int | None = None  # simulator processes; None: as many as cores and memory allow
 
     # Questions
-    blank: str = ",".join(BLANKED)  # rolled out again with these tokens blanked, each as often; none: only looked at
+    blank: str = ",".join(_ASKED)  # rolled out again without these, each by itself; all: every token; none: only look
 
     # Output
     output_dir: Path = Path("looks")  # looks.json, looks.md, looks.html, pictures; rollouts/ below it

@@ -28,7 +28,7 @@ class Looking:
         cameras: observation keys, in the tokens' order.
         grid: patches along a side of a picture.
         center_crop: whether the policy sees the central part of the pictures only.
-        blank: class whose kept tokens lose their content, `random` for as many others as lie on the target; None: none.
+        blank: class whose kept tokens lose their content, or another of `config.BLANKED`; None: none.
         pictured: pictures are kept of the first so many trials of a task.
     """
 
@@ -75,16 +75,18 @@ class LooksProbe:
             self._classes.append(maps)
         if looking.blank is None:
             return query
-        is_random = looking.blank == "random"
-        kind = TARGET if is_random else CLASSES.index(looking.blank)
-        return replace(query, blanking=Blanking(lies_on(pixels, kind), query.seed if is_random else None))
+        if looking.blank == "hidden":
+            target = np.flatnonzero(self._of_body[:-1] == TARGET).tolist()
+            pictures = {camera: environment.frame(camera, target) for camera in looking.cameras}
+            return replace(query, observation={**query.observation, **pictures})
+        return replace(query, blanking=_blanking(looking.blank, pixels, query.seed))
 
     def on_query(self, moment: Moment, observation: Observation, chunk: ActionChunk) -> None:
         """Note what the policy kept. Raises ValueError where it does not say, or has not blanked what was asked."""
         num_visual = len(self._pixels[-1])
         if chunk.kept is None or len(chunk.kept) != num_visual:
             raise ValueError(f"the policy does not say which of its {num_visual} visual tokens it kept")
-        if chunk.blanked is None and self.looking.blank is not None:
+        if chunk.blanked is None and self.looking.blank not in (None, "hidden"):
             raise ValueError("the policy has blanked no tokens, although it was asked to")
         self._kept.append(chunk.kept)
         self._blanked.append(np.zeros(num_visual, bool) if chunk.blanked is None else chunk.blanked)
@@ -114,3 +116,12 @@ class LooksProbe:
             actions_sha256=record.actions_sha256,
         )
         seen.save(folder / FOLDER / f"{stem}.npz")
+
+
+def _blanking(blank: str, pixels: NDArray[np.int64], seed: int) -> Blanking:
+    """Which of the V tokens, (V, classes) pixels of whose patches these are, lose their content."""
+    if blank == "all":
+        return Blanking(np.ones(len(pixels), bool))
+    if blank == "random":
+        return Blanking(lies_on(pixels, TARGET), seed)
+    return Blanking(lies_on(pixels, CLASSES.index(blank)))

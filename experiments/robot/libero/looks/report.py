@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments.robot.libero.comparison.compare import p_text, points, span
 from experiments.robot.libero.looks.classes import CLASSES
 from experiments.robot.libero.looks.config import UNBLANKED
-from experiments.robot.libero.looks.counts import Counts, Rollout
-from experiments.robot.libero.looks.figures import STAYS_POINTS, Against, Blanked, Take, against_chance, blanked
+from experiments.robot.libero.looks.counts import Rollout
+from experiments.robot.libero.looks.figures import STAYS_POINTS, against_chance, blanked
 from experiments.robot.libero.looks.phases import AT_GOAL_M, JUST_RELEASED_STEPS, LIFTED_M, NEAR_M, PHASES
 from experiments.robot.libero.looks.shares import ALL_BACKGROUND, LIES_ON
+from experiments.robot.libero.looks.tables import (
+    BLANKED_WORDS,
+    blanked_table,
+    class_table,
+    composition,
+    of_camera,
+    phase_bars,
+    phase_table,
+    sentence,
+)
 from prismatic.atomic_files import write_atomically
-from prismatic.report.charts import StackedBars
 from prismatic.report.data import (
     Block,
-    Cell,
     Clip,
     CodeBlock,
     Headline,
@@ -27,34 +34,16 @@ from prismatic.report.data import (
     Notes,
     Picture,
     ReportData,
-    Row,
     Section,
-    Table,
     counted,
-    share_cell,
 )
 from prismatic.report.html import write_report as write_html
 from prismatic.report.markdown import write_markdown
 from prismatic.report.media import MediaFiles
-from prismatic.significance import holm
 
 FORMAT_VERSION = 1
 NAMES = ("looks.json", "looks.md", "looks.html")
 MAX_EMBEDDED_BYTES = 12 << 20
-WORDS = {
-    "target": "what is moved",
-    "goal": "where it goes",
-    "gripper": "fingers and hand",
-    "arm": "the rest of the robot",
-    "distractors": "other objects and fixtures",
-    "background": "table, floor, walls",
-}
-_BLANKED = {
-    "target": f"on the target, at least {100 * LIES_ON:.0f} % of the patch",
-    "goal": f"on the goal, at least {100 * LIES_ON:.0f} % of the patch",
-    "background": f"on background alone, at least {100 * ALL_BACKGROUND:.0f} % of the patch",
-    "random": "as many others as lie on the target, at random",
-}
 
 
 @dataclass
@@ -121,16 +110,16 @@ def report_data(looks: Looks, folder: Path) -> ReportData:
     """Everything in the report."""
     rollouts = looks.unblanked
     tasks = sorted(looks.tasks)
-    compared = [found for kind in _BLANKED if (found := blanked(looks.rollouts, kind)) is not None]
+    compared = [found for kind in BLANKED_WORDS if (found := blanked(looks.rollouts, kind)) is not None]
     both = " and ".join(looks.cameras)
     overall = {kind: against_chance(rollouts, Rollout.counts, kind) for kind in CLASSES}
     sections = [
         Section("In pictures", picture_blocks(looks, folder), note=_picture_note()),
         Section("On what kept tokens lie", _camera_tables(rollouts, looks.cameras), note=_chance_note()),
-        Section("Phase by phase", [_phase_bars(rollouts), phase_table(rollouts, both)], note=_phase_note()),
+        Section("Phase by phase", [phase_bars(rollouts), phase_table(rollouts, both)], note=_phase_note()),
         Section(
             "Does it need them there",
-            [blanked_table(looks, compared), Notes([sentence(each) for each in compared])] if compared else [],
+            [blanked_table(rollouts, compared), Notes([*map(sentence, compared), *_narrow(looks)])] if compared else [],
             note=_blanked_note() if compared else "",
         ),
         *(_task_section(looks, task) for task in tasks if len(tasks) > 1),
@@ -145,7 +134,7 @@ def report_data(looks: Looks, folder: Path) -> ReportData:
         summary=[
             f"{looks.made['policy']}, over {counted(len(rollouts), 'rollout')} of {counted(len(tasks), 'task')}: at "
             "every policy query the simulator's segmentation says what each patch shows.",
-            *(sentence(each) for each in compared if each.condition in ("target", "background")),
+            *(sentence(each) for each in compared if each.condition in ("target", "background", "hidden")),
         ],
         alerts=looks.made.get("warnings", []),
         headlines=[
@@ -159,102 +148,17 @@ def report_data(looks: Looks, folder: Path) -> ReportData:
 
 
 def _camera_tables(rollouts: Sequence[Rollout], cameras: Sequence[str]) -> list[Block]:
-    taken = {camera: _of_camera(camera) for camera in cameras}
+    taken = {camera: of_camera(camera) for camera in cameras}
     tables = [class_table(rollouts, take, camera) for camera, take in taken.items()]
     bars = composition(rollouts, taken, "Kept tokens, and as many by chance")
     return [bars, class_table(rollouts, Rollout.counts, "All cameras"), *tables]
-
-
-def _of_camera(camera: str) -> Take:
-    return lambda rollout: rollout.counts(cameras=[camera])
-
-
-def composition(rollouts: Sequence[Rollout], taken: Mapping[str, Take], title: str) -> StackedBars:
-    """A pair of bars for each way of taking: classes of the kept tokens, and of as many by chance."""
-    parts: dict[str, list[float]] = {kind: [] for kind in CLASSES}
-    names: list[str] = []
-    for name, take in taken.items():
-        total = Counts.total(map(take, rollouts))
-        if total.kept:
-            names += [f"{name}, kept", f"{name}, by chance"]
-            for kind in CLASSES:
-                parts[kind] += [100 * counts[kind] / total.kept for counts in (total.on, total.chance)]
-    return StackedBars(title, names, parts, "% of tokens")
-
-
-def class_table(rollouts: Sequence[Rollout], take: Take, title: str) -> Table:
-    """Every class: share of the kept tokens, chance, and the ratio of both."""
-    rows: list[Row] = []
-    for kind in CLASSES:
-        found = against_chance(rollouts, take, kind)
-        if found is None:
-            continue
-        rows.append((
-            Cell(kind, note=WORDS[kind]),
-            Cell(_percent(found), sort=found.share),
-            f"{100 * found.chance:.1f}",
-            Cell(_ratio(found), sort=-1.0 if found.ratio is None else found.ratio),
-            f"{100 * found.majority:.1f}",
-        ))  # fmt: skip
-    columns = ("class", "% of kept tokens (95 %)", "% by chance", "times chance (95 %)", "% by majority")
-    return Table(title, columns, rows, sortable=True)
-
-
-def _percent(found: Against) -> str:
-    low_high = found.share_interval
-    return f"{100 * found.share:.1f}" + (f" ({span(low_high)})" if low_high else "")
-
-
-def _ratio(found: Against) -> str:
-    if found.ratio is None:
-        return "–"
-    ends = found.ratio_interval
-    return f"{found.ratio:.2f}" + (f" ({ends.low:.2f} to {ends.high:.2f})" if ends else "")
-
-
-def phase_table(rollouts: Sequence[Rollout], title: str) -> Table:
-    """Every class by phase, in all cameras: share of the kept tokens and times chance."""
-    queries = [sum(r.counts(phases=[phase]).queries for r in rollouts) // max(1, _number(rollouts)) for phase in PHASES]
-    shown = [phase for phase, number in zip(PHASES, queries, strict=True) if number]
-    rows: list[Row] = []
-    for kind in CLASSES:
-        cells: list[str | Cell] = [kind]
-        for phase in shown:
-            found = against_chance(rollouts, _of_phase(phase), kind)
-            text = "–" if found is None else f"{100 * found.share:.1f} % · {_ratio(found)}"
-            cells.append(text)
-        rows.append(cells)
-    per_query = [
-        f"{sum(r.counts(phases=[p]).kept for r in rollouts) / number:.1f}"
-        for p, number in zip(PHASES, queries, strict=True)
-        if number
-    ]
-    totals: list[Row] = [
-        ("tokens kept per query", *per_query),
-        ("policy queries", *(str(number) for number in queries if number)),
-    ]
-    return Table(title, ("class", *shown), rows, totals=totals)
-
-
-def _phase_bars(rollouts: Sequence[Rollout]) -> StackedBars:
-    taken: dict[str, Take] = {phase: _of_phase(phase) for phase in PHASES}
-    return composition(rollouts, taken, "Kept tokens by phase, all cameras")
-
-
-def _of_phase(phase: str) -> Take:
-    return lambda rollout: rollout.counts(phases=[phase])
-
-
-def _number(rollouts: Sequence[Rollout]) -> int:
-    """Cameras: each counts every query."""
-    return max((len(rollout.of) for rollout in rollouts), default=1)
 
 
 def _task_section(looks: Looks, task: tuple[str, int]) -> Section:
     own = [rollout for rollout in looks.unblanked if (rollout.suite, rollout.task) == task]
     moved = "; ".join(f"target {target}, goal {goal}" for target, goal in own[0].names)
     solved = sum(rollout.success for rollout in own)
-    blocks: list[Block] = [class_table(own, _of_camera(camera), camera) for camera in looks.cameras]
+    blocks: list[Block] = [class_table(own, of_camera(camera), camera) for camera in looks.cameras]
     return Section(
         f"Task {task[1]}: {own[0].instruction}",
         [*blocks, phase_table(own, "Phase by phase, all cameras")],
@@ -262,50 +166,14 @@ def _task_section(looks: Looks, task: tuple[str, int]) -> Section:
     )
 
 
-def blanked_table(looks: Looks, compared: Sequence[Blanked]) -> Table:
-    """Success with and without what was blanked, on the same starts."""
-    rollouts = looks.unblanked
-    kept = sum(r.kept for r in rollouts) / sum(r.queries for r in rollouts)
-    solved = share_cell(sum(r.success for r in rollouts), len(rollouts))
-    rows: list[Row] = [("nothing", f"0 of {kept:.1f}", solved, "", "", "", "")]
-    corrected = holm([each.p_value for each in compared])
-    for each, p_value in zip(compared, corrected, strict=True):
-        counts = each.counts
-        rows.append((
-            Cell(each.condition, note=_BLANKED[each.condition]),
-            f"{each.tokens:.1f} of {each.kept:.1f}",
-            share_cell(int(counts.both + counts.only_first), int(counts.trials)),
-            Cell(points(each.difference), sort=each.difference),
-            span(each.interval, signed=True),
-            f"{counts.both}/{counts.only_first}/{counts.only_second}/{counts.neither}",
-            p_text(p_value),
-        ))  # fmt: skip
-    columns = (
-        "blanked", "tokens per query", "solved", "points", "95 % interval", "both/blanked only/unblanked only/neither",
-        "p (Holm)",
-    )  # fmt: skip
-    return Table("Success with blanked tokens", columns, rows)
-
-
-def sentence(each: Blanked) -> str:
-    """What a row of the table means."""
-    numbers = (
-        f"{points(each.difference)} points, 95 % interval {span(each.interval, signed=True)}; {each.tokens:.1f} of "
-        f"{each.kept:.1f} kept tokens per query"
-    )
-    what = f"Kept tokens blanked {_BLANKED[each.condition].partition(',')[0]}"
-    if each.condition == "random":
-        what = "As many random others blanked as lie on the target"
-    if not each.tokens:
-        return f"{what}: none was kept there, so nothing can be said."
-    if not each.counts.both + each.counts.only_second:
-        return f"{what}: the policy solved nothing unblanked, so nothing can be said ({numbers})."
-    if each.falls:
-        return f"{what}: success falls ({numbers}). The policy uses what these tokens show."
-    if each.stays:
-        sinks = " If it needs these tokens, then as sinks of attention." if each.condition == "background" else ""
-        return f"{what}: success stays ({numbers}). The policy does not need what these tokens show.{sinks}"
-    return f"{what}: neither is shown, that success falls or that it stays within {STAYS_POINTS:g} points ({numbers})."
+def _narrow(looks: Looks) -> list[str]:
+    """What to know of starts at which objects hardly differ in place."""
+    if float(looks.made["flags"].get("wide_starts_m") or 0):
+        return []
+    return [
+        "In LIBERO's own initial states objects are moved by one to four centimetres, so little that a policy can "
+        "succeed without looking; --wide_starts_m asks more of it."
+    ]
 
 
 def picture_blocks(looks: Looks, folder: Path) -> list[Block]:
@@ -360,7 +228,8 @@ def _blanked_note() -> str:
         "The same starts once more: the content of these tokens is replaced by the mean token of their picture before "
         "the language model reads it, at every policy query. Number, positions and weights of tokens stay, and what is "
         f"kept is chosen before. Success stays where the interval's lower end lies above -{STAYS_POINTS:g} points. "
-        "p: McNemar's test by initial states."
+        "p: McNemar's test by initial states. Two things are left to the policy: where tokens are kept or blank says "
+        "where something is, and in the vision backbone other tokens have seen it. Hidden leaves neither."
     )
 
 

@@ -23,6 +23,8 @@ Pose = tuple[NDArray[np.float64], NDArray[np.float64]]
 """Position (3,) in metres and quaternion (4,), w first."""
 
 _RESET_ATTEMPTS = 100
+_UNDRAWN = 5
+"""A group of shapes that MuJoCo does not draw."""
 _ROUNDED = 1e-4
 """MuJoCo writes a model with six digits; places that differ by less are the same."""
 _UNSTABLE = ("BADQPOS", "BADQVEL", "BADQACC")
@@ -250,14 +252,21 @@ class LiberoEnvironment:
         observation["state"] = self.state()
         return observation
 
-    def frame(self, camera: str = "full_image") -> NDArray[np.uint8]:
+    def frame(self, camera: str = "full_image", without: Sequence[int] = ()) -> NDArray[np.uint8]:
         """Renders one camera, uint8 (H, W, 3); takes an observation key or the name of a simulator camera.
+
+        Bodies `without` which it is drawn are there all the same.
 
         Raises:
             RenderError: when the picture is blank.
             ValueError: when the environment was made with `render=False`.
         """
-        return self._drawing().render(self.data, CAMERAS.get(camera, camera))
+        groups = self.model.geom_group.copy()
+        self.model.geom_group[np.isin(self.model.geom_bodyid, list(without))] = _UNDRAWN
+        try:
+            return self._drawing().render(self.data, CAMERAS.get(camera, camera))
+        finally:
+            self.model.geom_group[:] = groups
 
     def bodies(self, camera: str = "full_image") -> NDArray[np.int32]:
         """Which body every pixel of `frame` shows, (H, W) ids of the model; -1 where it shows none.
