@@ -5,7 +5,7 @@ import pytest
 
 from experiments.robot.libero.looks.classes import BACKGROUND, CLASSES, GRIPPER, TARGET
 from experiments.robot.libero.looks.counts import Counts, Rollout
-from experiments.robot.libero.looks.figures import against_chance, blanked
+from experiments.robot.libero.looks.figures import against_chance, all_blanked
 from experiments.robot.libero.looks.phases import CARRY, GRASP, PLACE, REACH
 from experiments.robot.libero.looks.pictures import COLOURS, SIZE, moments, view
 from experiments.robot.libero.looks.seen import Seen
@@ -68,12 +68,24 @@ def test_blanked_rollouts_are_paired_with_the_same_starts(solved: object, words:
     states = range(30, 70) if words != "neither is shown" else range(30, 34)
     plain = [rollout(state) for state in states]
     other = [rollout(state, solved(state), "background") for state in [*states, 99]]  # type: ignore[operator]
-    found = blanked([*plain, *other], "background")
-    assert found is not None and found.counts.trials == len(states)
+    (found,) = all_blanked([*plain, *other])
+    assert found.condition == "background" and found.counts.trials == len(states)
     assert (found.tokens, found.kept) == (3.0, 10.0)
     assert words in sentence(found)
     assert ("sinks" in sentence(found)) == (words == "success stays")
-    assert blanked(plain, "background") is None
+    assert not all_blanked(plain)
+
+
+def test_p_is_corrected_over_the_questions_that_were_asked() -> None:
+    """Six states lost of six: 2 in 64 for one question, and no evidence any more for four."""
+    plain = [rollout(state) for state in range(30, 36)]
+    asked = [
+        rollout(state, False, kind) for kind in ("target", "goal", "background", "random") for state in range(30, 36)
+    ]
+    (one,) = all_blanked([*plain, *asked[:6]])
+    assert (one.p_value, one.corrected_p, one.falls) == (1 / 32, 1 / 32, True)
+    four = all_blanked([*plain, *asked])
+    assert [(each.corrected_p, each.falls) for each in four] == [(4 / 32, False)] * 4
 
 
 def test_a_moment_of_every_phase_is_shown() -> None:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 import numpy as np
 
-from experiments.robot.libero.looks.config import UNBLANKED
+from experiments.robot.libero.comparison.compare import ALPHA
+from experiments.robot.libero.looks.config import BLANKED, UNBLANKED
 from experiments.robot.libero.looks.counts import Counts, Rollout
 from prismatic.clustered_trials import clustered_bootstrap
 from prismatic.significance import (
     Interval,
     PairedCounts,
     averaged_difference_interval,
+    holm,
     repeated_mcnemar,
 )
 
@@ -93,7 +95,7 @@ class Blanked:
         counts: of starts: both solved, the blanked alone, the unblanked alone, neither.
         difference: success rate of the blanked less that of the unblanked, averaged over tasks, in [-1, 1].
         interval: 95 %, over initial states.
-        p_value: of McNemar's test by initial states.
+        p_value: of McNemar's test by initial states; `corrected_p` is Holm's over all conditions.
         tokens, kept: blanked and kept per policy query, in the mean.
         queries: of the blanked rollouts.
     """
@@ -106,6 +108,7 @@ class Blanked:
     tokens: float
     kept: float
     queries: int
+    corrected_p: float = 1.0
 
     @property
     def stays(self) -> bool:
@@ -114,8 +117,15 @@ class Blanked:
 
     @property
     def falls(self) -> bool:
-        """Whether it falls: the whole interval is below 0."""
-        return self.interval.high < 0
+        """Whether it falls, by the corrected p: of few initial states the interval is too narrow."""
+        return self.difference < 0 and self.corrected_p < ALPHA
+
+
+def all_blanked(rollouts: Sequence[Rollout]) -> list[Blanked]:
+    """Every condition that shares starts with the unblanked rollouts, in `BLANKED`'s order."""
+    found = [each for kind in BLANKED if (each := blanked(rollouts, kind)) is not None]
+    corrected = holm([each.p_value for each in found])
+    return [replace(each, corrected_p=p_value) for each, p_value in zip(found, corrected, strict=True)]
 
 
 def blanked(rollouts: Sequence[Rollout], condition: str) -> Blanked | None:

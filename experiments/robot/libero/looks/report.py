@@ -11,11 +11,10 @@ from typing import Any
 from experiments.robot.libero.looks.classes import CLASSES
 from experiments.robot.libero.looks.config import UNBLANKED
 from experiments.robot.libero.looks.counts import Rollout
-from experiments.robot.libero.looks.figures import STAYS_POINTS, against_chance, blanked
+from experiments.robot.libero.looks.figures import STAYS_POINTS, against_chance, all_blanked
 from experiments.robot.libero.looks.phases import AT_GOAL_M, JUST_RELEASED_STEPS, LIFTED_M, NEAR_M, PHASES
 from experiments.robot.libero.looks.shares import ALL_BACKGROUND, LIES_ON
 from experiments.robot.libero.looks.tables import (
-    BLANKED_WORDS,
     blanked_table,
     class_table,
     composition,
@@ -110,7 +109,7 @@ def report_data(looks: Looks, folder: Path) -> ReportData:
     """Everything in the report."""
     rollouts = looks.unblanked
     tasks = sorted(looks.tasks)
-    compared = [found for kind in BLANKED_WORDS if (found := blanked(looks.rollouts, kind)) is not None]
+    compared = all_blanked(looks.rollouts)
     both = " and ".join(looks.cameras)
     overall = {kind: against_chance(rollouts, Rollout.counts, kind) for kind in CLASSES}
     sections = [
@@ -228,8 +227,9 @@ def _blanked_note() -> str:
         "The same starts once more: the content of these tokens is replaced by the mean token of their picture before "
         "the language model reads it, at every policy query. Number, positions and weights of tokens stay, and what is "
         f"kept is chosen before. Success stays where the interval's lower end lies above -{STAYS_POINTS:g} points. "
-        "p: McNemar's test by initial states. Two things are left to the policy: where tokens are kept or blank says "
-        "where something is, and in the vision backbone other tokens have seen it. Hidden leaves neither."
+        "It falls by p: McNemar's test by initial states, corrected by Holm over the questions. Two things are left to "
+        "the policy: where tokens are kept or blank says where something is, and in the vision backbone other tokens "
+        "have seen it. Hidden leaves neither."
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from experiments.robot.libero.comparison.compare import p_text, points, span
+from experiments.robot.libero.comparison.compare import p_equation, p_text, points, span
 from experiments.robot.libero.looks.classes import CLASSES
 from experiments.robot.libero.looks.counts import Counts, Rollout
 from experiments.robot.libero.looks.figures import STAYS_POINTS, Against, Blanked, Take, against_chance
@@ -12,7 +12,6 @@ from experiments.robot.libero.looks.phases import PHASES
 from experiments.robot.libero.looks.shares import ALL_BACKGROUND, LIES_ON
 from prismatic.report.charts import StackedBars
 from prismatic.report.data import Cell, Row, Table, share_cell
-from prismatic.significance import holm
 
 WORDS = {
     "target": "what is moved",
@@ -122,8 +121,7 @@ def blanked_table(rollouts: Sequence[Rollout], compared: Sequence[Blanked]) -> T
     kept = sum(r.kept for r in rollouts) / sum(r.queries for r in rollouts)
     solved = share_cell(sum(r.success for r in rollouts), len(rollouts))
     rows: list[Row] = [("nothing", f"0 of {kept:.1f}", solved, "", "", "", "")]
-    corrected = holm([each.p_value for each in compared])
-    for each, p_value in zip(compared, corrected, strict=True):
+    for each in compared:
         counts = each.counts
         rows.append((
             Cell(each.condition, note=BLANKED_WORDS[each.condition]),
@@ -132,7 +130,7 @@ def blanked_table(rollouts: Sequence[Rollout], compared: Sequence[Blanked]) -> T
             Cell(points(each.difference), sort=each.difference),
             span(each.interval, signed=True),
             f"{counts.both}/{counts.only_first}/{counts.only_second}/{counts.neither}",
-            p_text(p_value),
+            p_text(each.corrected_p),
         ))  # fmt: skip
     columns = (
         "blanked", "tokens per query", "solved", "points", "95 % interval", "both/blanked only/unblanked only/neither",
@@ -144,8 +142,8 @@ def blanked_table(rollouts: Sequence[Rollout], compared: Sequence[Blanked]) -> T
 def sentence(each: Blanked) -> str:
     """What a row of the table means."""
     numbers = (
-        f"{points(each.difference)} points, 95 % interval {span(each.interval, signed=True)}; {each.tokens:.1f} of "
-        f"{each.kept:.1f} kept tokens per query"
+        f"{points(each.difference)} points, 95 % interval {span(each.interval, signed=True)}, "
+        f"{p_equation(each.corrected_p)}; {each.tokens:.1f} of {each.kept:.1f} kept tokens per query"
     )
     what = f"Kept tokens blanked {BLANKED_WORDS[each.condition].partition(',')[0]}"
     if each.condition == "random":
