@@ -146,6 +146,12 @@ def test_other_conditions_of_earlier_rollouts_are_told(serial: Results, tmp_path
     assert evaluate(plan_into(tmp_path, resume=True), Wanders(), ["eval"]).run["warnings"] == results.run["warnings"]
 
 
+def test_where_nothing_is_left_nothing_is_of_now(serial: Results, tmp_path: Path) -> None:
+    already_done(tmp_path, replace(serial, run={**serial.run, "git_commit": "deadbeef"}), len(serial.episodes))
+    run = evaluate(plan_into(tmp_path, resume=True), Wanders(), ["eval"]).run
+    assert (run["git_commit"], run["warnings"]) == ("deadbeef", serial.run["warnings"])
+
+
 def test_a_damaged_or_missing_results_file_costs_nothing(serial: Results, tmp_path: Path) -> None:
     begun = replace(serial, run={**serial.run, "complete": False, "started": "2026-01-02T03:04:05+0900"}, episodes=[])
     with Journal(tmp_path) as journal:
@@ -193,10 +199,10 @@ def test_the_simulators_versions_decide_and_others_are_told(serial: Results, tmp
         already_done(folder, replace(serial, versions={**serial.versions, package: "0.0.1"}), 1)
         with pytest.raises(ValueError, match=f"another version of {package}: '0.0.1', now"):
             check_resumable(plan_into(folder, resume=True))
-    already_done(tmp_path / "free", replace(serial, versions={**serial.versions, "numpy": "0.0.1"}), 4)
+    already_done(tmp_path / "free", replace(serial, versions={**serial.versions, "numpy": "0.0.1"}), 3)
     results = evaluate(plan_into(tmp_path / "free", resume=True), Wanders(), ["eval"])
     (told,) = [text for text in results.run["warnings"] if "numpy" in text]
-    assert told.startswith("the first 4 rollouts were made by numpy 0.0.1, later ones by numpy ")
+    assert told.startswith("the first 3 rollouts were made by numpy 0.0.1, later ones by numpy ")
 
 
 def test_weights_are_known_by_their_bytes(

@@ -21,6 +21,7 @@ CACHE = f"/home/me/.cache/huggingface/hub/models--moojink--openvla-7b-oft/snapsh
         ("/data/runs/small/latest", "small/latest"),
         ("/data/runs/small/checkpoint-3000", "small/checkpoint-3000"),
         ("/data/runs/small/30000", "small/30000"),
+        ("/data/runs/small/checkpoints/latest", "small/latest"),
         ("latest", "latest"),
         ("/data/snapshots/small", "small"),
     ],

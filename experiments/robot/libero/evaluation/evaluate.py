@@ -94,10 +94,12 @@ def _evaluate(
     order = {start.key: place for place, start in enumerate(itertools.chain(*plan.starts))}
     before, earlier = earlier_rollouts(plan) if plan.config.resume else ([], {})
     seconds, restarts = earlier.get("seconds", 0.0), earlier.get("worker_restarts", 0)
-    results.run |= {key: earlier[key] for key in ("started", "command") if key in earlier}
-    conditions = changed_conditions(earlier, results, len(before))
-    results.run["warnings"] = list(dict.fromkeys([*results.run["warnings"], *conditions]))
     found = {record.key: record for share in ranks.gather(before) for record in share}
+    are_all = len(found) == len(order)
+    of_then = ("started", "command", *(("git_commit", "device") if are_all else ()))
+    conditions = changed_conditions(earlier, results, len(before), are_all)
+    results.run |= {key: earlier[key] for key in of_then if key in earlier}
+    results.run["warnings"] = list(dict.fromkeys([*results.run["warnings"], *conditions]))
     left = shares(plan.starts, set(found), ranks.rank, ranks.world_size)
     results.episodes = sorted(found.values(), key=lambda record: order[record.key])
     results.run |= {"seconds": seconds, "worker_restarts": restarts}

@@ -119,9 +119,14 @@ def _other_weights(plan: Plan, before: Results, fingerprint: str | None) -> Iter
     yield from _unequal("it was run with another --", before.config, config, {"pretrained_checkpoint"})
 
 
-def changed_conditions(earlier: Mapping[str, Any], now: Results, rollouts: int) -> list[str]:
-    """What else was not the same for the first rollouts of an evaluation (its `run`) that is gone on with: warnings."""
+def changed_conditions(earlier: Mapping[str, Any], now: Results, rollouts: int, are_all: bool) -> list[str]:
+    """What else was not the same for the first rollouts of an evaluation (its `run`) that is gone on with: warnings.
+
+    `are_all`: no rollout is left, so that nothing is of now.
+    """
     kept = [line for line in earlier.get("warnings", ()) if line.startswith((_EARLIER, _FORCED))]
+    if are_all:
+        return kept
     pairs = [
         ("the code at", earlier.get("git_commit"), now.run["git_commit"]),
         ("a policy on", earlier.get("device"), now.run["device"]),

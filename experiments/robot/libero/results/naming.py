@@ -47,6 +47,8 @@ def checkpoint_name(path: str) -> str:
     if (name := hub_name(path)) is not None:
         return name
     parts = [part for part in PurePath(path).parts if part not in ("/", ".", "..")]
+    while len(parts) > 2 and all(_SAYS_NOTHING.fullmatch(part) for part in parts[-2:]):
+        del parts[-2]  # RUN/checkpoints/latest: the run's name is further up
     return "/".join(parts[-2:] if parts and _SAYS_NOTHING.fullmatch(parts[-1]) else parts[-1:]) or path
 
 
