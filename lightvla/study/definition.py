@@ -266,6 +266,8 @@ def _check_perturbed(study: Study, scene: Scene) -> None:
             study.arm(name)
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
+    if scene.perturbed_arms and BASELINE not in scene.perturbed_arms:
+        raise ValueError(f"{where}: perturbed_arms lacks {BASELINE}, which the others are compared with; add it")
 
 
 def _check_arm(study: Study, arm: Arm) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from experiments.robot.libero.results.results import Results
-from lightvla.study.definition import Study
+from lightvla.study.definition import Scene, Study
 from lightvla.study.measures import peak_memory, query_flops, rounded
 from lightvla.study.places import Places, measured
 from prismatic.atomic_files import write_atomically
@@ -188,10 +188,26 @@ def load_all(study: Study, places: Places) -> tuple[list[ArmResult], list[str]]:
             for seed in study.training.seeds:
                 path = places.result(study, scene.name, arm.name, seed)
                 if path.is_file():
-                    found.append(ArmResult.load(path))
+                    found.append(load_result(study, path, scene, arm.name, seed, scene.trials_per_task))
                 else:
                     missing.append(f"{scene.name}, {arm.name}, seed {seed}")
     return found, missing
+
+
+def load_result(study: Study, path: Path, scene: Scene, arm: str, seed: int, trials: int) -> ArmResult:
+    """Raises ValueError for a result that is not what its place says, or lacks rollouts of its definition."""
+    result = ArmResult.load(path)
+    holds, wanted = (result.scene, result.arm, result.seed), (scene.name, arm, seed)
+    if holds != wanted:
+        said, expected = (f"scene {s}, arm {a}, seed {n}" for s, a, n in (holds, wanted))
+        raise ValueError(f"{path} holds the result of {said}; expected {expected}: put the right file there")
+    rollouts = trials * len(scene.tasks)
+    if result.study_sha256 == study.sha256 and len(result.rollouts) != rollouts:
+        raise ValueError(
+            f"{path} holds {len(result.rollouts)} of {rollouts} rollouts that the definition fixes; restore it, or "
+            "remove it and run the arm again"
+        )
+    return result
 
 
 def check_unchanged(study: Study, places: Places, force: bool) -> None:

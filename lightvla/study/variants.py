@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from lightvla.study.definition import Arm, Scene, Study
 from lightvla.study.places import Places, measured
-from lightvla.study.records import ArmResult
+from lightvla.study.records import ArmResult, load_result
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def load_variants(study: Study, places: Places) -> tuple[list[ArmResult], list[s
         for seed in study.training.seeds:
             path = places.result(study, scene.name, arm.name, seed, variant.name)
             if path.is_file():
-                found.append(ArmResult.load(path))
+                found.append(load_result(study, path, scene, arm.name, seed, variant.trials))
             else:
                 missing.append(f"{scene.name}, {measured(arm.name, variant.name)}, seed {seed}")
     return found, missing

@@ -1,6 +1,8 @@
 """Kept tokens without content: what changes, and what does not."""
 
+import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -81,9 +83,9 @@ def test_a_policy_acts_without_the_content_and_chooses_as_before(
 
 
 def test_what_does_not_fit_is_refused(policy: Policy) -> None:
-    with pytest.raises(ValueError, match="1 observations came with 2 blankings"):
+    with pytest.raises(ValueError, match="1 observations came with 2"):
         policy.act_batch([observation()], ["go"], blankings=[Blanking(np.ones(3, bool)), None])
-    with pytest.raises(ValueError, match=r"shape \(3,\); expected \(32,\)"):
+    with pytest.raises(ValueError, match=r"shape \(3,\) and type bool; expected \(32,\)"):
         policy.act_batch([observation()], ["go"], blankings=[Blanking(np.ones(3, bool))])
 
 
@@ -91,3 +93,23 @@ def test_tokens_that_are_dropped_inside_the_model_are_not_blanked(small_policy_d
     policy = Policy.from_pretrained(small_policy_directory, dtype="float32", pruner="fastv:tokens=4,layer=1")
     with pytest.raises(ValueError, match="drops tokens inside the model"):
         policy.act_batch([observation()], ["go"], blankings=[Blanking(np.ones(32, bool))])
+
+
+@pytest.mark.parametrize(
+    ("blankings", "said"),
+    [
+        (lambda tokens: np.ones(tokens, bool), "it was given ndarray"),
+        (lambda tokens: [np.ones(tokens, bool)], "takes a list with one Blanking"),
+        (lambda tokens: [True], "takes a list with one Blanking"),
+        (lambda tokens: [], "1 observations came with 0"),
+        (lambda tokens: [None, None], "1 observations came with 2"),
+        (lambda tokens: [Blanking(np.full(tokens, 0.3))], "type float64; expected"),
+        (lambda tokens: [Blanking(np.arange(tokens))], "type int64; expected"),
+        (lambda tokens: [Blanking(np.array(["False"] * tokens))], "a bool for each visual token"),
+        (lambda tokens: [Blanking(np.ones(tokens, bool), -1)], "others_seed=-1: expected a whole number from 0 on"),
+        (lambda tokens: [Blanking(np.ones(tokens, bool), 1.5)], "others_seed=1.5: expected a whole number"),
+    ],
+)
+def test_other_kinds_are_refused_in_a_sentence(policy: Policy, blankings: Any, said: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(said)):
+        policy.act_batch([observation()], ["go"], blankings=blankings(policy.model.num_visual_tokens))

@@ -31,21 +31,28 @@ def checked_blankings(
 ) -> Sequence[Blanking | None] | None:
     """One for each of `number` observations; None where none blanks anything.
 
-    Raises ValueError for another number of them or of their tokens, and where the model allows none.
+    Raises ValueError for another number of them or of their tokens, for other kinds, and where the model allows none.
     """
-    if blankings is None or not any(blankings):
+    if blankings is None:
         return None
-    if (reason := why_not(model)) is not None:
-        raise ValueError(reason)
+    wanted = "blankings takes a list with one Blanking(tokens) for each observation, None for none"
+    if not isinstance(blankings, list | tuple) or not all(isinstance(one, Blanking | None) for one in blankings):
+        raise ValueError(f"{wanted}; it was given {type(blankings).__name__} {blankings!r:.80}")
     if len(blankings) != number:
-        raise ValueError(f"{number} observations came with {len(blankings)} blankings; give one each, None for none")
-    for blanking in filter(None, blankings):
-        if np.shape(blanking.tokens) != (model.num_visual_tokens,):
+        raise ValueError(f"{wanted}; {number} observations came with {len(blankings)}")
+    given = [blanking for blanking in blankings if blanking is not None]
+    if given and (reason := why_not(model)) is not None:
+        raise ValueError(reason)
+    for blanking in given:
+        tokens, seed = np.asarray(blanking.tokens), blanking.others_seed
+        if tokens.shape != (model.num_visual_tokens,) or tokens.dtype != bool:
             raise ValueError(
-                f"a blanking names tokens by an array of shape {np.shape(blanking.tokens)}; expected "
+                f"a blanking names tokens by an array of shape {tokens.shape} and type {tokens.dtype}; expected "
                 f"({model.num_visual_tokens},), a bool for each visual token"
             )
-    return blankings
+        if seed is not None and (not isinstance(seed, int) or seed < 0):
+            raise ValueError(f"others_seed={seed!r}: expected a whole number from 0 on, or None")
+    return blankings if given else None
 
 
 def blank_tokens(

@@ -75,6 +75,7 @@ def test_parse_indices_refuses_nonsense(text: str) -> None:
         ({"num_diffusion_steps_inference": 0}, "--num_diffusion_steps_inference 0: expected at least 1"),
         ({"task_suite_name": "libero_kitchen"}, "libero_spatial, libero_object"),
         ({"control": "upside_down"}, "none, blank_images"),
+        ({"control": "added_tokens", "pruner": "grid:tokens=4"}, "--pruner grid:tokens=4 takes that pruner's place"),
         ({"renderer": "opengl"}, "robosuite, fast"),
         ({"dtype": "int8"}, "bfloat16"),
         ({"num_trials_per_task": 0}, "at least 1"),

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -138,6 +139,16 @@ def test_the_same_command_goes_on_with_what_is_there(config: LooksConfig) -> Non
     before = {path: path.stat().st_mtime_ns for path in written}
     assert explore(config, plans, agent, ["lightvla", "looks"], QUIET) == 0
     assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_a_damaged_file_is_found_before_any_rollout(config: LooksConfig, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(config.output_dir, tmp_path / "copy"))
+    damaged = sorted((folder / "rollouts" / "unblanked" / "looks").iterdir())[-1]
+    damaged.write_bytes(damaged.read_bytes()[:100])
+    more = dataclasses.replace(config, output_dir=folder, blank="goal")
+    with pytest.raises(ValueError, match=f"{damaged.name} cannot be read .*; remove .*unblanked and run the same"):
+        prepared(more, QUIET)
+    assert not (folder / "rollouts" / "goal").exists()
 
 
 @pytest.mark.parametrize(

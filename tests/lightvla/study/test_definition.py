@@ -134,6 +134,7 @@ def test_flags_that_cannot_be_used_are_refused(words: list[str], said: str, tmp_
         (["swap"], ["none"], "scene goal: unknown --perturbation 'swap'; known: language, object, position, task, env"),
         (["position"], ["dense"], "scene goal: no arm 'dense'; the arms are none, lightvla, grid, blind"),
         (["object", "object"], ["none"], r"perturbations are \['object', 'object'\]; name each once"),
+        (["object"], ["lightvla"], "perturbed_arms lacks none, which the others are compared with"),
     ],
 )
 def test_perturbations_that_cannot_be_measured_are_refused(perturbations, arms, said, tmp_path: Path) -> None:

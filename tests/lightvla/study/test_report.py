@@ -1,5 +1,6 @@
 """The report says what the kept results say, number by number, and every arm."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ from study_files import changed, check_numbers, keep, write_study
 from lightvla.study.definition import read_study
 from lightvla.study.flags import study_parser
 from lightvla.study.places import Places
-from lightvla.study.records import check_unchanged, fix
+from lightvla.study.records import ArmResult, check_unchanged, fix
 from lightvla.study.run import command
 from lightvla.study.telling.report import write_reports
 
@@ -71,3 +72,21 @@ def test_a_study_of_several_scenes_reports_each(tmp_path: Path) -> None:
     write_reports(study, places)
     text = (tmp_path / "report.md").read_text()
     assert "## Success: goal" in text and "In second, lightvla and none have not both been run." in text
+
+
+def test_a_result_that_lacks_rollouts_or_is_anothers_is_refused(tmp_path: Path) -> None:
+    places = made(tmp_path)
+    study = read_study(places.definition)
+    path = places.result(study, "goal", "grid", 7)
+    result = ArmResult.load(path)
+    replace(result, rollouts=result.rollouts[:13]).save(path)
+    with pytest.raises(
+        ValueError, match="grid-seed7.json holds 13 of 20 rollouts that the definition fixes; restore it"
+    ):
+        write_reports(study, places)
+    for change, said in (({"arm": "blind"}, "arm blind, seed 7"), ({"seed": 11}, "arm grid, seed 11")):
+        replace(result, **change).save(path)
+        with pytest.raises(
+            ValueError, match=f"holds the result of scene goal, {said}; expected scene goal, arm grid, s"
+        ):
+            write_reports(study, places)

@@ -66,6 +66,11 @@ def check_remote_flags(config: EvaluationConfig) -> None:
 def check_flags(config: EvaluationConfig) -> None:
     """Raises ValueError for flags that contradict each other, are out of range, or ask for what is not there yet."""
     check_remote_flags(config)
+    if config.control in TOKEN_CONTROLS and config.pruner is not None:
+        raise ValueError(
+            f"--control {config.control} changes what the checkpoint's own pruner chooses, and --pruner "
+            f"{config.pruner} takes that pruner's place: leave one of the two out"
+        )
     if not 0 < config.policy_timeout_s <= MAX_TIMEOUT_S:
         raise ValueError(
             f"--policy_timeout_s {config.policy_timeout_s}: expected seconds, more than 0 and at most {MAX_TIMEOUT_S}"

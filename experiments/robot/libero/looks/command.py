@@ -20,7 +20,12 @@ from rich.console import Console
 from rich.logging import RichHandler
 
 from experiments.robot.libero.evaluation.plan import Plan, make_plan
-from experiments.robot.libero.evaluation.resume import check_resumable, check_same_policy, check_same_weights
+from experiments.robot.libero.evaluation.resume import (
+    check_resumable,
+    check_same_policy,
+    check_same_weights,
+    earlier_rollouts,
+)
 from experiments.robot.libero.evaluation.terminal import GoesOn, evaluate_with_progress
 from experiments.robot.libero.evaluation.wandb_log import WandbLog
 from experiments.robot.libero.looks.config import UNBLANKED, LooksConfig
@@ -106,6 +111,9 @@ def prepared(config: LooksConfig, console: Console) -> tuple[dict[str, Plan], Po
     draw_on_own_gpu(1)
     plan = make_plan(config.evaluation(UNBLANKED))
     plans = {name: check_resumable(_in_own_folder(plan, config.evaluation(name))) for name in conditions}
+    several = len(suites_of(config.task_suite_name)) > 1
+    for each in plans.values():  # what is kept must be readable, or the report fails after hours
+        read_all(each.output_dir, earlier_rollouts(each)[0], several)
     fingerprint = weights_of(plan.config)
     plans = {name: check_same_weights(plan, fingerprint) for name, plan in plans.items()}
     with console.status("loading the policy"):

@@ -114,7 +114,11 @@ def report_data(looks: Looks, folder: Path) -> ReportData:
     overall = {kind: against_chance(rollouts, Rollout.counts, kind) for kind in CLASSES}
     sections = [
         Section("In pictures", picture_blocks(looks, folder), note=_picture_note()),
-        Section("On what kept tokens lie", _camera_tables(rollouts, looks.cameras), note=_chance_note()),
+        Section(
+            "On what kept tokens lie",
+            _camera_tables(rollouts, looks.cameras),
+            note=f"{_chance_note()} {_things(rollouts) if len(tasks) == 1 else ''}".strip(),
+        ),
         Section("Phase by phase", [phase_bars(rollouts), phase_table(rollouts, both)], note=_phase_note()),
         Section(
             "Does it need them there",
@@ -153,15 +157,20 @@ def _camera_tables(rollouts: Sequence[Rollout], cameras: Sequence[str]) -> list[
     return [bars, class_table(rollouts, Rollout.counts, "All cameras"), *tables]
 
 
+def _things(own: Sequence[Rollout]) -> str:
+    """Which bodies of a task are target and goal."""
+    words = "; ".join(f"target {target}, goal {goal}" for target, goal in own[0].names)
+    return f"{words[:1].upper()}{words[1:]}."
+
+
 def _task_section(looks: Looks, task: tuple[str, int]) -> Section:
     own = [rollout for rollout in looks.unblanked if (rollout.suite, rollout.task) == task]
-    moved = "; ".join(f"target {target}, goal {goal}" for target, goal in own[0].names)
     solved = sum(rollout.success for rollout in own)
     blocks: list[Block] = [class_table(own, of_camera(camera), camera) for camera in looks.cameras]
     return Section(
         f"Task {task[1]}: {own[0].instruction}",
         [*blocks, phase_table(own, "Phase by phase, all cameras")],
-        note=f"{moved[:1].upper()}{moved[1:]}. {solved} of {len(own)} solved.",
+        note=f"{_things(own)} {solved} of {len(own)} solved.",
     )
 
 
