@@ -44,7 +44,11 @@ def main(options: argparse.Namespace, console: Console) -> int:
             if steps:
                 run_steps(progress, steps, options.num_processes, console)
             else:
-                console.print("everything is done already; the report is made anew")
+                console.print(
+                    f"everything is done already: its results are in {places.results}, and the report is made anew. To "
+                    f"run it yourself, copy {places.definition} to another folder and name that by --studies_dir",
+                    soft_wrap=True, markup=False,
+                )  # fmt: skip
     for path in write_reports(study, places):
         console.print(f"report: {path}", soft_wrap=True, markup=False)
     return 0

@@ -66,16 +66,20 @@ def stopped_when(folder: Path, moment: Callable[[], bool], how: signal.Signals) 
             os.killpg(process.pid, signal.SIGKILL)
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(3000)
-def test_a_study_that_is_stopped_goes_on_and_ends_whole(tmp_path: Path) -> None:
-    folder = tmp_path / "tiny"
+def with_everything() -> dict:
+    """The tiny study with a sampler, a control, a checkpoint and a perturbed scene."""
     none, lightvla, grid, random = TINY["arms"]
     sampler = {"name": "sampler", "kind": "trained", "flags": "--pruner grids:tokens={lightvla}"}
     added = {"name": "added", "kind": "control", "flags": "--control added_tokens"}
     arms = [sampler, none, {**lightvla, "checkpoints": [2]}, grid, random, added]
     beside = {"checkpoint_trials_per_task": 1, "perturbations": ["position"], "perturbed_arms": ["none"]}
-    content = {**TINY, "scenes": [{**SCENE, **beside}], "arms": arms}
+    return {**TINY, "scenes": [{**SCENE, **beside}], "arms": arms}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3000)
+def test_a_study_that_is_stopped_goes_on_and_ends_whole(tmp_path: Path) -> None:
+    folder, content = tmp_path / "tiny", with_everything()
     places = write_study(folder, content)
     study = read_study(places.definition)
 

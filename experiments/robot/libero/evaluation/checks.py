@@ -63,18 +63,8 @@ def check_remote_flags(config: EvaluationConfig) -> None:
         raise ImportError(f"--policy_url needs {' and '.join(missing)}: pip install 'lightvla[serve]'")
 
 
-def check_flags(config: EvaluationConfig) -> None:
-    """Raises ValueError for flags that contradict each other, are out of range, or ask for what is not there yet."""
-    check_remote_flags(config)
-    if config.control in TOKEN_CONTROLS and config.pruner is not None:
-        raise ValueError(
-            f"--control {config.control} changes what the checkpoint's own pruner chooses, and --pruner "
-            f"{config.pruner} takes that pruner's place: leave one of the two out"
-        )
-    if not 0 < config.policy_timeout_s <= MAX_TIMEOUT_S:
-        raise ValueError(
-            f"--policy_timeout_s {config.policy_timeout_s}: expected seconds, more than 0 and at most {MAX_TIMEOUT_S}"
-        )
+def _check_policy_flags(config: EvaluationConfig) -> None:
+    """Raises ValueError for what the flags say of the policy: where it is, its head, pruner and weights."""
     if not config.pretrained_checkpoint and config.policy_url is None:
         raise ValueError("--pretrained_checkpoint is missing: give a checkpoint folder or a hub id such as user/name")
     if config.use_l1_regression is not False and config.use_diffusion:
@@ -85,7 +75,22 @@ def check_flags(config: EvaluationConfig) -> None:
         raise ValueError(f"--use_diffusion True and --action_head {config.action_head} exclude each other; give one")
     if config.pruner is not None:
         PrunerSpec.parse(config.pruner)
+    if config.control in TOKEN_CONTROLS and config.pruner is not None:
+        raise ValueError(
+            f"--control {config.control} changes what the checkpoint's own pruner chooses, and --pruner "
+            f"{config.pruner} takes that pruner's place: leave one of the two out"
+        )
     quantization_of(config)
+
+
+def check_flags(config: EvaluationConfig) -> None:
+    """Raises ValueError for flags that contradict each other, are out of range, or ask for what is not there yet."""
+    check_remote_flags(config)
+    if not 0 < config.policy_timeout_s <= MAX_TIMEOUT_S:
+        raise ValueError(
+            f"--policy_timeout_s {config.policy_timeout_s}: expected seconds, more than 0 and at most {MAX_TIMEOUT_S}"
+        )
+    _check_policy_flags(config)
     for flag, known in (("control", CONTROLS), ("renderer", RENDERERS)):
         if getattr(config, flag) not in known:
             raise ValueError(f"unknown --{flag} {getattr(config, flag)!r}; known: {', '.join(known)}")
