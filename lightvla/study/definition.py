@@ -17,7 +17,7 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 import yaml
 
 from experiments.robot.libero.settings.flags import parse_indices
-from experiments.robot.libero.settings.suite_names import perturbed
+from experiments.robot.libero.settings.suite_names import perturbed, task_count
 
 Part = TypeVar("Part")
 
@@ -231,6 +231,14 @@ def _check_scene(scene: Scene) -> None:
     for key in ("demonstrations_per_task", "image_size", "trials_per_task"):
         if getattr(scene, key) < 1:
             raise ValueError(f"{where}: {key} is {getattr(scene, key)}; expected 1 or more")
+    try:
+        count = task_count(scene.suite)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+    if unknown := [task for task in scene.tasks if not 0 <= task < count]:
+        raise ValueError(f"{where}: {scene.suite} has no task {unknown[0]}; expected 0 to {count - 1}")
+    if len(set(scene.tasks)) < len(scene.tasks):
+        raise ValueError(f"{where}: tasks are {list(scene.tasks)}; name each once")
     if not (0 <= scene.wide_starts_m <= 0.3 and 0 <= scene.wide_starts_train_m <= 0.3):
         raise ValueError(f"{where}: wide_starts_m and wide_starts_train_m are metres; expected 0 to 0.3")
     if not 0 <= scene.checkpoint_trials_per_task <= scene.trials_per_task:

@@ -49,6 +49,8 @@ def resolve(path_or_hub_id: str | Path, revision: str | None = None, token: str 
         if revision is not None:
             raise ValueError(f"revision={revision!r}: {path} is a directory, which has none; leave it out")
         return path
+    if path.is_file():
+        raise FileNotFoundError(f"the checkpoint {path} is a file; give the directory that holds it")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(path_or_hub_id)) or path.parent.is_dir() and path.parent != Path("."):
         raise FileNotFoundError(
             f"checkpoint directory {path} does not exist; give a directory or a hub id such as user/name"

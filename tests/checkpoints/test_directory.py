@@ -76,6 +76,11 @@ def test_a_missing_directory_is_named(tmp_path):
         load_checkpoint(tmp_path / "nowhere")
 
 
+def test_a_file_is_no_checkpoint(broken):
+    with pytest.raises(FileNotFoundError, match="config.json is a file; give the directory that holds it"):
+        load_checkpoint(broken / "config.json")
+
+
 def test_weights_that_do_not_fit_the_config_are_named(broken):
     config = json.loads((broken / "config.json").read_text())
     config["text_config"]["num_hidden_layers"] = 5

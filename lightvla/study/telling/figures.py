@@ -32,7 +32,7 @@ class Difference:
         value: success rate of the arm less the baseline's, averaged over tasks, in [-1, 1].
         interval: 95 %, over initial states (`clustered_bootstrap`).
         p_value: of McNemar's test by initial states (`repeated_mcnemar`).
-        corrected_p: Holm's, over all arms that are compared with this baseline in the scene.
+        corrected_p: Holm's, over all arms that the definition compares with this baseline in the scene.
         states: initial states that both were tried from.
     """
 
@@ -109,14 +109,14 @@ def arm_figures(study: Study, results: Sequence[ArmResult]) -> list[ArmFigures]:
             for arm in study.arms
             if (own := by_arm[arm.name])
         ]
-        found += _corrected(figures)
+        found += _corrected(figures, planned=sum(arm.name != BASELINE for arm in study.arms))
     return found
 
 
-def _corrected(figures: Sequence[ArmFigures]) -> list[ArmFigures]:
-    """With Holm's p-values over the arms of a scene."""
-    compared = [each.difference for each in figures if each.difference is not None]
-    corrected = iter(holm([difference.p_value for difference in compared]))
+def _corrected(figures: Sequence[ArmFigures], planned: int) -> list[ArmFigures]:
+    """With Holm's p-values over the planned comparisons of a scene: those without a result yet count as p = 1."""
+    compared = [each.difference.p_value for each in figures if each.difference is not None]
+    corrected = iter(holm([*compared, *[1.0] * (planned - len(compared))]))
     return [
         each
         if each.difference is None

@@ -132,6 +132,17 @@ def test_the_report_holds_the_tables_and_says_how_it_was_made(config: LooksConfi
     assert titles[0] == "In pictures" and "Does it need them there" in titles
 
 
+def test_a_note_tells_only_of_what_was_asked(config: LooksConfig) -> None:
+    looks = Looks.load(config.output_dir / "looks.json")
+    asked = [each for each in looks.rollouts if each.condition in ("unblanked", "hidden")]
+    said = {
+        name: next(section.note for section in report_data(each, config.output_dir).filled if "need" in section.title)
+        for name, each in (("all", looks), ("hidden", Looks(looks.made, asked)))
+    }
+    assert "mean token" in said["all"] and "mean token" not in said["hidden"]
+    assert "left out of the pictures" in said["hidden"]
+
+
 def test_the_same_command_goes_on_with_what_is_there(config: LooksConfig) -> None:
     plans, agent = prepared(config, QUIET)
     plans = {name: dataclasses.replace(plan, max_steps=STEPS) for name, plan in plans.items()}

@@ -121,7 +121,9 @@ def test_verdicts_are_corrected_for_how_many_arms_there_are(tmp_path: Path) -> N
     places = write_study(tmp_path)
     keep(places, "none", lambda *_: True)
     keep(places, "lightvla", lambda *_: True)
-    keep(places, "blind", lambda *_: False)
+    study = keep(places, "blind", lambda *_: False)
+    [alone] = [each.difference for each in arm_figures(study, load_all(study, places)[0]) if each.arm == "blind"]
+    assert alone is not None and alone.corrected_p == pytest.approx(3 * alone.p_value), "grid, not run yet, counts"
     study = keep(places, "grid", lambda seed, task, state, round_: task == 1 or state == 30)
     figures = {each.arm: each.difference for each in arm_figures(study, load_all(study, places)[0])}
     blind, grid = figures["blind"], figures["grid"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -123,7 +123,7 @@ def report_data(looks: Looks, folder: Path) -> ReportData:
         Section(
             "Does it need them there",
             [blanked_table(rollouts, compared), Notes([*map(sentence, compared), *_narrow(looks)])] if compared else [],
-            note=_blanked_note() if compared else "",
+            note=_blanked_note([each.condition for each in compared]) if compared else "",
         ),
         *(_task_section(looks, task) for task in tasks if len(tasks) > 1),
         Section("Made with", _made(looks.made)),
@@ -231,14 +231,18 @@ def _phase_note() -> str:
     )
 
 
-def _blanked_note() -> str:
+def _blanked_note(conditions: Collection[str]) -> str:
+    judged = (
+        f"Success stays where the interval's lower end lies above -{STAYS_POINTS:g} points. It falls by p: McNemar's "
+        "test by initial states, corrected by Holm over the questions."
+    )
+    if set(conditions) == {"hidden"}:
+        return f"The same starts once more, with the target left out of the pictures. {judged}"
     return (
         "The same starts once more: the content of these tokens is replaced by the mean token of their picture before "
         "the language model reads it, at every policy query. Number, positions and weights of tokens stay, and what is "
-        f"kept is chosen before. Success stays where the interval's lower end lies above -{STAYS_POINTS:g} points. "
-        "It falls by p: McNemar's test by initial states, corrected by Holm over the questions. Two things are left to "
-        "the policy: where tokens are kept or blank says where something is, and in the vision backbone other tokens "
-        "have seen it. Hidden leaves neither."
+        f"kept is chosen before. {judged} Two things are left to the policy: where tokens are kept or blank says where "
+        "something is, and in the vision backbone other tokens have seen it. Hidden leaves neither."
     )
 
 

@@ -103,3 +103,8 @@ def perturbed(name: str, perturbation: str) -> str:
 def step_cap(name: str) -> int:
     """Control steps after which an episode counts as failed; a perturbed suite has its base's."""
     return STEP_CAPS[find_suite(name).base]
+
+
+def task_count(name: str) -> int:
+    """How many tasks a suite has, numbered from 0; LIBERO itself need not be installed."""
+    return 90 if find_suite(name).base == "libero_90" else 10
