@@ -12,7 +12,8 @@ from prismatic.training.config import FinetuneConfig
 _OF_THE_STUDY = {
     "trained": frozenset(
         {"vla_path", "data_root_dir", "dataset_name", "run_root_dir", "run_id_override", "batch_size"}
-        | {"learning_rate", "max_steps", "seed", "resume", "dry_run"}
+        | {"learning_rate", "max_steps", "seed", "resume", "dry_run", "grad_accumulation_steps"}
+        | {"dataset_spec", "robot", "gripper", "use_val_set", "val_fraction"}
         | {"save_freq", "save_latest_checkpoint_only", "keep_last"}
     ),
     "evaluated": frozenset(
@@ -28,6 +29,12 @@ _OF_THE_STUDY = {
             "report",
             "output_dir",
             "shard",
+            "initial_states_path",
+            "num_steps_wait",
+            "protocol",
+            "num_envs",
+            "batch_size",
+            "engine",
         }
     ),
 }

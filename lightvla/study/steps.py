@@ -168,7 +168,7 @@ def _evaluate(scene: Scene, seed: int, places: Places, arm: Arm, variant: Varian
         --pretrained_checkpoint {quote(checkpoint)}
         --task_suite_name {scene.suite} --task_ids {_tasks(scene)} --initial_states {scene.held_out_states}
         --num_trials_per_task {variant.trials} --wide_starts_m {scene.wide_starts_m}
-        --env_img_res {scene.image_size} --renderer fast --seed {scene.starts_seed} --num_envs 1 --dtype float32
+        --env_img_res {scene.image_size} --renderer fast --seed {scene.starts_seed} --num_envs 1 --dtype float32 --engine eager
         --resume True --report False --output_dir {quote(makes)}
         {f"--perturbation {variant.perturbation}" if variant.perturbation else ""}
         {flags}""")
