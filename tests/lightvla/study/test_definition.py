@@ -28,8 +28,8 @@ def test_every_study_of_this_repository_can_be_run(path: Path) -> None:
     ("name", "sha256"),
     [
         ("quick", "f50dab70767c72709e698da148368a408fd8041faf44a15665e1333ac0c3487a"),
-        ("goal3", "f3a47c92407742debd26a8a347b678eb349daf73f572331dae188e9b1a6b8004"),
-        ("goal3-training", "a4b5d1918a251da3a882fce9c63b37fcb285fe7bb3756afc9bcc08aab3821ce8"),
+        ("goal3", "68261435d256b8b745591e7ba92f32c9558b70ba9556caee4614a19b28f688c9"),
+        ("goal3-training", "c28c6a9c96590d0d576806e7e94a262a21bfdf0b3808b58c75f3d98ffd07bbaa"),
     ],
 )
 def test_hashes_stay_where_definitions_do(name: str, sha256: str) -> None:
