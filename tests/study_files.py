@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
-from lightvla.study.definition import Study, read_study
+from lightvla.study.benchmarks import BenchmarkRow, SceneBenchmark
+from lightvla.study.definition import COUNT, Study, read_study
 from lightvla.study.places import Places
 from lightvla.study.records import ArmResult, Rollout
 
@@ -58,9 +59,12 @@ Outcome = Callable[[int, int, int, int], bool]
 
 def keep(
     places: Places, arm: str, solved: Outcome, tokens: float = 98.0, curve: bool = False, variant: str = "",
-    trials: int | None = None,
+    trials: int | None = None, **more: Any,
 ) -> Study:  # fmt: skip
-    """Write the results of one arm, or of a variant of it, for all training seeds, as an evaluation leaves them."""
+    """Write the results of one arm, or of a variant of it, for all training seeds, as an evaluation leaves them.
+
+    `more` stands in `made`: `weights`, say.
+    """
     study = read_study(places.definition)
     scene = study.scenes[0]
     trials = trials or scene.trials_per_task
@@ -72,8 +76,9 @@ def keep(
         ]  # fmt: skip
         made = {"device": "a cpu", "git_commit": "c0ffee", "started": "today", "seconds": 1.0, "versions": {"x": "1"}}
         curves = {"loss": [[1.0, 2.0], [0.5, 0.25]], "tokens_kept": [[1.0, 2.0], [98.0, tokens]]} if curve else {}
+        flags = study.arm(arm).flags.replace(COUNT, "17") if study.arm(arm).kind != "trained" else ""
         result = ArmResult(
-            places.root.name, study.sha256, scene.name, arm, seed, "lightvla eval", "none", 98, made,
+            places.root.name, study.sha256, scene.name, arm, seed, f"lightvla eval {flags}", "none", 98, made | more,
             {"1": "put the bowl on the stove", "4": "put the bowl on the cabinet"}, rollouts,
             query_ms=10.0 + tokens / 10, flops=int(tokens * 1e6),
             training={"seconds": 60.0 * seed, "host_peak_gb": 1.5} if curve else {}, curves=curves, variant=variant,
@@ -82,6 +87,19 @@ def keep(
         path.parent.mkdir(parents=True, exist_ok=True)
         result.save(path)
     return study
+
+
+BENCHMARKED = (
+    BenchmarkRow("none", (98, 98), 98_000_000, 12.34, (1.0, 1.0, 1.0)),
+    BenchmarkRow("grid:tokens=17", (17, 17), 21_500_000, 6.17, (2.0, 1.9, 2.1)),
+)
+
+
+def keep_benchmark(places: Places, study: Study) -> Path:
+    """Write that of the first scene; returns its file."""
+    path = places.benchmark(study, study.scenes[0].name)
+    SceneBenchmark(study.sha256, "lightvla benchmark", {"device": "a cpu"}, BENCHMARKED).save(path)
+    return path
 
 
 def table(markdown: str, title: str) -> dict[str, list[str]]:

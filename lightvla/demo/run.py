@@ -94,6 +94,9 @@ def _discard(paths: Paths, stage: str) -> None:
         shutil.rmtree(folder, ignore_errors=True)
     for later in STAGES[STAGES.index(stage) :]:
         paths.stage(later).unlink(missing_ok=True)
+        if stage == "collect":  # all training seeds share the data
+            for record in paths.stage(later).parent.glob(f"{later}*.json"):
+                record.unlink()
 
 
 def _check(returncode: int, command: list[str], log: Path | None = None) -> None:

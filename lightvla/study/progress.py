@@ -42,7 +42,7 @@ class Progress:
     def __init__(self, study: Study, places: Places) -> None:
         self.study, self.places = study, places
         self.steps = all_steps(study, places)
-        self._fingerprints = fingerprints(self.steps)
+        self._fingerprints = fingerprints(self.steps, places)
 
     def record(self, step: Step) -> Record | None:
         """None for a step that was never begun, or whose record cannot be read."""

@@ -16,7 +16,7 @@ from lightvla.study.measures import peak_memory, query_flops, rounded
 from lightvla.study.places import Places, measured
 from prismatic.atomic_files import write_atomically
 from prismatic.report.figures import points_of, read_metrics, spread
-from prismatic.training.runs.files import METRICS_FILE
+from prismatic.training.runs.files import METRICS_FILE, RUN_FILE
 
 FORMAT = 1
 CURVES = ("loss", "tokens_kept", "val_loss", "val_tokens_kept")
@@ -60,7 +60,9 @@ class ArmResult:
         study_sha256: of the definition that it was made by.
         command: that evaluated it, as a person would type it.
         pruner: of the evaluated policy, with its options.
-        made: device, versions, commit, date, seconds.
+        made: device, versions, commit, date, seconds and warnings of the evaluation; `weights`, the fingerprint of
+            the policy. Of a trained arm also `parent` and `data`, the fingerprints of what it was trained from and on,
+            and `computing`, dtype and kernels.
         tasks: index as text -> instruction.
         rollouts: all of them; none is invalid.
         query_ms: median time inside the policy of a query, on one thread with other evaluations beside it.
@@ -159,6 +161,9 @@ def extract(
             "started": results.run["started"],
             "seconds": results.run["seconds"],
             "versions": results.versions,
+            "warnings": list(results.run["warnings"]),
+            "weights": results.policy["weights_fingerprint"],
+            **({} if run is None else _origin(run)),
         },
         tasks={str(episode.task_index): episode.task_name.replace("_", " ") for episode in results.episodes},
         rollouts=rollouts,
@@ -167,6 +172,11 @@ def extract(
         training={} if run is None else {"seconds": round(seconds, 1), **peak_memory(run / METRICS_FILE)},
         curves={} if run is None else _curves(run / METRICS_FILE),
     )
+
+
+def _origin(run: Path) -> dict[str, Any]:
+    facts = json.loads((run / RUN_FILE).read_text(encoding="utf-8"))["facts"]
+    return {"parent": facts["base_fingerprint"], "data": facts["data"], "computing": facts["computing"]}
 
 
 def _curves(metrics: Path) -> dict[str, list[list[float]]]:

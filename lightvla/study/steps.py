@@ -68,6 +68,10 @@ def all_steps(study: Study, places: Places) -> dict[str, Step]:
                 steps += [_evaluate(scene, seed, places, arm, variant) for variant in variants(scene, arm)]
         if any(arm.name == PRUNED and arm.kind == "trained" for arm in study.arms):
             steps.append(_benchmark(study, scene, places))
+    for key in ("name", "makes"):
+        made = [str(getattr(step, key)) for step in steps]
+        if twice := [each for each in made if made.count(each) > 1]:
+            raise ValueError(f"{places.definition}: two steps would be called {twice[0]}; rename a scene or an arm")
     return {step.name: step for step in steps}
 
 
@@ -77,11 +81,16 @@ def wanted(steps: Mapping[str, Step], arm: str | None) -> list[Step]:
     return [step for step in steps.values() if step.kind in kinds and arm in (None, step.arm)]
 
 
-def fingerprints(steps: Mapping[str, Step]) -> dict[str, str]:
-    """By step: a hash of its command and of all that it is made from; another one means another outcome."""
+def fingerprints(steps: Mapping[str, Step], places: Places) -> dict[str, str]:
+    """By step: a hash of its command and of all that it is made from; another one means another outcome.
+
+    Where the study lies changes none: its folder may be moved, and be named in another way.
+    """
     found: dict[str, str] = {}
+    work = f"{places.work}/"
     for step in steps.values():
-        parts = [*step.command, *(found[need] for need in step.needs)]
+        words = [f"WORK/{word.removeprefix(work)}" if word.startswith(work) else word for word in step.command]
+        parts = [*words, *(found[need] for need in step.needs)]
         found[step.name] = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
     return found
 
@@ -168,8 +177,8 @@ def _evaluate(scene: Scene, seed: int, places: Places, arm: Arm, variant: Varian
         --pretrained_checkpoint {quote(checkpoint)}
         --task_suite_name {scene.suite} --task_ids {_tasks(scene)} --initial_states {scene.held_out_states}
         --num_trials_per_task {variant.trials} --wide_starts_m {scene.wide_starts_m}
-        --env_img_res {scene.image_size} --renderer fast --seed {scene.starts_seed} --num_envs 1 --dtype float32 --engine eager
-        --resume True --report False --output_dir {quote(makes)}
+        --env_img_res {scene.image_size} --renderer fast --seed {scene.starts_seed} --num_envs 1 --dtype float32
+        --engine eager --resume True --report False --output_dir {quote(makes)}
         {f"--perturbation {variant.perturbation}" if variant.perturbation else ""}
         {flags}""")
     units = variant.trials * len(scene.tasks)

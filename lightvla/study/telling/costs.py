@@ -11,6 +11,9 @@ from prismatic.clustered_trials import Cluster, clustered_bootstrap
 from prismatic.report.data import Cell, Row, Table
 from prismatic.significance import Interval
 
+FEWEST_STATES = 5
+"""Of every task: below that the steps' interval, a bootstrap, would be too narrow, and none is given."""
+
 
 @dataclass(frozen=True)
 class Costs:
@@ -68,6 +71,8 @@ def _more_steps(own: Sequence[ArmResult], baseline: Sequence[ArmResult]) -> tupl
         [(float(sum(numbers)), len(numbers)) for numbers in states.values()] for states in found.values()
     ]
     mean, interval = clustered_bootstrap(tasks)
+    if min(map(len, tasks)) < FEWEST_STATES:
+        interval = Interval(mean, mean)
     return mean, interval, sum(count for clusters in tasks for _, count in clusters)
 
 
@@ -102,7 +107,7 @@ def _with_share(value: float | None, unit: float, name: str, base: float | None)
 
 def _steps(mean: float, interval: Interval, count: int) -> Cell:
     low, high = interval
-    # All alike: no spread, and that is no certainty.
+    # All alike, or too few: no interval, which would look like certainty.
     spread = f" ({low:+.1f} to {high:+.1f})" if low < high else ""
     return Cell(f"{mean:+.1f}{spread}", sort=mean, note=f"{count} starts")
 
@@ -112,9 +117,10 @@ def cost_note() -> str:
     return (
         f"In brackets: of {BASELINE}'s. Work: floating-point operations at the mean number of tokens, by formula. Time:"
         " median inside the policy, on one thread, with another evaluation beside it: rough. Steps: on starts that the "
-        f"arm and {BASELINE} both solved, with a 95 % interval over initial states. Jerk: root mean square of the "
-        "gripper's, over successful rollouts. Training: the whole command, longer where the machine did other work; "
-        "memory: the most that its process held, without those that read data."
+        f"arm and {BASELINE} both solved, with a 95 % interval over initial states where each task has "
+        f"{FEWEST_STATES} or more. Jerk: root mean square of the gripper's, over successful rollouts. Training: the "
+        "whole command, longer where the machine did other work; memory: the most that its process held, without those "
+        "that read data."
     )
 
 

@@ -3,22 +3,22 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from typing import TypeVar
 
 from experiments.robot.libero.comparison.compare import ALPHA, p_equation, points, span
 from lightvla.study.definition import BASELINE, Fixed, Study
 from lightvla.study.records import ArmResult, Rollout
-from prismatic.clustered_trials import Cluster, clustered_bootstrap
+from prismatic.clustered_trials import clustered_difference, clustered_rate
 from prismatic.report.data import counted
 from prismatic.significance import (
     Interval,
     PairedCounts,
-    averaged_difference_interval,
-    effective_trials,
     holm,
     repeated_mcnemar,
     wilson_interval,
 )
 
+Trial = TypeVar("Trial")
 Place = tuple[int, int]
 """A cluster: a task and one of its initial states. All its rounds and all training seeds belong to it."""
 
@@ -30,7 +30,7 @@ class Difference:
     Attributes:
         counts: of rollouts: both solved, the arm alone, the baseline alone, neither.
         value: success rate of the arm less the baseline's, averaged over tasks, in [-1, 1].
-        interval: 95 %, over initial states (`clustered_bootstrap`).
+        interval: 95 %, over initial states (`clustered_difference`).
         p_value: of McNemar's test by initial states (`repeated_mcnemar`).
         corrected_p: Holm's, over all arms that the definition compares with this baseline in the scene.
         states: initial states that both were tried from.
@@ -157,31 +157,29 @@ def _count(rollouts: Sequence[Rollout]) -> tuple[int, int]:
 
 
 def success_rate(rollouts: Sequence[Rollout]) -> tuple[float, Interval]:
-    """The mean over tasks, and its interval over initial states; Wilson's for so many states where all are alike."""
+    """The mean over tasks, and its interval over initial states."""
     outcomes: dict[Place, list[bool]] = {}
     for rollout in rollouts:
         outcomes.setdefault((rollout.task, rollout.state), []).append(rollout.success)
-    tasks = _by_task({place: (float(sum(values)), len(values)) for place, values in outcomes.items()})
-    rate, interval = clustered_bootstrap(tasks)
-    if interval.low == interval.high:
-        states = effective_trials([[len(clusters) for clusters in tasks]])
-        interval = wilson_interval(rate * states, states)
-    return rate, interval
+    return clustered_rate(_by_task(outcomes))
 
 
-def _by_task(clusters: Mapping[Place, Cluster]) -> list[list[Cluster]]:
-    tasks: dict[int, list[Cluster]] = {}
-    for (task, _), cluster in sorted(clusters.items()):
+def _by_task(clusters: Mapping[Place, list[Trial]]) -> list[list[list[Trial]]]:
+    tasks: dict[int, list[list[Trial]]] = {}
+    for (task, _), cluster in sorted(clusters.items(), key=lambda item: item[0]):
         tasks.setdefault(task, []).append(cluster)
     return list(tasks.values())
 
 
 def difference_of(first: Sequence[ArmResult], second: Sequence[ArmResult]) -> Difference | None:
-    """Two arms on the starts that both have, seed by seed; None without any."""
+    """Two arms on the starts that both have, seed by seed; None without any.
+
+    Results of different definitions share no starts.
+    """
     pairs: dict[Place, list[tuple[bool, bool]]] = {}
     for own in first:
         for other in second:
-            if own.seed != other.seed:
+            if (own.seed, own.study_sha256) != (other.seed, other.study_sha256):
                 continue
             outcomes = {rollout.key: rollout.success for rollout in other.rollouts}
             for rollout in own.rollouts:
@@ -191,13 +189,7 @@ def difference_of(first: Sequence[ArmResult], second: Sequence[ArmResult]) -> Di
     if not pairs:
         return None
     gains = {place: sum(a - b for a, b in outcomes) for place, outcomes in pairs.items()}
-    tasks = _by_task({place: (float(gain), len(pairs[place])) for place, gain in gains.items()})
-    value, interval = clustered_bootstrap(tasks)
-    if interval.low == interval.high:
-        numbers = sorted({task for task, _ in pairs})
-        interval = averaged_difference_interval(
-            [[PairedCounts.of([pairs[place] for place in pairs if place[0] == task]) for task in numbers]]
-        )
+    value, interval = clustered_difference(_by_task(pairs))
     return Difference(
         counts=PairedCounts.of([pair] for outcomes in pairs.values() for pair in outcomes),
         value=value,

@@ -1,16 +1,17 @@
 """The report of a study, Markdown and HTML, made of its definition and its kept results: no run is needed."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from experiments.robot.libero.comparison.compare import ALPHA, p_text, points, span
 from lightvla.study.benchmarks import SceneBenchmark, load_benchmarks
-from lightvla.study.definition import BASELINE, Study
-from lightvla.study.places import Places
+from lightvla.study.definition import BASELINE, PRUNED, Study
+from lightvla.study.places import Places, measured
 from lightvla.study.records import ArmResult, forced_changes, foreign, load_all
 from lightvla.study.telling.checkpoints import checkpoint_sections, checkpoints_text
 from lightvla.study.telling.costs import benchmark_table, cost_note, cost_table, costs
 from lightvla.study.telling.figures import ArmFigures, Primary, arm_figures, primary_answers
+from lightvla.study.telling.origins import mixed_origins
 from lightvla.study.telling.perturbed import perturbed_sections, perturbed_text
 from lightvla.study.variants import load_variants
 from prismatic.report.charts import RateBars
@@ -76,7 +77,7 @@ def report_data(
     return ReportData(
         title=f"Study: {name}",
         summary=[study.question, *(answer.sentence for answer in answers)],
-        alerts=_alerts(study, places, [*results, *beside], missing),
+        alerts=_alerts(study, places, results, beside, alone, missing),
         headlines=_headlines(study, figures, answers),
         sections=[
             *sections,
@@ -101,14 +102,34 @@ def _commands(name: str, arm: str) -> str:
     return "\n".join(f"{command:<{width}}   # {said}" for command, said in lines.items())
 
 
-def _alerts(study: Study, places: Places, results: Sequence[ArmResult], missing: Sequence[str]) -> list[str]:
+def _alerts(
+    study: Study,
+    places: Places,
+    results: Sequence[ArmResult],
+    beside: Sequence[ArmResult],
+    benchmarks: Mapping[str, SceneBenchmark],
+    missing: Sequence[str],
+) -> list[str]:
     alerts = [
         f"study.yaml was changed after arms had been run (by --force, {change['time']}, SHA-256 {change['from'][:12]} "
         f"to {change['to'][:12]}): what follows was not all fixed in advance."
         for change in forced_changes(places)
     ]
-    if other := foreign(study, results):
-        alerts.append(f"Made by another study.yaml than the present one: {'; '.join(other)}.")
+    every = [*results, *beside]
+    other = [f"the benchmark of {scene}" for scene, each in benchmarks.items() if each.study_sha256 != study.sha256]
+    if other := [*foreign(study, every), *other]:
+        alerts.append(
+            f"Made by another study.yaml than the present one, and compared among themselves alone: {'; '.join(other)}."
+        )
+    if mixed := mixed_origins(study, results, beside):
+        alerts.append(f"Does not belong together: {'; '.join(mixed)}.")
+    warned: dict[str, list[str]] = {}
+    for each in every:
+        for warning in each.made.get("warnings", []):
+            warned.setdefault(warning, []).append(f"{measured(each.arm, each.variant)}, seed {each.seed}")
+    alerts += [f"{'; '.join(names)}: {warning}." for warning, names in warned.items()]
+    if any(arm.name == PRUNED and arm.kind == "trained" for arm in study.arms):
+        missing = [*missing, *(f"the benchmark of {s.name}" for s in study.scenes if s.name not in benchmarks)]
     if missing:
         alerts.append(f"Not run yet: {'; '.join(missing)}.")
     return alerts
@@ -151,8 +172,8 @@ def success_table(figures: Sequence[ArmFigures]) -> Table:
 def _success_note() -> str:
     return (
         "Solved: all rollouts, with Wilson's 95 % interval as if each were a trial of its own. By initial states: the "
-        "mean over tasks, with a 95 % interval in which all rollouts from one initial state are drawn together "
-        "(bootstrap). Steps: control steps of the successful rollouts."
+        "mean over tasks, with Wilson's interval for as many trials as the rollouts are worth, since those from one "
+        "initial state resemble each other. Steps: control steps of the successful rollouts."
     )
 
 
@@ -182,8 +203,9 @@ def difference_table(figures: Sequence[ArmFigures]) -> Table:
 
 def _difference_note() -> str:
     return (
-        f"On the same starts of the same training seed, averaged over tasks; the interval is drawn over initial states "
-        f"with all their rollouts. p: McNemar's test by initial states. The verdict goes by Holm's p at {ALPHA:g}."
+        "On the same starts of the same training seed, averaged over tasks, with Tango's interval for as many pairs as "
+        "the rollouts are worth, since those from one initial state resemble each other. p: McNemar's test by initial "
+        f"states. The verdict goes by Holm's p at {ALPHA:g}."
     )
 
 
@@ -208,7 +230,7 @@ def seed_table(figures: Sequence[ArmFigures], seeds: Sequence[int]) -> Table:
 
 def _seed_note(study: Study) -> str:
     count = len(study.training.seeds)
-    return f"{counted(count, 'training seed')}: the intervals above say nothing about other trainings." * (count < 5)
+    return f"{counted(count, 'training seed')}: the intervals above are about these trainings alone."
 
 
 def _curves(results: Sequence[ArmResult]) -> list[Block]:

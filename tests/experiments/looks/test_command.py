@@ -127,6 +127,8 @@ def test_the_report_holds_the_tables_and_says_how_it_was_made(config: LooksConfi
     assert made["command"] == ["lightvla", "looks"] and made["weights_fingerprint"].startswith("sha256:")
     assert "<table" in (folder / "looks.html").read_text()
     assert (folder / "libero_goal_task8.png").stat().st_size > 10_000
+    ran = results(config, "target").run
+    assert made["conditions"]["target"] == {"started": ran["started"], "git_commit": ran["git_commit"]}
     assert (folder / "libero_goal_task8.mp4").stat().st_size > 1_000 and "libero_goal_task8.png" in text
     titles = [section.title for section in report_data(Looks.load(folder / "looks.json"), folder).filled]
     assert titles[0] == "In pictures" and "Does it need them there" in titles
@@ -150,6 +152,16 @@ def test_the_same_command_goes_on_with_what_is_there(config: LooksConfig) -> Non
     before = {path: path.stat().st_mtime_ns for path in written}
     assert explore(config, plans, agent, ["lightvla", "looks"], QUIET) == 0
     assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_what_was_asked_before_stays_in_the_report(config: LooksConfig, tmp_path: Path) -> None:
+    """Else p would be corrected for the last question alone."""
+    folder = Path(shutil.copytree(config.output_dir, tmp_path / "copy"))
+    plans, _ = prepared(dataclasses.replace(config, output_dir=folder, blank="hidden"), QUIET)
+    assert list(plans) == ["unblanked", "target", "random", "hidden"]
+    shutil.rmtree(folder / "rollouts" / "target")
+    plans, _ = prepared(dataclasses.replace(config, output_dir=folder, blank="none"), QUIET)
+    assert list(plans) == ["unblanked", "random", "hidden"]
 
 
 def test_a_damaged_file_is_found_before_any_rollout(config: LooksConfig, tmp_path: Path) -> None:

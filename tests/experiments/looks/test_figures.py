@@ -77,7 +77,10 @@ def test_blanked_rollouts_are_paired_with_the_same_starts(solved: object, words:
 
 
 def test_p_is_corrected_over_the_questions_that_were_asked() -> None:
-    """Six states lost of six: 2 in 64 for one question, and no evidence any more for four."""
+    """Six states lost of six: 2 in 64 for one question, and no evidence any more for four.
+
+    A fifth is whether the target's cost more than others, and five p-values are corrected.
+    """
     plain = [rollout(state) for state in range(30, 36)]
     asked = [
         rollout(state, False, kind) for kind in ("target", "goal", "background", "random") for state in range(30, 36)
@@ -85,7 +88,18 @@ def test_p_is_corrected_over_the_questions_that_were_asked() -> None:
     (one,) = all_blanked([*plain, *asked[:6]])
     assert (one.p_value, one.corrected_p, one.falls) == (1 / 32, 1 / 32, True)
     four = all_blanked([*plain, *asked])
-    assert [(each.corrected_p, each.falls) for each in four] == [(4 / 32, False)] * 4
+    assert [(each.corrected_p, each.falls) for each in four] == [(5 / 32, False)] * 4
+    assert four[0].beyond_random == (0.0, 1.0) and four[1].beyond_random is None
+
+
+def test_use_is_told_from_disturbance_by_as_many_random_others() -> None:
+    plain = [rollout(state) for state in range(30, 50)]
+    target = [rollout(state, False, "target") for state in range(30, 50)]
+    spared, harmed = ([rollout(state, solved, "random") for state in range(30, 50)] for solved in (True, False))
+    said = [sentence(all_blanked([*plain, *target, *more])[0]) for more in (spared, harmed, [])]
+    assert "The policy uses what these tokens show (-100.0 points against as many random others" in said[0]
+    assert "Whether it uses what they show, or is disturbed by mean tokens, is not told" in said[1]
+    assert "`--blank random` would tell" in said[2]
 
 
 def test_a_moment_of_every_phase_is_shown() -> None:

@@ -137,9 +137,13 @@ def test_a_finished_stage_is_skipped_unless_its_command_changed(tmp_path):
 
 def test_a_failing_command_ends_the_demo_and_is_named(tmp_path):
     config = DemoConfig(output_dir=tmp_path, train_states="90-91")
+    other_seed = Paths(tmp_path, "-8").stage("finetune")
+    other_seed.parent.mkdir()
+    other_seed.write_text("{}")
     with pytest.raises(SystemExit, match="lightvla collect"):
         demo.run_stage(config, "collect", force=False)
     assert not json.loads(Paths(tmp_path).stage("collect").read_text())["done"]
+    assert not other_seed.exists(), "it was trained on other demonstrations"
 
 
 @pytest.mark.slow

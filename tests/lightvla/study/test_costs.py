@@ -4,9 +4,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from study_files import keep, table, write_study
+from study_files import BENCHMARKED, keep, keep_benchmark, table, write_study
 
-from lightvla.study.benchmarks import BenchmarkRow, SceneBenchmark
+from lightvla.study.benchmarks import SceneBenchmark
 from lightvla.study.measures import peak_memory
 from lightvla.study.records import load_all
 from lightvla.study.telling.costs import costs
@@ -60,13 +60,8 @@ def test_memory_is_the_most_that_was_held(tmp_path: Path) -> None:
 def test_the_benchmark_is_kept_and_told(tmp_path: Path) -> None:
     places = write_study(tmp_path)
     study = keep(places, "none", lambda *_: True)
-    rows = (
-        BenchmarkRow("none", (98, 98), 98_000_000, 12.34, (1.0, 1.0, 1.0)),
-        BenchmarkRow("grid:tokens=17", (17, 17), 21_500_000, 6.17, (2.0, 1.9, 2.1)),
-    )
-    path = places.benchmark(study, "goal")
-    SceneBenchmark(study.sha256, "lightvla benchmark", {"device": "a cpu"}, rows).save(path)
-    assert SceneBenchmark.load(path).rows == rows
+    path = keep_benchmark(places, study)
+    assert SceneBenchmark.load(path).rows == BENCHMARKED
     write_reports(study, places)
     found = table((tmp_path / "report.md").read_text(), "A query, by the benchmark")
     assert found["none"] == ["98", "98.0 MFLOP", "12.3 ms", "1.00"]

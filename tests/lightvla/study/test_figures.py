@@ -9,6 +9,7 @@ from study_files import changed, keep, write_study
 from lightvla.study.definition import read_study
 from lightvla.study.records import ArmResult, load_all
 from lightvla.study.telling.figures import arm_figures, difference_of, primary_answers
+from prismatic.clustered_trials import clustered_difference
 from prismatic.significance import mcnemar_exact, wilson_interval
 
 
@@ -61,16 +62,14 @@ def test_rates_and_differences_are_what_counting_gives(tmp_path: Path) -> None:
     cells = [(True, True), (True, False), (False, True), (False, False)]
     assert tuple(found.counts) == tuple(pairs.count(cell) for cell in cells)
     assert found.value == pytest.approx(pruned.rate - none.rate)
-    # The bootstrap over states, one replicate after the other.
-    rng, replicates = np.random.default_rng(1), []
-    gains = {
-        (task, state): [arm(s, task, state, r) - baseline(s, task, state, r) for s in (7, 11) for r in (0, 1)]
-        for task in (1, 4) for state in range(30, 35)
-    }  # fmt: skip
-    for _ in range(4000):
-        drawn = [[gains[task, 30 + i] for i in rng.integers(5, size=5)] for task in (1, 4)]
-        replicates.append(np.mean([np.mean(np.concatenate(states)) for states in drawn]))
-    assert found.interval == pytest.approx(tuple(np.quantile(replicates, [0.025, 0.975])), abs=0.051)
+    # Both rounds of both seeds of a state are a cluster.
+    clusters = [
+        [[pair for pair, (_, t, at, _) in zip(pairs, trials, strict=True) if (t, at) == (task, state)]
+         for state in range(30, 35)]
+        for task in (1, 4)
+    ]  # fmt: skip
+    assert all(len(cluster) == 4 for task in clusters for cluster in task)
+    assert found.interval == pytest.approx(clustered_difference(clusters)[1])
 
 
 def test_rounds_and_seeds_of_a_state_are_one_cluster(tmp_path: Path) -> None:
@@ -87,16 +86,16 @@ def test_rounds_and_seeds_of_a_state_are_one_cluster(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("solved", "answer", "words"),
+    ("lost", "solved", "answer", "words"),
     [
-        (lambda seed, task, state, round_: True, "non-inferior", "lightvla at 17.3 % of the tokens is non-inferior to"),
-        (lambda seed, task, state, round_: False, "inferior", "is worse than none by more than the margin"),
-        (lambda seed, task, state, round_: state > 31, "not shown", "it is not shown that lightvla at 17.3 % of the"),
+        (32, lambda *_: True, "non-inferior", "lightvla at 17.3 % of the tokens is non-inferior to"),
+        (30, lambda *_: False, "inferior", "is worse than none by more than the margin"),
+        (30, lambda seed, task, state, _: state > 31, "not shown", "it is not shown that lightvla at 17.3 % of the"),
     ],
 )
-def test_the_primary_answer(solved, answer: str, words: str, tmp_path: Path) -> None:
+def test_the_primary_answer(lost: int, solved, answer: str, words: str, tmp_path: Path) -> None:
     places = write_study(tmp_path)
-    keep(places, "none", lambda seed, task, state, round_: state > 30)
+    keep(places, "none", lambda seed, task, state, round_: state > lost)
     study = keep(places, "lightvla", solved, tokens=17.0)
     results, _ = load_all(study, places)
     [found] = primary_answers(study, results)

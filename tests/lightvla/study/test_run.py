@@ -138,12 +138,14 @@ def test_a_study_that_is_stopped_goes_on_and_ends_whole(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_step_that_fails_is_named_with_its_log(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The simulator refuses a task that the suite does not have, before anything long."""
-    places = write_study(tmp_path / "s", {**TINY, "scenes": [{**SCENE, "tasks": [77]}]})
+    """Collection cannot write where a file is in the way."""
+    places = write_study(tmp_path / "s", TINY)
+    places.work.mkdir()
+    places.data.write_text("in the way")
     assert command(study_parser().parse_args(["s", "--studies_dir", str(tmp_path)])) == UNWANTED
     error = capsys.readouterr().err
-    assert "collect-stove ended with status 2; its output is in" in error and "--task_ids 77" in error
-    assert "77" in places.log("collect-stove").read_text()
+    assert "collect-stove ended with status 2; its output is in" in error and "lightvla collect" in error
+    assert str(places.data) in places.log("collect-stove").read_text()
     progress = Progress(read_study(places.definition), places)
     record = progress.record(progress.steps["collect-stove"])
     assert record is not None and not record.done and not places.plan.exists()

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import draccus
+import pytest
 from study_files import CONTENT, changed, keep, write_study
 
 from experiments.robot.libero.demonstrations.config import CollectionConfig
@@ -11,6 +12,7 @@ from experiments.robot.libero.settings.flags import EvaluationConfig
 from lightvla.demo.small_model import SmallModelConfig
 from lightvla.study.benchmarks import SceneBenchmark
 from lightvla.study.definition import read_study
+from lightvla.study.places import Places
 from lightvla.study.progress import SECONDS_PER_UNIT, Progress, units_done, wall_seconds
 from lightvla.study.steps import all_steps, filled_in, fingerprints, ordered
 from prismatic.benchmark.config import BenchmarkConfig, pruner_names
@@ -212,4 +214,30 @@ def test_simulator_processes_change_nothing(tmp_path: Path) -> None:
     places = write_study(tmp_path)
     steps = all_steps(read_study(places.definition), places)
     assert filled_in(steps["collect-goal"], 1, None) != filled_in(steps["collect-goal"], 3, None)
-    assert len(set(fingerprints(steps).values())) == len(steps)
+    assert len(set(fingerprints(steps, places).values())) == len(steps)
+
+
+def test_steps_stay_done_wherever_the_study_is_called_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    places = write_study(tmp_path / "studies" / "s")
+    study = read_study(places.definition)
+    monkeypatch.chdir(tmp_path / "studies" / "s")
+    found = [
+        fingerprints(all_steps(study, each), each)
+        for each in (places, Places(Path(".")), Places(Path("../s")), Places(tmp_path / "elsewhere"))
+    ]
+    assert all(each == found[0] for each in found[1:])
+
+
+@pytest.mark.parametrize(
+    ("where", "name"), [("arms.2.name", "parent"), ("arms.2.name", "none@position"), ("arms.0.name", "a-none")]
+)
+def test_names_of_steps_do_not_collide(where: str, name: str, tmp_path: Path) -> None:
+    content = changed(where, name)
+    if name == "parent":
+        content["arms"][2] = {"name": name, "kind": "trained", "flags": "--pruner none"}
+    if name == "a-none":
+        content["arms"].append({"name": "none", "kind": "trained", "flags": "--pruner none"})
+        content["scenes"].append({**content["scenes"][0], "name": "goal-a"})
+    write_study(tmp_path, content)
+    with pytest.raises(ValueError, match=r"two steps would be called|expected letters, digits"):
+        all_steps(read_study(tmp_path / "study.yaml"), Places(tmp_path))

@@ -8,7 +8,6 @@ import logging
 import math
 import signal
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -28,7 +27,7 @@ from experiments.robot.libero.evaluation.resume import (
 )
 from experiments.robot.libero.evaluation.terminal import GoesOn, evaluate_with_progress
 from experiments.robot.libero.evaluation.wandb_log import WandbLog
-from experiments.robot.libero.looks.config import UNBLANKED, LooksConfig
+from experiments.robot.libero.looks.config import BLANKED, UNBLANKED, LooksConfig
 from experiments.robot.libero.looks.counts import count
 from experiments.robot.libero.looks.pictures import draw
 from experiments.robot.libero.looks.probe import Looking
@@ -38,8 +37,7 @@ from experiments.robot.libero.policies.choice import make_agent, weights_of
 from experiments.robot.libero.policies.local import PolicyAgent
 from experiments.robot.libero.policies.watched import PolicyLost
 from experiments.robot.libero.results.journal import Journal
-from experiments.robot.libero.results.provenance import collect_versions, git_commit
-from experiments.robot.libero.results.results import TIME_FORMAT, EpisodeRecord, Results
+from experiments.robot.libero.results.results import EpisodeRecord, Results
 from experiments.robot.libero.rollouts.worker_pool import SimulatorsUnusable
 from experiments.robot.libero.settings.flags import EvaluationConfig
 from experiments.robot.libero.settings.suite_names import suites_of
@@ -50,6 +48,8 @@ from prismatic.models.pruners.blanking import why_not
 from prismatic.report.data import counted
 from prismatic.training.distributed import Ranks, resolve_device
 
+TAKEN = "lightvla looks --blank "
+"""How a warning begins that a condition's own results carry."""
 PICTURED = 4
 """Of so many first rollouts of a task pictures are kept, to show one that was solved."""
 _REFUSALS = (ValueError, FileNotFoundError, ImportError, RenderingUnavailable, OSError)
@@ -69,7 +69,6 @@ def explore(
     config: LooksConfig, plans: dict[str, Plan], agent: PolicyAgent, command: list[str], console: Console
 ) -> int:
     """Roll out and report what has been checked; returns the exit status."""
-    began = time.strftime(TIME_FORMAT)
     device = torch.device(agent.policy.model.device)
     try:
         with contextlib.closing(agent):
@@ -81,10 +80,15 @@ def explore(
         print_error(f"{error}; the same command goes on")
         return UNUSABLE
     several = len(suites_of(config.task_suite_name)) > 1
+    invalid = sum(record.invalid is not None for each in results.values() for record in each.episodes)
+    if all(record.invalid is not None for record in results[UNBLANKED].episodes):
+        cause = str(results[UNBLANKED].episodes[0].invalid).splitlines()[-1]
+        print_error(f"no rollout came to its end ({cause}); the same command tries again")
+        return INVALID
     try:
         found = {name: read_all(plans[name].output_dir, each.episodes, several) for name, each in results.items()}
         rollouts = [count(record, seen, name) for name, each in found.items() for record, seen in each]
-        Looks(_made(config, command, began, results[UNBLANKED]), rollouts).save(config.output_dir / NAMES[0])
+        Looks(_made(config, command, results), rollouts).save(config.output_dir / NAMES[0])
         _draw(found[UNBLANKED], config, agent)
         written = write_reports(config.output_dir)
     except (ValueError, OSError, ImportError) as error:
@@ -92,7 +96,6 @@ def explore(
         return UNUSABLE
     for path in written:
         console.print(f"report: {path}", soft_wrap=True, markup=False, highlight=False)
-    invalid = sum(record.invalid is not None for each in results.values() for record in each.episodes)
     if invalid:
         console.print(f"{counted(invalid, 'invalid rollout')} left out; the same command tries again")
     return INVALID if invalid else 0
@@ -103,7 +106,10 @@ def prepared(config: LooksConfig, console: Console) -> tuple[dict[str, Plan], Po
 
     Raises ValueError and the like for whatever can be refused, before any rollout.
     """
-    conditions = config.conditions()
+    asked = config.conditions()
+    # What was asked before stays in the report, and in the correction for how much was asked.
+    before = [name for name in BLANKED if name not in asked and _is_complete(config.rollouts(name))]
+    conditions = [UNBLANKED, *(name for name in BLANKED if name in (*asked, *before))]
     for package in ("imageio_ffmpeg", "matplotlib", "jinja2"):
         if importlib.util.find_spec(package) is None:
             raise ImportError(f"the report needs {package}: pip install 'lightvla[libero,report]'")
@@ -122,6 +128,14 @@ def prepared(config: LooksConfig, console: Console) -> tuple[dict[str, Plan], Po
     plans = {name: check_same_policy(plan, agent) for name, plan in plans.items()}
     looking = _looking(config, agent, blanks=not {*conditions} <= {UNBLANKED, "hidden"})
     return {name: _asking(plan, looking, name) for name, plan in plans.items()}, agent
+
+
+def _is_complete(folder: Path) -> bool:
+    try:
+        results = Results.load(folder)
+    except (OSError, ValueError):
+        return False
+    return bool(results.run["complete"]) and not any(record.invalid for record in results.episodes)
 
 
 def _in_own_folder(plan: Plan, flags: EvaluationConfig) -> Plan:
@@ -152,7 +166,7 @@ def _asking(plan: Plan, looking: Looking, condition: str) -> Plan:
     """The plan of a condition, whose results say what is special about them."""
     if condition == UNBLANKED:
         return replace(plan, probes=replace(looking, pictured=PICTURED))
-    warning = f"lightvla looks --blank {condition}: something was taken from the policy, so this is no plain result"
+    warning = f"{TAKEN}{condition}: something was taken from the policy, so this is no plain result"
     return replace(plan, probes=replace(looking, blank=condition), warnings=[*plan.warnings, warning])
 
 
@@ -172,20 +186,25 @@ def _draw(found: Sequence[tuple[EpisodeRecord, Seen]], config: LooksConfig, agen
         draw(own, agent.center_crop, fps, config.output_dir / picture_stem(suite, task))
 
 
-def _made(config: LooksConfig, command: list[str], began: str, results: Results) -> dict[str, Any]:
+def _made(config: LooksConfig, command: list[str], conditions: dict[str, Results]) -> dict[str, Any]:
+    """Of the rollouts, which may be older than the report."""
+    results = conditions[UNBLANKED]
+    warnings = [line for each in conditions.values() for line in each.run["warnings"] if not line.startswith(TAKEN)]
     return {
         "command": command,
-        "started": began,
-        "git_commit": git_commit(),
+        "conditions": {
+            name: {"started": each.run["started"], "git_commit": each.run["git_commit"]}
+            for name, each in conditions.items()
+        },
         "checkpoint": results.policy["checkpoint"],
         "weights_fingerprint": results.policy.get("weights_fingerprint"),
         "policy": results.run["policy"],
         "pruner": results.policy["pruner"],
         "engine": results.policy["engine"],
         "device": results.run["device"],
-        "versions": collect_versions(),
+        "versions": results.versions,
         "flags": {name: None if value is None else str(value) for name, value in vars(config).items()},
-        "warnings": list(results.run["warnings"]),
+        "warnings": list(dict.fromkeys(warnings)),
     }
 
 

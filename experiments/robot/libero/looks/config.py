@@ -49,12 +49,16 @@ class LooksConfig:
     output_dir: Path = Path("looks")  # looks.json, looks.md, looks.html, pictures; rollouts/ below it
     force: bool = False  # go on although policy, flags or simulator were others; the results say it
 
+    def rollouts(self, condition: str) -> Path:
+        """The folder of a condition."""
+        return self.output_dir / "rollouts" / condition
+
     def evaluation(self, condition: str) -> EvaluationConfig:
         """The evaluation that a condition is: its rollouts go below `output_dir`, and are gone on with."""
         known = {field.name for field in fields(EvaluationConfig)}
         given = {name: value for name, value in vars(self).items() if name in known and value is not None}
         return EvaluationConfig(
-            **{**given, "output_dir": str(self.output_dir / "rollouts" / condition), "resume": True, "report": False}
+            **{**given, "output_dir": str(self.rollouts(condition)), "resume": True, "report": False}
         )
 
     def conditions(self) -> list[str]:

@@ -11,11 +11,10 @@ import numpy as np
 from experiments.robot.libero.comparison.compare import ALPHA
 from experiments.robot.libero.looks.config import BLANKED, UNBLANKED
 from experiments.robot.libero.looks.counts import Counts, Rollout
-from prismatic.clustered_trials import clustered_bootstrap
+from prismatic.clustered_trials import clustered_difference
 from prismatic.significance import (
     Interval,
     PairedCounts,
-    averaged_difference_interval,
     holm,
     repeated_mcnemar,
 )
@@ -98,6 +97,7 @@ class Blanked:
         p_value: of McNemar's test by initial states; `corrected_p` is Holm's over all conditions.
         tokens, kept: blanked and kept per policy query, in the mean.
         queries: of the blanked rollouts.
+        beyond_random: of `target`, where `random` was rolled out too: the difference to that, and its p by Holm.
     """
 
     condition: str
@@ -109,6 +109,7 @@ class Blanked:
     kept: float
     queries: int
     corrected_p: float = 1.0
+    beyond_random: tuple[float, float] | None = None
 
     @property
     def stays(self) -> bool:
@@ -117,20 +118,27 @@ class Blanked:
 
     @property
     def falls(self) -> bool:
-        """Whether it falls, by the corrected p: of few initial states the interval is too narrow."""
+        """Whether it falls, by the corrected p."""
         return self.difference < 0 and self.corrected_p < ALPHA
 
 
 def all_blanked(rollouts: Sequence[Rollout]) -> list[Blanked]:
     """Every condition that shares starts with the unblanked rollouts, in `BLANKED`'s order."""
     found = [each for kind in BLANKED if (each := blanked(rollouts, kind)) is not None]
-    corrected = holm([each.p_value for each in found])
-    return [replace(each, corrected_p=p_value) for each, p_value in zip(found, corrected, strict=True)]
+    beyond = blanked(rollouts, "target", against="random")
+    tested = found if beyond is None else [*found, beyond]
+    corrected = holm([each.p_value for each in tested])
+    told = [replace(each, corrected_p=p_value) for each, p_value in zip(tested, corrected, strict=True)]
+    if beyond is None:
+        return told
+    last = told.pop()
+    said = (last.difference, last.corrected_p)
+    return [replace(each, beyond_random=said) if each.condition == "target" else each for each in told]
 
 
-def blanked(rollouts: Sequence[Rollout], condition: str) -> Blanked | None:
-    """None where the condition shares no start with the unblanked rollouts."""
-    before = {each.start: each for each in rollouts if each.condition == UNBLANKED}
+def blanked(rollouts: Sequence[Rollout], condition: str, against: str = UNBLANKED) -> Blanked | None:
+    """None where the condition shares no start with the other one, by default the unblanked rollouts."""
+    before = {each.start: each for each in rollouts if each.condition == against}
     own = [each for each in rollouts if each.condition == condition and each.start in before]
     if not own:
         return None
@@ -140,13 +148,7 @@ def blanked(rollouts: Sequence[Rollout], condition: str) -> Blanked | None:
         pairs.setdefault((each.suite, each.task, each.state), []).append(outcomes)
     gains = {place: sum(a - b for a, b in found) for place, found in pairs.items()}
     tasks = sorted({place[:2] for place in pairs})
-    value, interval = clustered_bootstrap(
-        [[(float(gains[p]), len(pairs[p])) for p in pairs if p[:2] == task] for task in tasks]
-    )
-    if interval.low == interval.high:  # all alike: the bootstrap sees no spread
-        interval = averaged_difference_interval(
-            [[PairedCounts.of([pairs[p] for p in pairs if p[:2] == task]) for task in tasks]]
-        )
+    value, interval = clustered_difference([[pairs[p] for p in pairs if p[:2] == task] for task in tasks])
     queries = sum(each.queries for each in own)
     return Blanked(
         condition=condition,

@@ -234,7 +234,8 @@ def _phase_note() -> str:
 def _blanked_note(conditions: Collection[str]) -> str:
     judged = (
         f"Success stays where the interval's lower end lies above -{STAYS_POINTS:g} points. It falls by p: McNemar's "
-        "test by initial states, corrected by Holm over the questions."
+        "test by initial states, corrected by Holm over the questions. The interval is Tango's for as many pairs as "
+        "the rollouts are worth, since those from one initial state resemble each other."
     )
     if set(conditions) == {"hidden"}:
         return f"The same starts once more, with the target left out of the pictures. {judged}"
@@ -248,11 +249,13 @@ def _blanked_note(conditions: Collection[str]) -> str:
 
 def _made(made: dict[str, Any]) -> list[Block]:
     versions = ", ".join(f"{name} {version}" for name, version in made["versions"].items())
+    # Of files of before the conditions were told apart: when and by which code the report was written.
+    runs, device = made.get("conditions", {"report": made}), made["device"]
     return [
         CodeBlock("Command", " ".join(made["command"])),
         Notes([
             f"weights {made['weights_fingerprint']}",
-            f"commit {made['git_commit']}, {made['started']}, on {made['device']}",
+            *(f"{name}: commit {run['git_commit']}, {run['started']}, on {device}" for name, run in runs.items()),
             versions,
         ]),
     ]  # fmt: skip

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from experiments.robot.libero.comparison.compare import p_equation, p_text, points, span
+from experiments.robot.libero.comparison.compare import ALPHA, p_equation, p_text, points, span
 from experiments.robot.libero.looks.classes import CLASSES
 from experiments.robot.libero.looks.counts import Counts, Rollout
 from experiments.robot.libero.looks.figures import STAYS_POINTS, Against, Blanked, Take, against_chance
@@ -155,8 +155,7 @@ def sentence(each: Blanked) -> str:
     if not each.counts.both + each.counts.only_second:
         return f"{what}: the policy solved nothing unblanked, so nothing can be said ({numbers})."
     if each.falls:
-        used = "It has to see it" if each.condition == "hidden" else "The policy uses what these tokens show"
-        return f"{what}: success falls ({numbers}). {used}."
+        return f"{what}: success falls ({numbers}). {_used(each)}."
     if each.stays:
         spared = (
             "It can do without seeing it" if each.condition == "hidden" else "The policy can do without their content"
@@ -164,3 +163,20 @@ def sentence(each: Blanked) -> str:
         sinks = " If it needs these tokens, then as sinks of attention." if each.condition == "background" else ""
         return f"{what}: success stays ({numbers}). {spared}.{sinks}"
     return f"{what}: neither is shown, that success falls or that it stays within {STAYS_POINTS:g} points ({numbers})."
+
+
+def _used(each: Blanked) -> str:
+    """What a fall of success means: a mean token is none that the policy was trained with, so it may disturb."""
+    if each.condition == "hidden":
+        return "It has to see it"
+    if each.condition == "random":
+        return "A mean token in their place disturbs it, or they were needed, too"
+    if each.condition != "target":
+        return "The policy uses what these tokens show, or is disturbed by mean tokens in their place"
+    if each.beyond_random is None:
+        return "Whether it uses what they show, or is disturbed by mean tokens, `--blank random` would tell"
+    difference, p_value = each.beyond_random
+    numbers = f"{points(difference)} points against as many random others, {p_equation(p_value)}"
+    if difference < 0 and p_value < ALPHA:
+        return f"The policy uses what these tokens show ({numbers})"
+    return f"Whether it uses what they show, or is disturbed by mean tokens, is not told ({numbers})"
