@@ -17,7 +17,7 @@ demo: setup  ## collect, build, fine-tune, evaluate, report: a small LightVLA fr
 	$(RUN) scripts/demo.py
 
 docs: setup  ## the documentation as a site: build/site/index.html
-	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict
 	@echo "open build/site/index.html; with search: $(RUN) -m http.server --directory build/site"
 
 test: setup  ## all tests but those marked slow or gpu

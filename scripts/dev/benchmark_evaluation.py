@@ -132,7 +132,7 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--output_dir", type=Path, required=True, help="new folder for the three evaluations")
     parser.add_argument("--num_envs", type=int, default=2, help="simulator processes of the third way")
     about = "assumed time of one policy query on a GPU, for the table"
-    parser.add_argument("--look_ms", dest="query_ms", type=float, default=70.0, help=about)
+    parser.add_argument("--query_ms", type=float, default=20.0, help=about)
     given = parser.parse_args(own)
     if not flags:
         parser.error("give the flags of run_libero_eval.py after --")

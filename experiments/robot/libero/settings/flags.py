@@ -84,7 +84,7 @@ class EvaluationConfig:
     max_videos_per_task: int | None = None  # None: all
     video_every_steps: int = 2  # a frame each so many control steps
     output_dir: str | None = None  # None: a folder of its own below local_log_dir
-    num_envs: int | None = None  # simulator processes; 1 simulates beside the policy; None: one per core
+    num_envs: int | None = None  # simulator processes; 1: beside the policy; None: as many as cores and memory allow
     batch_size: int | None = None  # policy queries at once; None: 1, so that no action depends on who else waits
     resume: bool = False  # go on with what output_dir holds already, also with more initial states or tasks
     force: bool = False  # with --resume: also where policy, flags or simulator were others; the results say it

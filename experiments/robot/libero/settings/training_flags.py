@@ -18,7 +18,7 @@ class RolloutFlags:
     rollout_states: str = "0"  # initial states of each task, like 0-1
     rollout_resolution: int = 256  # side of the rendered pictures in pixels, as the data's
     rollout_renderer: str = "robosuite"  # robosuite or fast, as the data was drawn
-    rollout_envs: int | None = None  # simulator processes, beside the training; None: one per core
+    rollout_envs: int | None = None  # simulator processes, beside the training; None: as many as cores and memory allow
 
 
 def suite_of_dataset(name: str) -> str | None:
