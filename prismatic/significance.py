@@ -212,7 +212,8 @@ def paired_bootstrap(
     A start that was tried repeatedly is drawn with all its trials (`repeated_bootstrap`).
 
     Drawing twice counts the chance among starts twice: where many tasks differ by chance alone the interval is up to
-    1.4 times too wide. It errs to the safe side. With one task in a suite only starts are drawn.
+    1.4 times too wide. It is too narrow where few starts differ (`averaged_difference_interval` is not), and over two
+    or three tasks, of which a replicate can draw no others. With one task in a suite only starts are drawn.
 
     Args:
         suites: Per suite and task the outcomes of the starts.

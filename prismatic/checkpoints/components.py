@@ -1,5 +1,6 @@
 """The `.pt` files beside a checkpoint's weights: action head and projectors."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -141,7 +142,10 @@ def _fill(module: Module, file: Path, device: torch.device, dtype: torch.dtype |
 def component_states(
     head: ActionHead | None, proprio_projector: ProprioProjector | None
 ) -> dict[str, dict[str, torch.Tensor]]:
-    """State dicts of the head and the projectors, as their files hold them; empty where there is no such part."""
+    """State dicts of the head and the projectors, as their files hold them; empty where there is no such part.
+
+    The tensors are the parts' own, where they lie.
+    """
     states = {
         "action_head": head.state_dict() if head is not None else {},
         "noisy_action_projector": {},
@@ -151,4 +155,9 @@ def component_states(
         own = "noisy_action_projector."
         states["action_head"] = {k: v for k, v in head.state_dict().items() if not k.startswith(own)}
         states["noisy_action_projector"] = head.noisy_action_projector.state_dict()
-    return {name: {k: v.detach().cpu() for k, v in state.items()} for name, state in states.items()}
+    return {name: {k: v.detach() for k, v in state.items()} for name, state in states.items()}
+
+
+def on_host(states: Mapping[str, Mapping[str, torch.Tensor]]) -> dict[str, dict[str, torch.Tensor]]:
+    """The same in the host's memory. Tensors that are divided among processes are gathered first, on their devices."""
+    return {name: {k: v.cpu() for k, v in state.items()} for name, state in states.items()}

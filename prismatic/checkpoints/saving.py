@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from prismatic.checkpoints.atomic_folder import new_folder
-from prismatic.checkpoints.components import component_states
+from prismatic.checkpoints.components import component_states, on_host
 from prismatic.checkpoints.directory import Checkpoint
 from prismatic.checkpoints.files import STATISTICS_FILE
 from prismatic.checkpoints.manifest import write_manifest
@@ -64,7 +64,7 @@ def save_checkpoint(
         for name, content in checkpoint.processor_files.items():
             (staging / name).write_bytes(content)
         if components is None:
-            components = component_states(checkpoint.action_head, checkpoint.proprio_projector)
+            components = on_host(component_states(checkpoint.action_head, checkpoint.proprio_projector))
         for component, part in {
             **components,
             "vision_backbone": film_state,

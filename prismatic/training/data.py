@@ -16,6 +16,7 @@ from prismatic.vla.datasets.mixture import FrameMixture, MixtureOrder, parse_mix
 from prismatic.vla.datasets.sampler import GlobalBatchSampler
 from prismatic.vla.datasets.statistics import dataset_statistics
 from prismatic.vla.datasets.stored.index import DatasetIndex
+from prismatic.vla.gripper import unsaid_gripper
 from prismatic.vla.robots import RobotSpec, misfits
 from prismatic.vla.transform import PolicyTransform
 
@@ -47,7 +48,12 @@ def dataset_specs(config: FinetuneConfig) -> list[tuple[DatasetSpec, float]]:
         if name in known:
             return get_dataset_spec(name)
         if file is not None and of == name:
-            return file.named(name)
+            alone = len(weights) == 1
+            if alone and config.robot is not None:
+                raise ValueError(f"--robot {config.robot}: --dataset_spec {file.path} says it; leave one of both out")
+            # In a mixture the flags speak for the others, and for the file's where it leaves the gripper open.
+            speaks = alone or file.spec.map_actions is unsaid_gripper
+            return file.named(name, config.gripper if speaks else None)
         return find_dataset_spec(name, config.robot, config.gripper, None if of else file)
 
     specs = [(spec_of(name), weight) for name, weight in weights.items()]

@@ -156,7 +156,8 @@ class Health:
         place = "there is no checkpoint yet" if folder is None else f"the last checkpoint is {folder}"
         return FloatingPointError(
             f"{what}. Nothing of that step was applied or saved; {place}. Lower --learning_rate "
-            f"({config.learning_rate}), set --max_grad_norm 1 or --precision fp32, and resume; {more}"
+            f"({config.learning_rate}) or set --max_grad_norm 1, and go on with --resume True --run_id_override "
+            f"{config.run_id}; or begin anew with --precision fp32; {more}"
         )
 
 

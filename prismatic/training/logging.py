@@ -30,6 +30,7 @@ from prismatic.training.telling.values import Values, flat
 
 log = logging.getLogger(__name__)
 
+SAMPLED = "sampled_l1"
 LINE_INTERVAL_S = 30.0
 """Without a terminal, a log line at most this often stands in for the bar."""
 
@@ -207,6 +208,7 @@ class RunLog:
         self._signs = Signs(may_collapse)
         self._started = dict.fromkeys(self._windows, (start_step, time.perf_counter()))
         self._waited = dict.fromkeys(self._windows, 0.0)
+        self._sampled: dict[int, float] = {}
         self._last_line = 0.0
         self._bar = Progress(
             TextColumn("fine-tuning"),
@@ -251,14 +253,22 @@ class RunLog:
             self._waited[frequency] += waited
 
     def step(self, step: int, facts: Mapping[str, Any]) -> None:
-        """Finish step `step` (1, 2, ...); `facts` (numbers, or tensors of one) are told along with the metrics."""
+        """Finish step `step` (1, 2, ...); `facts` (numbers, or tensors of one) are told along with the metrics.
+
+        `sampled_l1`, which few steps have, is told with the next line.
+        """
         self._step = step
+        facts = dict(facts)
+        if (sampled := facts.pop(SAMPLED, None)) is not None:
+            self._sampled = dict.fromkeys(self._windows, float(sampled))
         self._bar.update(self._task, completed=step)
         last = step == self.config.max_steps
         due = [frequency for frequency in self._windows if step % frequency == 0 or step == 1 or last]
         for frequency in due:
             values = self._windows[frequency].flush(self.ranks) | {name: float(fact) for name, fact in facts.items()}
             values |= self._speed(frequency, step)
+            if frequency in self._sampled:
+                values[SAMPLED] = self._sampled.pop(frequency)
             if frequency == self.config.log_freq and "loss" in values:
                 values |= self._signs.read(step, values)
             for sink_frequency, sink in self._sinks:

@@ -90,8 +90,10 @@ def finetune(config: FinetuneConfig, callbacks: Sequence[Callback] = ()) -> Path
                 log.info("the run is finished: %s", resumption.folder)
                 return resumption.folder
             run = build(config, ranks, resumption)
-            if resumption is not None and ranks.is_main:
-                RunFolder(config.run_dir).go_back_to(resumption.step)
+            if resumption is not None:
+                resumption.release()
+                if ranks.is_main:
+                    RunFolder(config.run_dir).go_back_to(resumption.step)
         except (ValueError, OSError) as error:
             raise BadInput(named_by_node(str(error))) from error
         except ElsewhereError as error:  # names its node itself
@@ -245,7 +247,7 @@ def _try_step(run: Run, batches: Iterator[dict[str, Any]], run_log: RunLog) -> d
         facts["grad_norm"] = length
         for step in micro_steps:
             run_log.add(step.metrics, step.waited)
-        if config.use_diffusion and training.step % config.diffusion_sample_freq == 0:
+        if config.use_diffusion and (training.step == 0 or (training.step + 1) % config.diffusion_sample_freq == 0):
             assert micro_steps[-1].batch is not None
             facts["sampled_l1"] = run.module.sampled_l1(micro_steps[-1].batch)
         _update(run, norm)

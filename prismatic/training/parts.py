@@ -12,6 +12,7 @@ from torch import nn
 
 from prismatic.checkpoints.components import new_head
 from prismatic.checkpoints.directory import Checkpoint, load_checkpoint
+from prismatic.checkpoints.files import STATISTICS_FILE
 from prismatic.checkpoints.options import LoadOptions
 from prismatic.models.diffusion import NUM_TRAIN_STEPS
 from prismatic.models.lora import attach_lora
@@ -148,7 +149,9 @@ def _add_new_parts(config: FinetuneConfig, checkpoint: Checkpoint, folder: Path)
         log.info("%s: %s", name, f"loaded from {folder}" if found else "new")
     spec = model.config.pruner_spec
     finds_number = spec.name != "none" and spec.tokens(model.num_visual_tokens) is None
-    if held is None and not checkpoint.dataset_statistics and finds_number:
+    # The original base has statistics in its config alone, of robots that it was pretrained on.
+    tuned = checkpoint.dataset_statistics and (folder / STATISTICS_FILE).is_file()
+    if held is None and not tuned and finds_number:
         log.warning(
             "%s was never tuned to act, and a pruner that starts so keeps too few tokens: first fine-tune with "
             "--pruner none, then with the pruner from that run, or set --pruner lightvla:min_tokens=64",

@@ -37,6 +37,7 @@ _POSITIVE = (
     *_FREQUENCIES,
 )
 _NOT_NEGATIVE = (
+    "state_noise",
     "keep_last",
     "save_minutes",
     "report_minutes",
@@ -79,6 +80,8 @@ def _check_method(config: FinetuneConfig) -> None:
         raise ValueError("--use_l1_regression and --use_diffusion exclude each other; set one of them to False")
     if config.num_diffusion_steps_train is not None and not config.use_diffusion:
         log.warning("--num_diffusion_steps_train is of diffusion heads, and --use_diffusion is False: it is not used")
+    if config.state_noise and not config.use_proprio:
+        raise ValueError(f"--state_noise {config.state_noise} does nothing without --use_proprio True; leave it out")
     if config.use_diffusion and importlib.util.find_spec("diffusers") is None:
         raise ValueError("--use_diffusion True needs diffusers: pip install 'lightvla[diffusion]'")
     if config.use_film and config.use_lora and not config.merge_lora_during_training:
@@ -174,14 +177,15 @@ def check_checkpoint(config: FinetuneConfig) -> None:
 
 
 def check_run_folder(config: FinetuneConfig) -> None:
-    """Raises OSError if nothing can be written. Leaves the folder there, but for a dry run."""
-    made = [folder for folder in (config.run_dir, *config.run_dir.parents) if not folder.exists()]
+    """Raises OSError if nothing can be written. Makes the folder, but for a dry run."""
+    folder = config.run_dir
     try:
-        config.run_dir.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=config.run_dir):
+        if config.dry_run:
+            folder = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+        else:
+            folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
             pass
-        for folder in made if config.dry_run else ():
-            folder.rmdir()
     except OSError as error:
         raise OSError(
             f"cannot write into {config.run_dir} ({error.strerror}); choose another --run_root_dir"

@@ -76,7 +76,8 @@ class TrainableVLA(nn.Module):
             error = (outcome.predicted - batch["actions"].to(outcome.predicted.dtype)).abs()
             images = batch["pixel_values"].shape[1] // self.model.vision_backbone.channels_per_image
             kept = outcome.hidden.selection.kept().unflatten(1, (images, -1)).sum(-1)
-            by_dimension = torch.stack((error[:, 0].mean(0), error[:, 1:].mean((0, 1))))
+            further = error[:, 1:] if error.shape[1] > 1 else error
+            by_dimension = torch.stack((error[:, 0].mean(0), further.mean((0, 1))))
             l1 = by_dimension.mean(1)
             metrics = StepMetrics(outcome.loss.detach(), l1[0], l1[1], kept, by_dimension)
         return outcome.loss, metrics

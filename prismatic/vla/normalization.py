@@ -102,13 +102,13 @@ def _bounds(statistics: Mapping[str, Any], kind: NormalizationKind) -> tuple[np.
 def normalize(x: np.ndarray, statistics: Mapping[str, Any], kind: NormalizationKind = "bounds_q99") -> np.ndarray:
     """Map (..., n) raw values to [-1, 1] by one part ("action" or "proprio") of the statistics; float32.
 
-    Dimensions outside the mask pass through; dimensions that never vary become 0.
+    Dimensions outside the mask pass through; others that never vary become 0.
     """
     low, high, mask = _bounds(statistics, kind)
     x = np.asarray(x, dtype=np.float64)
     scaled = np.clip(2.0 * (x - low) / (high - low + _EPSILON) - 1.0, -1.0, 1.0)
     constant = np.asarray(statistics["min"]) == np.asarray(statistics["max"])
-    return np.where(constant, 0.0, np.where(mask, scaled, x)).astype(np.float32)
+    return np.where(mask, np.where(constant, 0.0, scaled), x).astype(np.float32)
 
 
 def unnormalize(x: np.ndarray, statistics: Mapping[str, Any], kind: NormalizationKind = "bounds_q99") -> np.ndarray:

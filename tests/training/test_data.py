@@ -130,6 +130,13 @@ def test_a_file_speaks_for_the_dataset_that_it_names_or_for_those_without_an_ent
     assert grippers("gripper: closed1") == ["libero", "libero", "closed1"]
     named = grippers("name: libero_own\ngripper: closed1", robot="libero", gripper="open1", names="libero_own+franka")
     assert named == ["closed1", "open1"]
+    # A file that names the dataset and leaves the gripper open: the flag says it.
+    assert grippers("name: libero_own", "libero_own", gripper="open1") == ["open1"]
+    assert grippers("name: libero_own", "libero_own+franka", robot="libero", gripper="closed1") == ["closed1"] * 2
+    with pytest.raises(ValueError, match=r"--gripper open1: --dataset_spec .* says it; leave one of both out"):
+        grippers("name: libero_own\ngripper: closed1", "libero_own", gripper="open1")
+    with pytest.raises(ValueError, match=r"--robot aloha: --dataset_spec .* says it; leave one of both out"):
+        grippers("name: libero_own\ngripper: closed1", "libero_own", robot="aloha")
     with pytest.raises(ValueError, match="is of dataset 'kitchen', and --dataset_name is 'franka'"):
         grippers("name: kitchen", "franka")
     with pytest.raises(ValueError, match="'libero_10_no_noops' has an entry"):

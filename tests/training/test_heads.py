@@ -1,6 +1,7 @@
 """Every head trains, is saved, goes on and acts, with one command each."""
 
 import json
+import shutil
 from collections import Counter
 
 import numpy as np
@@ -56,6 +57,14 @@ def test_a_head_trains_and_acts(flags, kind, use_lora):
     assert policy.act(observation(), "put the bowl on the plate").shape == (8, 7)
 
 
+def test_what_inference_would_err_is_told_whatever_the_log_s_frequency(flags):
+    config = flags(**KINDS["diffusion"], max_steps=8, log_freq=4, diffusion_sample_freq=3, tensorboard_log_freq=4)
+    finetune(config)
+    lines = [json.loads(line) for line in (config.run_dir / "metrics.jsonl").read_text().splitlines()]
+    # Computed at 1, 3 and 6; told with the next line.
+    assert [line["step"] for line in lines if "sampled_l1" in line] == [1, 4, 8]
+
+
 def test_a_resumed_diffusion_run_ends_where_an_undisturbed_one_ends(flags):
     same = {**KINDS["diffusion"], "save_freq": 2, "noise_schedule": "constant"}
     whole = finetune(flags(**same, run_id_override="whole", max_steps=4))
@@ -96,7 +105,7 @@ def test_draws_belong_to_samples_not_to_batches():
     assert set(many["diffusion_timesteps"].tolist()) == set(range(50))
 
 
-def test_what_was_loaded_and_what_is_new_is_said(flags, caplog):
+def test_what_was_loaded_and_what_is_new_is_said(flags, caplog, tmp_path):
     caplog.set_level("INFO")
     folder = finetune(flags(max_steps=1, pruner="lightvla"))
     assert "l1 action head: new" in caplog.text and "was never tuned to act" in caplog.text
@@ -105,6 +114,13 @@ def test_what_was_loaded_and_what_is_new_is_said(flags, caplog):
     assert f"l1 action head: loaded from {folder}" in caplog.text
     assert f"proprio projector: loaded from {folder}" in caplog.text
     assert "never tuned" not in caplog.text
+    # The original base has its robots' statistics in its config, and cannot act either.
+    base = shutil.copytree(flags().vla_path, tmp_path / "base")
+    (base / "dataset_statistics.json").unlink(missing_ok=True)
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps({**config, "norm_stats": {"bridge_orig": {"action": {}}}}))
+    build(flags(vla_path=str(base), run_id_override="original", pruner="lightvla"), ALONE)
+    assert "was never tuned to act" in caplog.text
     caplog.clear()
     build(flags(vla_path=str(folder), run_id_override="third", use_l1_regression=False, use_diffusion=True), ALONE)
     assert "action head is of kind l1 and is left out" in caplog.text

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from itertools import islice
@@ -69,7 +70,10 @@ def test_a_step_that_is_not_finite_stops_the_run_by_name(flags, kind: str, what:
     places = [FRAMES[index_at(config.seed, position, len(FRAMES))] for position in range(8, 12)]
     names = ", ".join(f"libero_tiny_no_noops episode {episode} step {step}" for episode, step in places)
     error.match(rf"^{what} at step 3, for {names}\. Nothing of that step was applied or saved; the last checkpoint is ")
-    error.match(r"--2_chkpt\. Lower --learning_rate .0\.001., set --max_grad_norm 1 or .* --on_nan skip leaves such")
+    error.match(
+        r"--2_chkpt\. Lower --learning_rate .0\.001. or set --max_grad_norm 1, and go on with --resume True "
+        rf"--run_id_override {re.escape(config.run_id)}; or begin anew with --precision fp32; --on_nan skip leaves"
+    )
     assert run.training.step == 2 and not config.checkpoint_dir(5).exists()
     assert all(parameter.isfinite().all() for parameter in run.training.trained.values())
 

@@ -70,6 +70,25 @@ def test_a_robot_that_a_file_describes_trains_and_acts(flags, tmp_path: Path):
     assert recorded["robot"]["name"] == "lab_arm" and recorded["gripper"] == "width:0,0.08"
 
 
+def test_a_chunk_of_one_action_is_measured(flags, tmp_path: Path):
+    write_by_hand(tmp_path, "lab", train=[hand_made(20), hand_made(20)])
+    file = tmp_path / "lab.yaml"
+    file.write_text(
+        "robot: {name: lab_arm, cameras: [front], proprio_dim: 8, action_dim: 7, chunk_length: 1,\n"
+        "  action_mask: [true, true, true, true, true, true, false]}\n"
+        "image_keys: {front: steps/observation/image}\nstate_key: steps/observation/state\ngripper: libero\n"
+    )
+    config = flags(
+        data_root_dir=tmp_path, dataset_name="lab", dataset_spec=file, num_images_in_input=1, batch_size=2, max_steps=1,
+        use_val_set=True, val_fraction=0.5, val_freq=1,
+    )  # fmt: skip
+    finetune(config)
+    told = [json.loads(line) for line in (config.run_dir / "metrics.jsonl").read_text().splitlines()]
+    assert all(np.isfinite(line["l1_next"]) for line in told if "l1_next" in line)
+    [measured] = [line for line in told if "val_loss" in line]
+    assert all(np.isfinite(value) for value in measured.values() if isinstance(value, float))
+
+
 def test_a_head_made_for_another_robot_is_not_retrained(flags, aloha_root: Path, small_policy_directory: Path):
     config = flags(
         vla_path=str(small_policy_directory), data_root_dir=aloha_root, dataset_name=NAME, robot="aloha",

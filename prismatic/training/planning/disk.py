@@ -56,21 +56,25 @@ class DiskPlan:
 def plan_disk(config: FinetuneConfig, parts: Parts, state: int, done: int) -> DiskPlan:
     """Behind step `done`, with a training state of `state` bytes."""
     folder = next(path for path in (config.run_dir.absolute(), *config.run_dir.absolute().parents) if path.is_dir())
-    free = shutil.disk_usage(folder).free
+    free, there = shutil.disk_usage(folder).free, 0
     if config.keep_last or config.save_latest_checkpoint_only:  # those that are there are among the ones to be kept
         run = RunFolder(config.run_dir)
         own = [saved for saved in run.saved().values() if saved.parent == run.checkpoints]
+        there = len(own)
         free += sum(file.stat().st_size for saved in own for file in saved.rglob("*") if file.is_file())
-    return DiskPlan(checkpoint_bytes(config, parts, state), *count_checkpoints(config, done), free, folder)
+    return DiskPlan(checkpoint_bytes(config, parts, state), *count_checkpoints(config, done, there), free, folder)
 
 
-def count_checkpoints(config: FinetuneConfig, done: int = 0) -> tuple[int, int]:
-    """Checkpoints that are written behind step `done` by `--save_freq`, and those that are there at once at most."""
+def count_checkpoints(config: FinetuneConfig, done: int = 0, there: int = 0) -> tuple[int, int]:
+    """Checkpoints that are written behind step `done` by `--save_freq`, and those that are there at once at most.
+
+    Where only some are kept, the `there` of before count among them.
+    """
     steps = range(done + 1, config.max_steps + 1)
     written = sum(step % config.save_freq == 0 or step == config.max_steps for step in steps)
     if not (last := 1 if config.save_latest_checkpoint_only else config.keep_last):
         return written, written
-    return written, min(written, last + 1 + config.keep_best)  # the next is written before the oldest goes
+    return written, min(there + written, last + 1 + config.keep_best)  # the next is written before the oldest goes
 
 
 def checkpoint_bytes(config: FinetuneConfig, parts: Parts, state: int) -> int:

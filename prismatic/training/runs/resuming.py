@@ -49,6 +49,11 @@ class Resumption:
         """Finished steps."""
         return int(self.state["step"])
 
+    def release(self) -> None:
+        """Forget all but the step: the state's file is mapped, and kept its room after the checkpoint is removed."""
+        for key in set(self.state) - {"step"}:
+            del self.state[key]
+
 
 def find_resumption(config: FinetuneConfig, world_size: int) -> Resumption | None:
     """What `--resume` means for this run; None where it begins. Only the run's own checkpoints count.

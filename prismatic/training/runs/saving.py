@@ -14,7 +14,7 @@ import torch
 from peft import LoraConfig
 from torch import nn
 
-from prismatic.checkpoints.components import component_states
+from prismatic.checkpoints.components import component_states, on_host
 from prismatic.checkpoints.directory import Checkpoint
 from prismatic.checkpoints.places import BEST, LATEST
 from prismatic.checkpoints.saving import save_checkpoint
@@ -111,7 +111,8 @@ class Training:
         settings = self.optimizer.state_dict()["param_groups"]  # rates, betas and decay are this run's flags
         parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         moments = {
-            number: {key: part_like(value, parameters[number]) for key, value in moment.items()}
+            # Copies: a mapped file that is removed would keep its room on the disk.
+            number: {key: part_like(value, parameters[number]).clone() for key, value in moment.items()}
             for number, moment in state["optimizer"]["state"].items()
         }
         self.optimizer.load_state_dict({"state": moments, "param_groups": settings})
@@ -241,7 +242,7 @@ class Saver:
         training = self.training
         state = training.state_dict(self.config)
         with training.average.applied() if training.average else nullcontext():
-            parts = self._parts()
+            parts = on_host(self._parts())
         if background:
             state, parts = self._copy({"state": state, "parts": parts}).values()
             if training.device.type == "cuda":

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -36,7 +37,8 @@ def dataset_statistics(index: DatasetIndex, spec: DatasetSpec | None = None) -> 
     actions = np.concatenate([spec.map_actions(episode.action) for episode in index.episodes])
     found = [episode.state for episode in index.episodes if episode.state is not None]
     states = np.concatenate(found) if found else None
-    path = index.directory / f"dataset_statistics_{_fingerprint(actions, states, len(index.episodes))}.json"
+    fingerprint = _fingerprint(actions, states, len(index.episodes), spec.robot.action_mask)
+    path = index.directory / f"dataset_statistics_{fingerprint}.json"
     try:
         return json.loads(path.read_text())[spec.name]
     except (OSError, ValueError, KeyError, TypeError):
@@ -51,8 +53,9 @@ def dataset_statistics(index: DatasetIndex, spec: DatasetSpec | None = None) -> 
     return statistics
 
 
-def _fingerprint(actions: np.ndarray, states: np.ndarray | None, trajectories: int) -> str:
-    digest = hashlib.sha256(f"1 {trajectories} {actions.shape}".encode())  # 1: version of the computation
+def _fingerprint(actions: np.ndarray, states: np.ndarray | None, trajectories: int, mask: Sequence[bool]) -> str:
+    # 2: version of the computation
+    digest = hashlib.sha256(f"2 {trajectories} {actions.shape} {[*map(bool, mask)]}".encode())
     digest.update(np.ascontiguousarray(actions).tobytes())
     if states is not None:
         digest.update(np.ascontiguousarray(states).tobytes())

@@ -139,6 +139,8 @@ def test_the_number_of_checkpoints(flags):
     assert count(save_latest_checkpoint_only=True) == (3, 2)
     assert count(keep_last=1, keep_best=True, use_val_set=True) == (3, 3)
     assert count_checkpoints(flags(max_steps=10, save_freq=4), done=8) == (1, 1)
+    # Two that are there stay while the last one is written.
+    assert count_checkpoints(flags(max_steps=10, save_freq=4, keep_last=2), done=8, there=2) == (1, 3)
 
 
 def test_a_disk_that_is_too_small_is_refused(flags, monkeypatch):

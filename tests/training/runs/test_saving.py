@@ -100,3 +100,23 @@ def test_an_error_of_the_writer_is_raised_where_somebody_waits():
     writer.start(lambda: None)
     writer.wait()
     assert not writer.failed
+
+
+def test_a_resumed_run_holds_no_file_of_its_checkpoint(flags):
+    """One that is mapped keeps its room on the disk when the checkpoint is removed."""
+    seen = []
+
+    class Maps:
+        def is_due(self, step):
+            return True
+
+        def rewind(self, step):
+            pass
+
+        def __call__(self, step, policy, stop):
+            seen.append("training_state" in Path("/proc/self/maps").read_text())
+            return {}
+
+    assert (finetune(flags(run_id_override="held", max_steps=2)) / "training_state").is_dir()
+    finetune(flags(run_id_override="held", max_steps=4, resume=True), [Maps()])
+    assert seen == [False, False]

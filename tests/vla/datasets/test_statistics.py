@@ -43,6 +43,13 @@ def test_covers_every_frame_of_every_split_with_the_gripper_mapped(index: RldsIn
             np.testing.assert_allclose(statistics[part][name], value, rtol=1e-9, atol=1e-12, err_msg=f"{part} {name}")
 
 
+def test_a_corrected_mask_is_not_answered_from_before(index: RldsIndex) -> None:
+    wrong = replace(index.spec, robot=replace(index.spec.robot, action_mask=(True,) * 3 + (False,) * 4))
+    assert dataset_statistics(index, wrong)["action"]["mask"] == [True] * 3 + [False] * 4
+    assert dataset_statistics(index)["action"]["mask"] == [True] * 6 + [False]
+    assert len(cache_files(index)) == 2
+
+
 def test_a_state_that_was_not_read_has_no_statistics_and_the_split_test_has(index: RldsIndex) -> None:
     unread = replace(index, episodes=[replace(episode, state=None, split="test") for episode in index.episodes])
     statistics, whole = dataset_statistics(unread), dataset_statistics(index)
