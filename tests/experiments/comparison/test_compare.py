@@ -81,7 +81,10 @@ def test_several_files_of_several_suites_equal_counting_by_hand() -> None:
     check_row(found.overall, sum(pairs.values(), []), average, weights)
     assert found.overall.name == AVERAGE and found.overall.suite == ""
     groups = [[r.counts for r in found.tasks if r.suite == suite.suite] for suite in found.suites]
-    assert (found.overall.difference, found.overall.interval) == paired_bootstrap(groups)
+    difference, drawn = paired_bootstrap(groups)
+    of_tasks = averaged_difference_interval(groups)
+    hull = (min(drawn.low, of_tasks.low), max(drawn.high, of_tasks.high))
+    assert (found.overall.difference, found.overall.interval) == (difference, hull)
     assert found.warnings == ()
 
 
@@ -233,6 +236,26 @@ def test_equal_outcomes_do_not_prove_equality() -> None:
     needed = round_up(paired_trials(0.05, 0.05))
     assert f"difference 5.0 points, four of five evaluations with about {needed} episodes each" in found.verdict
     assert compared((2, 0, 1, 0)).verdict.endswith("with 3 episodes, as here, no difference is large enough for that.")
+
+
+def test_losing_an_episode_never_raises_the_lower_bound() -> None:
+    """A bootstrap alone gave -9.6 points for 36 episodes that agree, and 0.0 as soon as one more was won."""
+    lows = [compared((12 - n, 0, n, 0), (12, 0, 0, 0), (12, 0, 0, 0)).overall.interval.low for n in range(6)]
+    assert lows == sorted(lows, reverse=True) and lows[1] < -0.14
+    won = compared((11, 1, 0, 0), (12, 0, 0, 0), (12, 0, 0, 0)).overall.interval
+    assert won.low == paired_difference_interval(PairedCounts(35, 1, 0, 0)).low < -0.06
+
+
+def test_what_an_evaluation_says_of_itself_is_told() -> None:
+    first, second = task_with((3, 1, 1, 1))
+    sides = [results(first), results(second)]
+    sides[1].run["warnings"] = ["--force: gone on although the weights of its policy were others"]
+    sides[1].config["shard"] = "2/4"
+    found = compare([sides[0]], [sides[1]], ("A", "B"))
+    assert found.warnings == (
+        "B: this is shard 2/4 of the rollouts",
+        "B: --force: gone on although the weights of its policy were others",
+    )
 
 
 def test_an_interval_is_about_its_own_difference() -> None:

@@ -218,6 +218,7 @@ def test_notes_say_what_doubts_there_are() -> None:
     )
     assert len(result_table(sides["ours"]).notes) == 2
     sides["theirs"].run["warnings"] = ["mujoco 3.3.0 is installed"]
+    assert policies_table(policies).notes[-1] == "Mind: theirs: mujoco 3.3.0 is installed."
     assert result_table(sides["theirs"]).notes[2:] == (
         "Mind: the evaluation did not get to its end; 2 rollouts are here.",
         "Mind: this is the control blank_images.",

@@ -130,6 +130,20 @@ def test_wide_starts_may_repeat_initial_states() -> None:
     assert [start.displacement.trial for start in starts[48:] if start.displacement] == [0, 0, 1, 1]
 
 
+def test_wide_starts_that_move_nothing_are_told_and_not_repeated() -> None:
+    """Turning on the stove names no object: another displacement of nothing is the same rollout."""
+    wide = {"task_ids": "1,7", "wide_starts_m": 0.06}
+    plan = make_plan(blind(num_trials_per_task=50, **wide))
+    assert plan.warnings == [
+        "libero_goal task 7: --wide_starts_m moves nothing, since its goal names fixtures alone; its starts are "
+        "standard ones"
+    ]
+    assert len(make_plan(blind(initial_states="30-41", **wide)).starts[1]) == 12
+    for more in ({"num_trials_per_task": 51}, {"initial_states": "30-41", "num_trials_per_task": 13}):
+        with pytest.raises(ValueError, match="moves nothing in libero_goal task 7 .*ask for at most (50|12), or"):
+            make_plan(blind(**more, **wide))
+
+
 def test_named_states_are_gone_round_for_as_many_trials_as_are_asked_for() -> None:
     (starts,) = make_plan(blind(task_ids="1", initial_states="30-32", num_trials_per_task=8, wide_starts_m=0.06)).starts
     assert [start.initial_state for start in starts] == [30, 31, 32, 30, 31, 32, 30, 31]

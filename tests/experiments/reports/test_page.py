@@ -98,6 +98,8 @@ def test_an_incomplete_run_and_a_control_say_so_first(tmp_path: Path) -> None:
     data = data_of(run, blank)
     assert data.alerts[0].startswith("Incomplete: a ") and "of the 1 rollout that" in data.alerts[0]
     assert data.alerts[1].startswith("Control (blank images): in b, the policy saw mid-grey")
+    part = save(tmp_path / "part", [episode(1, 0, True)], run={"warnings": ["w"]}, config={"shard": "2/4"})
+    assert data_of(part).alerts == ["Mind: part: this is shard 2/4 of the rollouts.", "Mind: part: w."]
     empty = data_of(save(tmp_path / "c", [], run={"complete": False}))
     assert empty.alerts and "no valid rollout" in empty.headlines[0].label
 

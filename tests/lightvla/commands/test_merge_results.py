@@ -19,11 +19,21 @@ EPISODES = [
 EPISODES = [replace(e, bddl_sha256=f"{e.task_index:064x}", init_states_sha256=None) for e in EPISODES]
 
 
-def shard(folder: Path, part: int, parts: int = 3, policy: str = "runs/small", **config: Any) -> Path:
-    run = {"complete": True, "warnings": [f"of machine {part % 2}"], "seconds": 10.0 * part, "worker_restarts": 1}
+def shard(
+    folder: Path, part: int, parts: int = 3, policy: str = "runs/small", bddl: str = "", more: Any = (), **config: Any
+) -> Path:
+    run = {
+        **dict(more),
+        "complete": True,
+        "warnings": [f"of machine {part % 2}"],
+        "seconds": 10.0 * part,
+        "worker_restarts": 1,
+    }
     described = {"checkpoint": f"/machine{part}/{policy}", "device": f"cuda:{part}", "pruner": "lightvla"}
     flags = {"task_suite_name": "libero_goal", "shard": f"{part}/{parts}", "output_dir": str(folder), **config}
-    Results(run, flags, described, {"mujoco": "3.2.3"}, EPISODES[part - 1 :: parts]).save(folder / "results.json")
+    episodes = EPISODES[part - 1 :: parts]
+    episodes = [replace(episode, bddl_sha256=bddl or episode.bddl_sha256) for episode in episodes]
+    Results(run, flags, described, {"mujoco": "3.2.3"}, episodes).save(folder / "results.json")
     return folder
 
 
@@ -36,6 +46,12 @@ def test_all_shards_are_the_whole(tmp_path: Path) -> None:
     assert merged.run["complete"] and merged.config["shard"] is None
     assert merged.run["warnings"] == ["of machine 0", "of machine 1"]
     assert (merged.run["seconds"], merged.run["worker_restarts"]) == (30.0, 3)
+
+
+def test_other_code_is_told(tmp_path: Path) -> None:
+    parts = [shard(tmp_path / f"part{part}", part, more={"git_commit": f"c{part % 2}"}) for part in (1, 2, 3)]
+    assert main([str(tmp_path / "whole"), *map(str, parts)]) == 0
+    assert "the shards' code: c1, c0" in Results.load(tmp_path / "whole").run["warnings"]
 
 
 def test_a_missing_shard_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -52,6 +68,8 @@ def test_a_missing_shard_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[s
         ({"parts": 4}, "of different evaluations: number of shards 3 and 4"),
         ({"seed": 8}, "of different evaluations: seed null and 8"),
         ({"policy": "runs/large"}, 'of different evaluations: policy "small" and "large"'),
+        ({"more": {"rendering_backend": "osmesa"}}, 'of different evaluations: rendering_backend "egl" and "osmesa"'),
+        ({"bddl": "f" * 64}, "of different evaluations: BDDL file of libero_goal task 1"),
         ({"part": 1}, "libero_goal task 1, initial state 0 is in another one too; give each shard once"),
         ({"shard": None}, "part2 is no shard: it was evaluated without --shard"),
     ],
@@ -59,7 +77,8 @@ def test_a_missing_shard_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[s
 def test_what_belongs_not_together_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], other: dict[str, Any], words: str
 ) -> None:
-    parts = [shard(tmp_path / "part1", 1), shard(tmp_path / "part2", **{"part": 2, **other})]
+    egl = {"rendering_backend": "egl"}
+    parts = [shard(tmp_path / "part1", 1, more=egl), shard(tmp_path / "part2", **{"part": 2, "more": egl, **other})]
     assert main([str(tmp_path / "whole"), *map(str, parts)]) == UNUSABLE
     assert words in capsys.readouterr().err and not (tmp_path / "whole").exists()
 

@@ -97,6 +97,12 @@ def test_the_command_repeats_the_evaluation(tmp_path: Path):
     assert command[:2] == ["lightvla", "eval"]
     parsed = draccus.parse(EvaluationConfig, args=command[2:])
     assert parsed == EvaluationConfig(pretrained_checkpoint=REPO, task_suite_name="libero_goal", **given)
+    # Each of the named states once: the number that stands in the results was given by nobody.
+    named = Results.load(results(tmp_path, initial_states="30-41", num_trials_per_task=50))
+    assert "--initial_states 30-41" in (command := evaluation_command(named, REPO)) and "num_trials" not in command
+    named.run["protocol"] = {"num_trials_per_task": 24}
+    named.config["num_trials_per_task"] = 24
+    assert "--num_trials_per_task 24" in evaluation_command(named, REPO)
 
 
 def test_what_cannot_be_uploaded_is_said(checkpoint: Path, tmp_path: Path, capsys):

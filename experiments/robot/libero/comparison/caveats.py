@@ -57,6 +57,17 @@ def cut_short(sides: Iterable[Side]) -> list[str]:
     return [f"{name}: {count} of {total} evaluations did not get to the end" for name, count, total in cut if count]
 
 
+def told(sides: Iterable[Side]) -> list[str]:
+    """What evaluations say of themselves: shards, going on by --force, statistics of another suite."""
+    found: dict[str, list[str]] = {}
+    for name, results in sides:
+        for result in results:
+            for said in (*_shard(result), *result.run.get("warnings", ())):
+                names = found.setdefault(said, [])
+                names += [name] * (name not in names)
+    return [f"{', '.join(names)}: {said}" for said, names in found.items()]
+
+
 def mixed_perturbations(suites: Collection[str]) -> list[str]:
     """Where an average over these suites would mix standard ones and perturbed ones, or several perturbations."""
     kinds = sorted({perturbation_of(suite) for suite in suites})
@@ -74,7 +85,7 @@ def own_caveats(results: Results) -> list[str]:
     return [
         *([f"the evaluation did not get to its end; {len(results.episodes)} rollouts are here"] * _is_cut(results)),
         *([f"this is the control {control}"] if control != "none" else []),
-        *([f"this is shard {shard} of the rollouts"] if (shard := results.config.get("shard")) else []),
+        *_shard(results),
         *results.run.get("warnings", ()),
     ]
 
@@ -86,6 +97,10 @@ def recorded_protocol(results: Results, suite: str | None = None) -> Mapping[str
         return {}
     shared = {key: value for key, value in protocol.items() if key != "suites"}
     return shared | dict((protocol.get("suites") or {}).get(suite, {}))
+
+
+def _shard(results: Results) -> list[str]:
+    return [f"this is shard {shard} of the rollouts"] if (shard := results.config.get("shard")) else []
 
 
 def _is_cut(results: Results) -> bool:

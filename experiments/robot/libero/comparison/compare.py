@@ -12,6 +12,7 @@ from experiments.robot.libero.comparison.caveats import (
     cut_short,
     mixed_perturbations,
     protocol_differences,
+    told,
 )
 from experiments.robot.libero.comparison.copies import distinct_pairs, given_twice
 from experiments.robot.libero.comparison.outcomes import PairedOutcome, paired_outcome
@@ -318,6 +319,7 @@ def _warnings(sides: Sequence[Side], suites: Collection[str], starts: Collection
     return [
         *protocol_differences(sides, suites),
         *cut_short(sides),
+        *told(sides),
         *mixed_perturbations(suites),
         *unrecorded_files(starts),
     ]

@@ -91,10 +91,11 @@ def paired_outcome(suite: str, name: str, suites: Sequence[Sequence[Scenes]], se
     states = [[PairedCounts.of(scenes) for scenes in tasks] for tasks in suites]
     apart = [[Counter(_difference(scene) for scene in scenes) for scenes in tasks] for tasks in suites]
     episodes = [PairedCounts.of([pair] for scene in scenes for pair in scene) for tasks in suites for scenes in tasks]
-    difference, interval = repeated_bootstrap(apart, seed=seed)
-    if sum(map(len, suites)) == 1 or interval.low == interval.high:
-        # Resampled outcomes that are all alike have no spread, which is not to say that there is no doubt.
-        interval = averaged_difference_interval(states)
+    difference, drawn = repeated_bootstrap(apart, seed=seed)
+    interval = averaged_difference_interval(states)
+    if sum(map(len, suites)) > 1:
+        # What did not differ has no spread when it is drawn again, which is not to say that there is no doubt.
+        interval = Interval(min(interval.low, drawn.low), max(interval.high, drawn.high))
     rates = [
         float(np.mean([np.mean([float((t.both + t[side]) / t.trials) for t in tasks]) for tasks in states]))
         for side in (1, 2)

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from experiments.robot.libero.comparison.caveats import cut_short, perturbation_of, protocol_differences
+from experiments.robot.libero.comparison.caveats import cut_short, perturbation_of, protocol_differences, told
 from experiments.robot.libero.comparison.compare import AVERAGE, span
 from experiments.robot.libero.comparison.copies import SEEDS_ARE_NO_TRIALS, without_copies, without_other_names
 from experiments.robot.libero.comparison.pairing import StartIdentity, mixed_tasks
@@ -89,6 +89,7 @@ def policies_table(policies: Mapping[str, Sequence[Results]]) -> Table:
             *map(warned, mixed_tasks(sides)),
             *map(warned, protocol_differences(sides, {suite for suite, _ in columns})),
             *map(warned, cut_short(sides)),
+            *map(warned, told(sides)),
         ),
         intervals=intervals,
     )
@@ -108,7 +109,8 @@ def _runs(results: Sequence[Results]) -> list[dict[Column, Rollouts]]:
             column = episode.suite, wide_starts_m(result)
             parts.setdefault(column, {})[StartIdentity.of(episode, result)] = episode
         for column, episodes in parts.items():
-            checkpoint, number = str(result.policy.get("checkpoint")), 0
+            # A copy elsewhere is the same one, and another one may lie where it lay.
+            checkpoint, number = str(result.policy.get("weights_fingerprint") or result.policy.get("checkpoint")), 0
             while (column, number) in trained:
                 other, starts = trained[column, number]
                 if other == checkpoint and not starts & set(episodes):

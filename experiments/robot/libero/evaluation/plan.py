@@ -53,7 +53,7 @@ def make_plan(config: EvaluationConfig) -> Plan:
     tasks = [load_task(*task) for suite in suites_of(config.task_suite_name) for task in chosen_tasks(config, suite)]
     others = swap_partners(tasks) if config.control == "swapped_instruction" else [None] * len(tasks)
     starts = [starts_of(config, task, other) for task, other in zip(tasks, others, strict=True)]
-    warnings = missing_trials(config, tasks, starts)
+    warnings = [*missing_trials(config, tasks, starts), *unmoved(config, starts)]
     starts = starts if config.shard is None else shard_of(starts, *parse_shard(config.shard))
     videos = config.save_rollout_video and config.max_videos_per_task != 0
     renders = videos or config.control != "blank_images"
@@ -133,6 +133,38 @@ def scene_of(task: LiberoTask) -> str:
     """What two tasks must have in common for one's goal to be reachable in the other's simulation."""
     problem = simulator().parse_problem(str(task.bddl_file))
     return json.dumps([problem["problem_name"], problem["fixtures"], problem["objects"]], sort_keys=True)
+
+
+def unmoved(config: EvaluationConfig, starts: Sequence[Sequence[Start]]) -> list[str]:
+    """What to say of tasks in which wide starts move nothing.
+
+    Raises:
+        ValueError: where such a task's initial states are gone round more than once: the rollouts would be the same.
+    """
+    if not config.wide_starts_m:
+        return []
+    still = [of_task for of_task in starts if of_task and not names_an_object(of_task[0].task)]
+    for of_task in still:
+        task, states = of_task[0].task, len({start.initial_state for start in of_task})
+        if len(of_task) > states:
+            raise ValueError(
+                f"--wide_starts_m moves nothing in {task.suite} task {task.index} ({task.language!r}): its goal names "
+                f"fixtures alone, so {len(of_task)} trials of {states} initial states would repeat rollouts; ask for "
+                f"at most {states}, or leave the task out by --task_ids"
+            )
+    return [
+        f"{of_task[0].task.suite} task {of_task[0].task.index}: --wide_starts_m moves nothing, since its goal names "
+        "fixtures alone; its starts are standard ones"
+        for of_task in still
+    ]
+
+
+def names_an_object(task: LiberoTask) -> bool:
+    """Whether the goal names a thing that is no fixture, or a region of one."""
+    objects = simulator().parse_problem(str(task.bddl_file))["objects"].values()
+    names = [name for kind in objects for name in kind]
+    places = [place for predicate in task.goal for place in predicate[1:]]
+    return any(place == name or place.startswith(f"{name}_") for place in places for name in names)
 
 
 def starts_of(config: EvaluationConfig, task: LiberoTask, other: LiberoTask | None) -> list[Start]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from experiments.robot.libero.comparison.caveats import own_caveats
 from experiments.robot.libero.results.measures import completion_text, jerk_text, latency_text
 from experiments.robot.libero.results.results import Results
 from experiments.robot.libero.results.success import SuccessRow, success_rows
@@ -59,9 +60,12 @@ def model_card(repo_id: str, found: Inspection, results: Sequence[Results], lice
 def evaluation_command(result: Results, repo_id: str) -> str:
     """The command that repeats an evaluation with the uploaded checkpoint; flags at their defaults are left out."""
     words = ["lightvla", "eval", "--pretrained_checkpoint", repo_id]
+    left_out = set(_NOT_OF_THE_RESULT)
+    if result.config.get("initial_states") and not (result.run.get("protocol") or {}).get("num_trials_per_task"):
+        left_out.add("num_trials_per_task")  # each of the states once: nobody gave the number that stands there
     for flag in fields(EvaluationConfig):
         value = result.config.get(flag.name, flag.default)
-        if flag.name not in _NOT_OF_THE_RESULT and (value != flag.default or flag.name == "task_suite_name"):
+        if flag.name not in left_out and (value != flag.default or flag.name == "task_suite_name"):
             words += [f"--{flag.name}", str(value)]
     return shlex.join(words)
 
@@ -95,7 +99,7 @@ def _results(result: Results, repo_id: str) -> str:
         f"|---{'|---:' * (len(headings) - 1)}|",
         *(_row(row, swapped) for row in rows),
         "",
-        "Intervals are Wilson's. An invalid rollout ended in a simulator error and counts as neither.",
+        "Intervals are Wilson's. An invalid rollout ended in an error (simulator or policy) and counts as neither.",
         "",
         *_costs(result.summary()),
         f"Protocol: {_protocol(result)}.",
@@ -103,12 +107,11 @@ def _results(result: Results, repo_id: str) -> str:
         f"Versions: {', '.join(f'{name} {version}' for name, version in sorted(result.versions.items()))}; "
         f"code at `{result.run.get('git_commit', 'unknown')}`.",
         "",
+        *(line for warning in own_caveats(result) for line in (f"**Mind:** {warning}.", "")),
         "```bash",
         evaluation_command(result, repo_id),
         "```",
     ]
-    if not result.run.get("complete"):
-        lines.insert(1, "\n**Incomplete**: the evaluation did not get to its end.")
     return "\n".join(lines)
 
 

@@ -16,6 +16,8 @@ from experiments.robot.libero.settings.flags import FREE_FLAGS, parse_shard
 
 _OF_THE_MACHINE = MEASURED | {"checkpoint", "device", "device_name", "policy_url", "server_metadata"}
 """Parts of a policy's description that may differ between machines; its name may not."""
+_OF_THE_RUN = ("renderer", "rendering_backend", "protocol")
+"""What all shards must have alike, beside flags and policy: it changes what is drawn and counted."""
 
 
 def merge_results(paths: Sequence[str | Path], output_dir: Path) -> tuple[Results, list[str]]:
@@ -56,13 +58,30 @@ def merge_results(paths: Sequence[str | Path], output_dir: Path) -> tuple[Result
         **first.run,
         "merged_from": len(parts),
         "started": min(str(run.get("started", "")) for run in runs),
-        "warnings": list(dict.fromkeys(line for run in runs for line in run.get("warnings", ()))) + lacks,
+        "warnings": list(dict.fromkeys(line for run in runs for line in run.get("warnings", ())))
+        + [*_several(runs, "git_commit", "code"), *_several(runs, "device", "devices"), *lacks],
         "worker_restarts": sum(run.get("worker_restarts", 0) for run in runs),
         "seconds": max(run.get("seconds", 0.0) for run in runs),
         "complete": not lacks,
     }
     episodes = [found[key] for key in sorted(found)]
     return Results(run, {**first.config, "shard": None}, first.policy, first.versions, episodes), lacks
+
+
+def _several(runs: Sequence[Mapping[str, Any]], key: str, what: str) -> list[str]:
+    """What may differ between machines, and is told."""
+    values = list(dict.fromkeys(str(run.get(key, "not recorded")) for run in runs))
+    return [f"the shards' {what}: {', '.join(values)}"] if values[1:] else []
+
+
+def _tasks(results: Results) -> dict[str, str | None]:
+    """Hashes of the tasks' files."""
+    files = {"BDDL file": "bddl_sha256", "initial states": "init_states_sha256"}
+    return {
+        f"{what} of {episode.suite} task {episode.task_index}": getattr(episode, name)
+        for episode in results.episodes
+        for what, name in files.items()
+    }
 
 
 def _shard_of(folder: Path, results: Results) -> tuple[int, int]:
@@ -85,7 +104,10 @@ def _check_same_evaluation(first: tuple[Path, Results], other: tuple[Path, Resul
         (names, frozenset()),
         ([results.policy for results in sides], _OF_THE_MACHINE),
         ([results.versions for results in sides], frozenset({"lightvla"})),
+        ([{key: results.run.get(key) for key in _OF_THE_RUN} for results in sides], frozenset()),
     ]
+    tasks = [_tasks(results) for results in sides]
+    compared.append((tasks, frozenset({*tasks[0]} ^ {*tasks[1]})))  # a small shard has not every task
     for (one, two), free in compared:
         for key in sorted({*one, *two} - free):
             if one.get(key) != two.get(key):
