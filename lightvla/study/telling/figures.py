@@ -137,7 +137,7 @@ def figures_of(arm: str, kind: str, own: Sequence[ArmResult], baseline: Sequence
         scene=own[0].scene,
         arm=arm,
         kind=kind,
-        pruner=own[0].pruner,
+        pruner=" / ".join(dict.fromkeys(result.pruner for result in own)),
         successes=successes,
         trials=trials,
         wilson=wilson_interval(successes, trials),
@@ -212,7 +212,9 @@ def _answer(fixed: Fixed, scene: str, results: Sequence[ArmResult]) -> Primary:
     if difference is None:
         return Primary(scene, "not shown", f"In {scene}, {first} and {second} have not both been run.")
     low, high = difference.interval
-    tokens = sum(r.tokens_kept for r in sides[0]) / len(sides[0]) / sides[0][0].num_visual_tokens
+    queries = [(rollout.tokens, rollout.queries) for result in sides[0] for rollout in result.rollouts]
+    tokens = sum(kept * count for kept, count in queries) / sum(count for _, count in queries)
+    tokens /= sides[0][0].num_visual_tokens
     numbers = (
         f"{points(difference.value)} points, 95 % interval {span(difference.interval, signed=True)} over "
         f"{counted(difference.states, 'initial state')}, {p_equation(difference.p_value)}, margin -{margin:g}"

@@ -131,8 +131,24 @@ def _alerts(
     if any(arm.name == PRUNED and arm.kind == "trained" for arm in study.arms):
         missing = [*missing, *(f"the benchmark of {s.name}" for s in study.scenes if s.name not in benchmarks)]
     if missing:
-        alerts.append(f"Not run yet: {'; '.join(missing)}.")
+        alerts.append(f"Not run yet: {'; '.join(_by_seeds(study, missing))}.")
     return alerts
+
+
+def _by_seeds(study: Study, missing: Sequence[str]) -> list[str]:
+    """`random, grid (seeds 7 and 11)` of `scene, random, seed 7` and its like; others as they are."""
+    seeds: dict[str, list[str]] = {}
+    for each in missing:
+        name, _, seed = each.partition(", seed ")
+        name = name.removeprefix(f"{study.scenes[0].name}, ") if len(study.scenes) == 1 else name
+        seeds.setdefault(name, []).extend([seed] * bool(seed))
+    together: dict[tuple[str, ...], list[str]] = {}
+    for name, own in seeds.items():
+        together.setdefault(tuple(own), []).append(name)
+    return [
+        f"{', '.join(names)} (seed{'s' * (len(own) > 1)} {' and '.join(own)})" if own else ", ".join(names)
+        for own, names in together.items()
+    ]
 
 
 def _headlines(study: Study, figures: Sequence[ArmFigures], answers: Sequence[Primary]) -> list[Headline]:

@@ -54,8 +54,7 @@ def test_the_report_says_what_is_missing_and_what_was_changed(tmp_path: Path) ->
     fix(study, places)
     write_reports(study, places)
     text = (tmp_path / "report.md").read_text()
-    assert "Not run yet: goal, lightvla, seed 7; goal, lightvla, seed 11; goal, grid" in text
-    assert "the benchmark of goal.**" in text
+    assert "Not run yet: lightvla, grid, blind (seeds 7 and 11); the benchmark of goal.**" in text
     assert "lightvla and none have not both been run" in text
     write_study(tmp_path, changed("fixed.margin_points", 30))
     other = read_study(places.definition)
