@@ -82,5 +82,5 @@ def test_the_report_has_the_curve_and_compares_nothing_with_it(tmp_path: Path) -
     write_reports(study, places)
     text = (places.root / "report.md").read_text()
     assert table(text, "Paired difference to none") == compared, "checkpoints are no arms"
-    assert "goal, lightvla@step1, seed 7; goal, lightvla@step1, seed 11; goal, lightvla@step2" in text
+    assert "grid, blind, lightvla@step1, lightvla@step2 (seeds 7 and 11)" in text
     assert "### Checkpoints" not in text

@@ -35,7 +35,7 @@ def test_each_perturbation_has_its_table_and_no_part_in_the_comparison(tmp_path:
     # Of both tasks two states of five, each with all its rounds and seeds.
     assert moved["lightvla"][6] == p_text(mcnemar_exact(0, 4))
     assert other["lightvla"][4:] == ["–", "–", "–"], "none has not been measured so yet"
-    assert "Not run yet: " in text and "goal, none@object, seed 7; goal, none@object, seed 11" in text
+    assert "Not run yet: blind, none@object (seeds 7 and 11); " in text
     assert "position, object: none, lightvla" in text
     compared, success = table(text, "Paired difference to none"), table(text, "Every arm")
     for path in places.results.glob("*@*"):
