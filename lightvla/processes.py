@@ -48,15 +48,6 @@ def end(*processes: subprocess.Popen) -> None:
         process.wait()
 
 
-def evaluation_is_complete(directory: Path) -> bool:
-    """Whether an evaluation's folder holds all its rollouts, and none that is invalid."""
-    file = directory / "results.json"
-    if not file.is_file():
-        return False
-    results = json.loads(file.read_text())
-    return results["run"]["complete"] and not results["summary"]["all"]["invalid"]
-
-
 def evaluation_progress(directory: Path) -> tuple[int, int]:
     """How many rollouts an evaluation's folder holds so far, and how many of them succeeded."""
     try:

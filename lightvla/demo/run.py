@@ -20,11 +20,12 @@ import transformers
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+from experiments.robot.libero.results.results import is_complete
 from experiments.robot.libero.settings.flags import parse_indices
 from lightvla.demo.checks import check_flags
 from lightvla.demo.report import write_report
 from lightvla.demo.settings import STAGES, TASKS, DemoConfig, Paths, evaluations, stage_commands
-from lightvla.processes import end, evaluation_is_complete, evaluation_progress, start
+from lightvla.processes import end, evaluation_progress, start
 from prismatic.atomic_files import write_atomically
 from prismatic.command_status import STOPPED, UNUSABLE, print_error
 
@@ -111,7 +112,7 @@ def _run_evaluations(config: DemoConfig, commands: list[list[str]]) -> None:
     waiting = [
         (evaluation, command)
         for evaluation, command in zip(evaluations(config), commands, strict=True)
-        if not evaluation_is_complete(paths.evaluation(evaluation.name))
+        if not is_complete(paths.evaluation(evaluation.name))
     ]
     trials = len(TASKS.split(",")) * len(parse_indices(config.held_out_states, "held_out_states"))
     running: dict[str, tuple[subprocess.Popen, list[str], Path]] = {}

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from lightvla.processes import evaluation_is_complete, evaluation_progress
+from experiments.robot.libero.results.results import is_complete
+from lightvla.processes import evaluation_progress
 from lightvla.study.benchmarks import SceneBenchmark, benchmark_of
 from lightvla.study.definition import PRUNED, Study
 from lightvla.study.places import Places
@@ -105,7 +106,7 @@ class Progress:
         self._write(step, Record(self._fingerprints[step.name], False, seconds, step.units))
         if not done:
             return
-        whole = evaluation_is_complete(step.makes) if step.kind == "evaluate" else step.proof.exists()
+        whole = is_complete(step.makes) if step.kind == "evaluate" else step.proof.exists()
         if not whole:
             raise ValueError(f"{step.name} ended well, but {step.proof} is not whole; run the same command again")
         if step.kind == "benchmark":

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -190,9 +190,17 @@ def _curves(metrics: Path) -> dict[str, list[list[float]]]:
     return found
 
 
-def load_all(study: Study, places: Places) -> tuple[list[ArmResult], list[str]]:
-    """The results that are there, in the order of scenes, arms and seeds, and which are not, in words."""
-    found, missing = [], []
+class Missing(NamedTuple):
+    """A result that is not there: of an arm, or of a variant (`measured`)."""
+
+    scene: str
+    name: str
+    seed: int
+
+
+def load_all(study: Study, places: Places) -> tuple[list[ArmResult], list[Missing]]:
+    """The results that are there, in the order of scenes, arms and seeds, and which are not."""
+    found, missing = list[ArmResult](), list[Missing]()
     for scene in study.scenes:
         for arm in study.arms:
             for seed in study.training.seeds:
@@ -200,7 +208,7 @@ def load_all(study: Study, places: Places) -> tuple[list[ArmResult], list[str]]:
                 if path.is_file():
                     found.append(load_result(study, path, scene, arm.name, seed, scene.trials_per_task))
                 else:
-                    missing.append(f"{scene.name}, {arm.name}, seed {seed}")
+                    missing.append(Missing(scene.name, arm.name, seed))
     return found, missing
 
 

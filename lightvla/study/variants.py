@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from lightvla.study.definition import Arm, Scene, Study
 from lightvla.study.places import Places, measured
-from lightvla.study.records import ArmResult, load_result
+from lightvla.study.records import ArmResult, Missing, load_result
 
 
 @dataclass(frozen=True)
@@ -43,16 +43,16 @@ def save_freq(arm: Arm) -> int | None:
     return math.gcd(*arm.checkpoints) if arm.checkpoints else None
 
 
-def load_variants(study: Study, places: Places) -> tuple[list[ArmResult], list[str]]:
+def load_variants(study: Study, places: Places) -> tuple[list[ArmResult], list[Missing]]:
     """As `load_all`, of everything that is measured beside the comparison."""
-    found, missing = [], []
+    found, missing = list[ArmResult](), list[Missing]()
     for scene, arm, variant in _all_variants(study):
         for seed in study.training.seeds:
             path = places.result(study, scene.name, arm.name, seed, variant.name)
             if path.is_file():
                 found.append(load_result(study, path, scene, arm.name, seed, variant.trials))
             else:
-                missing.append(f"{scene.name}, {measured(arm.name, variant.name)}, seed {seed}")
+                missing.append(Missing(scene.name, measured(arm.name, variant.name), seed))
     return found, missing
 
 

@@ -159,5 +159,5 @@ def component_states(
 
 
 def on_host(states: Mapping[str, Mapping[str, torch.Tensor]]) -> dict[str, dict[str, torch.Tensor]]:
-    """The same in the host's memory. Tensors that are divided among processes are gathered first, on their devices."""
+    """The same in the host's memory. What is divided among processes has to be gathered before, where it lies."""
     return {name: {k: v.cpu() for k, v in state.items()} for name, state in states.items()}

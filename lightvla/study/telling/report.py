@@ -7,7 +7,7 @@ from experiments.robot.libero.comparison.compare import ALPHA, p_text, points, s
 from lightvla.study.benchmarks import SceneBenchmark, load_benchmarks
 from lightvla.study.definition import BASELINE, PRUNED, Study
 from lightvla.study.places import Places, measured
-from lightvla.study.records import ArmResult, forced_changes, foreign, load_all
+from lightvla.study.records import ArmResult, Missing, forced_changes, foreign, load_all
 from lightvla.study.telling.checkpoints import checkpoint_sections, checkpoints_text
 from lightvla.study.telling.costs import benchmark_table, cost_note, cost_table, costs
 from lightvla.study.telling.figures import ArmFigures, Primary, arm_figures, primary_answers
@@ -51,7 +51,11 @@ def write_reports(study: Study, places: Places) -> list[Path]:
 
 
 def report_data(
-    study: Study, places: Places, results: Sequence[ArmResult], missing: Sequence[str], beside: Sequence[ArmResult] = ()
+    study: Study,
+    places: Places,
+    results: Sequence[ArmResult],
+    missing: Sequence[Missing],
+    beside: Sequence[ArmResult] = (),
 ) -> ReportData:
     """Everything in the report; `beside` are results of variants, which are in no comparison."""
     figures, answers, name = arm_figures(study, results), primary_answers(study, results), places.root.name
@@ -108,7 +112,7 @@ def _alerts(
     results: Sequence[ArmResult],
     beside: Sequence[ArmResult],
     benchmarks: Mapping[str, SceneBenchmark],
-    missing: Sequence[str],
+    missing: Sequence[Missing],
 ) -> list[str]:
     alerts = [
         f"study.yaml was changed after arms had been run (by --force, {change['time']}, SHA-256 {change['from'][:12]} "
@@ -128,27 +132,23 @@ def _alerts(
         for warning in each.made.get("warnings", []):
             warned.setdefault(warning, []).append(f"{measured(each.arm, each.variant)}, seed {each.seed}")
     alerts += [f"{'; '.join(names)}: {warning}." for warning, names in warned.items()]
+    waiting = _by_seeds(missing, name_scenes=len(study.scenes) > 1)
     if any(arm.name == PRUNED and arm.kind == "trained" for arm in study.arms):
-        missing = [*missing, *(f"the benchmark of {s.name}" for s in study.scenes if s.name not in benchmarks)]
-    if missing:
-        alerts.append(f"Not run yet: {'; '.join(_by_seeds(study, missing))}.")
+        waiting += [f"the benchmark of {scene.name}" for scene in study.scenes if scene.name not in benchmarks]
+    if waiting:
+        alerts.append(f"Not run yet: {'; '.join(waiting)}.")
     return alerts
 
 
-def _by_seeds(study: Study, missing: Sequence[str]) -> list[str]:
-    """`random, grid (seeds 7 and 11)` of `scene, random, seed 7` and its like; others as they are."""
+def _by_seeds(missing: Sequence[Missing], name_scenes: bool) -> list[str]:
+    """`random, grid (seeds 7 and 11)`."""
     seeds: dict[str, list[str]] = {}
-    for each in missing:
-        name, _, seed = each.partition(", seed ")
-        name = name.removeprefix(f"{study.scenes[0].name}, ") if len(study.scenes) == 1 else name
-        seeds.setdefault(name, []).extend([seed] * bool(seed))
+    for scene, name, seed in missing:
+        seeds.setdefault(f"{name} in {scene}" if name_scenes else name, []).append(str(seed))
     together: dict[tuple[str, ...], list[str]] = {}
     for name, own in seeds.items():
         together.setdefault(tuple(own), []).append(name)
-    return [
-        f"{', '.join(names)} (seed{'s' * (len(own) > 1)} {' and '.join(own)})" if own else ", ".join(names)
-        for own, names in together.items()
-    ]
+    return [f"{', '.join(names)} (seed{'s' * (len(own) > 1)} {' and '.join(own)})" for own, names in together.items()]
 
 
 def _headlines(study: Study, figures: Sequence[ArmFigures], answers: Sequence[Primary]) -> list[Headline]:

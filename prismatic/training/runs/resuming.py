@@ -50,7 +50,7 @@ class Resumption:
         return int(self.state["step"])
 
     def release(self) -> None:
-        """Forget all but the step: the state's file is mapped, and kept its room after the checkpoint is removed."""
+        """Forget all but the step: a mapped file keeps its room on the disk after its checkpoint is removed."""
         for key in set(self.state) - {"step"}:
             del self.state[key]
 

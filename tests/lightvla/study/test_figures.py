@@ -39,7 +39,7 @@ def test_rates_and_differences_are_what_counting_gives(tmp_path: Path) -> None:
     keep(places, "none", baseline)
     study = keep(places, "lightvla", arm, tokens=17.0)
     results, missing = load_all(study, places)
-    assert missing == ["goal, grid, seed 7", "goal, grid, seed 11", "goal, blind, seed 7", "goal, blind, seed 11"]
+    assert missing == [("goal", arm, seed) for arm in ("grid", "blind") for seed in (7, 11)]
     none, pruned = arm_figures(study, results)
     trials = [(s, t, 30 + i, r) for s in (7, 11) for t in (1, 4) for i in range(5) for r in (0, 1)]
     for figures, solved in ((none, baseline), (pruned, arm)):

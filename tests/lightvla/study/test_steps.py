@@ -228,9 +228,7 @@ def test_steps_stay_done_wherever_the_study_is_called_from(tmp_path: Path, monke
     assert all(each == found[0] for each in found[1:])
 
 
-@pytest.mark.parametrize(
-    ("where", "name"), [("arms.2.name", "parent"), ("arms.2.name", "none@position"), ("arms.0.name", "a-none")]
-)
+@pytest.mark.parametrize(("where", "name"), [("arms.2.name", "parent"), ("arms.0.name", "a-none")])
 def test_names_of_steps_do_not_collide(where: str, name: str, tmp_path: Path) -> None:
     content = changed(where, name)
     if name == "parent":
@@ -239,5 +237,5 @@ def test_names_of_steps_do_not_collide(where: str, name: str, tmp_path: Path) ->
         content["arms"].append({"name": "none", "kind": "trained", "flags": "--pruner none"})
         content["scenes"].append({**content["scenes"][0], "name": "goal-a"})
     write_study(tmp_path, content)
-    with pytest.raises(ValueError, match=r"two steps would be called|expected letters, digits"):
+    with pytest.raises(ValueError, match="two steps would be called .*; rename a scene or an arm"):
         all_steps(read_study(tmp_path / "study.yaml"), Places(tmp_path))

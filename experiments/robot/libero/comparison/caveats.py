@@ -57,7 +57,7 @@ def cut_short(sides: Iterable[Side]) -> list[str]:
     return [f"{name}: {count} of {total} evaluations did not get to the end" for name, count, total in cut if count]
 
 
-def told(sides: Iterable[Side]) -> list[str]:
+def evaluation_warnings(sides: Iterable[Side]) -> list[str]:
     """What evaluations say of themselves: shards, going on by --force, statistics of another suite."""
     found: dict[str, list[str]] = {}
     for name, results in sides:

@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 from experiments.robot.libero.comparison.caveats import (
     Side,
     cut_short,
+    evaluation_warnings,
     mixed_perturbations,
     protocol_differences,
-    told,
 )
 from experiments.robot.libero.comparison.copies import distinct_pairs, given_twice
 from experiments.robot.libero.comparison.outcomes import PairedOutcome, paired_outcome
@@ -319,7 +319,7 @@ def _warnings(sides: Sequence[Side], suites: Collection[str], starts: Collection
     return [
         *protocol_differences(sides, suites),
         *cut_short(sides),
-        *told(sides),
+        *evaluation_warnings(sides),
         *mixed_perturbations(suites),
         *unrecorded_files(starts),
     ]

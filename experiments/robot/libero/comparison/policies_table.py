@@ -6,7 +6,12 @@ import statistics
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from experiments.robot.libero.comparison.caveats import cut_short, perturbation_of, protocol_differences, told
+from experiments.robot.libero.comparison.caveats import (
+    cut_short,
+    evaluation_warnings,
+    perturbation_of,
+    protocol_differences,
+)
 from experiments.robot.libero.comparison.compare import AVERAGE, span
 from experiments.robot.libero.comparison.copies import SEEDS_ARE_NO_TRIALS, without_copies, without_other_names
 from experiments.robot.libero.comparison.pairing import StartIdentity, mixed_tasks
@@ -89,7 +94,7 @@ def policies_table(policies: Mapping[str, Sequence[Results]]) -> Table:
             *map(warned, mixed_tasks(sides)),
             *map(warned, protocol_differences(sides, {suite for suite, _ in columns})),
             *map(warned, cut_short(sides)),
-            *map(warned, told(sides)),
+            *map(warned, evaluation_warnings(sides)),
         ),
         intervals=intervals,
     )

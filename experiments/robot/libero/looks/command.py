@@ -37,7 +37,7 @@ from experiments.robot.libero.policies.choice import make_agent, weights_of
 from experiments.robot.libero.policies.local import PolicyAgent
 from experiments.robot.libero.policies.watched import PolicyLost
 from experiments.robot.libero.results.journal import Journal
-from experiments.robot.libero.results.results import EpisodeRecord, Results
+from experiments.robot.libero.results.results import EpisodeRecord, Results, is_complete
 from experiments.robot.libero.rollouts.worker_pool import SimulatorsUnusable
 from experiments.robot.libero.settings.flags import EvaluationConfig
 from experiments.robot.libero.settings.suite_names import suites_of
@@ -108,7 +108,7 @@ def prepared(config: LooksConfig, console: Console) -> tuple[dict[str, Plan], Po
     """
     asked = config.conditions()
     # What was asked before stays in the report, and in the correction for how much was asked.
-    before = [name for name in BLANKED if name not in asked and _is_complete(config.rollouts(name))]
+    before = [name for name in BLANKED if name not in asked and is_complete(config.rollouts(name))]
     conditions = [UNBLANKED, *(name for name in BLANKED if name in (*asked, *before))]
     for package in ("imageio_ffmpeg", "matplotlib", "jinja2"):
         if importlib.util.find_spec(package) is None:
@@ -128,14 +128,6 @@ def prepared(config: LooksConfig, console: Console) -> tuple[dict[str, Plan], Po
     plans = {name: check_same_policy(plan, agent) for name, plan in plans.items()}
     looking = _looking(config, agent, blanks=not {*conditions} <= {UNBLANKED, "hidden"})
     return {name: _asking(plan, looking, name) for name, plan in plans.items()}, agent
-
-
-def _is_complete(folder: Path) -> bool:
-    try:
-        results = Results.load(folder)
-    except (OSError, ValueError):
-        return False
-    return bool(results.run["complete"]) and not any(record.invalid for record in results.episodes)
 
 
 def _in_own_folder(plan: Plan, flags: EvaluationConfig) -> Plan:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.robot.libero.comparison.caveats import told
+from experiments.robot.libero.comparison.caveats import evaluation_warnings
 from experiments.robot.libero.reports.cost import latency_section, tokens_section
 from experiments.robot.libero.reports.evaluation import (
     CONTROL_TEXT,
@@ -139,7 +139,8 @@ def alerts(evaluations: Sequence[Evaluation], groups: Sequence[Group]) -> list[s
                 f"Invalid: {invalid} of {counted(len(episodes), 'rollout')} of {group.name} ended in an error."
             )
     notes = [note for group in groups for note in group.notes]
-    return [*found, *(f"Mind: {note}." for note in (*notes, *told((group.name, group.results) for group in groups)))]
+    notes += evaluation_warnings((group.name, group.results) for group in groups)
+    return [*found, *(f"Mind: {note}." for note in notes)]
 
 
 def unembedded(files: MediaFiles) -> list[str]:

@@ -377,3 +377,12 @@ def _summarize_latency(episodes: Sequence[EpisodeRecord]) -> dict[str, Any] | No
         "waiting_median": float(np.median(waiting)) if waiting else None,
         "largest_call": max(sizes, default=None),
     }
+
+
+def is_complete(folder: Path) -> bool:
+    """Whether an evaluation's folder holds all its rollouts, and none that is invalid; False where nothing tells."""
+    try:
+        content = json.loads((folder / FILE_NAME).read_text(encoding="utf-8"))
+    except (FileNotFoundError, json.JSONDecodeError):
+        return False
+    return bool(content["run"]["complete"]) and not content["summary"]["all"]["invalid"]
