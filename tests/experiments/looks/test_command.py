@@ -14,6 +14,7 @@ from experiments.robot.libero.evaluation.plan import make_plan
 from experiments.robot.libero.looks.classes import CLASSES, TARGET
 from experiments.robot.libero.looks.command import explore, main, prepared
 from experiments.robot.libero.looks.config import LooksConfig
+from experiments.robot.libero.looks.phases import Carried
 from experiments.robot.libero.looks.report import Looks, report_data
 from experiments.robot.libero.looks.seen import read_all
 from experiments.robot.libero.looks.shares import lies_on
@@ -74,6 +75,7 @@ def test_counts_are_those_of_the_stored_patches(config: LooksConfig) -> None:
     assert len(looks.unblanked) == len(found) == 2
     for rollout, (record, seen) in zip(looks.unblanked, found, strict=True):
         assert rollout.state == record.initial_state and rollout.kept == sum(record.tokens_kept)
+        assert rollout.carried == [Carried(held=False, at_end=False, apart=None)]  # in 16 steps
         on, chance = np.zeros(len(CLASSES)), np.zeros(len(CLASSES))
         for kept, pixels in zip(seen.kept, seen.pixels, strict=True):
             for camera in range(2):  # token by token

@@ -1,15 +1,17 @@
 """Shares against chance and paired success, by counts whose answers are known."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 from experiments.robot.libero.looks.classes import BACKGROUND, CLASSES, GRIPPER, TARGET
 from experiments.robot.libero.looks.counts import Counts, Rollout
 from experiments.robot.libero.looks.figures import against_chance, all_blanked
-from experiments.robot.libero.looks.phases import CARRY, GRASP, PLACE, REACH
+from experiments.robot.libero.looks.phases import CARRY, GRASP, PLACE, REACH, Carried
 from experiments.robot.libero.looks.pictures import COLOURS, SIZE, moments, view
 from experiments.robot.libero.looks.seen import Seen
-from experiments.robot.libero.looks.tables import sentence
+from experiments.robot.libero.looks.tables import far_table, put_table, sentence
 
 
 def counts(on_target: float, by_chance: float, kept: int = 100) -> Counts:
@@ -100,6 +102,33 @@ def test_use_is_told_from_disturbance_by_as_many_random_others() -> None:
     assert "The policy uses what these tokens show (-100.0 points against as many random others" in said[0]
     assert "Whether it uses what they show, or is disturbed by mean tokens, is not told" in said[1]
     assert "`--blank random` would tell" in said[2]
+
+
+def test_how_far_rollouts_came_and_where_they_put_it() -> None:
+    came = [
+        (True, Carried(held=True, at_end=True, apart=(0.01, -0.01))),
+        (True, Carried(held=True, at_end=False, apart=(-0.03, 0.0))),
+        (False, Carried(held=False, at_end=False, apart=None)),
+        (False, Carried(held=True, at_end=False, apart=None)),
+        (False, Carried(held=True, at_end=False, apart=(0.3, 0.0))),
+        (False, Carried(held=True, at_end=False, apart=(0.05, 0.0))),
+        (False, Carried(held=True, at_end=True, apart=(0.2, 0.2))),
+    ]
+    rollouts = [
+        dataclasses.replace(rollout(30 + number, success), carried=[carried])
+        for number, (success, carried) in enumerate(came)
+    ]
+    kept = [Rollout.from_json(each.to_json()) for each in rollouts]
+    assert kept == rollouts
+    far, put = far_table(kept), put_table(kept)
+    assert far is not None and far.rows == [("a to b", "2 of 7", "1", "1", "1", "1", "1")]
+    assert put is not None and put.rows == [("a to b", "3", "+1.0 (3.3)", "-0.3 (0.5)", "3.0", "5.0")]
+
+
+def test_a_drawer_is_carried_nowhere() -> None:
+    drawer = dataclasses.replace(rollout(30), carried=[None])
+    assert far_table([drawer]) is None and put_table([drawer]) is None
+    assert far_table([rollout(30)]) is None  # of a file of before it was noted
 
 
 def test_a_moment_of_every_phase_is_shown() -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from experiments.robot.libero.demonstrations.experts import Expert
 from experiments.robot.libero.looks.classes import CLASSES, aims_of, classes_of_bodies
-from experiments.robot.libero.looks.phases import PHASES, Phases
+from experiments.robot.libero.looks.phases import PHASES, Carried, Phases
 from experiments.robot.libero.rollouts.rollout import Moment
 from experiments.robot.libero.simulator.environment import CAMERAS, LiberoEnvironment
 from experiments.robot.libero.simulator.scene import Scene
@@ -99,6 +99,8 @@ def test_an_expert_goes_through_the_phases_in_order(environment: LiberoEnvironme
     found = [phases.now(0)]
     scene = Scene(environment.inner)
     stood = scene.position(BOWL)[2]
+    assert phases.carried() == [Carried(held=False, at_end=False, apart=None)]
+    last = None
     for step, action in enumerate(Expert(environment).actions(), 1):
         environment.step(action)
         phases.step(Moment(environment, (), step), np.append(action[:6], (1 - action[6]) / 2))
@@ -106,7 +108,14 @@ def test_an_expert_goes_through_the_phases_in_order(environment: LiberoEnvironme
         up = scene.position(BOWL)[2] - stood
         if PHASES[found[-1]] == "carry":
             assert up >= 0.02
+        (carried,) = phases.carried()
+        if carried is not None and carried.at_end and up >= 0.02:
+            last = scene.position(BOWL)[:2] - scene.position(PLATE)[:2]
+            np.testing.assert_allclose(carried.apart, last)
     assert environment.succeeded()
     order = [PHASES[phase] for before, phase in zip([-1, *found], found, strict=False) if phase != before]
     assert order == ["reach", "grasp", "carry", "place", "reach"], order
     assert min(found.count(phase) for phase in range(len(PHASES))) >= 5
+    (carried,) = phases.carried()
+    assert carried is not None and carried.held and not carried.at_end and carried.distance < 0.03
+    assert last is not None and np.linalg.norm(last - carried.apart) < 0.01  # it was set down from there

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 
 from experiments.robot.libero.looks.classes import CLASSES
-from experiments.robot.libero.looks.phases import PHASES
-from experiments.robot.libero.looks.seen import Seen
+from experiments.robot.libero.looks.phases import PHASES, Carried
+from experiments.robot.libero.looks.seen import Seen, carried_from
 from experiments.robot.libero.looks.shares import shares_of
 from experiments.robot.libero.results.results import EpisodeRecord
 
@@ -61,6 +61,7 @@ class Rollout:
         round: which one from this initial state, with other displacements.
         blanked: tokens, over all queries.
         of: per camera and phase, without those phases that did not come.
+        carried: per predicate of the goal, as `names`; empty in files of before it was noted.
     """
 
     condition: str
@@ -77,6 +78,7 @@ class Rollout:
     kept: int
     blanked: int
     of: dict[str, dict[str, Counts]]
+    carried: list[Carried | None] = field(default_factory=list)
 
     @property
     def start(self) -> tuple[str, int, int, int]:
@@ -99,6 +101,7 @@ class Rollout:
             camera: {phase: _rounded(counts) for phase, counts in by_phase.items()}
             for camera, by_phase in self.of.items()
         }
+        content["carried"] = [each and asdict(each) for each in self.carried]
         return content
 
     @classmethod
@@ -107,7 +110,9 @@ class Rollout:
             camera: {phase: Counts(**counts) for phase, counts in by_phase.items()}
             for camera, by_phase in content["of"].items()
         }
-        return cls(**{**content, "names": [(target, goal) for target, goal in content["names"]], "of": of})
+        names = [(target, goal) for target, goal in content["names"]]
+        carried = carried_from(content.get("carried", []))
+        return cls(**{**content, "names": names, "of": of, "carried": carried})
 
 
 def _rounded(counts: Counts) -> dict[str, Any]:
@@ -143,6 +148,7 @@ def count(record: EpisodeRecord, seen: Seen, condition: str) -> Rollout:
         kept=int(seen.kept.sum()),
         blanked=int(seen.blanked.sum()),
         of=of,
+        carried=seen.carried,
     )
 
 

@@ -1,4 +1,4 @@
-"""In which phase of its task an episode is, from the simulator's truth."""
+"""In which phase of its task an episode is, and where it put what it carried, from the simulator's truth."""
 
 from __future__ import annotations
 
@@ -26,14 +26,39 @@ JUST_RELEASED_STEPS = 10
 """For so many control steps (half a second) what was let go at the goal is still being placed."""
 
 
+@dataclass(frozen=True)
+class Carried:
+    """How far an episode came with one object that its goal moves.
+
+    Attributes:
+        held: whether it was held at any moment.
+        at_end: whether it still was when the episode ended.
+        apart: (x, y) metres from the middle of its goal to where it was held last after having been lifted: x away from
+            the robot, y to its left. None where it was never lifted.
+    """
+
+    held: bool
+    at_end: bool
+    apart: tuple[float, float] | None
+
+    @property
+    def distance(self) -> float:
+        """Of `apart`, metres; infinite without one."""
+        return float("inf") if self.apart is None else float(np.hypot(*self.apart))
+
+
 @dataclass
 class _Followed:
-    """An aim, how high its target stood, when it was last held, and whether it has been lifted since it was grasped."""
+    """An aim, how high its target stood, when it was last held, and whether it has been lifted since it was grasped.
+
+    `apart` is `Carried`'s.
+    """
 
     aim: Aim
     height: float
     held_at: int | None = None
     lifted: bool = False
+    apart: tuple[float, float] | None = None
 
 
 class Phases:
@@ -70,6 +95,9 @@ class Phases:
             if self.holds(each.aim):
                 each.held_at = moment.step
                 each.lifted |= self._is_up(each)
+                if each.lifted and each.aim.place is not None:
+                    x, y = self._apart(each.aim, each.aim.place)
+                    each.apart = float(x), float(y)
             elif each.held_at is None or moment.step - each.held_at > JUST_RELEASED_STEPS:
                 each.lifted = False
 
@@ -94,6 +122,13 @@ class Phases:
             return CARRY if each.aim.place is not None and self._is_up(each) else GRASP
         return GRASP if self._closing and self._gap(each.aim.target) <= NEAR_M else REACH
 
+    def carried(self) -> list[Carried | None]:
+        """Per predicate of the goal, up to now; None for a part of a fixture, which nothing carries."""
+        return [
+            Carried(each.held_at is not None, self.holds(each.aim), each.apart) if each.aim.place is not None else None
+            for each in self._followed
+        ]
+
     def _current(self) -> _Followed:
         if len(self._followed) == 1:
             return self._followed[0]
@@ -110,8 +145,10 @@ class Phases:
     def _at_goal(self, aim: Aim) -> bool:
         if aim.place is None:
             return False
-        apart = self._position(aim)[:2] - self._scene.place_center(aim.place)
-        return bool(np.linalg.norm(apart) <= AT_GOAL_M)
+        return bool(np.linalg.norm(self._apart(aim, aim.place)) <= AT_GOAL_M)
+
+    def _apart(self, aim: Aim, place: str) -> NDArray[np.float64]:
+        return self._position(aim)[:2] - self._scene.place_center(place)
 
     def _gap(self, bodies: Sequence[int]) -> float:
         """From the point between the fingertips to the nearest point of some bodies, in metres."""

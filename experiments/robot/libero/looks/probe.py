@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from experiments.robot.libero.looks.classes import CLASSES, TARGET, aims_of, classes_of_bodies
-from experiments.robot.libero.looks.phases import Phases
+from experiments.robot.libero.looks.phases import Carried, Phases
 from experiments.robot.libero.looks.seen import FOLDER, Seen
 from experiments.robot.libero.looks.shares import count_pixels, lies_on
 from experiments.robot.libero.policies.contract import ActionChunk, Observation, PolicyQuery
@@ -51,6 +51,7 @@ class LooksProbe:
     _phases: Phases | None = None
     _of_body: NDArray[np.uint8] | None = None
     _names: list[tuple[str, str]] = field(default_factory=list)
+    _carried: list[Carried | None] = field(default_factory=list)
     _steps: list[int] = field(default_factory=list)
     _found_phases: list[int] = field(default_factory=list)
     _pixels: list[NDArray[np.int64]] = field(default_factory=list)
@@ -99,13 +100,16 @@ class LooksProbe:
         self._phases.step(moment, action)
 
     def finish(self, moment: Moment, record: EpisodeRecord) -> None:
-        """Nothing is left to look at."""
+        """Note where the episode put what it carried."""
+        if self._phases is not None:
+            self._carried = self._phases.carried()
 
     def save(self, record: EpisodeRecord, folder: Path, stem: str) -> None:
         """Write the rollout's file."""
         seen = Seen(
             cameras=self.looking.cameras,
             names=self._names,
+            carried=self._carried,
             steps=np.array(self._steps),
             phases=np.array(self._found_phases),
             kept=np.stack(self._kept),

@@ -18,9 +18,11 @@ from experiments.robot.libero.looks.tables import (
     blanked_table,
     class_table,
     composition,
+    far_table,
     of_camera,
     phase_bars,
     phase_table,
+    put_table,
     sentence,
 )
 from prismatic.atomic_files import write_atomically
@@ -167,11 +169,15 @@ def _task_section(looks: Looks, task: tuple[str, int]) -> Section:
     own = [rollout for rollout in looks.unblanked if (rollout.suite, rollout.task) == task]
     solved = sum(rollout.success for rollout in own)
     blocks: list[Block] = [class_table(own, of_camera(camera), camera) for camera in looks.cameras]
+    put = [table for table in (far_table(own), put_table(own)) if table is not None]
     return Section(
         f"Task {task[1]}: {own[0].instruction}",
-        [*blocks, phase_table(own, "Phase by phase, all cameras")],
-        note=f"{_things(own)} {solved} of {len(own)} solved.",
+        [*blocks, phase_table(own, "Phase by phase, all cameras"), *put],
+        note=f"{_things(own)} {solved} of {len(own)} solved.{_AXES if put else ''}",
     )
+
+
+_AXES = " Distances are to the middle of the goal, horizontally: x away from the robot, y to its left."
 
 
 def _narrow(looks: Looks) -> list[str]:

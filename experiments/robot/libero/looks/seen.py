@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import zipfile
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from experiments.robot.libero.looks.phases import Carried
 from experiments.robot.libero.results.results import EpisodeRecord
 from prismatic.atomic_files import replacing
 from prismatic.recordings.archive import differences, undone
@@ -27,6 +29,7 @@ class Seen:
     Attributes:
         cameras: observation keys, in the tokens' order.
         names: per predicate of the goal, what is moved and where it goes.
+        carried: likewise how far the episode came with it; empty in files of before it was noted.
         steps: (L,) control steps before each query.
         phases: (L,) index into `phases.PHASES`.
         kept: (L, V) bool, the tokens that stayed.
@@ -46,6 +49,7 @@ class Seen:
     pixels: NDArray[np.int64]
     images: list[NDArray[np.uint8]] = field(default_factory=list)
     classes: list[NDArray[np.uint8]] = field(default_factory=list)
+    carried: list[Carried | None] = field(default_factory=list)
     actions_sha256: str | None = None
 
     def per_camera(self, values: NDArray) -> NDArray:
@@ -54,7 +58,12 @@ class Seen:
 
     def save(self, path: Path) -> None:
         """Write atomically."""
-        header = {"cameras": self.cameras, "names": self.names, "actions_sha256": self.actions_sha256}
+        header = {
+            "cameras": self.cameras,
+            "names": self.names,
+            "carried": [each and asdict(each) for each in self.carried],
+            "actions_sha256": self.actions_sha256,
+        }
         arrays = {name: getattr(self, name) for name in _ARRAYS}
         arrays["pixels"] = self.pixels.astype(np.uint16 if self.pixels.max() < 2**16 else np.uint32)
         for number, (images, classes) in enumerate(zip(self.images, self.classes, strict=True)):
@@ -80,7 +89,16 @@ class Seen:
         found["pixels"] = found["pixels"].astype(np.int64)
         names = [(str(target), str(goal)) for target, goal in header["names"]]
         cameras, digest = tuple(header["cameras"]), header["actions_sha256"]
-        return cls(cameras, names, **found, images=images, classes=classes, actions_sha256=digest)
+        carried = carried_from(header.get("carried", []))
+        return cls(cameras, names, **found, images=images, classes=classes, carried=carried, actions_sha256=digest)
+
+
+def carried_from(content: Sequence[dict[str, Any] | None]) -> list[Carried | None]:
+    """What `dataclasses.asdict` made of each."""
+    return [
+        None if each is None else Carried(**{**each, "apart": each["apart"] and tuple(each["apart"])})
+        for each in content
+    ]
 
 
 def read_all(folder: Path, episodes: Sequence[EpisodeRecord], several_suites: bool) -> list[tuple[EpisodeRecord, Seen]]:

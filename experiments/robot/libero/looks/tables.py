@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
 
 from experiments.robot.libero.comparison.compare import ALPHA, p_equation, p_text, points, span
 from experiments.robot.libero.looks.classes import CLASSES
 from experiments.robot.libero.looks.counts import Counts, Rollout
 from experiments.robot.libero.looks.figures import STAYS_POINTS, Against, Blanked, Take, against_chance
-from experiments.robot.libero.looks.phases import PHASES
+from experiments.robot.libero.looks.phases import AT_GOAL_M, PHASES, Carried
 from experiments.robot.libero.looks.shares import ALL_BACKGROUND, LIES_ON
 from prismatic.report.charts import StackedBars
 from prismatic.report.data import Cell, Row, Table, share_cell
@@ -114,6 +116,67 @@ def _of_phase(phase: str) -> Take:
 def _number(rollouts: Sequence[Rollout]) -> int:
     """Cameras: each counts every query."""
     return max((len(rollout.of) for rollout in rollouts), default=1)
+
+
+def far_table(rollouts: Sequence[Rollout]) -> Table | None:
+    """How far the rollouts came with what they carry; None where nothing is carried, or it was not noted."""
+    rows: list[Row] = []
+    for name, found in _carried(rollouts):
+        failed = [each for each, success in found if not success]
+        lifted = [each for each in failed if each.apart is not None]
+        near = [each for each in lifted if each.distance <= AT_GOAL_M]
+        rows.append((
+            name,
+            f"{len(found) - len(failed)} of {len(found)}",
+            str(sum(not each.held for each in failed)),
+            str(sum(each.held and each.apart is None for each in failed)),
+            str(sum(not each.at_end for each in lifted) - sum(not each.at_end for each in near)),
+            str(sum(not each.at_end for each in near)),
+            str(sum(each.at_end for each in lifted)),
+        ))  # fmt: skip
+    columns = (
+        "what and where to", "solved", "not: never held", "held, never lifted", f"let go over {_CM:g} cm from the goal",
+        f"let go within {_CM:g} cm", "still held",
+    )  # fmt: skip
+    return Table("How far the rollouts came", columns, rows) if rows else None
+
+
+def put_table(rollouts: Sequence[Rollout]) -> Table | None:
+    """Where what came near its goal was held last; None where nothing did."""
+    rows: list[Row] = []
+    for name, found in _carried(rollouts):
+        near = [(each, success) for each, success in found if each.distance <= AT_GOAL_M]
+        if not near:
+            continue
+        x, y = 100 * np.array([each.apart for each, _ in near]).T
+        distances = [100 * each.distance for each, _ in near]
+        missed = [100 * each.distance for each, success in near if not success]
+        rows.append((
+            name,
+            str(len(near)),
+            f"{x.mean():+.1f} ({x.std():.1f})",
+            f"{y.mean():+.1f} ({y.std():.1f})",
+            f"{np.median(distances):.1f}",
+            f"{np.median(missed):.1f}" if missed else "–",
+        ))  # fmt: skip
+    columns = (
+        "what and where to", "rollouts", "x: mean (standard deviation), cm", "y: mean (standard deviation), cm",
+        "distance: median, cm", "of those not solved",
+    )  # fmt: skip
+    return Table(f"Where it was held last, when within {_CM:g} cm of the goal", columns, rows) if rows else None
+
+
+_CM = 100 * AT_GOAL_M
+
+
+def _carried(rollouts: Sequence[Rollout]) -> Iterator[tuple[str, list[tuple[Carried, bool]]]]:
+    """By what is carried and where to: how far it came, and whether the rollout succeeded."""
+    found: dict[str, list[tuple[Carried, bool]]] = {}
+    for rollout in rollouts:
+        for (target, goal), carried in zip(rollout.names, rollout.carried, strict=False):  # older files have none
+            if carried is not None:
+                found.setdefault(f"{target} to {goal}", []).append((carried, rollout.success))
+    yield from found.items()
 
 
 def blanked_table(rollouts: Sequence[Rollout], compared: Sequence[Blanked]) -> Table:
