@@ -48,11 +48,11 @@ def resize(source: Path) -> None:
 
 def ask(url: str, source: Path) -> str:
     policy = websocket_client_policy.WebsocketClientPolicy(url)
-    reply = policy.infer(read_question(source))
+    reply = policy.infer(read_request(source))
     return msgpack_numpy.packb({"metadata": policy.get_server_metadata(), "reply": reply}).hex()
 
 
-def read_question(source: Path) -> dict[str, Any]:
+def read_request(source: Path) -> dict[str, Any]:
     """Arrays as they are; what has no dimensions as the text or number that it was."""
     with np.load(source) as content:
         found = {name: content[name] for name in content.files}
@@ -62,7 +62,7 @@ def read_question(source: Path) -> dict[str, Any]:
 def relay(url: str) -> None:
     policy = websocket_client_policy.WebsocketClientPolicy(url)
     for line in sys.stdin:
-        print(msgpack_numpy.packb(policy.infer(read_question(Path(line.strip())))).hex(), flush=True)
+        print(msgpack_numpy.packb(policy.infer(read_request(Path(line.strip())))).hex(), flush=True)
 
 
 def serve(source: Path, log: Path) -> None:

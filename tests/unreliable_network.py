@@ -19,7 +19,7 @@ class UnreliableNetwork:
 
     Attributes:
         delay_s: what the server sends arrives so much later.
-        is_mixed_up: before each answer the one that the server gave before it arrives once more, to whichever question.
+        is_mixed_up: before each answer the one that the server gave before it arrives once more, to whichever request.
         mixed_up: how often that happened.
     """
 

@@ -57,7 +57,7 @@ class Recording:
         chunks: (L, chunk, action_dim) action chunks that the policy answered with, in the robot's units; None where
             nobody asked one.
         actions: (T, action_dim) what was executed, of the policy's convention (LIBERO's gripper 1 = open); None where
-            that is not known. The last ones may be missing: a server hears of them with the next question.
+            that is not known. The last ones may be missing: a server hears of them with the next request.
         kept: (L, V) bool, the visual tokens that stayed, image by image and inside an image row by row, or None.
         picks, scores: (L, V) as in `TokenSelection`, or None.
         success: whether the episode reached its goal, where somebody said so.

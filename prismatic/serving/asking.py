@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike
 Observation = Mapping[str, Any]
 
 MOST_UNANSWERED = 8
-"""Questions at once to one policy, most of which nobody waits for any more."""
+"""Requests at once to one policy, most of which nobody waits for any more."""
 
 
 class Acting(Protocol):
@@ -27,7 +27,7 @@ class Acting(Protocol):
 
 
 class Pending(Protocol):
-    """One question under way."""
+    """One request under way."""
 
     def wait(self, seconds: float) -> bool:
         """Whether its answer, or an error, has come; waits at most so long."""
@@ -74,10 +74,10 @@ class _ThreadedAnswer:
 
 
 class InThreads:
-    """Asks in a thread per question, so that the robot's loop goes on.
+    """Asks in a thread per request, so that the robot's loop goes on.
 
     Args:
-        policy: must stand several questions at once: one that nobody waits for any more may still be under way.
+        policy: must stand several requests at once: one that nobody waits for any more may still be under way.
     """
 
     def __init__(self, policy: Acting) -> None:
@@ -88,11 +88,11 @@ class InThreads:
         """Ask about a copy, since the caller may overwrite its camera's buffers in the next control step.
 
         Raises:
-            RuntimeError: while `MOST_UNANSWERED` questions are unanswered.
+            RuntimeError: while `MOST_UNANSWERED` requests are unanswered.
         """
         self._under_way = [pending for pending in self._under_way if not pending.wait(0)]
         if len(self._under_way) >= MOST_UNANSWERED:
-            raise RuntimeError(f"{MOST_UNANSWERED} questions are unanswered; give the policy a shorter time-out")
+            raise RuntimeError(f"{MOST_UNANSWERED} requests are unanswered; give the policy a shorter time-out")
         seen = {key: np.array(value) for key, value in observation.items()}
         self._asked += 1
         pending = _ThreadedAnswer(lambda: self._policy.act(seen, instruction), self._asked)
@@ -118,7 +118,7 @@ class InSimulatedTime:
 
     Args:
         policy: how long it computes does not count.
-        latency_s: from question to answer.
+        latency_s: from request to answer.
         clock: the simulation's seconds.
     """
 

@@ -2,7 +2,7 @@
 
 The server greets with its metadata; every observation is then answered by one message, and an error by a text frame,
 which of openpi's own server is a traceback (https://github.com/Physical-Intelligence/openpi). A connection carries one
-question at a time; several at once take as many connections.
+request at a time; several at once take as many connections.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class PolicyServerAbsent(PolicyServerError):
 
 @dataclass(frozen=True)
 class Reply:
-    """One answer: `content` as the server sent it, and the `seconds` from question to answer on this side's clock."""
+    """One answer: `content` as the server sent it, and the `seconds` from request to answer on this side's clock."""
 
     content: dict[Any, Any]
     seconds: float
@@ -63,14 +63,14 @@ class Reply:
 class PolicyClient:
     """Asks a policy server, from as many threads as one likes.
 
-    A connection that broke, timed out or reported an error is thrown away; the next question opens a new one. Several
+    A connection that broke, timed out or reported an error is thrown away; the next request opens a new one. Several
     connections must be greeted by the same metadata, so that answers of two policies never mix; only what a server of
     this project measures as it starts may differ. Where the server echoes ids, each answer's is compared with its
-    question's.
+    request's.
 
     Args:
         url: ws://host:port or wss://host:port.
-        timeout_s: how long a question may take, its connection included. Some servers compile at their first one.
+        timeout_s: how long a request may take, its connection included. Some servers compile at their first one.
         wait_s: how long to wait for a server that is still starting.
         api_key: sent as `Authorization: Api-Key ...`; None: what the environment variable LIGHTVLA_API_KEY says, if it
             is set.
@@ -151,45 +151,45 @@ class PolicyClient:
             raise self._error(
                 f"speaks the convention {convention!r}; expected 'lightvla'; ask others by infer(), with their own keys"
             )
-        question = {**observation, "prompt": instruction, "session": self._session, "query": next(self._queries)}
+        request = {**observation, "prompt": instruction, "session": self._session, "query": next(self._queries)}
         if seed is not None:
-            question["seed"] = seed
-        return self._checked_actions(self.infer(question).content)
+            request["seed"] = seed
+        return self._checked_actions(self.infer(request).content)
 
     def infer(self, observation: Mapping[str, Any]) -> Reply:
         """Ask once.
 
         Raises:
             PolicyServerError: when the server reports an error (its last line is in the message, all of it in the log),
-                does not answer in time, closes the connection, answers another question, or sends what is no message.
+                does not answer in time, closes the connection, answers another request, or sends what is no message.
         """
         deadline = time.monotonic() + self.timeout_s
         with self._connection() as connection:
             echoes = self.metadata.get("echoes_id") is True
             asked = {"id": next(self._ids), **observation} if echoes else observation
-            question = pack(asked)
+            request = pack(asked)
             began = time.perf_counter()
             try:
                 with _broken_at(deadline, connection):
-                    connection.send(question)
+                    connection.send(request)
                 answer = connection.recv(max(deadline - time.monotonic(), 0.0))
             except TimeoutError as error:
                 raise self._late() from error
             except ConnectionClosed as error:
-                if time.monotonic() >= deadline:  # while the question was still on its way out
+                if time.monotonic() >= deadline:  # while the request was still on its way out
                     raise self._late() from error
                 raise self._error(f"closed the connection instead of answering ({error})") from error
             seconds = time.perf_counter() - began
             content = self._content(answer, "answered")
             if echoes and content.get("id") != asked["id"]:
                 raise self._error(
-                    f"answered question {content.get('id')!r} when asked {asked['id']!r}; that answer is not used, and "
+                    f"answered request {content.get('id')!r} when asked {asked['id']!r}; that answer is not used, and "
                     "its connection is thrown away"
                 )
             return Reply(content, seconds)
 
     def infer_batch(self, observations: Sequence[Mapping[str, Any]]) -> list[Reply]:
-        """Ask all at the same time, each on a connection of its own; answers in the questions' order."""
+        """Ask all at the same time, each on a connection of its own; answers in the requests' order."""
         if len(observations) == 1:
             return [self.infer(observations[0])]
         with ThreadPoolExecutor(max(len(observations), 1)) as threads:
@@ -363,7 +363,7 @@ def _trouble(connection: ClientConnection) -> str | None:
         return None
     except ConnectionClosed as error:
         return f"closed an idle connection ({error})"
-    return f"sent {unasked!r} without being asked" if isinstance(unasked, str) else "sent an answer without a question"
+    return f"sent {unasked!r} without being asked" if isinstance(unasked, str) else "sent an answer without a request"
 
 
 @contextmanager

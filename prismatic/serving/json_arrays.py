@@ -31,7 +31,7 @@ def loads(data: bytes | str) -> Any:
     except UnicodeDecodeError as error:
         raise ValueError(f"not JSON: no UTF-8 at byte {error.start}") from error
     if text.count(",") > _MOST_VALUES or text.count("[") + text.count("{") > _MOST_CONTAINERS:
-        raise ValueError("JSON with more values than a question has; send pictures as json_numpy's arrays")
+        raise ValueError("JSON with more values than a request has; send pictures as json_numpy's arrays")
     try:
         return json.loads(text, object_hook=_decode, parse_constant=_refuse_constant)
     except RecursionError:

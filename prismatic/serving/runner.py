@@ -52,7 +52,7 @@ class RunnerSettings:
             step, weighted by exp(-ensemble_decay * i), where i = 0 is the oldest chunk (ACT, arXiv 2304.13705, section
             IV-A, has 0.01); a gripper takes their weighted median, which is one of the commands. Ask often then:
             `open_loop_steps=1`.
-        retry_s: how long to wait after a question that failed.
+        retry_s: how long to wait after a request that failed.
     """
 
     asynchronous: bool = True
@@ -88,7 +88,7 @@ class _Chunk:
 
 
 @dataclass(frozen=True, eq=False)
-class _Question:
+class _Request:
     number: int
     pending: Pending
     observed_at: float
@@ -199,7 +199,7 @@ class ChunkRunner:
         self.watchdog.trip(reason)
 
     def _forget(self) -> None:
-        self._question: _Question | None = None
+        self._request: _Request | None = None
         self._chunks: list[_Chunk] = []  # the one that is followed; under ensembling all with actions left
         self._newest_executed: int | None = None
         self._ask_after = -math.inf
@@ -216,8 +216,8 @@ class ChunkRunner:
     def _drop_plans(self, reason: str) -> None:
         for chunk in self._chunks:
             self._drop(chunk.number, range(self._index(chunk), len(chunk.actions)), reason)
-        if self._question is not None:
-            self._drop(self._question.number, range(0), reason)
+        if self._request is not None:
+            self._drop(self._request.number, range(0), reason)
         self._forget()
 
     def _index(self, chunk: _Chunk) -> int:
@@ -225,7 +225,7 @@ class ChunkRunner:
         return self._executed - chunk.executed_before
 
     def _ask_if_due(self, observation: Observation, observed_at: float, now: float) -> None:
-        if self._question is not None or now < self._ask_after:
+        if self._request is not None or now < self._ask_after:
             return
         if observed_at < self.watchdog.armed_at:
             self._why = "the observation is from before the robot was re-armed"
@@ -241,7 +241,7 @@ class ChunkRunner:
             self._fail(number, error)
             return
         since = sum(time >= observed_at for time in self._executed_at) if observed_at < now else 0
-        self._question = _Question(number, pending, observed_at, self._executed - since, self._step)
+        self._request = _Request(number, pending, observed_at, self._executed - since, self._step)
 
     def _lead(self) -> int:
         """How many control steps before a chunk is used up the next one is asked for."""
@@ -255,22 +255,22 @@ class ChunkRunner:
 
     def _receive(self, wait_s: float) -> None:
         """Take the answer, if it is there."""
-        question = self._question
-        if question is None or not question.pending.wait(wait_s):
+        request = self._request
+        if request is None or not request.pending.wait(wait_s):
             return
-        self._question = None
+        self._request = None
         try:
-            actions = self._checked(question.pending.result(), 2)
+            actions = self._checked(request.pending.result(), 2)
         except Exception as error:
-            self._fail(question.number, error)
+            self._fail(request.number, error)
             return
-        self._delays.append(self._step - question.step)
-        self._newest_executed = question.executed_before
-        skipped = min(self._executed - question.executed_before, len(actions))
+        self._delays.append(self._step - request.step)
+        self._newest_executed = request.executed_before
+        skipped = min(self._executed - request.executed_before, len(actions))
         if skipped:
-            self._drop(question.number, range(skipped), "late")
+            self._drop(request.number, range(skipped), "late")
         if skipped < len(actions):
-            chunk = _Chunk(question.number, actions, question.observed_at, question.executed_before)
+            chunk = _Chunk(request.number, actions, request.observed_at, request.executed_before)
             self._chunks = [chunk] if self.settings.ensemble_decay is None else [*self._chunks, chunk]
         self._why = "the next chunk has not come yet"
 
@@ -291,7 +291,7 @@ class ChunkRunner:
 
     def _executable(self, now: float) -> list[_Chunk]:
         """Chunks with an action for this control step, the oldest first: one, and under ensembling all."""
-        if not self.settings.asynchronous and (self._question is not None or self._is_used_up()):
+        if not self.settings.asynchronous and (self._request is not None or self._is_used_up()):
             return []
         self._drop_old(now)
         return self._chunks
@@ -311,7 +311,7 @@ class ChunkRunner:
                 self._drop(chunk.number, left, "stale")
                 self._why = f"what came was older than {self.max_age_s:g} s"
         self._chunks = kept
-        if not kept and self._question is None:
+        if not kept and self._request is None:
             self._newest_executed = None  # ask at once
 
     def _action(self, observation: Observation, now: float) -> Action | None:

@@ -52,17 +52,17 @@ class ServerConfig:
     bounds_tolerance: float = 0.05  # share of a dimension's range by which an action may lie outside without a word
 
     # Batches and limits
-    max_batch_size: int = 8  # questions that wait together are answered at once, at most so many
-    batch_wait_ms: float = 2.0  # how long a question waits for others while other clients are connected
-    max_queue: int = 64  # questions that may wait; others are refused
+    max_batch_size: int = 8  # requests that wait together are answered at once, at most so many
+    batch_wait_ms: float = 2.0  # how long a request waits for others while other clients are connected
+    max_queue: int = 64  # requests that may wait; others are refused
     max_connections: int = 128  # clients at once
-    max_message_mb: float = 16.0  # of one question
+    max_message_mb: float = 16.0  # of one request
     max_side: int = 4096  # pixels of a picture's longer side
     max_pixels: int = 4_000_000  # of one picture
     max_instruction_bytes: int = 2048  # in UTF-8
-    max_rate: float = 100.0  # questions per second and client
+    max_rate: float = 100.0  # requests per second and client
     idle_s: float = 1800.0  # a connection that asks nothing for so long is closed
-    shutdown_s: float = 30.0  # how long questions that were begun may take when the server is told to end
+    shutdown_s: float = 30.0  # how long requests that were begun may take when the server is told to end
 
     # Watching
     record: Path | None = None  # folder for episode records of all that is answered; None: nothing is recorded
@@ -172,7 +172,7 @@ def check_certificate(config: ServerConfig) -> None:
         if not path.is_file():
             raise ValueError(f"--{flag} {path}: there is no such file")
     try:
-        # An empty password instead of a question at the terminal, which a service has none of.
+        # An empty password instead of a prompt at the terminal, which a service has none of.
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, password="")
     except (ssl.SSLError, OSError, ValueError) as error:
         raise ValueError(

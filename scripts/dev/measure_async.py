@@ -3,7 +3,7 @@
     python scripts/dev/measure_async.py --checkpoint demo/runs/small --output async.jsonl
 
 The simulator is the robot and its time the clock: an answer comes so many milliseconds of simulated time after its
-question, whatever the policy really takes. Synchronously the robot holds meanwhile; asynchronously it executes the
+request, whatever the policy really takes. Synchronously the robot holds meanwhile; asynchronously it executes the
 chunk that it has. Without latency both are the same, action for action, and are run once. Everything is repeatable. A
 rollout is a line of the output file; those in it are not run again.
 """

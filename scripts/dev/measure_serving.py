@@ -106,7 +106,7 @@ class ServerProcess:
             raise
 
 
-class Questions:
+class Samples:
     """Observations of many clients, and what the policy says to each when it is called directly.
 
     Args:
@@ -156,8 +156,8 @@ class Load:
         way: how they asked.
         clients: how many at once.
         seconds: (answers,) of each, in the order of the clients.
-        took_s: from the first question to the last answer.
-        wrong: answers that were not the policy's, or not to that question.
+        took_s: from the first request to the last answer.
+        wrong: answers that were not the policy's, or not to that request.
         failed: what was raised instead of an answer.
         processor_s: the server's.
         memory: bytes that the server holds afterwards.
@@ -194,7 +194,7 @@ class Load:
 def policy_client(port: int) -> Iterator[Asking]:
     """By our own client."""
     with closing(PolicyClient(f"ws://127.0.0.1:{port}", timeout_s=ANSWER_S)) as client:
-        yield lambda question: client.infer(question).content["actions"]
+        yield lambda request: client.infer(request).content["actions"]
 
 
 @contextmanager
@@ -203,9 +203,9 @@ def raw_websocket(port: int) -> Iterator[Asking]:
     with connect(f"ws://127.0.0.1:{port}", compression=None, max_size=None) as connection:
         connection.recv(ANSWER_S)
 
-        def ask(question: dict[str, Any]) -> NDArray[Any]:
+        def ask(request: dict[str, Any]) -> NDArray[Any]:
             name = f"{threading.get_ident()}-{time.perf_counter_ns()}"
-            connection.send(pack({**question, "id": name}))
+            connection.send(pack({**request, "id": name}))
             answer = unpack(connection.recv(ANSWER_S, decode=False))
             if answer["id"] != name:
                 raise ValueError(f"the answer is {answer['id']}'s, not {name}'s")
@@ -219,8 +219,8 @@ def http_client(port: int) -> Iterator[Asking]:
     """By POST /act on a connection that stays open."""
     with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=ANSWER_S)) as connection:
 
-        def ask(question: dict[str, Any]) -> NDArray[Any]:
-            body = dict(question)
+        def ask(request: dict[str, Any]) -> NDArray[Any]:
+            body = dict(request)
             body["instruction"] = body.pop("prompt")
             connection.request("POST", "/act", json_arrays.dumps(body), {"Content-Type": "application/json"})
             answer = connection.getresponse()
@@ -235,7 +235,7 @@ def http_client(port: int) -> Iterator[Asking]:
 WAYS = {"PolicyClient": policy_client, "websocket": raw_websocket, "http": http_client}
 
 
-def load(server: ServerProcess, questions: Questions, way: str, clients: int, requests: int) -> Load:
+def load(server: ServerProcess, samples: Samples, way: str, clients: int, requests: int) -> Load:
     """Let many clients ask at once, `requests` in all."""
     seen = Load(way, clients)
     ready, lock = threading.Barrier(clients + 1), threading.Lock()
@@ -246,12 +246,12 @@ def load(server: ServerProcess, questions: Questions, way: str, clients: int, re
             with WAYS[way](server.port) as ask:
                 ready.wait()
                 for turn in range(requests // clients):
-                    number = client * questions.each + turn % questions.each
-                    question = {**questions.observations[number], "prompt": questions.instruction}
+                    number = client * samples.each + turn % samples.each
+                    request = {**samples.observations[number], "prompt": samples.instruction}
                     began = time.perf_counter()
-                    actions = ask(question)
+                    actions = ask(request)
                     seconds.append(time.perf_counter() - began)
-                    wrong += not questions.check(number, actions)
+                    wrong += not samples.check(number, actions)
         except Exception as error:  # whatever it was, it is no answer
             failed.append(f"{type(error).__name__}: {error}")
             ready.abort()
@@ -273,12 +273,12 @@ def load(server: ServerProcess, questions: Questions, way: str, clients: int, re
     return seen
 
 
-def compare_batches(one: ServerProcess, several: ServerProcess, questions: Questions, config: MeasureConfig) -> Any:
+def compare_batches(one: ServerProcess, several: ServerProcess, samples: Samples, config: MeasureConfig) -> Any:
     """Both servers in turn; figures of all rounds, and several's ratio to one's: [median, lowest, highest]."""
     rounds = []
     for number in range(config.rounds):
         pair = {
-            name: load(server, questions, "PolicyClient", 8, config.requests // 2).figures()
+            name: load(server, samples, "PolicyClient", 8, config.requests // 2).figures()
             for name, server in sorted({"one": one, "several": several}.items(), reverse=bool(number % 2))
         }
         rounds.append(pair)
@@ -289,11 +289,11 @@ def compare_batches(one: ServerProcess, several: ServerProcess, questions: Quest
     return {"rounds": rounds, "ratios": ratios}
 
 
-def watch_memory(server: ServerProcess, questions: Questions, requests: int) -> list[dict[str, float]]:
+def watch_memory(server: ServerProcess, samples: Samples, requests: int) -> list[dict[str, float]]:
     """The server's memory over ten shares of the requests, by eight clients in all ways."""
     found = [{"answers": 0.0, "mb": round(server.memory() / 2**20, 1)}]
     for share in range(10):
-        seen = load(server, questions, list(WAYS)[share % len(WAYS)], 8, requests // 10)
+        seen = load(server, samples, list(WAYS)[share % len(WAYS)], 8, requests // 10)
         found.append({"answers": found[-1]["answers"] + len(seen.seconds), "mb": round(seen.memory / 2**20, 1)})
     return found
 
@@ -302,7 +302,7 @@ def measure(config: MeasureConfig, console: Console) -> dict[str, Any]:
     """All figures."""
     numbers = [int(word) for word in config.clients.split(",")]
     policy = Policy.from_pretrained(config.checkpoint, device="cpu", dtype=config.dtype)
-    questions = Questions(policy, max([*numbers, 8]), 2, config.tolerance)
+    samples = Samples(policy, max([*numbers, 8]), 2, config.tolerance)
     flags = ["--device", "cpu", "--dtype", config.dtype, "--max_rate", "1000000"]
     with TemporaryDirectory() as folder, ExitStack() as stack:
         servers = {}
@@ -314,13 +314,13 @@ def measure(config: MeasureConfig, console: Console) -> dict[str, Any]:
         rows = []
         for clients in numbers:
             for way in WAYS:
-                rows.append(load(several, questions, way, clients, config.requests))
+                rows.append(load(several, samples, way, clients, config.requests))
                 for failure in rows[-1].failed:
                     console.print(failure)
         found: dict[str, Any] = {"loads": [row.figures() for row in rows]}
-        found["batches"] = compare_batches(servers[1], several, questions, config)
+        found["batches"] = compare_batches(servers[1], several, samples, config)
         if config.memory_requests:
-            found["memory"] = watch_memory(several, questions, config.memory_requests)
+            found["memory"] = watch_memory(several, samples, config.memory_requests)
     return {"config": {**asdict(config), "checkpoint": config.checkpoint.name, "output": None}, **found}
 
 

@@ -37,8 +37,8 @@ def asked(recorded_policy: Policy) -> Asked:
             **{c: rng.integers(0, 256, (size, size, 3), np.uint8) for c in recorded_policy.robot.cameras},
             "state": rng.normal(size=8),
         }
-        question = PolicyQuery(observation, more.get("instruction", "lift it"))
-        (chunk,) = PolicyAgent(recorded_policy).query([question])
+        request = PolicyQuery(observation, more.get("instruction", "lift it"))
+        (chunk,) = PolicyAgent(recorded_policy).query([request])
         facts: dict[str, Any] = {
             "request_id": f"r{query}", "time": 1.8e9 + query, "connection": "socket-1", "session": session,
             "query": query, "observation": observation, "instruction": "lift it", "actions": chunk.actions,

@@ -178,8 +178,8 @@ def test_what_a_real_server_answered_is_in_its_records(
         client = PolicyClient(server.url)
         for number, observation in enumerate(observations):
             keys = {names[key] if convention == "openpi" else key: value for key, value in observation.items()}
-            question = {**keys, "prompt": "lift it", "session": "arm", "query": number % 2, "executed": executed}
-            replies.append(client.infer(question).content)
+            request = {**keys, "prompt": "lift it", "session": "arm", "query": number % 2, "executed": executed}
+            replies.append(client.infer(request).content)
             executed = replies[-1]["actions"][:3]
         client.close()
     found = records(tmp_path)

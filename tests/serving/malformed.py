@@ -23,7 +23,7 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[2])
     sys.path.append(str(Path(__file__).resolve().parents[1]))
 
-from serving.malformed_questions import BODIES, MESSAGES
+from serving.malformed_policy_requests import BODIES, MESSAGES
 from serving.malformed_requests import FRAMES, HANDSHAKES, HEADS, Target, frame, get, post, upgrade
 
 PATIENCE_S = 60.0

@@ -22,7 +22,7 @@ UPGRADE = (
 
 @dataclass(frozen=True)
 class Target:
-    """A server, and what its questions look like.
+    """A server, and what its requests look like.
 
     Attributes:
         port: on this machine.
@@ -40,9 +40,9 @@ class Target:
         key = b"" if self.key is None else b"Authorization: Api-Key " + self.key.encode() + b"\r\n"
         return b"Host: 127.0.0.1:%d\r\n%s" % (self.port, key)
 
-    def question(self, random: Random, protocol: str = "websocket") -> dict[str, Any]:
+    def request(self, random: Random, protocol: str = "websocket") -> dict[str, Any]:
         """What the server would answer."""
-        names, draw = self.info["questions"][protocol], np.random.default_rng(random.getrandbits(32))
+        names, draw = self.info["requests"][protocol], np.random.default_rng(random.getrandbits(32))
         pictures = {camera: draw.integers(256, size=(32, 32, 3), dtype=np.uint8) for camera in names["cameras"]}
         state = {names["state"]: draw.uniform(-0.5, 0.5, self.info["robot"]["proprio_dim"])}
         return {**pictures, **state, names["instruction"]: "put the bowl on the plate"}
@@ -82,7 +82,7 @@ def frame(payload: bytes, opcode: int = 2, first: int = 0x80, mask: bool = True,
 FRAMES: dict[str, Making] = {
     "reserved bits": lambda r, _: frame(b"a", first=0x80 | r.choice([0x40, 0x20, 0x10])),
     "reserved opcode": lambda r, _: frame(b"a", opcode=r.choice([3, 4, 7, 11, 15])),
-    "no mask": lambda r, t: frame(pack(t.question(r)), mask=False),
+    "no mask": lambda r, t: frame(pack(t.request(r)), mask=False),
     "long control": lambda r, _: frame(bytes(126), opcode=r.choice([8, 9, 10])),
     "control in pieces": lambda r, _: frame(b"a", opcode=9, first=0),
     "goes on without beginning": lambda r, _: frame(b"a", opcode=0),

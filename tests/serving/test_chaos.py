@@ -145,7 +145,7 @@ def test_the_robot_holds_when_the_server_dies_and_goes_on_when_it_is_back() -> N
         client.close()
 
 
-def test_a_question_that_cannot_be_sent_ends_in_time() -> None:
+def test_a_request_that_cannot_be_sent_ends_in_time() -> None:
     """More than the network's buffers hold: sending itself would wait for minutes."""
     with (
         serving(lambda message: {"actions": 1, "id": message["id"]}, METADATA) as url,

@@ -33,7 +33,7 @@ def double(observation: dict[str, Any]) -> dict[str, Any]:
     return {"actions": 2 * observation["x"], "heard": observation["prompt"]}
 
 
-def test_question_and_answer(clients: list[PolicyClient]) -> None:
+def test_request_and_answer(clients: list[PolicyClient]) -> None:
     with serving(double, {"robot": "libero", "stats": np.arange(3)}) as url:
         clients.append(client := PolicyClient(url))
         assert client.metadata["robot"] == "libero" and client.metadata["stats"].tolist() == [0, 1, 2]
@@ -43,8 +43,8 @@ def test_question_and_answer(clients: list[PolicyClient]) -> None:
         assert 0 < reply.content["server_timing"]["infer_ms"] / 1000 < reply.seconds
 
 
-def test_several_questions_are_on_their_way_at_once(clients: list[PolicyClient]) -> None:
-    """The server answers only when four questions have arrived, each over a connection of its own."""
+def test_several_requests_are_on_their_way_at_once(clients: list[PolicyClient]) -> None:
+    """The server answers only when four requests have arrived, each over a connection of its own."""
     together = threading.Barrier(4, timeout=20)
 
     def infer(observation: dict[str, Any]) -> dict[str, Any]:
@@ -58,7 +58,7 @@ def test_several_questions_are_on_their_way_at_once(clients: list[PolicyClient])
             assert [int(reply.content["actions"][0]) for reply in replies] == [0, 1, 2, 3]
 
 
-def test_an_error_of_the_server_becomes_one_here_and_the_next_question_is_answered(
+def test_an_error_of_the_server_becomes_one_here_and_the_next_request_is_answered(
     clients: list[PolicyClient], caplog: pytest.LogCaptureFixture
 ) -> None:
     def infer(observation: dict[str, Any]) -> dict[str, Any]:

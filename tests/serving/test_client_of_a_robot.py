@@ -145,8 +145,8 @@ def test_handshake_and_greeting_share_one_timeout() -> None:
         thread.join()
 
 
-def test_the_answer_to_another_question_is_never_taken() -> None:
-    """The server answers the second question of each connection with the first one's answer."""
+def test_the_answer_to_another_request_is_never_taken() -> None:
+    """The server answers the second request of each connection with the first one's answer."""
 
     def script(connection: ServerConnection) -> None:
         first = unpack(connection.recv())
@@ -160,7 +160,7 @@ def test_the_answer_to_another_question_is_never_taken() -> None:
         thread.start()
         client = PolicyClient(f"ws://127.0.0.1:{server.socket.getsockname()[1]}", timeout_s=10)
         client.act(OBSERVATION, "x")
-        with pytest.raises(PolicyServerError, match="answered question 0 when asked 1; that answer is not used"):
+        with pytest.raises(PolicyServerError, match="answered request 0 when asked 1; that answer is not used"):
             client.act(OBSERVATION, "x")
         client.act(OBSERVATION, "x")
         client.close()
@@ -169,7 +169,7 @@ def test_the_answer_to_another_question_is_never_taken() -> None:
 
 
 def test_an_answer_that_nobody_asked_for_ends_its_connection(caplog: pytest.LogCaptureFixture) -> None:
-    """Each first answer comes twice, without ids: the second one must not answer the next question."""
+    """Each first answer comes twice, without ids: the second one must not answer the next request."""
     sent = threading.Event()
 
     def script(connection: ServerConnection) -> None:
@@ -188,7 +188,7 @@ def test_an_answer_that_nobody_asked_for_ends_its_connection(caplog: pytest.LogC
             assert sent.wait(10)
             sent.clear()
             time.sleep(0.05)  # until it is here
-        assert "sent an answer without a question; opening another connection" in caplog.text
+        assert "sent an answer without a request; opening another connection" in caplog.text
         client.close()
         server.shutdown()
         thread.join()

@@ -118,8 +118,8 @@ def test_openpi_s_client_asks_our_server(peer: Peer, small_policy_directory: Pat
     theirs = {"observation/image": own["full_image"], "observation/wrist_image": own["wrist_image"]}
     theirs["observation/state"] = own["state"]
     expected = policy.act(own, "go left")
-    for convention, question in (("openpi", theirs), ("lightvla", own)):
-        np.savez(tmp_path / "query.npz", prompt="go left", **question)
+    for convention, request in (("openpi", theirs), ("lightvla", own)):
+        np.savez(tmp_path / "query.npz", prompt="go left", **request)
         with served(policy, convention=convention) as server:
             answer = unpack(bytes.fromhex(peer("ask", server.url, tmp_path / "query.npz").strip()))
         assert answer["metadata"]["convention"] == convention
@@ -140,7 +140,7 @@ def test_openpi_s_client_raises_where_our_server_refuses(
             capture_output=True, text=True, timeout=120, env=own_environment(),
         )  # fmt: skip
     assert done.returncode == 1 and "Error in inference server" in done.stderr
-    assert "the question lacks ['full_image', 'wrist_image']" in done.stderr
+    assert "the request lacks ['full_image', 'wrist_image']" in done.stderr
 
 
 def test_a_server_of_openpi_s_parts_is_evaluated(openpi_python: Path, tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ def test_asynchronously_it_acts_on_while_it_waits_and_skips_what_has_been_execut
 
 
 def test_an_answer_that_takes_nearly_as_long_as_a_chunk_lasts() -> None:
-    """Nothing can be executed that nobody foresaw: 8 actions a chunk, one question at a time."""
+    """Nothing can be executed that nobody foresaw: 8 actions a chunk, one request at a time."""
     world = World(latency_s=6 * TICK_S)
     assert world.ticks(32) == "......" + "A" * 10 + "...." + "A" * 8 + "...."
 
@@ -140,7 +140,7 @@ def test_a_camera_s_picture_from_before_the_rearming_is_not_acted_on() -> None:
         world.time += TICK_S
 
 
-def test_a_failed_question_is_asked_again_while_the_chunk_lasts() -> None:
+def test_a_failed_request_is_asked_again_while_the_chunk_lasts() -> None:
     world = World(settings(lead_steps=4), latency_s=0.0)
     world.ticks(2)
     failures = iter([OSError("gone"), OSError("gone")])

@@ -1,4 +1,4 @@
-"""Questions that wait together are answered together: a queue, and the one thread that asks the policy."""
+"""Requests that wait together are answered together: a queue, and the one thread that asks the policy."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 
-from prismatic.serving.server.payloads import Answer, Question, Refusal
+from prismatic.serving.server.payloads import PolicyRequest, PolicyResponse, Refusal
 
 logger = logging.getLogger(__name__)
 
-Answering = Callable[[Sequence[Question]], Sequence[Answer]]
+Answering = Callable[[Sequence[PolicyRequest]], Sequence[PolicyResponse]]
 
 
 @dataclass(eq=False)
 class _Waiting:
-    question: Question
+    request: PolicyRequest
     came: float
-    answer: Future[Answer] = field(default_factory=Future)
+    answer: Future[PolicyResponse] = field(default_factory=Future)
 
 
 class Batcher:
-    """Collects questions and has them answered in one thread of its own.
+    """Collects requests and has them answered in one thread of its own.
 
     A batch begins when the thread is free and somebody waits. It takes what waits, and waits itself for more only where
-    others may still ask: `batch_wait_s` from when its first question came, at most `max_batch_size` of them, and never
-    two of one session, whose questions follow each other and are answered in order.
+    others may still ask: `batch_wait_s` from when its first request came, at most `max_batch_size` of them, and never
+    two of one session, whose requests follow each other and are answered in order.
 
     Args:
         answering: `ServedPolicy.answer`.
@@ -57,35 +57,35 @@ class Batcher:
 
     @property
     def num_waiting(self) -> int:
-        """Questions that no batch has taken yet."""
+        """Requests that no batch has taken yet."""
         return len(self._waiting)
 
-    def submit(self, question: Question) -> Future[Answer]:
+    def submit(self, request: PolicyRequest) -> Future[PolicyResponse]:
         """A promise of the answer, whose timing has `queue` besides. What cannot be answered raises Refusal there.
 
         Raises Refusal when too many wait already (`too_many`), or none is taken any more (`shutdown`).
         """
-        waiting = _Waiting(question, time.perf_counter())
+        waiting = _Waiting(request, time.perf_counter())
         with self._changed:
             if self._closing:
                 raise Refusal("shutdown", "the server is shutting down; ask again when it is back")
             if len(self._waiting) >= self._max_queue:
                 raise Refusal(
                     "too_many",
-                    f"{len(self._waiting)} questions wait already, as many as may (--max_queue); ask less often",
+                    f"{len(self._waiting)} requests wait already, as many as may (--max_queue); ask less often",
                 )
             self._waiting.append(waiting)
             self._changed.notify_all()
         return waiting.answer
 
     def hurry(self) -> None:
-        """From now on no question waits for others: none will come."""
+        """From now on no request waits for others: none will come."""
         with self._changed:
             self._hurrying = True
             self._changed.notify_all()
 
     def close(self, timeout_s: float | None = None) -> bool:
-        """Take no more questions, answer those that wait, end the thread; whether it has ended in time."""
+        """Take no more requests, answer those that wait, end the thread; whether it has ended in time."""
         with self._changed:
             self._closing = self._hurrying = True
             self._changed.notify_all()
@@ -100,7 +100,7 @@ class Batcher:
                 self._answer(wanted)
 
     def _next_batch(self) -> list[_Waiting] | None:
-        """The next questions; None when there will be none."""
+        """The next requests; None when there will be none."""
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self._closing)
             if not self._waiting:
@@ -111,10 +111,10 @@ class Batcher:
             batch: list[_Waiting] = []
             sessions: set[str] = set()
             for waiting in self._waiting:
-                question = waiting.question
-                if len(batch) < self._max_batch_size and question.session not in sessions:
+                request = waiting.request
+                if len(batch) < self._max_batch_size and request.session not in sessions:
                     batch.append(waiting)
-                    sessions |= {question.session} if question.remembers else set()
+                    sessions |= {request.session} if request.remembers else set()
             taken = {id(waiting) for waiting in batch}
             self._waiting = [waiting for waiting in self._waiting if id(waiting) not in taken]
             return batch
@@ -125,7 +125,7 @@ class Batcher:
     def _answer(self, batch: list[_Waiting]) -> None:
         taken = time.perf_counter()
         try:
-            answers = self._answering([waiting.question for waiting in batch])
+            answers = self._answering([waiting.request for waiting in batch])
         except Exception as error:
             if len(batch) == 1:
                 batch[0].answer.set_exception(_refusal(error))
@@ -142,5 +142,5 @@ class Batcher:
 def _refusal(error: Exception) -> Refusal:
     if isinstance(error, Refusal):
         return error
-    logger.error("a question could not be answered", exc_info=error)
+    logger.error("a request could not be answered", exc_info=error)
     return Refusal("policy", f"the policy broke ({type(error).__name__}); the server's log says more")

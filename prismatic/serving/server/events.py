@@ -16,7 +16,7 @@ class Answered:
 
     Attributes:
         request_id: as in the logs.
-        time: when the question had come, in seconds since 1970.
+        time: when the request had come, in seconds since 1970.
         connection: who asked: one websocket from its opening to its end, or one HTTP client.
         session: the episode as the client names it, else the connection's own name.
         query: the number of the query in its episode, from 0.
@@ -26,11 +26,11 @@ class Answered:
             clipped, where that was chosen.
         kept: (V,) bool, the visual tokens that stayed; V counts image by image, inside an image row by row.
         picks, scores: (V,) float32 as in `TokenSelection`, or None.
-        executed: (n, action_dim) float64, the actions that the client says it has executed since its last question, in
+        executed: (n, action_dim) float64, the actions that the client says it has executed since its last request, in
             the policy's convention; None where it does not say. With query 0 they are the last of the episode before.
         warnings: what was flagged, a sentence each: action dimensions outside the training data's bounds.
         timing: milliseconds: `queue` (waiting for the policy), `preprocessing`, `vision`, `pruner`, `llm`, `infer` (the
-            policy's call) and `total` (from the question to the answer); `batch` is how many were answered together.
+            policy's call) and `total` (from the request to the answer); `batch` is how many were answered together.
     """
 
     request_id: str
@@ -51,7 +51,7 @@ class Answered:
 
 @dataclass(frozen=True)
 class Refused:
-    """A question that got no actions.
+    """A request that got no actions.
 
     Attributes:
         request_id, time, connection: as of an answer.
@@ -97,4 +97,4 @@ class Watcher(Protocol):
         """Take note of one event."""
 
     def close(self) -> None:
-        """The server has answered its last question."""
+        """The server has answered its last request."""

@@ -13,7 +13,7 @@ from starlette.requests import ClientDisconnect
 
 from prismatic.serving import json_arrays
 from prismatic.serving.server.access import refusal_response
-from prismatic.serving.server.payloads import LONGEST_NAME, Question, Refusal
+from prismatic.serving.server.payloads import LONGEST_NAME, PolicyRequest, Refusal
 from prismatic.serving.server.service import Exchange, Pace, Service
 
 logger = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ _ABOUT_SCHEMA = {
     "id": {"type": ["integer", "string", "null"], "maxLength": LONGEST_NAME},
 }
 _REFUSALS = {
-    400: "The body is no question, or not this policy's: the sentence names the field.",
+    400: "The body is no request, or not this policy's: the sentence names the field.",
     401: "A key is needed.",
     403: "A page of another origin, or a name that is none of this server's.",
     413: "The body, a picture or the sentence is too large.",
@@ -62,7 +62,7 @@ def build_router(service: Service) -> APIRouter:
 
     @router.get("/healthz", response_class=PlainTextResponse, responses={503: {"description": "shutting down"}})
     async def healthz() -> PlainTextResponse:
-        """OK while questions are taken."""
+        """OK while requests are taken."""
         ending = service.ending.is_set()
         return PlainTextResponse("shutting down\n" if ending else "OK\n", 503 if ending else 200)
 
@@ -101,22 +101,22 @@ async def _act(service: Service, paces: _Paces, exchange: Exchange, body: bytes)
     paces.of(exchange.connection).take()
     encoded = False
 
-    def read() -> Question:
+    def read() -> PolicyRequest:
         nonlocal encoded
         message, encoded = _decode(body)
         reader = service.served.reader
         return reader.read(message, reader.http, exchange.connection, remembers=False)
 
-    question, answer = await service.ask(exchange, read, len(body))
+    request, answer = await service.ask(exchange, read, len(body))
     text = json_arrays.dumps(list(answer.actions))
     headers = {"X-Request-ID": exchange.request_id}
     content = json_arrays.dumps(text) if encoded else text
-    service.answered(exchange, question, answer, answer.actions)
+    service.answered(exchange, request, answer, answer.actions)
     return Response(content, media_type="application/json", headers=headers)
 
 
 def _decode(body: bytes) -> tuple[Any, bool]:
-    """The question; whether it came as `{"encoded": "<JSON>"}`, OpenVLA-OFT's form for clients without json_numpy."""
+    """The request; whether it came as `{"encoded": "<JSON>"}`, OpenVLA-OFT's form for clients without json_numpy."""
     try:
         message = json_arrays.loads(body)
         if isinstance(message, dict) and "encoded" in message:
@@ -125,7 +125,7 @@ def _decode(body: bytes) -> tuple[Any, bool]:
             return json_arrays.loads(inner), True
         return message, False
     except ValueError as error:
-        raise Refusal("bad_request", f"the body is no question: {error}") from error
+        raise Refusal("bad_request", f"the body is no request: {error}") from error
 
 
 class _Paces:
@@ -149,7 +149,7 @@ def _description_of_act(service: Service) -> dict[str, Any]:
     numbers = {"type": "array", "items": {"type": "number"}}
     state = {**numbers, "minItems": robot.proprio_dim, "maxItems": robot.proprio_dim}
     sentence = {"type": "string", "minLength": 1, "maxLength": config.max_instruction_bytes, "pattern": "\\S"}
-    question = {
+    request = {
         "type": "object",
         "required": names.needed,
         "properties": {
@@ -162,16 +162,16 @@ def _description_of_act(service: Service) -> dict[str, Any]:
     encoded = {
         "type": "object",
         "required": ["encoded"],
-        "properties": {"encoded": {"type": "string", "description": "the question as JSON text"}},
+        "properties": {"encoded": {"type": "string", "description": "the request as JSON text"}},
         "additionalProperties": False,
     }
     actions = {"type": "array", "items": _ARRAY, "description": f"float64 ({robot.action_dim},) per step"}
-    reply = {"anyOf": [actions, {"type": "string", "description": "the same as JSON text, where the question was"}]}
+    reply = {"anyOf": [actions, {"type": "string", "description": "the same as JSON text, where the request was"}]}
     return {
         "openapi_extra": {
             "requestBody": {
                 "required": True,
-                "content": {"application/json": {"schema": {"anyOf": [question, encoded]}}},
+                "content": {"application/json": {"schema": {"anyOf": [request, encoded]}}},
             }
         },
         "responses": {

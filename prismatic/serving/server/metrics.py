@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from prismatic.serving.server.payloads import Answer
+from prismatic.serving.server.payloads import PolicyResponse
 
 _SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 _STAGES = ("queue", "preprocessing", "vision", "pruner", "llm", "infer", "total")
@@ -24,7 +24,7 @@ class Metrics:
     ) -> None:
         self._registry = registry = CollectorRegistry()
         self._outcomes = Counter(
-            "lightvla_questions", "Policy queries by protocol and outcome.", ["protocol", "outcome"], registry=registry
+            "lightvla_requests", "Policy queries by protocol and outcome.", ["protocol", "outcome"], registry=registry
         )
         self._seconds = Histogram(
             "lightvla_stage_seconds", "Seconds of an answer by stage.", ["stage"], buckets=_SECONDS, registry=registry
@@ -48,7 +48,7 @@ class Metrics:
         ):
             Gauge(name, what, registry=registry).set_function(source)
 
-    def answered(self, protocol: str, answer: Answer) -> None:
+    def answered(self, protocol: str, answer: PolicyResponse) -> None:
         self._outcomes.labels(protocol, "ok").inc()
         for stage in _STAGES:
             if stage in answer.timing:

@@ -1,4 +1,4 @@
-"""Questions as they come and answers as they go: names, limits, conventions. Nothing here knows the network."""
+"""Requests as they come and answers as they go: names, limits, conventions. Nothing here knows the network."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _MOST_EXECUTED = 10_000
 
 
 class Refusal(Exception):
-    """A question that gets no actions.
+    """A request that gets no actions.
 
     Args:
         code: a word for counting, as of `events.Refused`.
@@ -39,7 +39,7 @@ class Refusal(Exception):
 
 
 @dataclass(frozen=True, eq=False)
-class Question:
+class PolicyRequest:
     """A policy query, checked.
 
     Attributes:
@@ -47,10 +47,10 @@ class Question:
         instruction: the sentence.
         seed: of what is random about the actions; None: any.
         session: the episode, unique in this server.
-        remembers: whether the policy's memory of that episode takes part; else the question stands for itself.
+        remembers: whether the policy's memory of that episode takes part; else the request stands for itself.
         query: its number in the episode; None: one more than the last.
         id: what the client calls it; None: nothing.
-        executed: (n, action_dim) the actions executed since the client's last question, in the policy's convention;
+        executed: (n, action_dim) the actions executed since the client's last request, in the policy's convention;
             None where it does not say.
         notes: what it had that nobody reads, a sentence each.
     """
@@ -67,7 +67,7 @@ class Question:
 
 
 @dataclass(frozen=True, eq=False)
-class Answer:
+class PolicyResponse:
     """What the policy answered; attributes as of `events.Answered`, `query` and `session` as they were counted."""
 
     actions: NDArray[np.float64]
@@ -82,13 +82,13 @@ class Answer:
 
 @dataclass(frozen=True)
 class Names:
-    """What the keys of questions are called.
+    """What the keys of requests are called.
 
     Attributes:
         cameras: those that the policy reads, in its order.
         state: of the robot's state; None where the policy reads none.
         instruction: of the sentence.
-        remedy: what to say to a question that looks like the other convention's.
+        remedy: what to say to a request that looks like the other convention's.
     """
 
     cameras: tuple[str, ...]
@@ -98,7 +98,7 @@ class Names:
 
     @property
     def needed(self) -> list[str]:
-        """All that a question must have."""
+        """All that a request must have."""
         return [*self.cameras, *([] if self.state is None else [self.state]), self.instruction]
 
     def to_json(self) -> dict[str, Any]:
@@ -106,7 +106,7 @@ class Names:
 
 
 class Reader:
-    """Reads the questions of one policy.
+    """Reads the requests of one policy.
 
     Args:
         robot: whose conventions they follow.
@@ -135,8 +135,8 @@ class Reader:
             remedy = "a server for openpi's keys is started by --convention openpi"
             self.websocket = Names(self.cameras, state, "prompt", remedy)
 
-    def read(self, message: Any, names: Names, connection: str, remembers: bool = True) -> Question:
-        """A message of decoded msgpack or JSON -> the question.
+    def read(self, message: Any, names: Names, connection: str, remembers: bool = True) -> PolicyRequest:
+        """A message of decoded msgpack or JSON -> the request.
 
         Args:
             message: as it came.
@@ -147,7 +147,7 @@ class Reader:
         Raises Refusal (`bad_request`, `too_large`) naming the field, what came and what was expected.
         """
         if not isinstance(message, dict):
-            raise Refusal("bad_request", f"a question is a dictionary, and {_kind(message)} came")
+            raise Refusal("bad_request", f"a request is a dictionary, and {_kind(message)} came")
         keys = {key: value for key, value in message.items() if isinstance(key, str)}
         if missing := [key for key in names.needed if key not in keys]:
             raise Refusal("bad_request", self._lacking(missing, message, names))
@@ -158,7 +158,7 @@ class Reader:
             self._check_size(camera, keys[camera])
         observation = self._observation(keys, names)
         session = _name(keys.get("session"), "session")
-        return Question(
+        return PolicyRequest(
             observation,
             self._instruction(keys[names.instruction], names.instruction),
             seed=_whole(keys.get("seed"), "seed", 2**63),
@@ -189,7 +189,7 @@ class Reader:
     def _lacking(self, missing: list[str], message: Mapping[Any, Any], names: Names) -> str:
         looks_like_other = bool(self._spare - {*names.needed} & {*map(str, message)}) and missing[0] in names.cameras
         return (
-            f"the question lacks {missing}; the policy of robot {self._robot.name!r} needs {names.needed}, and "
+            f"the request lacks {missing}; the policy of robot {self._robot.name!r} needs {names.needed}, and "
             f"{_listed(message) or 'nothing'} came{f'; {names.remedy}' if names.remedy and looks_like_other else ''}"
         )
 
@@ -234,7 +234,7 @@ class Reader:
         if not fits or not np.isfinite(actions).all():
             raise Refusal(
                 "bad_request",
-                f"executed is {_kind(value)}; expected the actions executed since the last question, at most "
+                f"executed is {_kind(value)}; expected the actions executed since the last request, at most "
                 f"{_MOST_EXECUTED} rows of {width} finite numbers",
             )
         is_openpi = names is self.websocket and self._config.convention == "openpi"
@@ -247,7 +247,7 @@ class Reader:
         return (f"fields that nobody reads: {_listed(unread)}",) if unread else ()
 
 
-def reply_of(answer: Answer, question: Question, request_id: str, to_openpi: bool) -> dict[str, Any]:
+def reply_of(answer: PolicyResponse, request: PolicyRequest, request_id: str, to_openpi: bool) -> dict[str, Any]:
     """An answer as it goes over the WebSocket."""
     timing = {f"{name}_ms": value for name, value in answer.timing.items() if name != "batch"}
     reply: dict[str, Any] = {
@@ -255,10 +255,10 @@ def reply_of(answer: Answer, question: Question, request_id: str, to_openpi: boo
         "kept": answer.kept,
         "picks": answer.picks,
         "server_timing": {**timing, "batch": int(answer.timing.get("batch", 1))},
-        "warnings": [*answer.warnings, *question.notes],
+        "warnings": [*answer.warnings, *request.notes],
         "request_id": request_id,
     }
-    return reply if question.id is None else {**reply, "id": question.id}
+    return reply if request.id is None else {**reply, "id": request.id}
 
 
 def simulator_gripper(actions: NDArray[np.float64]) -> NDArray[np.float64]:

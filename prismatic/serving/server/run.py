@@ -97,7 +97,7 @@ class PolicyServer:
             time.sleep(0.005)
 
     def stop(self) -> None:
-        """End what `start` began: questions that were begun are answered first."""
+        """End what `start` began: requests that were begun are answered first."""
         self._server.should_exit = True
         if self._thread is not None:
             self._thread.join()

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 import prismatic
 from prismatic.models.batch import Session
 from prismatic.policy import Policy, PolicyOutput
-from prismatic.serving.server.payloads import Answer, Question, Reader, Refusal
+from prismatic.serving.server.payloads import PolicyRequest, PolicyResponse, Reader, Refusal
 from prismatic.serving.settings import ServerConfig
 
 logger = logging.getLogger(__name__)
@@ -33,7 +33,7 @@ _LEAST_TOLERANCE = 1e-6
 
 @dataclass
 class _Episode:
-    """What is remembered between an episode's questions."""
+    """What is remembered between an episode's requests."""
 
     memory: Session | None
     next_query: int = 0
@@ -95,25 +95,25 @@ class ServedPolicy:
             finally:
                 self._info = self._describe()
 
-    def answer(self, questions: Sequence[Question]) -> list[Answer]:
-        """Ask the policy all at once; answers in the questions' order.
+    def answer(self, requests: Sequence[PolicyRequest]) -> list[PolicyResponse]:
+        """Ask the policy all at once; answers in the requests' order.
 
         Args:
-            questions: of different sessions.
+            requests: of different sessions.
 
         Raises:
             Refusal: where the policy computed NaN or broke (`policy`), or will not take what it is asked
-                (`bad_request`). Of several questions it does not say which: ask each alone.
+                (`bad_request`). Of several requests it does not say which: ask each alone.
         """
         with self._lock:
             began = time.perf_counter()
-            episodes = [self._episode(question) for question in questions]
+            episodes = [self._episode(request) for request in requests]
             try:
                 output = self.policy.act_batch(
-                    [question.observation for question in questions],
-                    [question.instruction for question in questions],
-                    [e.memory if q.remembers else None for q, e in zip(questions, episodes, strict=True)],
-                    seeds=[secrets.randbits(63) if q.seed is None else q.seed for q in questions],
+                    [request.observation for request in requests],
+                    [request.instruction for request in requests],
+                    [e.memory if q.remembers else None for q, e in zip(requests, episodes, strict=True)],
+                    seeds=[secrets.randbits(63) if q.seed is None else q.seed for q in requests],
                 )
             except ValueError as error:
                 raise Refusal("bad_request", str(error)) from error
@@ -125,9 +125,9 @@ class ServedPolicy:
                     "policy", f"the policy broke ({type(error).__name__}); the server's log says more"
                 ) from error
             took = 1000 * (time.perf_counter() - began)
-            for question, episode in zip(questions, episodes, strict=True):
-                episode.next_query = _number(question, episode) + 1
-            return self._answers(questions, episodes, output, took)
+            for request, episode in zip(requests, episodes, strict=True):
+                episode.next_query = _number(request, episode) + 1
+            return self._answers(requests, episodes, output, took)
 
     def warm_up(self) -> float:
         """Let the policy prepare for batches of every size; seconds it took."""
@@ -136,21 +136,21 @@ class ServedPolicy:
             self.policy.warm_up(batch_size=size)
         return time.perf_counter() - began
 
-    def _episode(self, question: Question) -> _Episode:
-        """The question's, the most recently used last."""
-        found = self._episodes.pop(question.session, None)
-        if found is None or question.query == 0:
+    def _episode(self, request: PolicyRequest) -> _Episode:
+        """The request's, the most recently used last."""
+        found = self._episodes.pop(request.session, None)
+        if found is None or request.query == 0:
             found = _Episode(self.policy.new_session() if self.policy.uses_sessions else None)
         elif found.memory is None and self.policy.uses_sessions:
             found.memory = self.policy.new_session()
-        self._episodes[question.session] = found
+        self._episodes[request.session] = found
         while len(self._episodes) > _EPISODES_KEPT:
             self._episodes.popitem(last=False)
         return found
 
     def _answers(
-        self, questions: Sequence[Question], episodes: Sequence[_Episode], output: PolicyOutput, took_ms: float
-    ) -> list[Answer]:
+        self, requests: Sequence[PolicyRequest], episodes: Sequence[_Episode], output: PolicyOutput, took_ms: float
+    ) -> list[PolicyResponse]:
         selection = output.selection
         kept = selection.kept().cpu().numpy()
         picks = np.zeros(kept.shape, np.float32)
@@ -158,17 +158,17 @@ class ServedPolicy:
         np.add.at(picks, (rows, selection.index.cpu().numpy()), selection.count.float().cpu().numpy())
         scores = None if selection.scores is None else selection.scores.float().cpu().numpy()
         stages = {name: round(1000 * seconds, 3) for name, seconds in output.timing.items() if name != "total"}
-        timing = {**stages, "infer": round(took_ms, 3), "batch": float(len(questions))}
+        timing = {**stages, "infer": round(took_ms, 3), "batch": float(len(requests))}
         found = []
-        for row, (question, episode) in enumerate(zip(questions, episodes, strict=True)):
+        for row, (request, episode) in enumerate(zip(requests, episodes, strict=True)):
             actions, warnings = self._within_bounds(output.actions[row])
             found.append(
-                Answer(
+                PolicyResponse(
                     actions,
                     kept[row],
                     picks[row],
                     None if scores is None else scores[row],
-                    question.session,
+                    request.session,
                     episode.next_query - 1,
                     warnings,
                     timing,
@@ -200,7 +200,7 @@ class ServedPolicy:
             "out_of_bounds": config.out_of_bounds,
             "pruner": described["pruner"],
             "engine": described["engine"],
-            "questions": {"websocket": self.reader.websocket.to_json(), "http": self.reader.http.to_json()},
+            "requests": {"websocket": self.reader.websocket.to_json(), "http": self.reader.http.to_json()},
             "limits": {
                 "message_bytes": int(config.max_message_mb * 2**20),
                 "side": config.max_side,
@@ -220,8 +220,8 @@ class ServedPolicy:
         }
 
 
-def _number(question: Question, episode: _Episode) -> int:
-    return episode.next_query if question.query is None else question.query
+def _number(request: PolicyRequest, episode: _Episode) -> int:
+    return episode.next_query if request.query is None else request.query
 
 
 def _bounds(policy: Policy, tolerance: float) -> Bounds:

@@ -1,4 +1,4 @@
-"""What all routes share: one question's way from its bytes to its answer, who is connected, and how it all ends."""
+"""What all routes share: one request's way from its bytes to its answer, who is connected, and how it all ends."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import Any
 from prismatic.serving.server.batching import Batcher
 from prismatic.serving.server.events import Answered, ConnectionChanged, Refused, Watcher
 from prismatic.serving.server.metrics import Metrics
-from prismatic.serving.server.payloads import Answer, Question, Refusal
+from prismatic.serving.server.payloads import PolicyRequest, PolicyResponse, Refusal
 from prismatic.serving.server.served import ServedPolicy
 from prismatic.serving.server.watching import Watching
 from prismatic.serving.settings import ServerConfig
@@ -30,7 +30,7 @@ _TICK_S = 0.02
 
 @dataclass(frozen=True)
 class Exchange:
-    """One question, whatever becomes of it.
+    """One request, whatever becomes of it.
 
     Attributes:
         protocol: `websocket` or `http`.
@@ -48,7 +48,7 @@ class Exchange:
 
 
 class Pace:
-    """How often one client may ask: a bucket that `rate` tokens a second fill and every question takes one from."""
+    """How often one client may ask: a bucket that `rate` tokens a second fill and every request takes one from."""
 
     def __init__(self, rate: float) -> None:
         self._rate, self._tokens, self._seen = rate, max(rate, 1.0), time.monotonic()
@@ -59,7 +59,7 @@ class Pace:
         self._tokens = min(self._tokens + (now - self._seen) * self._rate, max(self._rate, 1.0))
         self._seen = now
         if self._tokens < 1:
-            raise Refusal("too_many", f"more than {self._rate:g} questions a second (--max_rate); ask less often")
+            raise Refusal("too_many", f"more than {self._rate:g} requests a second (--max_rate); ask less often")
         self._tokens -= 1
 
 
@@ -94,14 +94,14 @@ class Service:
         self.watching.close()
 
     async def finish(self) -> None:
-        """Take no more questions; wait until those that were begun are answered, `shutdown_s` at most."""
+        """Take no more requests; wait until those that were begun are answered, `shutdown_s` at most."""
         self.ending.set()
         self.batcher.hurry()
         until = time.monotonic() + self.config.shutdown_s
         while (self._at_work.total() or self._connections) and time.monotonic() < until:
             await asyncio.sleep(_TICK_S)
         if left := self._at_work.total():
-            logger.warning("%d questions were not answered within --shutdown_s %g", left, self.config.shutdown_s)
+            logger.warning("%d requests were not answered within --shutdown_s %g", left, self.config.shutdown_s)
 
     @contextmanager
     def connected(self, address: str) -> Iterator[str]:
@@ -125,15 +125,17 @@ class Service:
 
     @contextmanager
     def at_work(self, exchange: Exchange) -> Iterator[None]:
-        """While a question has come and its answer is not sent, the server does not end."""
+        """While a request has come and its answer is not sent, the server does not end."""
         self._at_work[exchange.protocol] += 1
         try:
             yield
         finally:
             self._at_work[exchange.protocol] -= 1
 
-    async def ask(self, exchange: Exchange, read: Callable[[], Question], size: int) -> tuple[Question, Answer]:
-        """Read a question and have it answered.
+    async def ask(
+        self, exchange: Exchange, read: Callable[[], PolicyRequest], size: int
+    ) -> tuple[PolicyRequest, PolicyResponse]:
+        """Read a request and have it answered.
 
         Args:
             exchange: whose.
@@ -145,17 +147,17 @@ class Service:
         if self.ending.is_set():
             raise Refusal("shutdown", "the server is shutting down; ask again when it is back")
         try:
-            question = await asyncio.to_thread(read) if size > _LARGE else read()
-            answer = await asyncio.wrap_future(self.batcher.submit(question))
+            request = await asyncio.to_thread(read) if size > _LARGE else read()
+            answer = await asyncio.wrap_future(self.batcher.submit(request))
         except Refusal:
             raise
         except Exception as error:
             logger.exception("%s: the server broke", exchange.request_id)
             raise Refusal("policy", f"the server broke ({type(error).__name__}); its log says more") from error
         total = round(1000 * (time.perf_counter() - exchange.began), 3)
-        return question, replace(answer, timing={**answer.timing, "total": total})
+        return request, replace(answer, timing={**answer.timing, "total": total})
 
-    def answered(self, exchange: Exchange, question: Question, answer: Answer, actions: Any) -> None:
+    def answered(self, exchange: Exchange, request: PolicyRequest, answer: PolicyResponse, actions: Any) -> None:
         """Note an answer that was sent, with the actions as they were."""
         self.metrics.answered(exchange.protocol, answer)
         if logger.isEnabledFor(logging.DEBUG):
@@ -171,20 +173,20 @@ class Service:
                 exchange.connection,
                 answer.session,
                 answer.query,
-                question.observation,
-                question.instruction,
+                request.observation,
+                request.instruction,
                 actions,
                 answer.kept,
                 answer.picks,
                 answer.scores,
-                question.executed,
-                (*answer.warnings, *question.notes),
+                request.executed,
+                (*answer.warnings, *request.notes),
                 answer.timing,
             )  # fmt: skip
         )
 
     def refused(self, exchange: Exchange, refusal: Refusal) -> None:
-        """Note a question that gets no actions."""
+        """Note a request that gets no actions."""
         self.metrics.refused(exchange.protocol, refusal.code)
         logger.warning(
             "%s refused %s (%s): %s", exchange.request_id, exchange.connection, refusal.code, refusal.reason,

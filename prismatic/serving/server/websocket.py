@@ -9,7 +9,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from prismatic.serving.server.access import client_address, deny
-from prismatic.serving.server.payloads import Question, Refusal, reply_of
+from prismatic.serving.server.payloads import PolicyRequest, Refusal, reply_of
 from prismatic.serving.server.service import Exchange, Pace, Service
 from prismatic.serving.wire import pack, unpack
 
@@ -48,7 +48,7 @@ class _Conversation:
         self._pace = Pace(service.config.max_rate)
 
     async def answer_next(self) -> bool:
-        """Wait for a question and answer it; whether there may be another."""
+        """Wait for a request and answer it; whether there may be another."""
         message = await self._receive()
         if message is None:
             return False
@@ -66,14 +66,14 @@ class _Conversation:
     async def _answer(self, exchange: Exchange, message: dict[str, Any]) -> None:
         data = message.get("bytes")
         if data is None:
-            raise Refusal("bad_request", "a text came; expected a question packed by msgpack with NumPy arrays")
+            raise Refusal("bad_request", "a text came; expected a request packed by msgpack with NumPy arrays")
         self._pace.take()
-        question, answer = await self._service.ask(exchange, lambda: self._read(data), len(data))
-        reply = reply_of(answer, question, exchange.request_id, self._service.config.convention == "openpi")
+        request, answer = await self._service.ask(exchange, lambda: self._read(data), len(data))
+        reply = reply_of(answer, request, exchange.request_id, self._service.config.convention == "openpi")
         await self._websocket.send_bytes(pack(reply))
-        self._service.answered(exchange, question, answer, answer.actions)
+        self._service.answered(exchange, request, answer, answer.actions)
 
-    def _read(self, data: bytes) -> Question:
+    def _read(self, data: bytes) -> PolicyRequest:
         try:
             message = unpack(data)
         except ValueError as error:

@@ -66,15 +66,15 @@ class AskedByOpenpi:
 class OpenpiClient:
     """openpi's `WebsocketClientPolicy` in its own process, asked line by line."""
 
-    def __init__(self, process: subprocess.Popen[str], convention: str, question: Path) -> None:
-        self._process, self._convention, self._question = process, CONVENTIONS[convention], question
+    def __init__(self, process: subprocess.Popen[str], convention: str, request: Path) -> None:
+        self._process, self._convention, self._request = process, CONVENTIONS[convention], request
 
     def query(self, queries: Sequence[PolicyQuery]) -> list[ActionChunk]:
         assert self._process.stdin is not None and self._process.stdout is not None
         chunks = []
         for query in queries:
-            np.savez(self._question, **self._convention.encode(query))
-            print(self._question, file=self._process.stdin, flush=True)
+            np.savez(self._request, **self._convention.encode(query))
+            print(self._request, file=self._process.stdin, flush=True)
             reply = unpack(bytes.fromhex(self._process.stdout.readline()))
             chunks.append(ActionChunk(self._convention.decode(reply["actions"])))
         return chunks
@@ -89,8 +89,8 @@ class OftClient:
     def query(self, queries: Sequence[PolicyQuery]) -> list[ActionChunk]:
         return [ActionChunk(np.stack(self._ask({**q.observation, "instruction": q.instruction}))) for q in queries]
 
-    def _ask(self, question: dict[str, object]) -> list[np.ndarray]:
-        answer = requests.post(self._url, data=json_numpy.dumps(question), timeout=60)
+    def _ask(self, request: dict[str, object]) -> list[np.ndarray]:
+        answer = requests.post(self._url, data=json_numpy.dumps(request), timeout=60)
         answer.raise_for_status()
         actions: list[np.ndarray] = json_numpy.loads(answer.text)
         return actions
@@ -104,7 +104,7 @@ def openpi_client(python: Path, url: str, convention: str, folder: Path) -> Iter
     ) as process:
         assert process.stdin is not None
         try:
-            yield OpenpiClient(process, convention, folder / "question.npz")
+            yield OpenpiClient(process, convention, folder / "request.npz")
         finally:
             process.stdin.close()
             process.wait(20)

@@ -49,7 +49,7 @@ class Scripted:
 
     def __call__(self, observation: dict[str, Any]) -> dict[str, Any]:
         self.seen.append(observation)
-        # The first question is the agent's own; after that 5 actions of each chunk are executed.
+        # The first request is the agent's own; after that 5 actions of each chunk are executed.
         first = 5 * max(len(self.seen) - 2, 0)
         return {"actions": self.actions[first : first + CHUNK], "policy_timing": {"infer_ms": 1.0}}
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from prismatic.policy import Policy
-from scripts.dev.measure_serving import Questions, ServerProcess
+from scripts.dev.measure_serving import Samples, ServerProcess
 
 FLAGS = ("--device", "cpu", "--dtype", "float32", "--max_rate", "1000000", "--out_of_bounds", "allow")
 TOLERANCE = 1e-5
@@ -32,6 +32,6 @@ def server_without_page(
 
 
 @pytest.fixture(scope="session")
-def questions(small_policy_directory: Path) -> Questions:
+def samples(small_policy_directory: Path) -> Samples:
     """Of eight clients, two observations each."""
-    return Questions(Policy.from_pretrained(small_policy_directory, device="cpu", dtype="float32"), 8, 2, TOLERANCE)
+    return Samples(Policy.from_pretrained(small_policy_directory, device="cpu", dtype="float32"), 8, 2, TOLERANCE)

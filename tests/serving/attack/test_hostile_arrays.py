@@ -18,7 +18,7 @@ MB = 2**20
 READER = Reader(LIBERO, 2, True, ServerConfig())
 
 
-def question(**changes: Any) -> dict[str, Any]:
+def request(**changes: Any) -> dict[str, Any]:
     picture = np.zeros((8, 8, 3), np.uint8)
     return {"full_image": picture, "wrist_image": picture, "state": np.zeros(8), "prompt": "go", **changes}
 
@@ -65,7 +65,7 @@ def test_texts_among_numbers_are_refused_before_an_array_is_made() -> None:
     ):
         tracemalloc.start()
         with pytest.raises(Refusal, match="something else than numbers"):
-            READER.read(question(**changes), READER.websocket, "me")
+            READER.read(request(**changes), READER.websocket, "me")
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         assert peak < 2 * MB
@@ -74,13 +74,13 @@ def test_texts_among_numbers_are_refused_before_an_array_is_made() -> None:
 def test_a_picture_of_rows_has_the_limits_of_a_picture() -> None:
     rows = [np.zeros((5000, 3), np.uint8)]
     with pytest.raises(Refusal, match="at most 4096 pixels a side") as caught:
-        READER.read(question(full_image=rows), READER.websocket, "me")
+        READER.read(request(full_image=rows), READER.websocket, "me")
     assert caught.value.code == "too_large"
 
 
 def test_nested_lists_are_still_a_picture_and_a_state() -> None:
     picture = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
-    read = READER.read(question(full_image=picture.tolist(), state=[0.5] * 8), READER.websocket, "me")
+    read = READER.read(request(full_image=picture.tolist(), state=[0.5] * 8), READER.websocket, "me")
     assert np.array_equal(read.observation["full_image"], picture)
     assert read.observation["state"].tolist() == [0.5] * 8
 

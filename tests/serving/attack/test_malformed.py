@@ -8,21 +8,21 @@ from pathlib import Path
 import pytest
 from serving.malformed import Attack, all_kinds, look_at
 
-from scripts.dev.measure_serving import Questions, ServerProcess, load
+from scripts.dev.measure_serving import Samples, ServerProcess, load
 
 KEY = "0123456789abcdefghij"
 MB = 2**20
 
 
 @contextmanager
-def clients_beside(server: ServerProcess, questions: Questions) -> Iterator[list[int]]:
+def clients_beside(server: ServerProcess, samples: Samples) -> Iterator[list[int]]:
     """Clients that ask until the block ends, by every protocol; how many right answers they got, each time."""
     done, rounds = threading.Event(), []
 
     def work() -> None:
         while not done.is_set():
             for way in ("PolicyClient", "http"):
-                seen = load(server, questions, way, clients=2, requests=10)
+                seen = load(server, samples, way, clients=2, requests=10)
                 rounds.append(-1 if seen.failed or seen.wrong else len(seen.seconds))
 
     thread = threading.Thread(target=work)
@@ -34,11 +34,11 @@ def clients_beside(server: ServerProcess, questions: Questions) -> Iterator[list
         thread.join()
 
 
-def test_each_is_refused_and_nobody_is_disturbed(server: ServerProcess, questions: Questions) -> None:
+def test_each_is_refused_and_nobody_is_disturbed(server: ServerProcess, samples: Samples) -> None:
     attack = Attack(look_at(server.port), seed=16)
     number = 3 * len(list(all_kinds(attack.target)))
     before = server.memory()
-    with clients_beside(server, questions) as rounds:
+    with clients_beside(server, samples) as rounds:
         attack.run(range(number))
     assert attack.faults == []
     assert len(attack.outcomes) == number > 250 and server.is_alive
@@ -49,7 +49,7 @@ def test_each_is_refused_and_nobody_is_disturbed(server: ServerProcess, question
 
 @pytest.mark.slow  # minutes
 @pytest.mark.parametrize("key", [None, KEY], ids=["open", "with a key"])
-def test_ten_thousand(key: str | None, small_policy_directory: Path, questions: Questions, tmp_path: Path) -> None:
+def test_ten_thousand(key: str | None, small_policy_directory: Path, samples: Samples, tmp_path: Path) -> None:
     flags = ("--device", "cpu", "--dtype", "float32", "--max_rate", "1000000", "--out_of_bounds", "allow")
     server = ServerProcess(
         small_policy_directory, flags, tmp_path / "log", **({"LIGHTVLA_API_KEY": key} if key else {})

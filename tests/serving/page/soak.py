@@ -22,7 +22,7 @@ RATE_HZ = 10.0
 
 
 def ask(url: str, stopped: threading.Event, counts: dict[str, int]) -> None:
-    """Questions with other pictures each time, episodes of 100."""
+    """Requests with other pictures each time, episodes of 100."""
     client, draw = PolicyClient(url), np.random.default_rng(0)
     ramp = np.linspace(20, 230, 256)
     due = time.monotonic()
@@ -30,13 +30,13 @@ def ask(url: str, stopped: threading.Event, counts: dict[str, int]) -> None:
         number = counts["answers"]
         view = np.stack(np.broadcast_arrays(np.roll(ramp, number)[:, None], ramp[None], 128), axis=2).astype(np.uint8)
         view[:: draw.integers(3, 9)] //= 2
-        question = {
+        request = {
             "full_image": view,
             "wrist_image": view[::-1].copy(),
             "state": np.zeros(8),
             "prompt": "turn on the stove",
         }
-        client.infer({**question, "session": f"episode {number // 100}", "query": number % 100, "seed": number})
+        client.infer({**request, "session": f"episode {number // 100}", "query": number % 100, "seed": number})
         counts["answers"] += 1
         due = max(due + 1 / RATE_HZ, time.monotonic() - 1.0)
         stopped.wait(max(0.0, due - time.monotonic()))

@@ -60,8 +60,8 @@ class Robot:
     def _run(self) -> None:
         while not self._stopped.wait(0.12):
             number = len(self.replies)
-            question = {**observation(number), **self._about, "query": number}
-            self.replies.append(self._client.infer(question).content)
+            request = {**observation(number), **self._about, "query": number}
+            self.replies.append(self._client.infer(request).content)
 
     def stop(self) -> None:
         self._stopped.set()

@@ -51,12 +51,12 @@ def server(policy: Policy, feed: LiveFeed) -> Iterator[Any]:
 
 
 def ask(url: str, number: int = 0, **changes: Any) -> dict[str, Any]:
-    """One question over a connection of its own; its reply."""
+    """One request over a connection of its own; its reply."""
     view = np.random.default_rng(number).integers(256, size=(64, 64, 3), dtype=np.uint8)
-    question = {"full_image": view, "wrist_image": view, "state": np.zeros(8), "prompt": "turn on the stove", "seed": 0}
+    request = {"full_image": view, "wrist_image": view, "state": np.zeros(8), "prompt": "turn on the stove", "seed": 0}
     client = PolicyClient(url)
     try:
-        return client.infer({**question, **changes}).content
+        return client.infer({**request, **changes}).content
     finally:
         client.close()
 

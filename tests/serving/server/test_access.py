@@ -126,16 +126,16 @@ def test_bodies_and_headers_have_limits(policy: Policy) -> None:
 
 
 def test_who_asks_too_often_is_told_so(policy: Policy, observe: Observe) -> None:
-    question = {**observe(0), "prompt": "go"}
+    request = {**observe(0), "prompt": "go"}
     with served(policy, max_rate=0.01) as server:
         with connect(server.url, compression=None) as connection:
             answers = []
             connection.recv(5)
             for _ in range(2):
-                connection.send(pack(question))
+                connection.send(pack(request))
                 answers.append(connection.recv(5))
             assert isinstance(answers[0], bytes) and isinstance(answers[1], str)
-            assert "more than 0.01 questions a second (--max_rate)" in answers[1]
+            assert "more than 0.01 requests a second (--max_rate)" in answers[1]
         body = json_numpy.dumps({**observe(0), "instruction": "go"})
         statuses = [requests.post(f"{server.http_url}/act", data=body).status_code for _ in range(2)]
         assert statuses == [200, 429]

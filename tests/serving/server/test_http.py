@@ -27,20 +27,20 @@ def server(policy: Policy) -> Iterator[PolicyServer]:
         yield server
 
 
-def act(server: PolicyServer, question: Any) -> requests.Response:
-    return requests.post(f"{server.http_url}/act", data=json_numpy.dumps(question))
+def act(server: PolicyServer, request: Any) -> requests.Response:
+    return requests.post(f"{server.http_url}/act", data=json_numpy.dumps(request))
 
 
 def test_actions_are_the_policy_s_own(server: PolicyServer, policy: Policy, observe: Observe) -> None:
     expected = policy.act(observe(0), SENTENCE)
-    question = {**observe(0), "instruction": SENTENCE}
-    answer = act(server, question)
+    request = {**observe(0), "instruction": SENTENCE}
+    answer = act(server, request)
     assert answer.status_code == 200 and answer.headers["X-Request-ID"]
     actions = json_numpy.loads(answer.text)
     assert isinstance(actions, list) and len(actions) == policy.robot.chunk_length
     np.testing.assert_array_equal(np.stack(actions), expected)
-    # For clients that cannot patch json: the question is text, and the answer too.
-    twice = act(server, {"encoded": json_numpy.dumps(question)})
+    # For clients that cannot patch json: the request is text, and the answer too.
+    twice = act(server, {"encoded": json_numpy.dumps(request)})
     assert twice.status_code == 200 and isinstance(twice.json(), str)
     np.testing.assert_array_equal(np.stack(json_numpy.loads(twice.json())), expected)
     # Plain lists do as well.
@@ -60,7 +60,7 @@ def test_actions_are_the_policy_s_own(server: PolicyServer, policy: Policy, obse
         ({"encoded": "{}"}, "stands alone"),
     ],
 )
-def test_questions_that_cannot_be_answered_are_4xx_with_the_field_s_name(
+def test_requests_that_cannot_be_answered_are_4xx_with_the_field_s_name(
     server: PolicyServer, observe: Observe, change: dict[str, Any], words: str
 ) -> None:
     answer = act(server, {**observe(0), "instruction": SENTENCE, **change})
@@ -84,7 +84,7 @@ ARRAY = {"__numpy__": "AAAA", "dtype": "|u1", "shape": [3]}
         )),
     ],
 )  # fmt: skip
-def test_bodies_that_are_no_question(server: PolicyServer, body: bytes) -> None:
+def test_bodies_that_are_no_request(server: PolicyServer, body: bytes) -> None:
     answer = requests.post(f"{server.http_url}/act", data=body)
     assert answer.status_code == 400 and "Traceback" not in answer.text and len(answer.text) < 1000
     assert requests.get(f"{server.http_url}/healthz").text == "OK\n"
@@ -108,12 +108,12 @@ def test_info_and_metrics_tell_what_is_served(policy: Policy, observe: Observe) 
     bounds = info["action_bounds"]
     assert (bounds["low"], bounds["high"]) == (statistics["min"], statistics["max"]) and min(bounds["slack"]) > 0
     assert info["policy"]["pruner"] == str(policy.model.config.pruner_spec)
-    assert info["questions"]["http"] == {
+    assert info["requests"]["http"] == {
         "cameras": ["full_image", "wrist_image"], "state": "state", "instruction": "instruction",
     }  # fmt: skip
     for line in (
-        'lightvla_questions_total{outcome="ok",protocol="http"} 1.0',
-        'lightvla_questions_total{outcome="bad_request",protocol="http"} 1.0',
+        'lightvla_requests_total{outcome="ok",protocol="http"} 1.0',
+        'lightvla_requests_total{outcome="bad_request",protocol="http"} 1.0',
         'lightvla_stage_seconds_count{stage="llm"} 1.0',
         'lightvla_batch_size_bucket{le="1.0"} 1.0',
         "lightvla_kept_tokens_count 1.0",

@@ -69,7 +69,7 @@ def test_what_cannot_be_served_is_said_in_a_sentence(
 def test_a_signal_lets_what_was_begun_be_answered(
     small_policy_directory: Path, policy: Policy, observe: Callable[[int], dict[str, Any]]
 ) -> None:
-    """The question waits for a second one, which another client might ask; the signal comes meanwhile."""
+    """The request waits for a second one, which another client might ask; the signal comes meanwhile."""
     flags = ("--batch_wait_ms", "60000", "--dtype", "float32", "--log_format", "json", "--out_of_bounds", "allow")
     with serving_process(small_policy_directory, *flags) as (process, url):
         with connect(url, compression=None) as asks, connect(url, compression=None) as waits:

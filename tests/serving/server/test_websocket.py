@@ -55,10 +55,10 @@ def test_actions_are_the_policy_s_own_and_the_greeting_describes_it(policy: Poli
 
 def test_openpi_s_keys_and_gripper(policy: Policy, observe: Observe) -> None:
     own = observe(0)
-    question = {"observation/image": own["full_image"], "observation/wrist_image": own["wrist_image"]}
-    question |= {"observation/state": own["state"], "prompt": SENTENCE}
+    request = {"observation/image": own["full_image"], "observation/wrist_image": own["wrist_image"]}
+    request |= {"observation/state": own["state"], "prompt": SENTENCE}
     with served(policy, convention="openpi") as server, closing(PolicyClient(server.url + "/any/path")) as client:
-        actions = client.infer(question).content["actions"]
+        actions = client.infer(request).content["actions"]
         with pytest.raises(PolicyServerError, match=r"lacks \['observation/image'.*started by --convention lightvla"):
             client.infer({**own, "prompt": SENTENCE})
     expected = policy.act(own, SENTENCE)
@@ -67,7 +67,7 @@ def test_openpi_s_keys_and_gripper(policy: Policy, observe: Observe) -> None:
     np.testing.assert_allclose(actions[:, 6], -(2 * expected[:, 6] - 1), atol=1e-15)
 
 
-def test_questions_that_wait_together_are_answered_together_each_its_own(policy: Policy, observe: Observe) -> None:
+def test_requests_that_wait_together_are_answered_together_each_its_own(policy: Policy, observe: Observe) -> None:
     numbers = range(12)
     together = threading.Barrier(len(numbers))
     with served(policy, max_batch_size=4, batch_wait_ms=50.0) as server:
@@ -108,9 +108,9 @@ def test_what_is_asked_wrongly_ends_its_connection_by_a_sentence_and_no_other(po
     ]
     with served(policy) as server, closing(PolicyClient(server.url)) as steady:
         expected = steady.infer(good).content["actions"]
-        for question, words in wrong:
+        for request, words in wrong:
             with closing(PolicyClient(server.url)) as client, pytest.raises(PolicyServerError, match=words) as caught:
-                client.infer(question)
+                client.infer(request)
             assert "Traceback" not in str(caught.value) and "\n" not in str(caught.value)
         np.testing.assert_array_equal(steady.infer(good).content["actions"], expected)
 
@@ -118,10 +118,10 @@ def test_what_is_asked_wrongly_ends_its_connection_by_a_sentence_and_no_other(po
 @pytest.mark.parametrize(
     ("message", "words"),
     [
-        ("hello", "a text came; expected a question packed by msgpack"),
+        ("hello", "a text came; expected a request packed by msgpack"),
         (b"", "not a message in msgpack"),
         (b"\xc1", "not a message in msgpack"),
-        (pack([1, 2]), "a question is a dictionary, and a list came"),
+        (pack([1, 2]), "a request is a dictionary, and a list came"),
         (b"\x91" * 5000, "not a message in msgpack"),
         (b"\x90" * 10 + pack({})[:0], "not a message in msgpack"),
     ],
@@ -186,7 +186,7 @@ class Breaks(Policy):
         return super().act_batch(observations, instructions, *rest, **named)
 
 
-def test_a_policy_that_breaks_over_one_question_answers_the_others_of_its_batch(
+def test_a_policy_that_breaks_over_one_request_answers_the_others_of_its_batch(
     policy: Policy, observe: Observe
 ) -> None:
     """NaN never leaves, nor do the words of an exception that nobody foresaw."""

@@ -48,7 +48,7 @@ def _things(task: LiberoTask) -> tuple[object, object]:
 
 
 class Asked:
-    """The policy server, as a runner asks it. After an error another connection is opened with the next question.
+    """The policy server, as a runner asks it. After an error another connection is opened with the next request.
 
     A server whose pruner was switched greets with other metadata than before, which one `PolicyClient` does not take.
     """

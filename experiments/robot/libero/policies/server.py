@@ -164,8 +164,8 @@ class RemoteAgent:
 
     def query(self, queries: Sequence[PolicyQuery]) -> list[ActionChunk]:
         """One action chunk per policy query, in order; several are sent at once, each over its own connection."""
-        questions = [self._convention.encode(query) for query in queries]
-        return [self._read(reply) for reply in self._client.infer_batch(questions)]
+        requests = [self._convention.encode(query) for query in queries]
+        return [self._read(reply) for reply in self._client.infer_batch(requests)]
 
     def close(self) -> None:
         self._client.close()

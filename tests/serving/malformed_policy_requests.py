@@ -1,4 +1,4 @@
-"""Questions that a policy server should refuse for what they hold: messages of its WebSocket, bodies of its HTTP.
+"""Requests that a policy server should refuse for what they hold: messages of its WebSocket, bodies of its HTTP.
 
 Every kind is a function (random, target) -> bytes, drawn anew each time.
 """
@@ -101,23 +101,23 @@ WRONG: dict[str, Callable[[Random], Any]] = {
 }
 
 
-def wrong_question(random: Random, target: Target, protocol: str) -> Any:
-    """A question with one thing wrong with it."""
-    question, names = target.question(random, protocol), target.info["questions"][protocol]
+def wrong_request(random: Random, target: Target, protocol: str) -> Any:
+    """A request with one thing wrong with it."""
+    request, names = target.request(random, protocol), target.info["requests"][protocol]
     what = random.choice(["camera", "state", *WRONG, "lacking", "another", "whole"])
     if what == "camera":
-        question[random.choice(names["cameras"])] = wrong_pictures(random)
+        request[random.choice(names["cameras"])] = wrong_pictures(random)
     elif what == "state":
-        question[names["state"]] = wrong_states(random)
+        request[names["state"]] = wrong_states(random)
     elif what == "lacking":
-        del question[random.choice(list(question))]
+        del request[random.choice(list(request))]
     elif what == "another":
-        return {random.choice(["observation/" + key, key.upper(), key + " ", ""]): v for key, v in question.items()}
+        return {random.choice(["observation/" + key, key.upper(), key + " ", ""]): v for key, v in request.items()}
     elif what == "whole":
-        return random.choice([None, True, 7, 0.5, "question", [], {}, [question], {"a": question}, [None] * 1000])
+        return random.choice([None, True, 7, 0.5, "request", [], {}, [request], {"a": request}, [None] * 1000])
     else:
-        question[names["instruction"] if what == "instruction" else what] = WRONG[what](random)
-    return question
+        request[names["instruction"] if what == "instruction" else what] = WRONG[what](random)
+    return request
 
 
 def wrong_array(random: Random) -> dict[str, Any]:
@@ -182,9 +182,9 @@ def array_in_msgpack(random: Random, target: Target) -> bytes:
     array = {**marks, b"data": data, b"dtype": made["dtype"], b"shape": made["shape"]}
     if random.random() < 0.2:
         del array[random.choice([b"data", b"dtype", b"shape"])]
-    camera = target.info["questions"]["websocket"]["cameras"][0]
-    question = {key: packed_array(value) for key, value in target.question(random).items()}
-    return msgpack.packb({**question, camera: array})
+    camera = target.info["requests"]["websocket"]["cameras"][0]
+    request = {key: packed_array(value) for key, value in target.request(random).items()}
+    return msgpack.packb({**request, camera: array})
 
 
 def packed_array(value: Any) -> Any:
@@ -199,8 +199,8 @@ def array_in_json(random: Random, target: Target) -> bytes:
     data = random.choice([data, data, "!!!", "AAA", "é", 7, None, [], "\ud800"])
     words = random.choice([made["dtype"], made["dtype"], "\ud800", "\ud800" * 1000])
     array = {"__numpy__": data, "dtype": words, "shape": made["shape"]}
-    question = json.loads(json_arrays.dumps(target.question(random, "http")))
-    return json.dumps({**question, target.info["questions"]["http"]["cameras"][0]: array}).encode()
+    request = json.loads(json_arrays.dumps(target.request(random, "http")))
+    return json.dumps({**request, target.info["requests"]["http"]["cameras"][0]: array}).encode()
 
 
 def cut(random: Random, whole: bytes) -> bytes:
@@ -210,11 +210,11 @@ def cut(random: Random, whole: bytes) -> bytes:
 # -- What WebSocket messages hold
 
 MESSAGES: dict[str, Making] = {
-    "fields": lambda r, t: as_msgpack(wrong_question(r, t, "websocket")),
+    "fields": lambda r, t: as_msgpack(wrong_request(r, t, "websocket")),
     "arrays": array_in_msgpack,
     "noise": lambda r, _: r.randbytes(r.choice([0, 1, 10, 1000, 100_000])),
-    "cut short": lambda r, t: cut(r, pack(t.question(r))),
-    "more behind": lambda r, t: pack(t.question(r)) + r.randbytes(9),
+    "cut short": lambda r, t: cut(r, pack(t.request(r))),
+    "more behind": lambda r, t: pack(t.request(r)) + r.randbytes(9),
     "deep": lambda r, _: r.choice([b"\x91", b"\x81\xa1a"]) * r.choice([500, 5000, 500_000]) + b"\xc0",
     "wide": lambda r, _: b"\xdd" + struct.pack("!I", 2_000_000) + r.choice([b"\x90", b"\x80", b"\xc0"]) * 2_000_000,
     "wide twice": lambda r, _: b"\x9f" + (b"\xdc\x40\x00" + b"\x90" * 16_384) * 15,
@@ -225,39 +225,39 @@ MESSAGES: dict[str, Making] = {
     ),
     "keys": lambda r, _: msgpack.packb({r.choice([1, None, True, 0.5, (1, 2)]): 1}),
     "no text": lambda r, _: b"\x81\xa3" + r.choice([b"\xff\xfe\xfd", b"\xed\xa0\x80"]) + b"\xc0",
-    "json": lambda r, t: json_arrays.dumps(t.question(r)).encode(),
+    "json": lambda r, t: json_arrays.dumps(t.request(r)).encode(),
     "pickle": lambda r, _: b"\x80\x04\x95\x1d\x00\x00\x00\x00\x00\x00\x00\x8c\x05posix\x94\x8c\x06system\x94\x93.",
 }
 
 # -- What bodies hold
 
 BODIES: dict[str, Making] = {
-    "fields": lambda r, t: lenient_json(wrong_question(r, t, "http")),
+    "fields": lambda r, t: lenient_json(wrong_request(r, t, "http")),
     "arrays": array_in_json,
     "noise": lambda r, _: r.randbytes(r.choice([0, 1, 10, 1000, 100_000])),
-    "cut short": lambda r, t: cut(r, json_arrays.dumps(t.question(r, "http")).encode()),
-    "more behind": lambda r, t: json_arrays.dumps(t.question(r, "http")).encode() + b"x",
+    "cut short": lambda r, t: cut(r, json_arrays.dumps(t.request(r, "http")).encode()),
+    "more behind": lambda r, t: json_arrays.dumps(t.request(r, "http")).encode() + b"x",
     "deep": lambda r, _: r.choice([b"[", b'{"a":']) * r.choice([500, 5000, 200_000]),
     "wide": lambda r, _: b"[" + r.choice([b"[],", b"{},", b"0,"]) * 1_100_000 + b"0]",
     "no numbers": lambda r, t: (
         b'{"state": [%s]}' % r.choice([b"NaN", b"Infinity", b"-Infinity", b"1e999", b"9" * 5000])
     ),
-    "other text": lambda r, t: json_arrays.dumps(t.question(r, "http")).encode(
+    "other text": lambda r, t: json_arrays.dumps(t.request(r, "http")).encode(
         r.choice(["utf-16", "utf-32", "utf-8-sig"])
     ),
     "lone surrogates": lambda r, t: json.dumps(
         {
-            **json.loads(json_arrays.dumps(t.question(r, "http"))),
+            **json.loads(json_arrays.dumps(t.request(r, "http"))),
             r.choice(["instruction", "session", "id"]): "a\ud800" * 9,
         }
     ).encode(),
     "encoded wrongly": lambda r, _: json.dumps(
         {"encoded": r.choice([1, None, [], {}, "", "{", '{"encoded": "{}"}'])}
     ).encode(),
-    "encoded and more": lambda r, t: json.dumps({"encoded": json_arrays.dumps(t.question(r, "http")), "a": 1}).encode(),
-    "gzip": lambda r, t: gzip.compress(json_arrays.dumps(t.question(r, "http")).encode()),
+    "encoded and more": lambda r, t: json.dumps({"encoded": json_arrays.dumps(t.request(r, "http")), "a": 1}).encode(),
+    "gzip": lambda r, t: gzip.compress(json_arrays.dumps(t.request(r, "http")).encode()),
     "bomb": lambda r, _: gzip.compress(bytes(20_000_000), 9),
-    "msgpack": lambda r, t: pack(t.question(r, "http")),
+    "msgpack": lambda r, t: pack(t.request(r, "http")),
 }
 
 
