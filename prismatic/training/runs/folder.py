@@ -141,6 +141,12 @@ class RunFolder:
                 self.set_aside(folder)
         if step in saved and saved[step].parent == self.checkpoints:
             self.point(LATEST, saved[step])
+        pointer = self.checkpoints / BEST
+        if pointer.is_symlink() and not pointer.exists():  # the best one was set aside
+            if (best := self.best()) is None:
+                pointer.unlink()
+            else:
+                self.point(BEST, best)
 
     def clear_leftovers(self) -> None:
         """Remove what processes that were killed left half written."""

@@ -95,6 +95,22 @@ def test_going_back_sets_later_ones_aside(tmp_path: Path):
     assert len(list((run.checkpoints / "superseded").iterdir())) == 2, "nothing is overwritten"
 
 
+def test_going_back_behind_the_best_leads_to_the_best_that_is_left(tmp_path: Path):
+    run = RunFolder(tmp_path / "run")
+    for step, loss in ((1, 0.7), (2, 0.5), (3, 0.6), (4, 0.3)):
+        write(run, step, loss)
+    run.point("best", run.checkpoint_dir(4))
+    run.go_back_to(3)
+    assert resolve(run.checkpoints / "best") == run.checkpoint_dir(2)
+    run.point("best", run.checkpoint_dir(3))
+    run.go_back_to(3)
+    assert resolve(run.checkpoints / "best") == run.checkpoint_dir(3), "it is still there"
+    for step in (1, 2):
+        write_manifest(run.checkpoint_dir(step), step)  # saved before there were validation losses
+    run.go_back_to(2)
+    assert not (run.checkpoints / "best").is_symlink()
+
+
 def hold(path: Path, held) -> None:
     with RunFolder(path).held():
         held.set()
