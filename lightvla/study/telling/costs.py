@@ -1,8 +1,8 @@
-"""Work, time, memory and movement of a study's arms, made of its kept results alone."""
+"""Work, memory and movement of a study's arms, by its kept results alone; the time of a query is the benchmark's."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import fmean, median
+from statistics import fmean
 
 from lightvla.study.benchmarks import SceneBenchmark
 from lightvla.study.definition import BASELINE
@@ -21,7 +21,6 @@ class Costs:
 
     Attributes:
         flops: of a policy query, mean over seeds.
-        query_ms: median time of a policy query, the median seed's.
         steps: mean difference in control steps to the baseline on starts that both solved, with its 95 % interval over
             initial states, and on how many starts; averaged over tasks. None for the baseline itself.
         jerk: RMS jerk in m/s^3 of the successful rollouts, mean.
@@ -31,7 +30,6 @@ class Costs:
 
     arm: str
     flops: float | None
-    query_ms: float | None
     steps: tuple[float, Interval, int] | None
     jerk: float | None
     training_s: float | None
@@ -41,14 +39,12 @@ class Costs:
 def costs(arm: str, results: Sequence[ArmResult], baseline: Sequence[ArmResult]) -> Costs:
     """Of the results of one arm in one scene, with the baseline's (none for the baseline itself)."""
     flops = [result.flops for result in results if result.flops is not None]
-    times = [result.query_ms for result in results if result.query_ms is not None]
     jerks = [r.jerk for result in results for r in result.rollouts if r.success and r.jerk is not None]
     seconds = [result.training["seconds"] for result in results if "seconds" in result.training]
     memory = [result.training["host_peak_gb"] for result in results if "host_peak_gb" in result.training]
     return Costs(
         arm,
         fmean(flops) if flops else None,
-        median(times) if times else None,
         _more_steps(results, baseline),
         fmean(jerks) if jerks else None,
         fmean(seconds) if seconds else None,
@@ -82,8 +78,7 @@ def cost_table(arms: Sequence[Costs]) -> Table:
     rows: list[Row] = [
         (
             each.arm,
-            _with_share(each.flops, 1e6, "MFLOP", base.flops if base else None),
-            _with_share(each.query_ms, 1.0, "ms", base.query_ms if base else None),
+            _work(each.flops, base.flops if base else None),
             "–" if each.steps is None else _steps(*each.steps),
             "–" if each.jerk is None else Cell(f"{each.jerk:.1f}", sort=each.jerk),
             "–" if each.training_s is None else Cell(f"{each.training_s / 60:.1f} min", sort=each.training_s),
@@ -92,17 +87,16 @@ def cost_table(arms: Sequence[Costs]) -> Table:
         for each in arms
     ]
     columns = (
-        "arm", "work of a query", "time of a query", f"steps more than {BASELINE}", "jerk, m/s³", "training",
-        "memory in training",
+        "arm", "work of a query", f"steps more than {BASELINE}", "jerk, m/s³", "training", "memory in training",
     )  # fmt: skip
     return Table("What it costs and how it moves", columns, rows, sortable=True)
 
 
-def _with_share(value: float | None, unit: float, name: str, base: float | None) -> Cell | str:
-    if value is None:
+def _work(flops: float | None, base: float | None) -> Cell | str:
+    if flops is None:
         return "–"
-    share = f" ({100 * value / base:.0f} %)" if base else ""
-    return Cell(f"{value / unit:.3g} {name}{share}", sort=value)
+    share = f" ({100 * flops / base:.0f} %)" if base else ""
+    return Cell(f"{flops / 1e6:.3g} MFLOP{share}", sort=flops)
 
 
 def _steps(mean: float, interval: Interval, count: int) -> Cell:
@@ -115,12 +109,11 @@ def _steps(mean: float, interval: Interval, count: int) -> Cell:
 def cost_note() -> str:
     """What the columns mean."""
     return (
-        f"In brackets: of {BASELINE}'s. Work: floating-point operations at the mean number of tokens, by formula. Time:"
-        " median inside the policy, on one thread, with another evaluation beside it: rough. Steps: on starts that the "
-        f"arm and {BASELINE} both solved, with a 95 % interval over initial states where each task has "
-        f"{FEWEST_STATES} or more. Jerk: root mean square of the gripper's, over successful rollouts. Training: the "
-        "whole command, longer where the machine did other work; memory: the most that its process held, without those "
-        "that read data."
+        f"In brackets: of {BASELINE}'s. Work: floating-point operations at the mean number of tokens, by formula. "
+        f"Steps: on starts that the arm and {BASELINE} both solved, with a 95 % interval over initial states where "
+        f"each task has {FEWEST_STATES} or more. Jerk: root mean square of the gripper's, over successful rollouts. "
+        "Training: the whole command, longer where the machine did other work; memory: the most that its process held, "
+        "without those that read data."
     )
 
 

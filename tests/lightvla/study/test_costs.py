@@ -28,7 +28,7 @@ def test_costs_are_what_counting_gives(tmp_path: Path) -> None:
             for rollout in result.rollouts
         ]
     found = costs("lightvla", pruned, none)
-    assert found.flops == pytest.approx(17e6) and found.query_ms == pytest.approx(11.7)
+    assert found.flops == pytest.approx(17e6)
     assert (found.training_s, found.memory_gb) == (60 * 9, 1.5)
     trials = [(s, t, 30 + i % 5, i // 5, i) for s in (7, 11) for t in (1, 4) for i in range(10)]
     assert found.jerk == pytest.approx(np.mean([0.5 * i + s for s, t, state, r, i in trials if arm(s, t, state, r)]))
@@ -46,9 +46,9 @@ def test_the_report_tells_costs_beside_the_baseline(tmp_path: Path) -> None:
     study = keep(places, "grid", lambda *_: True, tokens=49.0)
     write_reports(study, places)
     rows = table((tmp_path / "report.md").read_text(), "What it costs and how it moves")
-    assert rows["none"] == ["98 MFLOP (100 %)", "19.8 ms (100 %)", "–", "11.2", "9.0 min", "1.50 GB"]
-    assert rows["grid"][:2] == ["49 MFLOP (50 %)", "14.9 ms (75 %)"] and rows["grid"][4:] == ["–", "–"]
-    assert rows["grid"][2].startswith("+0.0") and "to" not in rows["grid"][2]
+    assert rows["none"] == ["98 MFLOP (100 %)", "–", "11.2", "9.0 min", "1.50 GB"]
+    assert rows["grid"][0] == "49 MFLOP (50 %)" and rows["grid"][3:] == ["–", "–"]
+    assert rows["grid"][1].startswith("+0.0") and "to" not in rows["grid"][1]
 
 
 def test_memory_is_the_most_that_was_held(tmp_path: Path) -> None:
