@@ -113,6 +113,7 @@ def report_data(looks: Looks, folder: Path) -> ReportData:
     tasks = sorted(looks.tasks)
     compared = all_blanked(looks.rollouts)
     both = " and ".join(looks.cameras)
+    came = [table for table in (far_table(rollouts), put_table(rollouts)) if table is not None]
     overall = {kind: against_chance(rollouts, Rollout.counts, kind) for kind in CLASSES}
     sections = [
         Section("In pictures", picture_blocks(looks, folder), note=_picture_note()),
@@ -122,6 +123,7 @@ def report_data(looks: Looks, folder: Path) -> ReportData:
             note=f"{_chance_note()} {_things(rollouts) if len(tasks) == 1 else ''}".strip(),
         ),
         Section("Phase by phase", [phase_bars(rollouts), phase_table(rollouts, both)], note=_phase_note()),
+        Section("How far it came", came, note=_CAME_NOTE if came else ""),
         Section(
             "Does it need them there",
             [blanked_table(rollouts, compared), Notes([*map(sentence, compared), *_narrow(looks)])] if compared else [],
@@ -169,15 +171,11 @@ def _task_section(looks: Looks, task: tuple[str, int]) -> Section:
     own = [rollout for rollout in looks.unblanked if (rollout.suite, rollout.task) == task]
     solved = sum(rollout.success for rollout in own)
     blocks: list[Block] = [class_table(own, of_camera(camera), camera) for camera in looks.cameras]
-    put = [table for table in (far_table(own), put_table(own)) if table is not None]
     return Section(
         f"Task {task[1]}: {own[0].instruction}",
-        [*blocks, phase_table(own, "Phase by phase, all cameras"), *put],
-        note=f"{_things(own)} {solved} of {len(own)} solved.{_AXES if put else ''}",
+        [*blocks, phase_table(own, "Phase by phase, all cameras")],
+        note=f"{_things(own)} {solved} of {len(own)} solved.",
     )
-
-
-_AXES = " Distances are to the middle of the goal, horizontally: x away from the robot, y to its left."
 
 
 def _narrow(looks: Looks) -> list[str]:
@@ -217,6 +215,9 @@ def _picture_note() -> str:
         "What the policy was shown: kept patches as they are, pruned ones dark. Outlines: what is moved (green), where "
         "it goes (blue), the gripper (orange)."
     )
+
+
+_CAME_NOTE = "Distances are to the middle of the goal, horizontally: x away from the robot, y to its left."
 
 
 def _chance_note() -> str:
