@@ -124,15 +124,16 @@ def far_table(rollouts: Sequence[Rollout]) -> Table | None:
     for name, found in _carried(rollouts):
         failed = [each for each, success in found if not success]
         lifted = [each for each in failed if each.apart is not None]
-        near = [each for each in lifted if each.distance <= AT_GOAL_M]
+        let_go = [each for each in lifted if not each.at_end]
+        near = sum(each.distance <= AT_GOAL_M for each in let_go)
         rows.append((
             name,
             f"{len(found) - len(failed)} of {len(found)}",
             str(sum(not each.held for each in failed)),
             str(sum(each.held and each.apart is None for each in failed)),
-            str(sum(not each.at_end for each in lifted) - sum(not each.at_end for each in near)),
-            str(sum(not each.at_end for each in near)),
-            str(sum(each.at_end for each in lifted)),
+            str(len(let_go) - near),
+            str(near),
+            str(len(lifted) - len(let_go)),
         ))  # fmt: skip
     columns = (
         "what and where to", "solved", "not: never held", "held, never lifted", f"let go over {_CM:g} cm from the goal",
@@ -173,7 +174,9 @@ def _carried(rollouts: Sequence[Rollout]) -> Iterator[tuple[str, list[tuple[Carr
     """By what is carried and where to: how far it came, and whether the rollout succeeded."""
     found: dict[str, list[tuple[Carried, bool]]] = {}
     for rollout in rollouts:
-        for (target, goal), carried in zip(rollout.names, rollout.carried, strict=False):  # older files have none
+        if not rollout.carried:  # of a file of before it was noted
+            continue
+        for (target, goal), carried in zip(rollout.names, rollout.carried, strict=True):
             if carried is not None:
                 found.setdefault(f"{target} to {goal}", []).append((carried, rollout.success))
     yield from found.items()
