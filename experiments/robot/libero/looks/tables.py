@@ -136,8 +136,8 @@ def far_table(rollouts: Sequence[Rollout]) -> Table | None:
             str(len(lifted) - len(let_go)),
         ))  # fmt: skip
     columns = (
-        "what and where to", "solved", "not: never held", "held, never lifted", f"let go over {_CM:g} cm from the goal",
-        f"let go within {_CM:g} cm", "still held",
+        "what and where to", "solved", "not solved: never held", "held, never lifted",
+        f"let go over {_CM:g} cm from the goal", f"let go within {_CM:g} cm", "still held",
     )  # fmt: skip
     return Table("How far the rollouts came", columns, rows) if rows else None
 
