@@ -117,5 +117,6 @@ def test_an_expert_goes_through_the_phases_in_order(environment: LiberoEnvironme
     assert order == ["reach", "grasp", "carry", "place", "reach"], order
     assert min(found.count(phase) for phase in range(len(PHASES))) >= 5
     (carried,) = phases.carried()
-    assert carried is not None and carried.held and not carried.at_end and carried.distance < 0.03
+    assert carried is not None and carried.held and not carried.at_end
+    assert carried.distance < 0.01  # LIBERO counts 3 cm; demonstrations are to show the middle
     assert last is not None and np.linalg.norm(last - carried.apart) < 0.01  # it was set down from there
