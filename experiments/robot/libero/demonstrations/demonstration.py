@@ -104,7 +104,7 @@ def demonstrate(
     because letting go comes after that.
 
     Raises:
-        ExpertFailed: when the goal is not reached within the suite's step cap.
+        ExpertFailed: when the goal is not reached within the suite's step cap, or so soon that nothing is shown.
     """
     if mistakes is not None:
         mistakes.make(environment, attempt, rng)
@@ -125,7 +125,10 @@ def demonstrate(
     ):
         recorder.step(np.array([0.0, 0.0, 0.0, 0.0, 0.0, 0.0, gripper]), wanted=True)
         waiting += 1
-    return recorder.finish()
+    recording = recorder.finish()
+    if not segments(recording.wanted):
+        raise ExpertFailed(f"the goal held at step {recording.success_step}, before {MIN_SEGMENT} steps without a push")
+    return recording
 
 
 def _disturbed(expert: Expert, rng: np.random.Generator, pushes: Pushes | None) -> Iterator[tuple[Action, bool]]:
