@@ -97,7 +97,7 @@ def test_a_mistake_that_reaches_the_goal_is_no_demonstration(environment: Libero
 def test_a_goal_that_is_reached_by_a_push_is_no_demonstration(environment: LiberoEnvironment) -> None:
     environment.reset(0)
     demonstrate(environment, 0, np.random.default_rng(0), steps_past_success=0)
-    with pytest.raises(ExpertFailed, match="held at step 1, before 9 steps without a push"):
+    with pytest.raises(ExpertFailed, match="before 9 steps without a push"):
         demonstrate(environment, 0, np.random.default_rng(1), Pushes(start=1.0), steps_past_success=4)
 
 
