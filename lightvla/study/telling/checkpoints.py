@@ -87,9 +87,10 @@ def checkpoint_sections(
     tokens = {name: [(each.step, *each.tokens) for each in points] for name, points in found.items()}
     charts = [StepChart("Success", "success rate", success, 1.0), StepChart("Tokens", "tokens kept per query", tokens)]
     note = (
-        "Checkpoints on the way, on the same starts; no part of any comparison. Before the last step the learning rate "
-        "has not come down yet, and what a checkpoint solves is not what a training of so many steps would. Intervals: "
-        "95 % over initial states, with all their rollouts; tokens are averaged over tasks."
+        "Checkpoints on the way and the last, on the first starts of a task alone; no part of any comparison. Before "
+        "the last step the learning rate has not come down yet, and what a checkpoint solves is not what a training of "
+        "so many steps would. Intervals: 95 % over initial states, with all their rollouts; tokens are averaged over "
+        "tasks."
     )
     return [Section(f"Success and tokens against training steps{title}", [*charts, _table(found)], note=note)]
 

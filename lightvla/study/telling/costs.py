@@ -132,7 +132,8 @@ def benchmark_table(benchmark: SceneBenchmark) -> Table:
         ))  # fmt: skip
     note = (
         "With nothing else of the study beside it: one thread, float32, eager engine, the model's part of a query; "
-        f"median of calls in turns, and how many times as fast as without pruning. On {benchmark.machine['device']}."
+        "median of calls in turns, and how many times as fast as without pruning. What a pruner reuses depends on the "
+        f"pictures: rollouts have tokens and work of their own, told before. On {benchmark.machine['device']}."
     )
     columns = ("pruner", "tokens", "work of a query", "time of a query", "times as fast as all tokens")
     return Table("A query, by the benchmark", columns, rows, note, sortable=True)

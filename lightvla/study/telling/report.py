@@ -115,8 +115,8 @@ def _alerts(
     missing: Sequence[Missing],
 ) -> list[str]:
     alerts = [
-        f"study.yaml was changed after arms had been run (by --force, {change['time']}, SHA-256 {change['from'][:12]} "
-        f"to {change['to'][:12]}): what follows was not all fixed in advance."
+        f"study.yaml was changed after arms had been run ({change['time']}, SHA-256 {change['from'][:12]} to "
+        f"{change['to'][:12]}): what follows was not all fixed in advance."
         for change in forced_changes(places)
     ]
     every = [*results, *beside]
@@ -291,7 +291,7 @@ def _scene_tables(study: Study) -> list[Table]:
                 ("tasks", f"{scene.suite} {', '.join(map(str, scene.tasks))}"),
                 ("demonstrations", f"{scene.demonstrations_per_task} a task from initial states {scene.train_states}"),
                 ("measured on", f"{scene.trials_per_task} rollouts a task from initial states {scene.held_out_states}"),
-                ("objects moved by", f"up to {100 * scene.wide_starts_m:g} cm, seed {scene.starts_seed}"),
+                ("objects moved by", f"up to {100 * scene.wide_starts_m:g} cm in x and in y, seed {scene.starts_seed}"),
                 ("pictures", f"{scene.image_size} px"),
                 *(("measured while training", text) for text in checkpoints_text(study, scene)),
                 *(("perturbed, too", text) for text in perturbed_text(scene)),

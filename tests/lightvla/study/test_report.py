@@ -61,7 +61,7 @@ def test_the_report_says_what_is_missing_and_what_was_changed(tmp_path: Path) ->
     check_unchanged(other, places, force=True)
     write_reports(other, places)
     text = (tmp_path / "report.md").read_text()
-    assert "study.yaml was changed after arms had been run (by --force, " in text
+    assert "study.yaml was changed after arms had been run (20" in text
     assert (
         "Made by another study.yaml than the present one, and compared among themselves alone: goal, none, seed 7; goal"
         in text

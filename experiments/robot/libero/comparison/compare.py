@@ -284,7 +284,7 @@ def percent(share: float) -> str:
 
 def points(difference: float) -> str:
     """A difference of rates in percentage points, with its sign: 0.0556 -> `+5.6`."""
-    rounded = round(100 * difference, 1)
+    rounded = round(round(100 * difference, 6), 1)  # -0.2125 is -21.2 however it was added up
     return f"{rounded:+.1f}" if rounded else "0.0"
 
 
