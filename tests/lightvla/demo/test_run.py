@@ -45,7 +45,7 @@ def parsed(config: DemoConfig, stage: str) -> list:
 
 
 def test_every_command_is_understood_and_the_stages_fit_together():
-    config = DemoConfig(output_dir=Path("a folder/demo"), baseline=True)
+    config = DemoConfig(output_dir=Path("a folder/demo"))
     [collection], [model] = parsed(config, "collect"), parsed(config, "build")
     unpruned, pruned, baseline = parsed(config, "finetune")
     runs = parsed(config, "evaluate")
@@ -67,7 +67,7 @@ def test_every_command_is_understood_and_the_stages_fit_together():
     assert collection.canonical_quaternion == model.canonical_quaternion
     first, last = map(int, config.held_out_states.split("-"))
     assert first > int(config.train_states.split("-")[1]) and last - first + 1 == 12
-    without = DemoConfig(output_dir=config.output_dir)
+    without = DemoConfig(output_dir=config.output_dir, baseline=False)
     assert parsed(without, "finetune") == [unpruned, pruned]
     assert "baseline" not in {evaluation.name for evaluation in evaluations(without)}
 
