@@ -174,7 +174,7 @@ def against_baseline(pruned: Results, baseline: Results) -> Table:
     )  # fmt: skip
     note = (
         "Both went on from one policy, with as many steps on the same data in the same order, and began from the same "
-        f"wide starts. {comparison.verdict} {comparison.motion}"
+        f"wide starts. {comparison.verdict[:1].upper()}{comparison.verdict[1:]} {comparison.motion}"
     )
     return Table("Solved by the pruned policy and by one trained alike without pruning", columns, rows, note.strip())
 

@@ -36,4 +36,4 @@ def test_the_verdict_is_about_pairs_of_the_same_start(tmp_path: Path) -> None:
     table = against_baseline(pruned, baseline)
     *_, everything = table.rows
     assert everything[:7] == ("all", "5 of 9", "6 of 9", "2", "3", "4", "0")
-    assert everything[7].startswith("-11.1 (") and "pruned and not pruned are not distinguishable" in table.note
+    assert everything[7].startswith("-11.1 (") and "Pruned and not pruned are not distinguishable" in table.note
