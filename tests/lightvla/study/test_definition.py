@@ -29,6 +29,7 @@ def test_every_study_of_this_repository_can_be_run(path: Path) -> None:
     [
         ("quick", "f50dab70767c72709e698da148368a408fd8041faf44a15665e1333ac0c3487a"),
         ("goal3", "68261435d256b8b745591e7ba92f32c9558b70ba9556caee4614a19b28f688c9"),
+        ("object", "6119fbef8d14ca62e4bb8f3e4e5806e538fab5e06d0a7cfdd2dfe69b778ba3d4"),
         ("goal3-training", "c28c6a9c96590d0d576806e7e94a262a21bfdf0b3808b58c75f3d98ffd07bbaa"),
     ],
 )
