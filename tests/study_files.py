@@ -103,9 +103,12 @@ def keep_benchmark(places: Places, study: Study) -> Path:
 
 
 def table(markdown: str, title: str) -> dict[str, list[str]]:
-    """The rows of a table by their first cell, without notes."""
+    """The rows of a table by their first cell, without notes; arms are rows, columns in the report or not."""
     block = markdown.split(f"### {title}\n")[1].split("\n#")[0]
     rows = [line.strip("|").split(" | ") for line in block.splitlines() if line.startswith("|")]
+    if rows[0][0].strip() == "task":
+        arms = [list(column) for column in zip(rows[0], *rows[2:], strict=True)]
+        rows = [arms[0], [], *arms[1:]]
     return {re.sub(r" \(.*", "", row[0].strip()): [cell.strip() for cell in row[1:]] for row in rows[2:]}
 
 

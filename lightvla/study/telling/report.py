@@ -72,7 +72,7 @@ def report_data(
             Section(f"Success{title}", [_bars(own), success_table(own)], note=_success_note()),
             Section(f"Against {BASELINE}{title}", [difference_table(own)], note=_difference_note()),
             Section(f"Task by task{title}", [task_table(own, names)]),
-            Section(f"Seed by seed{title}", [seed_table(own, study.training.seeds)], note=_seed_note(study)),
+            Section(f"Seed by seed{title}", [seed_table(own, study.training.seeds)], note=_seed_note(study, own)),
             Section(f"Cost and movement{title}", _cost_tables(study, in_scene, benchmark), note=cost_note()),
             Section(f"Training{title}", _curves(in_scene), columns=2),
             *checkpoint_sections(study, scene, in_scene, beside_in_scene),
@@ -226,12 +226,16 @@ def _difference_note() -> str:
 
 
 def task_table(figures: Sequence[ArmFigures], names: dict[int, str]) -> Table:
-    """Solved by task."""
+    """Solved by task: a row for each arm, or for each task where there are more of these."""
+
+    def cell(each: ArmFigures, task: int) -> Cell | str:
+        return share_cell(*each.by_task[task]) if task in each.by_task else "–"
+
     tasks = sorted(names)
-    rows: list[Row] = [
-        (each.arm, *(share_cell(*each.by_task[task]) if task in each.by_task else "–" for task in tasks))
-        for each in figures
-    ]
+    if len(tasks) > len(figures):
+        rows: list[Row] = [(names[task], *(cell(each, task) for each in figures)) for task in tasks]
+        return Table("Solved by task", ("task", *(each.arm for each in figures)), rows)
+    rows = [(each.arm, *(cell(each, task) for task in tasks)) for each in figures]
     return Table("Solved by task", ("arm", *(names[task] for task in tasks)), rows)
 
 
@@ -244,9 +248,10 @@ def seed_table(figures: Sequence[ArmFigures], seeds: Sequence[int]) -> Table:
     return Table("Solved by training seed", ("arm", *(f"seed {seed}" for seed in seeds)), rows)
 
 
-def _seed_note(study: Study) -> str:
-    count = len(study.training.seeds)
-    return f"{counted(count, 'training seed')}: the intervals above are about these trainings alone."
+def _seed_note(study: Study, figures: Sequence[ArmFigures]) -> str:
+    planned, run = len(study.training.seeds), len({seed for each in figures for seed in each.by_seed})
+    count = counted(planned, "training seed") if run == planned else f"{run} of {counted(planned, 'training seed')}"
+    return f"{count}: the intervals above are about these trainings alone."
 
 
 def _curves(results: Sequence[ArmResult]) -> list[Block]:
