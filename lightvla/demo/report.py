@@ -314,8 +314,8 @@ def demo_commands(config: DemoConfig) -> str:
 
 
 def stage_table(config: DemoConfig) -> Table:
-    """How long the stages took that are done."""
-    files = {stage: Paths(config.output_dir, config.suffix).stage(stage) for stage in STAGES}
+    """How long the stages took that are done; the report cannot know its own time."""
+    files = {stage: Paths(config.output_dir, config.suffix).stage(stage) for stage in STAGES if stage != "report"}
     seconds = {stage: json.loads(file.read_text())["seconds"] for stage, file in files.items() if file.is_file()}
     rows = [(stage, duration(time)) for stage, time in seconds.items()]
     return Table("Stage times", ("stage", "time"), rows, totals=[("together", duration(sum(seconds.values())))])

@@ -18,8 +18,8 @@ from prismatic.atomic_files import write_atomically
 SECONDS_PER_UNIT = {
     "collect": 687 / 186, "build": 20.0, "train": 1310 / (3750 * 32), "evaluate": 2 * 330 / 180, "benchmark": 60.0
 }  # fmt: skip
-"""Of `lightvla demo` on two cores: a demonstration, a policy, a sample, a rollout (two ran beside each other); of a
-benchmark a guess."""
+"""Of an earlier `lightvla demo` on two cores: a demonstration, a policy, a sample, a rollout (two ran beside each
+other); of a benchmark a guess."""
 
 
 @dataclass

@@ -301,6 +301,7 @@ def test_plans_give_the_planned_numbers() -> None:
 
 def test_numbers_in_words() -> None:
     assert [points(x) for x in (0.0556, -0.1, 0.0001, -0.0001)] == ["+5.6", "-10.0", "0.0", "0.0"]
+    assert points(-0.2125) == points(-0.21250000000000002) == "-21.2"
     assert span(Interval(0.0, 1.0), signed=True) == "0.0 to +100.0" and span(Interval(0.1378, 0.609)) == "13.8 to 60.9"
     assert [p_equation(p) for p in (0.00004, 0.0312, 0.5, 1.0)] == ["p < 0.001", "p = 0.031", "p = 0.50", "p = 1.00"]
     assert [p_text(p) for p in (0.0496, 0.0504, 0.05, 0.0625, 0.09, 0.1, 0.04999)] == (

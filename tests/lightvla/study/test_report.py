@@ -56,6 +56,12 @@ def test_the_report_says_what_is_missing_and_what_was_changed(tmp_path: Path) ->
     text = (tmp_path / "report.md").read_text()
     assert "Not run yet: lightvla, grid, blind (seeds 7 and 11); the benchmark of goal.**" in text
     assert "lightvla and none have not both been run" in text
+    assert "| task | none |" in text, "a row for each of two tasks, for one arm was run"
+    assert "\n2 training seeds: the intervals" in text
+    places.result(study, "goal", "none", 11).unlink()
+    write_reports(study, places)
+    assert "\n1 of 2 training seeds: the intervals" in (tmp_path / "report.md").read_text()
+    keep(places, "none", lambda *_: True)
     write_study(tmp_path, changed("fixed.margin_points", 30))
     other = read_study(places.definition)
     check_unchanged(other, places, force=True)
